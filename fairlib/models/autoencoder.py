@@ -1,0 +1,82 @@
+"""The autoencoder of the small model: diffusers' AutoencoderKL, 128 x 128 pixels to 4 x 16 x 16 latents."""
+
+from __future__ import annotations
+
+from typing import Iterator
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .training import FitSettings, FitStep, Trainer, batch_indices, generator_for
+
+
+def build_autoencoder(channels: tuple[int, ...] = (16, 16, 32, 64), latent_channels: int = 4) -> nn.Module:
+    """An untrained AutoencoderKL for grey images; each entry of `channels` after the first halves the grid."""
+    from diffusers import AutoencoderKL
+
+    levels = len(channels)
+    return AutoencoderKL(
+        in_channels=1, out_channels=1, latent_channels=latent_channels, layers_per_block=1, norm_num_groups=8,
+        block_out_channels=channels, mid_block_add_attention=False, sample_size=128,
+        down_block_types=("DownEncoderBlock2D",) * levels, up_block_types=("UpDecoderBlock2D",) * levels,
+    )
+
+
+def reconstruction_loss(image: Tensor, target: Tensor) -> Tensor:
+    """L1 of pixels plus L1 of their first differences (edges are what an eye looks for)."""
+    edges = sum((image.diff(dim=d) - target.diff(dim=d)).abs().mean() for d in (-1, -2))
+    return (image - target).abs().mean() + edges
+
+
+def fit_autoencoder(autoencoder: nn.Module, images: Tensor, settings: FitSettings, crop: int = 128,
+                    decoder_only: bool = False, kl_weight: float = 1e-6,
+                    trainer: Trainer | None = None) -> Iterator[FitStep]:
+    """Train on `images` uint8 [N, 1, H, W] (0 is -1 and 255 is +1), random `crop`s, mirrored at random.
+
+    `decoder_only` leaves the latents as they are (their distribution may have a denoiser already).
+    """
+    if decoder_only:
+        autoencoder.encoder.requires_grad_(False)
+        autoencoder.quant_conv.requires_grad_(False)
+    trainer = trainer or Trainer(autoencoder, settings)
+
+    def loss(step: int) -> Tensor:
+        chance = generator_for(settings.seed, 1, step)
+        batch = _crops(images[batch_indices(settings.seed, step, len(images), settings.batch_size)], crop, chance)
+        posterior = autoencoder.encode(batch).latent_dist
+        noise = torch.randn(posterior.mean.shape, generator=chance)
+        latents = posterior.mean + posterior.std * noise
+        kl = posterior.kl().mean()
+        return reconstruction_loss(autoencoder.decode(latents).sample, batch) + kl_weight * kl
+
+    yield from trainer.run(loss)
+
+
+def _crops(images: Tensor, size: int, chance: torch.Generator) -> Tensor:
+    """Random crops [N, 1, size, size] in [-1, 1], drawn toward the middle, each mirrored with probability one half."""
+    batch = images.float() / 127.5 - 1
+    if torch.rand((), generator=chance) < 0.5:
+        batch = batch.flip(-1)
+    room = images.shape[-1] - size
+    if room == 0:
+        return batch
+    corners = (torch.rand(len(batch), 2, 2, generator=chance).mean(-1) * (room + 1)).long().clamp(max=room)
+    return torch.stack([image[:, r : r + size, c : c + size] for image, (r, c) in zip(batch, corners, strict=True)])
+
+
+@torch.no_grad()
+def encode(autoencoder: nn.Module, images: Tensor, batch_size: int = 32) -> Tensor:
+    """Posterior means [N, 4, H/8, W/8], unscaled, of uint8 or [-1, 1] float images."""
+    found = []
+    for part in images.split(batch_size):
+        part = part.float() / 127.5 - 1 if part.dtype == torch.uint8 else part
+        found.append(autoencoder.encode(part).latent_dist.mean)
+    return torch.cat(found)
+
+
+def mean_absolute_error(autoencoder: nn.Module, images: Tensor) -> float:
+    """Mean absolute error of the reconstruction, in units of the [-1, 1] range."""
+    with torch.no_grad():
+        target = images.float() / 127.5 - 1
+        return float(F.l1_loss(autoencoder.decode(encode(autoencoder, images)).sample, target))

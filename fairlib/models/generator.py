@@ -1,0 +1,180 @@
+"""The text-to-image model: a real StableDiffusionPipeline folder, small enough for two slow cores.
+
+`DiffusionPipeline.from_pretrained("weights/brain")` works in anyone's code; `Generator` is the thin view of it
+that the methods here need: prompts to embeddings, latents to noise, latents to images.
+"""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Iterator
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..errors import WeightsError
+from ..files import read_json, sha256, write_json
+from .training import FitSettings, FitStep, Trainer, batch_indices, generator_for
+
+TRAINING_STEPS = 1000
+SCHEDULE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+
+
+def build_denoiser(channels: tuple[int, ...] = (64, 96, 128), text_width: int = 128) -> nn.Module:
+    """An untrained UNet2DConditionModel on [N, 4, 16, 16]; words are attended to below the finest level alone."""
+    from diffusers import UNet2DConditionModel
+
+    down = ("DownBlock2D",) + ("CrossAttnDownBlock2D",) * (len(channels) - 1)
+    up = ("CrossAttnUpBlock2D",) * (len(channels) - 1) + ("UpBlock2D",)
+    return UNet2DConditionModel(
+        sample_size=16, in_channels=4, out_channels=4, layers_per_block=1, block_out_channels=channels,
+        down_block_types=down, up_block_types=up, cross_attention_dim=text_width, norm_num_groups=16,
+        attention_head_dim=4,  # in this class the NUMBER of heads
+    )
+
+
+def assemble(text_encoder: nn.Module, tokenizer, autoencoder: nn.Module, denoiser: nn.Module):
+    """Put the parts into a StableDiffusionPipeline with a DDIM scheduler (epsilon prediction, no clipping)."""
+    from diffusers import DDIMScheduler, StableDiffusionPipeline
+
+    scheduler = DDIMScheduler(num_train_timesteps=TRAINING_STEPS, clip_sample=False, set_alpha_to_one=False,
+                              steps_offset=1, **SCHEDULE)
+    return StableDiffusionPipeline(vae=autoencoder, text_encoder=text_encoder, tokenizer=tokenizer, unet=denoiser,
+                                   scheduler=scheduler, safety_checker=None, feature_extractor=None,
+                                   requires_safety_checker=False)
+
+
+def alphas_cumprod() -> Tensor:
+    """Cumulative product of alphas, float64 [1000], of Stable Diffusion's scaled-linear schedule."""
+    root = torch.linspace(SCHEDULE["beta_start"] ** 0.5, SCHEDULE["beta_end"] ** 0.5, TRAINING_STEPS, dtype=torch.float64)
+    return torch.cumprod(1 - root**2, dim=0)
+
+
+def fit_denoiser(denoiser: nn.Module, latents: Tensor, embeds: Tensor, caption_of: Tensor, null: Tensor,
+                 settings: FitSettings, dropout: float = 0.1, trainer: Trainer | None = None) -> Iterator[FitStep]:
+    """Train the denoiser: E || noise - prediction ||^2 (Han et al., stage one, with a frozen text encoder).
+
+    latents: scaled, [N, 4, h, w]; embeds: distinct caption embeddings [M, L, D]; caption_of: [N] rows of `embeds`;
+    null: embedding [1, L, D] of the empty prompt, used with probability `dropout` (classifier-free guidance).
+    """
+    alphas = alphas_cumprod().float()
+    trainer = trainer or Trainer(denoiser, settings)
+
+    def loss(step: int) -> Tensor:
+        rows = batch_indices(settings.seed, step, len(latents), settings.batch_size)
+        chance = generator_for(settings.seed, 3, step)
+        clean = latents[rows]
+        noise = torch.randn(clean.shape, generator=chance)
+        # Stratified time steps: the same average as uniform ones with less variance.
+        spread = (torch.arange(len(rows)) + torch.rand(len(rows), generator=chance)) / len(rows)
+        time = (spread * TRAINING_STEPS).long()[torch.randperm(len(rows), generator=chance)]
+        alpha = alphas[time].view(-1, 1, 1, 1)
+        words = embeds[caption_of[rows]]
+        blank = torch.rand(len(rows), generator=chance) < dropout
+        words = torch.where(blank.view(-1, 1, 1), null, words)
+        noisy = alpha.sqrt() * clean + (1 - alpha).sqrt() * noise
+        return F.mse_loss(denoiser(noisy, time, words).sample, noise)
+
+    yield from trainer.run(loss)
+
+
+class Generator:
+    """What the methods see of a pipeline. Latents [N, 4, h, w] fp32; images [N, 1, H, W] in [-1, 1]."""
+
+    def __init__(self, pipeline, device: str | torch.device = "cpu"):
+        self.pipeline, self.device = pipeline.to(device), torch.device(device)
+        self.denoiser = pipeline.unet
+        for part in (pipeline.vae, pipeline.text_encoder, pipeline.unet):
+            part.requires_grad_(False).eval()
+        self.alphas_cumprod = pipeline.scheduler.alphas_cumprod.double()
+        size = pipeline.unet.config.sample_size
+        self.latent_shape = (pipeline.unet.config.in_channels, size, size)
+        self._known: dict[str, Tensor] = {}
+
+    @classmethod
+    def load(cls, folder: str | Path, device: str | torch.device = "cpu", check: bool = True) -> Generator:
+        """Read a pipeline folder in fp32. With a `manifest.json` the hashes of its weights are checked first.
+
+        Raises `WeightsError` when the folder is not there or a hash differs.
+        """
+        from diffusers import StableDiffusionPipeline
+
+        folder = Path(folder)
+        if not (folder / "model_index.json").is_file():
+            raise WeightsError(f"{folder}: no pipeline here (model_index.json is missing); make it with `make base`")
+        if check and (folder / "manifest.json").is_file():
+            check_hashes(folder)
+        pipeline = StableDiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32, local_files_only=True,
+                                                           use_safetensors=True, safety_checker=None)
+        pipeline.set_progress_bar_config(disable=True)
+        return cls(pipeline, device)
+
+    @torch.no_grad()
+    def encode_prompts(self, prompts: list[str]) -> Tensor:
+        """Hidden states [N, L, D] of the frozen text encoder. Every distinct prompt is encoded once."""
+        new = [text for text in dict.fromkeys(prompts) if text not in self._known]
+        if new:
+            tokens = self.pipeline.tokenizer(new, padding="max_length", truncation=True, return_tensors="pt",
+                                             max_length=self.pipeline.tokenizer.model_max_length)
+            hidden = self.pipeline.text_encoder(tokens.input_ids.to(self.device))[0]
+            self._known.update(zip(new, hidden, strict=True))
+        return torch.stack([self._known[text] for text in prompts])
+
+    def predict_noise(self, latents: Tensor, timestep: int, prompt_embeds: Tensor, guidance_scale: float = 1.0) -> Tensor:
+        """Noise [N, 4, h, w] with classifier-free guidance (a scale of 1 is one plain evaluation)."""
+        time = torch.full((len(latents),), int(timestep), device=latents.device)
+        if guidance_scale == 1.0:
+            return self.denoiser(latents, time, prompt_embeds).sample
+        null = self.encode_prompts([""]).expand(len(latents), -1, -1)
+        both = self.denoiser(torch.cat([latents, latents]), torch.cat([time, time]), torch.cat([null, prompt_embeds])).sample
+        without, with_prompt = both.chunk(2)
+        return without + guidance_scale * (with_prompt - without)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Images [N, 1, H, W] of scaled latents; differentiable. Grey images are the mean of what the decoder gives."""
+        image = self.pipeline.vae.decode(latents / self.pipeline.vae.config.scaling_factor).sample
+        return image.mean(dim=1, keepdim=True) if image.shape[1] > 1 else image
+
+    def noise(self, seed: int, indices: list[int]) -> Tensor:
+        """Initial noise [N, 4, h, w]: number `index` of the bank `seed`, the same in any order and any batch."""
+        return torch.stack([torch.randn(self.latent_shape, generator=generator_for(seed, 11, index)) for index in indices]
+                           ).to(self.device)
+
+    def trainable_parameters(self) -> dict[str, nn.Parameter]:
+        """The denoiser's parameters to tune: its LoRA weights when it has some, else all of them."""
+        named = dict(self.denoiser.named_parameters())
+        lora = {name: p for name, p in named.items() if "lora_" in name}
+        return lora or named
+
+    def add_lora(self, rank: int) -> None:
+        """Give the attention of the denoiser LoRA weights (peft), zero at the start."""
+        from peft import LoraConfig
+
+        self.denoiser.add_adapter(LoraConfig(r=rank, lora_alpha=rank, init_lora_weights="gaussian",
+                                             target_modules=["to_q", "to_k", "to_v", "to_out.0", "conv1", "conv2"]))
+
+    def frozen_copy(self) -> Generator:
+        """The same model with a denoiser of its own, which no optimiser knows; the other parts are shared."""
+        twin = copy.copy(self)
+        twin.denoiser = copy.deepcopy(self.denoiser).requires_grad_(False).eval()
+        return twin
+
+
+def check_hashes(folder: str | Path) -> None:
+    """Compare the weights in `folder` with its manifest. Raises `WeightsError` naming the file that differs."""
+    folder = Path(folder)
+    for name, wanted in read_json(folder / "manifest.json")["sha256"].items():
+        if not (folder / name).is_file():
+            raise WeightsError(f"{folder / name}: named in manifest.json but not there; fetch the folder again or `make base`")
+        if sha256(folder / name) != wanted:
+            raise WeightsError(f"{folder / name}: its hash is not that of manifest.json; fetch it again or `make base`")
+
+
+def save_pipeline(folder: str | Path, pipeline, manifest: dict) -> None:
+    """Write the pipeline in fp16 safetensors, and the manifest with the hash of every weight file."""
+    folder = Path(folder)
+    copy.deepcopy(pipeline).to(dtype=torch.float16).save_pretrained(folder, safe_serialization=True)
+    weights = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.safetensors"))
+    write_json(folder / "manifest.json", manifest | {"sha256": {name: sha256(folder / name) for name in weights}})
