@@ -1,0 +1,5 @@
+"""`python -m fairlib ...`."""
+
+from .cli import main
+
+raise SystemExit(main())

@@ -1,0 +1,90 @@
+"""The command line: `python -m fairlib doctor | run | resume | html | report | base`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from .errors import FairlibError
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; returns the exit status: 0, 1 when something is found wanting, 2 on a user's mistake."""
+    options, rest = _parser().parse_known_args(arguments)
+    if rest and options.command is not base:
+        _parser().error(f"unknown arguments: {' '.join(rest)}")
+    options.rest = rest
+    try:
+        return options.command(options) or 0
+    except FairlibError as error:
+        print(f"fairlib: {error}", file=sys.stderr)
+        return 2
+
+
+def doctor(options) -> int:
+    """Print versions, device, memory, and whether weights and data are whole."""
+    from .runs.doctor import examine
+
+    lines, well = examine(options.data_dir, options.cohort)
+    print("\n".join(lines))
+    return 0 if well else 1
+
+
+def run(options) -> None:
+    """Execute the notebooks of a profile that are not up to date."""
+    from .runs.notebooks import run_profile
+
+    for path in run_profile(options.profile, options.only, options.force):
+        print(path)
+
+
+def html(options) -> None:
+    """Build the book from the executed notebooks of a profile."""
+    from .runs.book import build_book
+
+    print(build_book(options.profile, strict=not options.lenient))
+
+
+def report(options) -> int:
+    """Print the table of figures, intervals and bounds of the brain study."""
+    from .runs.brain import report as brain_report
+
+    table = brain_report()
+    print(table.to_string(index=False))
+    return 0 if table["holds"].all() else 1
+
+
+def base(options) -> int:
+    """Train the base weights."""
+    from .runs.base import main as train
+
+    return train(options.rest) or 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="fairlib", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="command")
+    for name, function in {"run": run, "resume": run}.items():
+        command = _command(commands, name, function)
+        command.add_argument("--only", nargs="+", metavar="NOTEBOOK", help="these notebooks only, such as 03_classifier")
+        command.add_argument("--force", action="store_true", help="run notebooks that are up to date, too")
+        _add_profile(command)
+    book = _command(commands, "html", html)
+    book.add_argument("--lenient", action="store_true", help="let warnings pass")
+    _add_profile(book)
+    examine = _command(commands, "doctor", doctor)
+    examine.add_argument("--data-dir", default="", help="the folder of a real cohort, to check its layout")
+    examine.add_argument("--cohort", default="brats", choices=["brats", "roco"])
+    _command(commands, "report", report)
+    _command(commands, "base", base, add_help=False)
+    return parser
+
+
+def _command(commands, name: str, function, **keywords) -> argparse.ArgumentParser:
+    command = commands.add_parser(name, help=function.__doc__, description=function.__doc__, **keywords)
+    command.set_defaults(command=function)
+    return command
+
+
+def _add_profile(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--profile", default="quick", help="the name of a file in profiles/ (default: quick)")
