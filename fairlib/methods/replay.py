@@ -1,0 +1,132 @@
+"""The gradient through sampling, by replay.
+
+With the denoiser's input detached at every step, x_0 = a * x_T + sum_t c_t * eps_t with numbers c_t that the solver
+alone fixes. So dL/dtheta = sum_t c_t (d eps_t / d theta)^T dL/dx_0: sample without gradient and keep the x_t, take
+dL/dx_0 once, and replay the steps one vector-Jacobian product at a time. Memory does not grow with the number of
+steps, and a random part of the steps gives an unbiased estimate. "Detached" is the adjusted gradient of Shen et al.
+2024, sec. 4.2; `weights="flat"` stands for their equal contribution of all steps.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..errors import SettingsError
+from ..models.solvers import Solver
+
+PredictNoise = Callable[[Tensor, int, Tensor], Tensor]
+SCHEMES = ("all", "stratified", "importance", "uniform", "early")
+WEIGHTS = ("natural", "flat")
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """What replay needs of a sampling run: the denoiser's inputs, each `[N, C, H, W]`, their timesteps, and x_0."""
+
+    inputs: tuple[Tensor, ...]
+    timesteps: tuple[int, ...]
+    conditioning: Tensor
+    sample: Tensor
+
+
+@torch.no_grad()
+def record(solver: Solver, predict_noise: PredictNoise, noise: Tensor, conditioning: Tensor) -> Trajectory:
+    """Sample from `noise` `[N, C, H, W]` without gradient, keeping every x_t.
+
+    `predict_noise(latents, timestep, conditioning)` does classifier-free guidance itself; `conditioning` is `[N, ...]`.
+    """
+    steps = list(solver.sample(lambda latents, t: predict_noise(latents, t, conditioning), noise))
+    return Trajectory(tuple(step.latents for step in steps), solver.timesteps, conditioning, steps[-1].next_latents)
+
+
+def effective_coefficients(coefficients: np.ndarray, weights: str = "natural") -> np.ndarray:
+    """w_t * c_t `[T]`: the chain's own c_t, or all of one magnitude with c_t's sign and the same absolute sum."""
+    if weights not in WEIGHTS:
+        raise SettingsError(f"step weights are {weights!r}; expected one of {', '.join(WEIGHTS)}")
+    coefficients = np.asarray(coefficients, dtype=float)
+    return coefficients if weights == "natural" else np.sign(coefficients) * np.abs(coefficients).mean()
+
+
+def choose_steps(
+    total: int, count: int, scheme: str, coefficients: np.ndarray, generator: torch.Generator
+) -> tuple[list[int], list[float]]:
+    """Which of `total` solver steps to replay, and each one's importance weight.
+
+    "uniform": `count` steps without replacement; "stratified": one in each of `count` equal runs of steps;
+    "importance": systematic sampling with chance proportional to |coefficients| `[total]`. These are unbiased for sum_t coefficient_t * (...). "early" takes the first, coarse
+    steps only and is biased by intent: its weight makes up for the absolute coefficients left out.
+    """
+    if scheme not in SCHEMES:
+        raise SettingsError(f"replay scheme is {scheme!r}; expected one of {', '.join(SCHEMES)}")
+    if not 1 <= count <= total:
+        raise SettingsError(f"replay steps are {count}; expected 1 to {total}, the sampling steps")
+    if scheme == "all" or count == total:
+        return list(range(total)), [1.0] * total
+    if scheme == "uniform":
+        chosen = torch.randperm(total, generator=generator)[:count].sort().values.tolist()
+        return chosen, [total / count] * count
+    size = np.abs(coefficients)
+    if scheme == "early":
+        return list(range(count)), [float(size.sum() / size[:count].sum())] * count
+    if scheme == "importance":
+        return systematic(size, count, float(torch.rand(1, generator=generator)))
+    edges = [round(k * total / count) for k in range(count + 1)]
+    widths = [end - start for start, end in zip(edges, edges[1:])]
+    offsets = (torch.rand(count, generator=generator).numpy() * widths).astype(int)
+    return [start + int(k) for start, k in zip(edges, offsets)], [float(width) for width in widths]
+
+
+def systematic(size: np.ndarray, count: int, start: float) -> tuple[list[int], list[float]]:
+    """`count` distinct steps, each with a chance proportional to its `size` `[T]` but at most 1.
+
+    The chances, cumulated, make a line of length `count`; points 1 apart, shifted by `start` in [0, 1), pick the
+    steps. Returns them with the inverses of their chances.
+    """
+    chances = inclusion_chances(size, count)
+    points = np.arange(count) + start
+    steps = np.minimum(np.searchsorted(np.cumsum(chances), points, side="right"), len(size) - 1)
+    return steps.tolist(), (1 / chances[steps]).tolist()
+
+
+def inclusion_chances(size: np.ndarray, count: int) -> np.ndarray:
+    """Chances `[T]` in [0, 1] that sum to `count`, proportional to `size` `[T]` except where that would pass 1."""
+    certain = np.zeros(len(size), dtype=bool)
+    while True:
+        scale = (count - certain.sum()) / max(size[~certain].sum(), np.finfo(float).tiny)
+        chances = np.where(certain, 1.0, size * scale)
+        if (chances <= 1 + 1e-12).all():
+            return np.minimum(chances, 1.0)
+        certain |= chances > 1
+
+
+def replay(
+    predict_noise: PredictNoise,
+    trajectory: Trajectory,
+    cotangent: Tensor,
+    coefficients: np.ndarray,
+    steps: list[int],
+    importance: list[float],
+    micro_batch: int | None = None,
+) -> None:
+    """Add the gradient of the loss to `.grad` of every parameter that `predict_noise` uses.
+
+    `cotangent` is dL/dx_0 `[N, C, H, W]`; `coefficients` `[T]` as of `effective_coefficients`; `steps` and
+    `importance` as of `choose_steps`; at most `micro_batch` images are evaluated at a time.
+    """
+    for step, weight in zip(steps, importance, strict=True):
+        scale = float(coefficients[step]) * weight
+        for rows in chunks(len(cotangent), micro_batch):
+            latents, embeds = trajectory.inputs[step][rows], trajectory.conditioning[rows]
+            prediction = predict_noise(latents, trajectory.timesteps[step], embeds)
+            prediction.backward(cotangent[rows] * scale)
+
+
+def chunks(total: int, size: int | None) -> list[slice]:
+    """Slices of at most `size` rows that cover `total`; one slice when `size` is None."""
+    size = size or max(total, 1)
+    return [slice(start, min(start + size, total)) for start in range(0, total, size)]
