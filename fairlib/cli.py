@@ -10,10 +10,7 @@ from .errors import FairlibError
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns the exit status: 0, 1 when something is found wanting, 2 on a user's mistake."""
-    options, rest = _parser().parse_known_args(arguments)
-    if rest and options.command is not base:
-        _parser().error(f"unknown arguments: {' '.join(rest)}")
-    options.rest = rest
+    options = _parser().parse_args(arguments)
     try:
         return options.command(options) or 0
     except FairlibError as error:
@@ -58,7 +55,8 @@ def base(options) -> int:
     """Train the base weights."""
     from .runs.base import main as train
 
-    return train(options.rest) or 0
+    train()
+    return 0
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -66,6 +66,23 @@ def _crops(images: Tensor, size: int, chance: torch.Generator) -> Tensor:
 
 
 @torch.no_grad()
+def standardise_latents(autoencoder: nn.Module, images: Tensor) -> None:
+    """Give each latent channel mean 0 and variance 1 over `images`, by folding the affine map into the 1 x 1 convolutions.
+
+    The pipeline knows one scaling factor alone; this leaves it nothing to do. Images come out as they did before.
+    """
+    latents = encode(autoencoder, images)
+    mean, std = latents.mean((0, 2, 3)), latents.std((0, 2, 3))
+    into, back = autoencoder.quant_conv, autoencoder.post_quant_conv  # [2C, 2C, 1, 1] and [C, C, 1, 1]
+    back.bias += back.weight[:, :, 0, 0] @ mean
+    back.weight *= std.view(1, -1, 1, 1)
+    channels = len(mean)
+    into.weight[:channels] /= std.view(-1, 1, 1, 1)
+    into.bias[:channels] = (into.bias[:channels] - mean) / std
+    into.bias[channels:] -= 2 * std.log()
+
+
+@torch.no_grad()
 def encode(autoencoder: nn.Module, images: Tensor, batch_size: int = 32) -> Tensor:
     """Posterior means [N, 4, H/8, W/8], unscaled, of uint8 or [-1, 1] float images."""
     found = []

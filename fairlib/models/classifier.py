@@ -66,7 +66,7 @@ def _plain() -> nn.Module:
 class _Residual(nn.Module):
     def __init__(self, width: int):
         super().__init__()
-        self.body = nn.Sequential(nn.BatchNorm2d(width), nn.ReLU(), nn.Conv2d(width, width, 5, padding=2, groups=width),
+        self.body = nn.Sequential(nn.GroupNorm(8, width), nn.ReLU(), nn.Conv2d(width, width, 5, padding=2, groups=width),
                                   nn.Conv2d(width, width, 1))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -76,7 +76,7 @@ class _Residual(nn.Module):
 def _residual() -> nn.Module:
     width = 48
     return nn.Sequential(nn.Conv2d(1, width, 8, stride=8), _Residual(width), _Residual(width), _Residual(width),
-                         nn.BatchNorm2d(width), nn.ReLU(), nn.AdaptiveAvgPool2d(8), nn.Flatten(),
+                         nn.GroupNorm(8, width), nn.ReLU(), nn.AdaptiveAvgPool2d(8), nn.Flatten(),
                          nn.Dropout(0.3), nn.Linear(width * 64, 1))
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..errors import WeightsError
-from ..files import read_json, sha256, write_json
+from ..files import read_json, sha256
 from .training import FitSettings, FitStep, Trainer, batch_indices, generator_for
 
 TRAINING_STEPS = 1000
@@ -165,16 +165,13 @@ class Generator:
 def check_hashes(folder: str | Path) -> None:
     """Compare the weights in `folder` with its manifest. Raises `WeightsError` naming the file that differs."""
     folder = Path(folder)
-    for name, wanted in read_json(folder / "manifest.json")["sha256"].items():
+    for name, wanted in read_json(folder / "manifest.json")["files"].items():
         if not (folder / name).is_file():
             raise WeightsError(f"{folder / name}: named in manifest.json but not there; fetch the folder again or `make base`")
         if sha256(folder / name) != wanted:
             raise WeightsError(f"{folder / name}: its hash is not that of manifest.json; fetch it again or `make base`")
 
 
-def save_pipeline(folder: str | Path, pipeline, manifest: dict) -> None:
-    """Write the pipeline in fp16 safetensors, and the manifest with the hash of every weight file."""
-    folder = Path(folder)
+def save_pipeline(folder: str | Path, pipeline) -> None:
+    """Write the pipeline's own folder layout with fp16 safetensors; the pipeline itself stays as it is."""
     copy.deepcopy(pipeline).to(dtype=torch.float16).save_pretrained(folder, safe_serialization=True)
-    weights = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.safetensors"))
-    write_json(folder / "manifest.json", manifest | {"sha256": {name: sha256(folder / name) for name in weights}})

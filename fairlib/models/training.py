@@ -18,7 +18,10 @@ from ..errors import WeightsError
 
 @dataclass(frozen=True)
 class FitSettings:
-    """Steps, peak learning rate (warm-up over `warmup` steps, then cosine to zero), clipping, EMA (0: none)."""
+    """Steps, peak learning rate (warm-up over `warmup` steps, then cosine to zero), clipping, EMA (0: none).
+
+    `horizon`, when not 0, is the step at which the cosine would reach zero: a later phase goes on from a high rate.
+    """
 
     steps: int
     batch_size: int
@@ -28,6 +31,7 @@ class FitSettings:
     gradient_clip: float = 1.0
     ema_decay: float = 0.0
     seed: int = 0
+    horizon: int = 0
 
 
 @dataclass(frozen=True)
@@ -72,7 +76,7 @@ class Trainer:
         s = self.settings
         if step < s.warmup:
             return s.learning_rate * (step + 1) / s.warmup
-        done = (step - s.warmup) / max(1, s.steps - s.warmup)
+        done = (step - s.warmup) / max(1, (s.horizon or s.steps) - s.warmup)
         return s.learning_rate * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
 
     def run(self, loss: Callable[[int], Tensor]) -> Iterator[FitStep]:

@@ -1,0 +1,68 @@
+"""The cohorts of the study: written once if synthetic, always read by the reader of the real layout."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+
+from ...cohorts.brats import read_brats
+from ...cohorts.phantoms.brain import BrainSettings, write_brats
+from ...cohorts.phantoms.radiology import RadiologySettings, write_roco
+from ...cohorts.roco import read_roco
+from ...cohorts.table import Cohort
+from ..manifest import code_digest
+from ..places import runs_folder
+from ..stages import stage
+from .settings import Study
+
+# guide: the classifier that tuning follows; auditor: the one it never sees, the oracle's fit and the target's quantiles;
+# test: sensitivity, specificity, and everything that generated images are compared with.
+FRACTIONS = {"guide": 0.30, "auditor": 0.25, "test": 0.45}
+
+
+@lru_cache(maxsize=4)
+def brain_cohort(study: Study) -> Cohort:
+    """The target cohort: every slice, subjects without a known sex included."""
+    root = Path(study.data_dir) if study.cohort == "brats" else _phantom(study)
+    cache = runs_folder() / "slices" / root.name
+    return read_brats(root, root / "name_mapping.csv",
+                      [root / f"clinical_patient_{study_name}.txt" for study_name in ("gbm", "lgg")], cache_dir=cache)
+
+
+def _phantom(study: Study) -> Path:
+    settings = BrainSettings(multiple=study.subjects, effect=study.effect, seed=study.cohort_seed)
+    folder = stage(None, "phantom-brats", settings, [],
+                   lambda out, progress: _write_brats(out, settings, progress),
+                   code=code_digest("cohorts/phantoms"), verify=False)
+    return folder / "brats"
+
+
+def _write_brats(out: Path, settings: BrainSettings, progress) -> None:
+    work = out / "working" / "brats"
+    write_brats(work, settings, lambda rows: progress.track(rows, len(rows), "synthetic subjects"))
+    work.rename(out / "brats")
+
+
+def training_cohort(study: Study) -> Cohort:
+    """A ROCO-shaped sample of what the generator was trained on (the first slices of its recipe)."""
+    settings = RadiologySettings(slices=study.radiology, validation=0, effect=study.effect)
+    folder = stage(None, "phantom-roco", settings, [],
+                   lambda out, progress: write_roco(out / "roco", settings,
+                                                    lambda rows: progress.track(rows, len(rows), "synthetic slices")),
+                   code=code_digest("cohorts/phantoms"), verify=False)
+    return read_roco(folder / "roco")
+
+
+def splits(study: Study) -> dict[str, Cohort]:
+    """Subjects with a known sex, split by subject into `FRACTIONS`."""
+    return brain_cohort(study).with_known_sex().split(FRACTIONS, seed=study.split_seed)
+
+
+def target_share(study: Study) -> dict[str, float]:
+    """The female share asked of each prompt group (grade), counted in subjects of the whole cohort."""
+    known = brain_cohort(study).with_known_sex()
+    people = known.table.drop_duplicates("subject")
+    overall = float((people.sex == "F").mean())
+    if study.target == "marginal":
+        return {"HGG": overall, "LGG": overall}
+    return {grade: float((rows.sex == "F").mean()) for grade, rows in people.groupby("grade")}

@@ -1,0 +1,89 @@
+"""The judges of the study: guides (which tuning follows), the auditor and the oracle (which it never sees)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ...measures.oracle import AnatomyOracle, load_oracle, save_oracle
+from ...models.classifier import (ClassifierSettings, SexClassifier, calibrate, class_accuracies, fit_classifier,
+                                  load_classifier, predict, save_classifier)
+from ..manifest import code_digest, content_digest
+from ..stages import stage
+from .cohorts import splits
+from .settings import Study
+
+
+@dataclass(frozen=True)
+class Judges:
+    """`guides` {"plain", "robust"}, `auditor`: images -> logits; `oracle`: anatomy only."""
+
+    guides: dict[str, SexClassifier]
+    auditor: SexClassifier
+    oracle: AnatomyOracle
+
+    def read(self, images: Tensor, contrasts: list[str]) -> dict[str, np.ndarray]:
+        """Probability of female by every judge, and the oracle's measurement of size; arrays [N]."""
+        found = {f"guide_{name}": predict(guide, images).sigmoid().numpy() for name, guide in self.guides.items()}
+        found["auditor"] = predict(self.auditor, images).sigmoid().numpy()
+        return found | self.oracle.read(images, contrasts)
+
+
+def classifier_settings(study: Study) -> dict[str, ClassifierSettings]:
+    """Guides share an architecture and a seed, so that the adversary is all that differs; the auditor shares nothing."""
+    return {
+        "plain": ClassifierSettings(steps=study.judge_steps, seed=10),
+        "robust": ClassifierSettings(steps=study.judge_steps, radius=study.radius, seed=10),
+        "auditor": ClassifierSettings("residual", steps=study.judge_steps, learning_rate=1.5e-3, seed=77),
+    }
+
+
+def fit_judges(study: Study) -> Judges:
+    """Fit (or find) all judges of `study`."""
+    classifiers = {name: load_classifier(_fit(study, name, settings))
+                   for name, settings in classifier_settings(study).items()}
+    auditor = classifiers.pop("auditor")
+    return Judges(classifiers, auditor, load_oracle(_fit_oracle(study) / "oracle.json"))
+
+
+def _data_key(study: Study) -> list[str]:
+    return [study.cohort, study.data_dir, study.effect, str(study.subjects), str(study.cohort_seed), str(study.split_seed)]
+
+
+def _fit(study: Study, name: str, settings: ClassifierSettings) -> Path:
+    part = "auditor" if name == "auditor" else "guide"
+
+    def build(out: Path, progress) -> None:
+        inner = splits(study)[part].split({"fit": 0.75, "hold": 0.25}, seed=study.split_seed)
+        torch.manual_seed(settings.seed)
+        classifier = SexClassifier(settings.architecture)
+        fit = inner["fit"]
+        for _ in progress.track(fit_classifier(classifier, fit.load(), fit.labels(), settings), settings.steps, name):
+            pass
+        hold, labels = inner["hold"].load(), inner["hold"].labels()
+        calibrate(classifier, hold, labels)
+        save_classifier(out, classifier, {"hold_out": class_accuracies(predict(classifier, hold), labels)})
+
+    return stage(None, f"judge-{name}", settings, _data_key(study), build,
+                 code=code_digest("models/classifier.py", "models/training.py"))
+
+
+def _fit_oracle(study: Study) -> Path:
+    def build(out: Path, progress) -> None:
+        part = splits(study)["auditor"]
+        progress.say(f"measuring {len(part)} slices")
+        oracle = AnatomyOracle.fit(part.load(), list(part.table.contrast), part.labels().numpy(),
+                                   subjects=part.table.subject.to_numpy())
+        save_oracle(out / "oracle.json", oracle)
+
+    return stage(None, "oracle", {}, _data_key(study), build, code=code_digest("measures/anatomy.py", "measures/oracle.py"))
+
+
+def judges_digest(study: Study) -> list[str]:
+    """What a stage that uses the judges depends on."""
+    folders = [_fit(study, name, settings) for name, settings in classifier_settings(study).items()]
+    return [content_digest(folder) for folder in (*folders, _fit_oracle(study))]

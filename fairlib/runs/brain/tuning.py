@@ -1,0 +1,96 @@
+"""Tune an arm: from the frozen base and a guide to a denoiser whose readings match the target cohort."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from ...cohorts.captions import EVALUATION_PROMPTS
+from ...files import read_tensors, write_bytes, write_tensors
+from ...methods.alignment import AlignmentSettings, AlignmentState, Target, apply_ema, tune
+from ...models.classifier import predict
+from ...models.clip import load_clip
+from ...models.generator import Generator
+from ...settings import to_dict
+from ..manifest import code_digest, content_digest
+from ..stages import stage
+from .cohorts import splits, target_share
+from .judges import Judges
+from .settings import Study, arm_settings
+
+
+def targets_of(study: Study, guide) -> list[Target]:
+    """The target of each evaluation prompt: the guide's logits on slices it was not fitted on, of the same contrast.
+
+    Images of one contrast and grade are ranked together; the female share is that of the study's target.
+    """
+    part = splits(study)["auditor"]
+    logits = predict(guide, part.load()).numpy()
+    table = part.table.assign(logit=logits)
+    shares = target_share(study)
+    return [_target(table, prompt, shares[prompt.group]) for prompt in EVALUATION_PROMPTS]
+
+
+def _target(table: pd.DataFrame, prompt, share: float) -> Target:
+    rows = table[(table.contrast == prompt.contrast) & (table.grade == prompt.grade)]
+    by_sex = {sex: tuple(rows.logit[rows.sex == sex]) for sex in ("F", "M")}
+    return Target(f"{prompt.contrast}-{prompt.grade}", share, by_sex["F"], by_sex["M"])
+
+
+def tune_arm(study: Study, judges: Judges, judges_key: list[str], arm: str, seed: int, every: int = 10,
+             **changes) -> Path:
+    """The stage folder of a tuned denoiser (`denoiser.safetensors`, EMA weights) and its `history.csv`."""
+    guide_name, settings = arm_settings(study, arm, seed, **changes)
+
+    def build(out: Path, progress) -> None:
+        generator = Generator.load(study.weights)
+        clip = load_clip(study.clip)
+        checkpoint = out / "working" / "state.safetensors"
+        state = AlignmentState.from_tensors(read_tensors(checkpoint)) if checkpoint.is_file() else None
+        log = out / "working" / "history.csv"
+        rows = pd.read_csv(log).to_dict("records") if state is not None else []
+        rows = rows[: state.step] if state is not None else rows
+        guide = judges.guides[guide_name]
+        steps = tune(generator, guide, clip.embed_images, [p.text for p in EVALUATION_PROMPTS],
+                     targets_of(study, guide), settings, state=state)
+        for step in progress.track(steps, settings.steps, f"tuning {arm}, seed {seed}", done=len(rows)):
+            rows.append(_row(step))
+            state = step.state
+            if (step.step + 1) % every == 0:
+                write_bytes(log, pd.DataFrame(rows).to_csv(index=False).encode())
+                write_tensors(checkpoint, state.to_tensors())
+        with apply_ema(state):
+            write_tensors(out / "denoiser.safetensors", {n: p.half() for n, p in generator.trainable_parameters().items()})
+        write_bytes(out / "history.csv", pd.DataFrame(rows).to_csv(index=False).encode())
+
+    return stage(None, f"tuned-{arm}", {"settings": to_dict(settings), "target": study.target},
+                 [*judges_key, base_digest(study)], build, code=code_digest("methods", "losses.py", "models/solvers.py"))
+
+
+def _row(step) -> dict:
+    keep = ~step.changes
+    return {"step": step.step, "alignment": step.alignment, "consistency": step.consistency, "lr": step.learning_rate,
+            "gradient_norm": step.gradient_norm, "cosine_kept": float(step.cosine[keep].mean()) if keep.any() else np.nan,
+            "share": float((step.logits > 0).float().mean()), "seconds": step.seconds, "forward": step.forward,
+            "backward": step.backward, "frozen": step.frozen}
+
+
+def history(folder: Path) -> pd.DataFrame:
+    """What each step of a tuned arm saw."""
+    return pd.read_csv(folder / "history.csv")
+
+
+def tuned_generator(base: Generator, folder: Path) -> Generator:
+    """A copy of `base` whose denoiser has the tuned weights of `folder`."""
+    generator = base.frozen_copy()
+    found = {name: value.float() for name, value in read_tensors(folder / "denoiser.safetensors").items()}
+    generator.denoiser.load_state_dict(copy.copy(generator.denoiser.state_dict()) | found)
+    return generator
+
+
+def base_digest(study: Study) -> str:
+    """What the base model is: the hashes in its manifest."""
+    return content_digest(study.weights)
