@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import random
 import socket
 
+import numpy as np
 import pytest
+import torch
 from hypothesis import settings
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -15,16 +18,40 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 settings.register_profile("steady", derandomize=True, deadline=None)
 settings.load_profile("steady")
 
+HERE = ("127.0.0.1", "::1", "localhost")
+
+
+def pytest_addoption(parser):
+    parser.addoption("--skip-slow", action="store_true", help="leave out the tests marked slow (they run by default)")
+
+
+def pytest_collection_modifyitems(config, items):
+    if config.getoption("--skip-slow"):
+        for item in items:
+            if item.get_closest_marker("slow"):
+                item.add_marker(pytest.mark.skip(reason="--skip-slow"))
+
 
 @pytest.fixture(autouse=True)
 def no_network(monkeypatch):
     """A test that reaches for another host fails at once, with the address in its message."""
-    connect = socket.socket.connect
 
-    def guarded(self, address):
-        host = address[0] if isinstance(address, tuple) else "localhost"
-        if host not in ("127.0.0.1", "::1", "localhost"):
-            raise AssertionError(f"a test tried to reach {address}")
-        return connect(self, address)
+    def guarded(original):
+        def connect(self, address):
+            host = address[0] if isinstance(address, tuple) else "localhost"
+            if host not in HERE:
+                raise AssertionError(f"a test tried to reach {address}")
+            return original(self, address)
 
-    monkeypatch.setattr(socket.socket, "connect", guarded)
+        return connect
+
+    monkeypatch.setattr(socket.socket, "connect", guarded(socket.socket.connect))
+    monkeypatch.setattr(socket.socket, "connect_ex", guarded(socket.socket.connect_ex))
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    """A test that forgets its generator is still the same every time."""
+    random.seed(0)
+    np.random.seed(0)  # noqa: NPY002
+    torch.manual_seed(0)
