@@ -13,7 +13,7 @@ from ..errors import FairlibError, SettingsError
 from ..files import read_json, sha256, write_json
 from ..settings import digest, unknown_key
 from .manifest import code_digest, commit, device, versions
-from .places import repository, runs_folder
+from .places import PACKAGE, repository, runs_folder
 from .profiles import Profile, load_profile, notebooks
 from .progress import Progress, duration
 
@@ -75,7 +75,6 @@ def execute(source: Path, output: Path, parameters: dict[str, Any]) -> None:
     import papermill
     from papermill.exceptions import PapermillExecutionError
 
-    os.environ.setdefault("TQDM_DISABLE", "1")  # bars of other libraries: one widget each in a saved notebook
     try:
         papermill.execute_notebook(
             str(source), str(output), parameters, kernel_name="python3", cwd=str(repository()), progress_bar=False,
@@ -134,6 +133,12 @@ def _choose(only: list[str] | None, known: list[str]) -> list[str]:
     return [stem for stem in known if not only or stem in only]
 
 
+def _kernel_environment() -> dict[str, str]:
+    """This very fairlib first on the path; no bars of other libraries, each of which leaves a widget in the notebook."""
+    path = os.pathsep.join(filter(None, [str(PACKAGE.parent), os.environ.get("PYTHONPATH")]))
+    return {"PYTHONPATH": path, "TQDM_DISABLE": "1"}
+
+
 def _this_interpreter() -> type:
     """A kernel manager that starts `sys.executable`, whatever kernels a user has installed under the name python3."""
     from jupyter_client.kernelspec import KernelSpec
@@ -150,6 +155,6 @@ def _this_interpreter() -> type:
         @property
         def kernel_spec(self):
             argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
-            return KernelSpec(argv=argv, display_name="Python 3", language="python")
+            return KernelSpec(argv=argv, display_name="Python 3", language="python", env=_kernel_environment())
 
     return ThisInterpreter

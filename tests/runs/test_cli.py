@@ -1,0 +1,85 @@
+"""The command line: what it prints, and with which status it ends."""
+
+import subprocess
+import sys
+
+import pytest
+
+from fairlib.cli import main
+from fairlib.runs import doctor
+from fairlib.runs.manifest import write_manifest
+
+
+def test_mistake_is_one_line_and_status_two(house, capsys):
+    assert main(["run", "--profile", "quik"]) == 2
+    error = capsys.readouterr().err
+    assert error == "fairlib: unknown profile 'quik'; known profiles: tiny\n"
+
+
+@pytest.mark.parametrize("arguments", [[], ["dance"], ["run", "--prfile", "tiny"], ["doctor", "--cohort", "x"]])
+def test_misspelt_command_shows_usage(arguments, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == 2 and "usage: fairlib" in capsys.readouterr().err
+
+
+def test_doctor_finds_whole_weights(house, capsys):
+    (house / "weights" / "brain").mkdir()
+    (house / "weights" / "brain" / "w.bin").write_bytes(b"abc")
+    write_manifest(house / "weights" / "brain", {}, 0)
+    assert main(["doctor"]) == 0
+    out = capsys.readouterr().out
+    assert "weights: brain: 1 files, hashes match" in out and "torch: " in out and "device: " in out
+
+
+def test_doctor_finds_changed_and_absent_weights(house, capsys):
+    assert main(["doctor"]) == 1
+    assert "`make base` trains them" in capsys.readouterr().out
+    (house / "weights" / "brain").mkdir()
+    (house / "weights" / "brain" / "w.bin").write_bytes(b"abc")
+    write_manifest(house / "weights" / "brain", {}, 0)
+    (house / "weights" / "brain" / "w.bin").write_bytes(b"abd")
+    assert main(["doctor"]) == 1
+    assert "w.bin: sha256" in capsys.readouterr().out
+
+
+def test_doctor_counts_a_brats_folder(house):
+    subject = house / "data" / "HGG" / "Brats18_TCIA01_1_1"
+    subject.mkdir(parents=True)
+    for name in ("t1", "seg"):
+        (subject / f"{subject.name}_{name}.nii.gz").touch()
+    lines, well = doctor.check_layout(str(house / "data"), "brats")
+    assert not well
+    counts = {line.split(": ")[1]: line.split(": ")[2] for line in lines}
+    assert counts["subjects of high grade (HGG/*/)"] == "1" and counts["scans (*.nii, *.nii.gz)"] == "2"
+    assert counts["name_mapping.csv"].startswith("none, expected in ")
+
+
+def test_base_passes_its_arguments_on(monkeypatch):
+    import types
+
+    seen = []
+    trainer = types.ModuleType("fairlib.runs.base")
+    trainer.main = lambda arguments: seen.append(arguments)
+    monkeypatch.setitem(sys.modules, "fairlib.runs.base", trainer)
+    assert main(["base", "--steps", "3", "--help"]) == 0
+    assert seen == [["--steps", "3", "--help"]]
+
+
+@pytest.mark.parametrize("holds, status", [([True, True], 0), ([True, False], 1)])
+def test_report_prints_the_table_and_tells_whether_it_holds(monkeypatch, capsys, holds, status):
+    import types
+
+    import pandas as pd
+
+    study = types.ModuleType("fairlib.runs.brain")
+    study.report = lambda: pd.DataFrame({"figure": ["a", "b"], "bound": [0.03, 0.05], "holds": holds})
+    monkeypatch.setitem(sys.modules, "fairlib.runs.brain", study)
+    assert main(["report"]) == status
+    assert capsys.readouterr().out.split("\n")[0].split() == ["figure", "bound", "holds"]
+
+
+def test_help_needs_nothing_heavy():
+    code = "import sys, fairlib.cli as c\ntry: c.main(['--help'])\nexcept SystemExit: print(*sorted(sys.modules), file=sys.stderr)"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "doctor" in result.stdout and not {"torch", "pandas", "papermill"} & set(result.stderr.split())

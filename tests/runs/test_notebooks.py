@@ -1,0 +1,154 @@
+"""Running and building, on a miniature repository: real kernels, real papermill, the real book builder."""
+
+import json
+import re
+
+import nbformat
+import pytest
+
+from fairlib import SettingsError
+from fairlib.runs.book import BookError, assemble, build_book
+from fairlib.runs.notebooks import NotebookError, executed_path, run_profile
+from fairlib.runs.profiles import notebooks
+
+CONFIG = """
+title: Tiny
+only_build_toc_files: true
+execute: {execute_notebooks: "off"}
+repository: {url: "https://github.com/owner/name", branch: main}
+launch_buttons: {colab_url: "https://colab.research.google.com"}
+"""
+TOC = "format: jb-book\nroot: book/preface\nchapters:\n- file: notebooks/01_first\n- file: notebooks/02_second\n"
+PREFACE = """# Preface
+
+The share is {glue:text}`../notebooks/02_second.ipynb::share:.2f`; see {numref}`fig-02`.
+"""
+
+
+def edit(path, old, new):
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+
+
+def pretend_run(house):
+    """The traces of a finished run, without the seconds that a kernel takes."""
+    from fairlib.files import sha256, write_json
+
+    for stem, source in notebooks().items():
+        made = nbformat.read(source, 4)
+        for cell in made.cells:
+            if cell.cell_type == "code":
+                cell.execution_count = 1
+        executed_path("tiny", stem).parent.mkdir(parents=True, exist_ok=True)
+        nbformat.write(made, executed_path("tiny", stem))
+        write_json(executed_path("tiny", stem).with_suffix(".json"), {"key": "x", "source_sha256": sha256(source)})
+
+
+@pytest.mark.slow
+def test_a_profile_from_source_to_page(house, capfd):
+    """Run, run again, change one notebook, run again, build: the figures and numbers of the run are in the pages."""
+    paths = run_profile("tiny")
+    said = capfd.readouterr().err
+    assert "[1/2] 01_first: running" in said and "2/2, 0 s so far" in said, "progress inside a cell must come through"
+    record = json.loads(paths[1].with_suffix(".json").read_text())
+    assert record["parameters"] == {"profile": "tiny", "seed": 4, "rate": 1}
+    assert record["glued"] == {"share": "4.25"} and record["packages"] and record["seconds"] > 0
+    assert "seed 4" in paths[1].read_text()
+
+    run_profile("tiny")
+    assert capfd.readouterr().err.count("up to date") == 2
+    edit(house / "notebooks" / "02_second.ipynb", "It rises", "It goes up")
+    with pytest.raises(SettingsError, match="02_second.ipynb has changed since it was run"):
+        assemble("tiny")
+    run_profile("tiny")
+    said = capfd.readouterr().err
+    assert "01_first: up to date" in said and "02_second: running" in said
+
+    (house / "_config.yml").write_text(CONFIG)
+    (house / "_toc.yml").write_text(TOC)
+    (house / "book" / "preface.md").write_text(PREFACE)
+    index = build_book("tiny")
+    assert index == house / "_build" / "html" / "index.html" and index.is_file()
+    preface = (index.parent / "book" / "preface.html").read_text()
+    assert '<span class="pasted-text">4.25</span>' in preface
+    assert re.search(r'notebooks/02_second.html#fig-02"><span[^>]*>Fig. 2', preface)
+    page = (index.parent / "notebooks" / "02_second.html").read_text()
+    assert 'alt="A line that rises from one to two."' in page
+    assert "It goes up; the seed is <strong>4</strong>." in page
+    assert "https://colab.research.google.com/github/owner/name/blob/main/notebooks/02_second.ipynb" in page
+    assert str(house) not in page and "so far" not in page
+
+    edit(house / "book" / "preface.md", "::share", "::shore")
+    with pytest.raises(BookError, match="did not build"):
+        build_book("tiny")
+    assert "shore" in capfd.readouterr().err
+
+
+def test_failing_cell_is_named_with_its_traceback(house):
+    edit(house / "notebooks" / "01_first.ipynb", "seed {seed}", "seed {1 / seed}")
+    with pytest.raises(NotebookError, match=r"(?s)01_first.ipynb, cell \d+: ZeroDivisionError.*1 / seed") as caught:
+        run_profile("tiny")
+    assert "\x1b" not in str(caught.value)
+    assert not executed_path("tiny", "01_first").with_suffix(".json").exists(), "a failed run must not look up to date"
+
+
+def test_kernel_is_this_interpreter(house, tmp_path, monkeypatch):
+    """Whatever kernel the user has registered as `python3`, the one that runs is ours."""
+    import sys
+
+    from fairlib.runs.notebooks import execute
+
+    place = tmp_path / "jupyter" / "kernels" / "python3"
+    place.mkdir(parents=True)
+    (place / "kernel.json").write_text('{"argv": ["false"], "display_name": "x", "language": "python"}')
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path / "jupyter"))
+    path = house / "notebooks" / "01_first.ipynb"
+    edit(path, "print(f\\\"seed {seed}\\\")", "import os, sys; print('KERNEL', sys.executable, os.getcwd())")
+    made = nbformat.read(path, 4)
+    made.cells = made.cells[:3]  # without the figure: quicker
+    nbformat.write(made, path)
+    execute(path, tmp_path / "out.ipynb", {"seed": 1})
+    assert f"KERNEL {sys.executable} {house}" in (tmp_path / "out.ipynb").read_text()
+
+
+def test_unknown_notebook_is_refused(house):
+    with pytest.raises(SettingsError, match="did you mean '01_first'"):
+        run_profile("tiny", only=["01_frist"])
+
+
+def test_changed_weights_make_a_run_stale(house):
+    from fairlib.runs.notebooks import run_key
+    from fairlib.runs.profiles import load_profile
+
+    profile = load_profile("tiny")
+    before = run_key(profile, "01_first")
+    (house / "weights" / "w.bin").write_bytes(b"1")
+    between = run_key(profile, "01_first")
+    (house / "weights" / "w.bin").write_bytes(b"2")
+    assert len({before, between, run_key(profile, "01_first"), run_key(profile, "02_second")}) == 4
+
+
+def test_changed_code_makes_a_run_stale(house, monkeypatch):
+    from fairlib.runs.notebooks import run_key
+    from fairlib.runs.profiles import load_profile
+
+    before = run_key(load_profile("tiny"), "01_first")
+    monkeypatch.setattr("fairlib.runs.notebooks.code_digest", lambda: "other code")
+    assert run_key(load_profile("tiny"), "01_first") != before
+
+
+def test_book_wants_every_notebook_run(house):
+    with pytest.raises(SettingsError, match="01_first.ipynb: not there or not finished; run `python -m fairlib run"):
+        assemble("tiny")
+
+
+def test_assembled_book_holds_prose_and_runs_only(house):
+    pretend_run(house)
+    (house / "_toc.yml").write_text(TOC)
+    (house / "book" / "preface.md").write_text(PREFACE)
+    (house / "_build" / "source").mkdir(parents=True)
+    (house / "_build" / "source" / "gone.md").write_text("of an earlier build")
+    source = assemble("tiny")
+    found = {path.relative_to(source).as_posix() for path in source.rglob("*") if path.is_file()}
+    assert found == {"_toc.yml", "book/preface.md", "notebooks/01_first.ipynb", "notebooks/02_second.ipynb"}
