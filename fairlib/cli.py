@@ -64,7 +64,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="command")
     for name, function in {"run": run, "resume": run}.items():
         command = _command(commands, name, function)
-        command.add_argument("--only", nargs="+", metavar="NOTEBOOK", help="these notebooks only, such as 03_classifier")
+        command.add_argument("--only", nargs="+", metavar="NOTEBOOK", help="these notebooks only, as 03_classifier")
         command.add_argument("--force", action="store_true", help="run notebooks that are up to date, too")
         _add_profile(command)
     book = _command(commands, "html", html)

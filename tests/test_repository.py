@@ -1,4 +1,4 @@
-"""The repository as a house: its lists agree with one another, it names no host it should not, its notebooks are clean."""
+"""The repository as a house: its lists agree with one another, it names no host, its notebooks are clean."""
 
 import ast
 import json
@@ -191,7 +191,7 @@ class TestNotebook:
                 assert not re.search(r"```\{|:::|\{[\w:]+\}`", source(cell)), source(cell)[:80]
 
     def test_every_figure_has_words(self, path):
-        """A cell shows at most one figure, through `show(figure, alt=..., caption=...)` or with alt text in its metadata."""
+        """At most one figure a cell, through `show(figure, alt=..., caption=...)` or with alt text in its metadata."""
         figures = 0
         for cell in code(path):
             text = re.sub(r"^\s*[%!].*$", "pass", source(cell), flags=re.M)

@@ -1,4 +1,4 @@
-"""Numbers and pictures that leave a notebook: `glue` for the book's prose, `show` for a figure with text for all readers."""
+"""What leaves a notebook: `glue` keeps numbers for the book's prose, `show` gives a figure its words."""
 
 from __future__ import annotations
 

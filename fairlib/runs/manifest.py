@@ -1,4 +1,4 @@
-"""The manifest behind a number: parameters, seed, commit, package versions, device, seconds, and the hash of every file."""
+"""The manifest behind a number: parameters, seed, commit, package versions, device, seconds, hashes of files."""
 
 from __future__ import annotations
 

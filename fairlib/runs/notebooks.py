@@ -1,4 +1,4 @@
-"""Running the notebooks of a profile with papermill: clean source in `notebooks/`, executed copy in `runs/<profile>/`."""
+"""Running the notebooks of a profile: clean sources in `notebooks/`, executed copies in `runs/<profile>/`."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class NotebookError(FairlibError):
 
 
 def run_profile(name: str, only: list[str] | None = None, force: bool = False) -> list[Path]:
-    """Execute the notebooks of profile `name` in order, those left out that are up to date; returns the executed copies.
+    """Execute the notebooks of profile `name` in order, but for those up to date; returns the executed copies.
 
     `only` picks notebooks by stem; `force` runs them even if nothing changed. A notebook is up to date when its
     source, its parameters, fairlib's code, and the files below `weights/` and `results/` are those of its last run.
@@ -134,7 +134,7 @@ def _choose(only: list[str] | None, known: list[str]) -> list[str]:
 
 
 def _kernel_environment() -> dict[str, str]:
-    """This very fairlib first on the path; no bars of other libraries, each of which leaves a widget in the notebook."""
+    """This very fairlib first on the path; no bars of other libraries, which each leave a widget in a notebook."""
     path = os.pathsep.join(filter(None, [str(PACKAGE.parent), os.environ.get("PYTHONPATH")]))
     return {"PYTHONPATH": path, "TQDM_DISABLE": "1"}
 

@@ -1,4 +1,4 @@
-"""Where things stand on the disk: the repository, its notebooks, and the folder of everything that runs leave behind."""
+"""Where things stand on the disk: the repository, and the folder of all that runs leave behind."""
 
 from __future__ import annotations
 

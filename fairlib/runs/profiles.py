@@ -112,9 +112,8 @@ def _check(profile: Profile, declared: dict[str, dict[str, Parameter]]) -> None:
                 where = f"{profile.path}, for notebook {notebook}"
                 raise SettingsError(unknown_key(str(key), list(known), where))
             if not fits(value, known[key].type):
-                raise SettingsError(
-                    f"{profile.path}: {notebook}.{key} is {value!r} ({type(value).__name__}); expected {known[key].type}"
-                )
+                found = f"{notebook}.{key} is {value!r} ({type(value).__name__})"
+                raise SettingsError(f"{profile.path}: {found}; expected {known[key].type}")
 
 
 def fits(value: Any, kind: str) -> bool:

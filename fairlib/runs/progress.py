@@ -1,4 +1,4 @@
-"""Progress in plain lines, with an estimate of what is left: readable in a terminal, a log file and a notebook alike."""
+"""Progress in plain lines, with an estimate of what is left: for a terminal, a log file and a notebook alike."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from typing import TextIO, TypeVar
 T = TypeVar("T")
 
 
-def progress(iterable: Iterable[T], total: int | None = None, label: str = "", every: float | None = None) -> Iterator[T]:
+def progress(iterable: Iterable[T], total: int | None = None, label: str = "",
+             every: float | None = None) -> Iterator[T]:
     """Pass `iterable` through, and say now and then how far it is and how long the rest will take.
 
     `every` is the least number of seconds between two lines: 2 on a terminal, 10 elsewhere. Lines go to stderr, so

@@ -1,4 +1,4 @@
-"""From an executed notebook to a page of the book: refuse failures, drop timings and paths, hand over texts of figures."""
+"""From an executed notebook to a page of the book: no failures, no timings, no paths; figures with words."""
 
 from __future__ import annotations
 
@@ -30,7 +30,8 @@ def publish(executed: Path, page: Path) -> Path:
     _publish_metadata(notebook.metadata)
     text = nbformat.writes(notebook) + "\n"
     if len(text) > LARGEST:
-        raise DataError(f"{executed}: {len(text) / 1e6:.1f} MB, at most {LARGEST / 1e6:.0f}; save figures at a lower dpi")
+        size = f"{len(text) / 1e6:.1f} MB, at most {LARGEST / 1e6:.0f}"
+        raise DataError(f"{executed}: {size}; save figures at a lower dpi")
     page.parent.mkdir(parents=True, exist_ok=True)
     page.write_text(text)
     return page
@@ -71,7 +72,7 @@ def _is_picture(output) -> bool:
 def _take_texts(cell, output, path: Path, pictures: int) -> None:
     about = output.metadata.pop(ROLE, None)
     if about and pictures > 1:
-        raise DataError(f"{path}: a cell shows {pictures} figures; the book takes one a cell: split {cell.source[:60]!r}")
+        raise DataError(f"{path}: a cell shows {pictures} figures, the book takes one; split {cell.source[:60]!r}")
     options = cell.metadata.setdefault("mystnb", {})
     if about:
         options["image"] = {**options.get("image", {}), "alt": about["alt"]}
@@ -103,7 +104,7 @@ def _publish_metadata(metadata: dict[str, Any]) -> None:
 
 
 def normal_widgets(widgets: dict[str, Any]) -> dict[str, Any]:
-    """Widget state as the notebook format wants it; hosted notebooks save the models bare, without the `state` level."""
+    """Widget state as the notebook format wants it; hosted notebooks save the models without the `state` level."""
     saved = widgets.get(WIDGETS, {})
     state = saved.get("state", {name: model for name, model in saved.items() if isinstance(model, dict)})
     return {WIDGETS: {"version_major": 2, "version_minor": 0, "state": state}} if state else {}

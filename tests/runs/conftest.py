@@ -2,7 +2,10 @@
 
 import pytest
 
-PARAMETERS = 'profile: str = "quick"  # which\nseed: int = 0  # chance\nrate: float = 0.5  # step\nsizes: list[int] = [1]  # n'
+PARAMETERS = """profile: str = "quick"  # which
+seed: int = 0  # chance
+rate: float = 0.5  # step
+sizes: list[int] = [1]  # n"""
 BODY = """
 from fairlib.runs.glue import glue, show
 from fairlib.runs.progress import progress

@@ -39,7 +39,9 @@ def test_without_a_total_there_is_no_estimate():
     assert line("read", 5, None, 2.0, 10.0) == "read: 5, 10 s so far"
 
 
-@pytest.mark.parametrize("seconds, words", [(0.4, "0 s"), (59.6, "1 min 00 s"), (200, "3 min 20 s"), (7500, "2 h 05 min")])
+@pytest.mark.parametrize(
+    "seconds, words", [(0.4, "0 s"), (59.6, "1 min 00 s"), (200, "3 min 20 s"), (7500, "2 h 05 min")]
+)
 def test_duration(seconds, words):
     assert duration(seconds) == words
 

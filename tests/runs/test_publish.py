@@ -58,7 +58,8 @@ def test_two_figures_in_a_cell_are_refused(tmp_path):
 
 def test_progress_and_live_captions_are_dropped(tmp_path):
     caption = v4.new_output("display_data", data={"text/markdown": "x"}, metadata={"fairlib": {"caption_only": True}})
-    lines = [v4.new_output("stream", name="stderr", text="3/4\n"), v4.new_output("stream", name="stdout", text="kept\n")]
+    texts = {"stderr": "3/4\n", "stdout": "kept\n"}
+    lines = [v4.new_output("stream", name=name, text=text) for name, text in texts.items()]
     [done] = published(tmp_path, cell(*lines, caption)).cells
     assert [output.text for output in done.outputs] == ["kept\n"]
 
@@ -88,7 +89,8 @@ def test_traces_of_the_machine_are_dropped(tmp_path):
     from fairlib.runs.places import repository
 
     text = f"{repository()}/runs/a.json and {Path.home()}/x"
-    timed = cell(v4.new_output("stream", name="stdout", text=text), metadata={"papermill": {"duration": 3}, "tags": ["a"]})
+    output = v4.new_output("stream", name="stdout", text=text)
+    timed = cell(output, metadata={"papermill": {"duration": 3}, "tags": ["a"]})
     run = {"papermill": {"parameters": {"seed": 1}, "input_path": "/home/me/nb.ipynb", "duration": 9.0}}
     done = published(tmp_path, timed, v4.new_markdown_cell("x", metadata={"papermill": {"duration": 3}}), metadata=run)
     assert done.metadata.papermill == {"parameters": {"seed": 1}}

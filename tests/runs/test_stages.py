@@ -29,8 +29,13 @@ def write(text):
 
 def test_result_is_made_once(tmp_path):
     calls = []
-    first = stage(tmp_path, "fit", Settings(), [], lambda folder, progress: (calls.append(1), write("a")(folder, progress)))
-    again = stage(tmp_path, "fit", Settings(), [], lambda folder, progress: calls.append(2))
+
+    def build(folder, progress):
+        calls.append(1)
+        (folder / "out.txt").write_text("a")
+
+    first = stage(tmp_path, "fit", Settings(), [], build)
+    again = stage(tmp_path, "fit", Settings(), [], build)
     assert first == again and calls == [1] and (first / "out.txt").read_text() == "a"
 
 
