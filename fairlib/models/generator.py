@@ -106,8 +106,8 @@ class Generator:
             raise WeightsError(f"{folder}: no pipeline here (model_index.json is missing); make it with `make base`")
         if check and (folder / "manifest.json").is_file():
             check_hashes(folder)
-        pipeline = StableDiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32, local_files_only=True,
-                                                           use_safetensors=True, safety_checker=None)
+        pipeline = StableDiffusionPipeline.from_pretrained(folder, local_files_only=True, use_safetensors=True,
+                                                           safety_checker=None).to(dtype=torch.float32)
         pipeline.set_progress_bar_config(disable=True)
         return cls(pipeline, device)
 

@@ -67,7 +67,10 @@ def write_vocabulary(folder: str | Path, merges: list[tuple[str, str]]) -> None:
 
 
 def pipeline_tokenizer(folder: str | Path):
-    """transformers' CLIPTokenizer of a folder written by `write_vocabulary`. Padding is id 0, as in open_clip."""
+    """transformers' CLIPTokenizer of a folder written by `write_vocabulary`.
+
+    Padding is id 0, as in open_clip; that id is the exclamation mark, so one in a prompt reads as padding.
+    """
     from transformers import CLIPTokenizer
 
     return CLIPTokenizer(str(Path(folder) / "vocab.json"), str(Path(folder) / "merges.txt"), pad_token="!",

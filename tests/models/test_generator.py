@@ -1,0 +1,127 @@
+import numpy as np
+import pytest
+import torch
+
+from fairlib.errors import WeightsError
+from fairlib.models import clip as cl
+from fairlib.models import generator as gen
+from fairlib.models.autoencoder import build_autoencoder
+from fairlib.models.solvers import ddim
+from fairlib.models.training import FitSettings
+from fairlib.runs.manifest import write_manifest
+
+CONFIG = {"embed_dim": 16, "vision_cfg": {"image_size": 32, "patch_size": 8, "width": 32, "head_width": 16, "layers": 1},
+          "text_cfg": {"context_length": 32, "width": 32, "heads": 2, "layers": 1}}
+PROMPTS = ["axial t1 of the brain", "axial flair of the brain"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A tiny pipeline folder, as `make base` writes it."""
+    place = tmp_path_factory.mktemp("weights")
+    cl.write_vocabulary(place / "clip", cl.learn_merges(PROMPTS, count=20))
+    torch.manual_seed(0)
+    encoder = cl.text_encoder_of(cl.build_clip(place / "clip", CONFIG))
+    denoiser = gen.build_denoiser(channels=(16, 32), text_width=32)
+    pipeline = gen.assemble(encoder, cl.pipeline_tokenizer(place / "clip"), build_autoencoder((8, 8, 8, 8)), denoiser)
+    gen.save_pipeline(place / "brain", pipeline)
+    write_manifest(place / "brain", {}, 0.0)
+    return place / "brain"
+
+
+@pytest.fixture
+def generator(folder):
+    return gen.Generator.load(folder)
+
+
+def test_the_pipeline_itself_draws_the_same_image(generator, folder):
+    """diffusers' own sampling loop and ours, from one folder and one noise."""
+    steps, noise = 4, generator.noise(0, [3])
+    solver = ddim(generator.alphas_cumprod, steps, spacing="leading") if "spacing" in ddim.__code__.co_varnames else None
+    pipeline = generator.pipeline
+    pipeline.scheduler.set_timesteps(steps)
+    embeds = generator.encode_prompts(PROMPTS[:1])
+    theirs = pipeline(prompt=PROMPTS[:1], latents=noise.clone(), num_inference_steps=steps, guidance_scale=2.0,
+                      output_type="latent", return_dict=False)[0]
+    latents = noise
+    with torch.no_grad():
+        for time in pipeline.scheduler.timesteps:
+            predicted = generator.predict_noise(latents, int(time), embeds, 2.0)
+            latents = pipeline.scheduler.step(predicted, time, latents).prev_sample
+    assert torch.allclose(latents, theirs, atol=1e-4)
+    if solver is not None and list(solver.timesteps) == pipeline.scheduler.timesteps.tolist():
+        with torch.no_grad():
+            ours = solver.run(lambda x, t: generator.predict_noise(x, t, embeds, 2.0), noise)
+        assert torch.allclose(ours, theirs, atol=1e-4)
+
+
+def test_guidance_is_the_line_between_both_predictions(generator):
+    latents, embeds = generator.noise(1, [0, 1]), generator.encode_prompts(PROMPTS)
+    null = generator.encode_prompts(["", ""])
+    with torch.no_grad():
+        plain, blank = generator.predict_noise(latents, 500, embeds), generator.predict_noise(latents, 500, null)
+        guided = generator.predict_noise(latents, 500, embeds, 3.0)
+    assert torch.allclose(guided, blank + 3 * (plain - blank), atol=1e-5)
+
+
+def test_noise_is_a_function_of_seed_and_index(generator):
+    whole = generator.noise(4, [0, 1, 2])
+    assert torch.equal(whole[2:], generator.noise(4, [2]))
+    assert not torch.equal(whole[:1], generator.noise(5, [0]))
+    assert abs(float(generator.noise(0, list(range(8))).std()) - 1) < 0.05
+
+
+def test_a_whole_batch_decodes_as_each_alone(generator):
+    latents = generator.noise(0, [0, 1, 2])
+    with torch.no_grad():
+        each = torch.cat([generator.decode(one) for one in latents.split(1)])
+        assert torch.allclose(generator.decode(latents), each, atol=1e-5)
+
+
+def test_the_frozen_copy_stays_when_the_original_moves(generator):
+    twin = generator.frozen_copy()
+    latents, embeds = generator.noise(0, [0]), generator.encode_prompts(PROMPTS[:1])
+    with torch.no_grad():
+        before = twin.predict_noise(latents, 10, embeds)
+        next(iter(generator.trainable_parameters().values())).add_(1.0)
+        assert torch.equal(twin.predict_noise(latents, 10, embeds), before)
+        assert not torch.equal(generator.predict_noise(latents, 10, embeds), before)
+
+
+def test_lora_starts_as_the_original_and_is_all_that_trains(generator):
+    latents, embeds = generator.noise(0, [0]), generator.encode_prompts(PROMPTS[:1])
+    with torch.no_grad():
+        before = generator.predict_noise(latents, 10, embeds)
+        generator.add_lora(2)
+        assert torch.allclose(generator.predict_noise(latents, 10, embeds), before, atol=1e-6)
+    named = generator.trainable_parameters()
+    assert named and all("lora_" in name for name in named)
+
+
+def test_the_schedule_is_stable_diffusions(generator):
+    assert np.allclose(generator.alphas_cumprod.numpy(), gen.alphas_cumprod().numpy(), atol=1e-6)
+
+
+def test_denoising_loss_falls(folder):
+    torch.manual_seed(0)
+    denoiser = gen.build_denoiser(channels=(16, 32), text_width=32)
+    latents = torch.ones(8, 4, 16, 16) * torch.tensor([1.0, -1.0, 1.0, -1.0]).view(1, 4, 1, 1)
+    embeds = torch.randn(2, 32, 32, generator=torch.Generator().manual_seed(0))
+    losses = [s.loss for s in gen.fit_denoiser(denoiser, latents, embeds, torch.arange(8) % 2, embeds[:1],
+                                               FitSettings(30, 8, 2e-3, warmup=2))]
+    assert np.mean(losses[-5:]) < 0.7 * np.mean(losses[:3])
+
+
+def test_changed_weights_are_refused(folder, tmp_path):
+    import shutil
+
+    copy = tmp_path / "brain"
+    shutil.copytree(folder, copy)
+    weights = next((copy / "unet").glob("*.safetensors"))
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(bytes(data))
+    with pytest.raises(WeightsError, match="hash"):
+        gen.Generator.load(copy)
+    with pytest.raises(WeightsError, match="no pipeline here"):
+        gen.Generator.load(tmp_path / "nothing")
