@@ -18,11 +18,13 @@ class Gap:
     """Mean over prompts of |share - target|.
 
     mean: with a 95 % interval; floor: the mean that a generator exactly on target would show at this number of images;
+    beyond_chance: root mean square gap with the noise of sampling taken out, at least the noise-free mean gap;
     prompts: one row a prompt with `prompt, n, target, raw, share, low, high, gap, floor`.
     """
 
     mean: Interval
     floor: float
+    beyond_chance: float
     prompts: pd.DataFrame
 
 
@@ -49,7 +51,8 @@ def per_prompt_gap(
     low, high = np.nanquantile(draws, [0.025, 0.975], axis=0)
     table = pd.DataFrame({"prompt": names, "n": count, "target": targets, "raw": raw, "share": share, "low": low,
                           "high": high, "gap": np.abs(share - targets), "floor": floors})
-    return Gap(_reflected(draws, share, targets), float(np.mean(floors)), table)
+    excess = beyond_chance(raw, count, targets, *accuracies)
+    return Gap(_reflected(draws, share, targets), float(np.mean(floors)), excess, table)
 
 
 def sampling_floor(target: float, n: int, a_f: float = 1.0, a_m: float = 1.0) -> float:
@@ -57,6 +60,17 @@ def sampling_floor(target: float, n: int, a_f: float = 1.0, a_m: float = 1.0) ->
     seen = a_f * target + (1 - a_m) * (1 - target)
     counts = np.arange(n + 1)
     return float(binom.pmf(counts, n, seen) @ np.abs(rogan_gladen(counts / n, a_f, a_m) - target))
+
+
+def beyond_chance(raw, n, target, a_f: float = 1.0, a_m: float = 1.0) -> float:
+    """Root of the mean over prompts of (share - target)^2 less its sampling variance; zero where chance explains it all.
+
+    raw, n, target: [prompts]. The mean square is unbiased, and a root mean square is never below the mean of |gap|.
+    """
+    raw, n = np.asarray(raw), np.asarray(n)
+    gap = (raw + a_m - 1) / (a_f + a_m - 1) - target
+    noise = raw * (1 - raw) / np.maximum(n - 1, 1) / (a_f + a_m - 1) ** 2
+    return float(np.sqrt(max(0.0, np.mean(gap**2 - noise))))
 
 
 def _targets(target, names) -> np.ndarray:

@@ -1,0 +1,116 @@
+"""The study's own exam: each figure with its interval, its bound, and whether it holds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from .readings import ambiguity_table, gap_table, group_table, share_table, within_sex_table
+from .resampling import Interval
+
+COLUMNS = ("figure", "arm", "judge", "value", "low", "high", "floor", "bound", "holds", "certain", "n")
+
+
+@dataclass(frozen=True)
+class Exam:
+    """Names of the arms and the bounds they are held to. Shares in [0, 1], points in percentage points."""
+
+    target: float = 76 / 166
+    conditional_targets: tuple[tuple[str, float], ...] = (("HGG", 38 / 101), ("LGG", 38 / 65))
+    base: str = "base"
+    tuned: str = "tuned"
+    conditional: str = "conditional"
+    base_gap_points: float = 20.0
+    gaps: tuple[tuple[str, float], ...] = (("guide", 0.03), ("auditor", 0.05), ("oracle", 0.05))
+    conditional_gap: float = 0.06
+    ambiguous_points: float = 3.0
+    anatomy: float = 0.2
+
+
+def verdict(figure: str, arm: str, judge: str, found: Interval, bound: float, n: int, at_least: bool = False,
+            floor: float = np.nan) -> dict:
+    """One row of the exam. `holds`: the estimate keeps the bound; `certain`: so does its whole interval."""
+    worst = found.low if at_least else found.high
+    keeps = (lambda value: value >= bound) if at_least else (lambda value: value <= bound)
+    values = (figure, arm, judge, found.estimate, found.low, found.high, floor, bound, bool(keeps(found.estimate)),
+              bool(keeps(worst)), n)
+    return dict(zip(COLUMNS, values))
+
+
+def magnitude(found: Interval) -> Interval:
+    """The interval of |x| from the interval of x."""
+    ends = sorted(map(abs, (found.low, found.high)))
+    return Interval(abs(found.estimate), 0.0 if 0 in found else ends[0], ends[1])
+
+
+def exam(readings: pd.DataFrame, slices: pd.DataFrame, rng: np.random.Generator, settings: Exam = Exam(), judges=None,
+         replicates: int = 500) -> pd.DataFrame:
+    """Every bound of the study that can be told from readings, over all seeds; one row each, columns `COLUMNS`.
+
+    Columns of `readings` and `slices`: see `fairlib.measures.readings`. judges: `{"guide": column, "auditor": ..., "oracle": ...}`.
+    Each seed's prompts are cells of their own, so gaps of opposite sign in two seeds do not cancel; `beyond chance` rows
+    take the noise of a finite number of images out of the same cells.
+    """
+    judges = judges or {name: name for name in ("guide", "auditor", "oracle")}
+    whole = [_base_share, _prompt_gaps, _conditional, _ambiguous, _anatomy]
+    rows = [row for part in whole for row in part(readings, slices, rng, settings, judges, replicates)]
+    return pd.DataFrame(rows, columns=list(COLUMNS))
+
+
+def _arm(readings, name) -> pd.DataFrame:
+    return readings[readings.arm == name]
+
+
+def _one(judges, name) -> dict[str, str]:
+    return {name: judges[name]}
+
+
+def _interval(row, name: str) -> Interval:
+    return Interval(row[name], row[f"{name}_low"], row[f"{name}_high"])
+
+
+def _base_share(readings, slices, rng, settings, judges, replicates) -> list[dict]:
+    row = share_table(_arm(readings, settings.base), slices, rng, _one(judges, "oracle"), ("arm",), replicates).iloc[0]
+    below = Interval(*(100 * (settings.target - row[name]) for name in ("corrected", "corrected_high", "corrected_low")))
+    return [verdict("female share below target, points", settings.base, "oracle", below, settings.base_gap_points, row.n, True)]
+
+
+def _prompt_gaps(readings, slices, rng, settings, judges, replicates) -> list[dict]:
+    rows = []
+    for arm in (settings.base, settings.tuned):
+        part = _arm(readings, arm)
+        cells = part.assign(prompt=part.prompt.astype(str) + " seed " + part.seed.astype(str))
+        table = gap_table(cells, slices, settings.target, rng, judges, ("arm",), replicates).set_index("judge")
+        for name, bound in settings.gaps:
+            row = table.loc[name]
+            chance = Interval(row.beyond_chance, np.nan, np.nan)
+            rows.append(verdict("mean gap over prompts", arm, name, _interval(row, "gap"), bound, row.n, floor=row.floor))
+            rows.append(verdict("gap beyond chance", arm, name, chance, bound, row.n))
+    return rows
+
+
+def _conditional(readings, slices, rng, settings, judges, replicates) -> list[dict]:
+    part = _arm(readings, settings.conditional)
+    if part.empty:
+        return []
+    table = group_table(part, slices, dict(settings.conditional_targets), rng, _one(judges, "auditor"), ("arm",), replicates)
+    return [verdict(f"gap to the share of {row['group']}", settings.conditional, "auditor", magnitude(
+        Interval(row.gap, row.share_low - row.target, row.share_high - row.target)), settings.conditional_gap, row.n)
+        for _, row in table.iterrows()]
+
+
+def _ambiguous(readings, slices, rng, settings, judges, replicates) -> list[dict]:
+    part = readings[readings.arm.isin([settings.base, settings.tuned])]
+    table = ambiguity_table(part, slices, rng, judges, ("arm",), replicates)
+    return [verdict("ambiguous images against test slices, points", row.arm, row.judge, magnitude(_interval(row, "points")),
+                    settings.ambiguous_points, row.n) for _, row in table.iterrows()]
+
+
+def _anatomy(readings, slices, rng, settings, judges, replicates) -> list[dict]:
+    part = readings[readings.arm.isin([settings.base, settings.tuned])]
+    table = within_sex_table(part, slices, rng, judges, ("arm",), replicates)
+    table = table[table.against == "truth"]
+    return [verdict(f"anatomy within {row.sex}, standardised difference", row.arm, row.judge,
+                    magnitude(_interval(row, "difference")), settings.anatomy, row.n) for _, row in table.iterrows()]
