@@ -59,7 +59,7 @@ clean:            ## delete what was built; keep the environment
 
 # uv when it can be had, since it installs in one minute what takes pip many; pip where uv finds no index.
 $(STAMP): requirements.lock pyproject.toml
-	$(SAY) "environment (once): about two minutes and 6 GB on Linux"
+	$(SAY) "environment (once): a few minutes, and 6 GB on Linux"
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or later is needed; name it: make PYTHON=/path/to/python"; exit 1; }
 	@test -x $(RUN) || $(PYTHON) -m venv .venv 2>/dev/null || uv venv --quiet --seed --python $(PYTHON) .venv \
 		|| { echo "$(PYTHON) cannot make an environment; install its venv package (Debian: python3-venv)"; exit 1; }

@@ -65,7 +65,7 @@ def test_conda_environment_is_the_same_one():
     environment = yaml.safe_load((ROOT / "environment.yml").read_text())
     assert environment["name"] == PROJECT["name"]
     [pip] = [entry["pip"] for entry in environment["dependencies"] if isinstance(entry, dict)]
-    assert pip == ["-r requirements.lock", "--no-deps -e ."], "all Python packages come from the lock"
+    assert pip == ["-r requirements.lock", "-e ."], "all Python packages come from the lock"
     conda = [entry for entry in environment["dependencies"] if isinstance(entry, str)]
     [python] = [entry.partition("=")[2] for entry in conda if entry.startswith("python=")]
     assert SpecifierSet(PROJECT["requires-python"]).contains(python)
