@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Sequence
 
 import pandas as pd
 
@@ -28,14 +28,16 @@ def read_name_mapping(path: str | Path) -> pd.DataFrame:
         raise DataError(f"{path}: no column BraTS_<year>_subject_ID; take name_mapping.csv from BraTS 2019 or 2020")
     tcga, grade = column(path, header, TCGA), column(path, header, "Grade")
     places = [header.index(year) for year in years]
-    long = [(row[place], row[tcga], row[grade]) for row in body for place in places if row[place].upper() not in MISSING]
+    long = [
+        (row[place], row[tcga], row[grade]) for row in body for place in places if row[place].upper() not in MISSING
+    ]
     table = pd.DataFrame(long, columns=["subject", "tcga", "grade"], dtype="string")
     refuse_twice(path, table["subject"])
     return table.assign(tcga=table["tcga"].where(~table["tcga"].str.upper().isin(MISSING)))
 
 
 def read_biotab(path: str | Path) -> pd.DataFrame:
-    """A TCGA biotab patient table (tab-separated, three header lines): columns tcga, sex ("F", "M", missing), age (years).
+    """A TCGA biotab patient table (tabs, three header lines): columns tcga, sex ("F", "M" or missing), age (years).
 
     Age is missing (NaN) where the table has no such column or no number. Raises `DataError` on a missing column, other
     header lines, another word for a sex, or a barcode that stands twice.
@@ -44,8 +46,12 @@ def read_biotab(path: str | Path) -> pd.DataFrame:
     header, body = rows[0], rows[3:]
     barcode, gender = column(path, header, "bcr_patient_barcode"), column(path, header, "gender")
     if len(rows) < 3 or any(row[gender].upper() in SEXES for row in rows[1:3]):
-        raise DataError(f"{path}: expected three header lines (names, alternates, CDE ids); take the biotab file as it is")
-    table = pd.DataFrame({"tcga": [row[barcode] for row in body], "sex": [_sex(path, row[gender]) for row in body]}, dtype="string")
+        raise DataError(
+            f"{path}: expected three header lines (names, alternates, CDE ids); take the biotab file as it is"
+        )
+    table = pd.DataFrame(
+        {"tcga": [row[barcode] for row in body], "sex": [_sex(path, row[gender]) for row in body]}, dtype="string"
+    )
     refuse_twice(path, table["tcga"])
     ages = [row[header.index(AGE)] for row in body] if AGE in header else [""] * len(body)
     return table.assign(age=pd.to_numeric(pd.Series(ages, dtype="str"), errors="coerce").astype(float))
@@ -62,7 +68,9 @@ def join_people(ids: Sequence[str], name_mapping: str | Path, clinical: Sequence
     patients = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=["tcga", "sex", "age"])
     refuse_twice(" and ".join(str(path) for path in clinical), patients["tcga"])
     if not any(subject in mapping.index for subject in ids):
-        raise DataError(f"{name_mapping}: holds none of the {len(ids)} subjects (such as {ids[0]}); is it of another release?")
+        raise DataError(
+            f"{name_mapping}: holds none of the {len(ids)} subjects (such as {ids[0]}); is it of another release?"
+        )
     found = {row.tcga: row for row in patients.itertuples()}
     table = pd.DataFrame([_person(subject, mapping, found) for subject in ids], columns=PEOPLE)
     return table.astype({"sex": "string", "tcga": "string", "age": float})
@@ -71,7 +79,7 @@ def join_people(ids: Sequence[str], name_mapping: str | Path, clinical: Sequence
 def grades(name_mapping: str | Path) -> dict[str, str]:
     """The grade ("HGG", "LGG") the map gives each id."""
     table = read_name_mapping(name_mapping)
-    return dict(zip(table["subject"], table["grade"]))
+    return dict(zip(table["subject"], table["grade"], strict=True))
 
 
 def _person(subject: str, mapping: pd.DataFrame, patients: dict) -> tuple:

@@ -52,12 +52,16 @@ def read_labels(
         raise CorruptScan(path, "labels are not whole numbers; was the map resampled? use nearest neighbour")
     found = set(np.flatnonzero(np.bincount(labels.ravel(), minlength=256)).tolist())
     if not found <= set(allowed):
-        raise CorruptScan(path, f"labels {sorted(found - set(allowed))} outside {sorted(allowed)}; map them to that set")
+        raise CorruptScan(
+            path, f"labels {sorted(found - set(allowed))} outside {sorted(allowed)}; map them to that set"
+        )
     return labels, affine
 
 
-def require_same_grid(path: str | Path, array: np.ndarray, affine: np.ndarray, shape: tuple, reference: np.ndarray) -> None:
-    """Raise `CorruptScan` unless this scan lies on the grid given by `shape` and the affine `reference` (to 0.01 mm)."""
+def require_same_grid(
+    path: str | Path, array: np.ndarray, affine: np.ndarray, shape: tuple, reference: np.ndarray
+) -> None:
+    """Raise `CorruptScan` unless this scan lies on the grid of `shape` and the affine `reference` (to 0.01 mm)."""
     if array.shape != tuple(shape):
         raise CorruptScan(path, f"shape {array.shape}, the subject's other scans {tuple(shape)}; resample to one grid")
     if not np.allclose(affine, reference, atol=1e-2, rtol=0):
@@ -69,7 +73,9 @@ def _read(path: Path, max_voxels: int) -> tuple[np.ndarray, float, float, np.nda
     header, shape, dtype, start = _header(path, raw, max_voxels)
     count = int(np.prod(shape))
     if len(raw) != start + count * dtype.itemsize:
-        raise CorruptScan(path, f"{len(raw)} bytes, its header promises {start + count * dtype.itemsize}; copy it again")
+        raise CorruptScan(
+            path, f"{len(raw)} bytes, its header promises {start + count * dtype.itemsize}; copy it again"
+        )
     data = np.frombuffer(raw, dtype, count, start).reshape(shape, order="F")
     return data, float(header["scl_slope"]), float(header["scl_inter"]), _affine(path, header)
 
@@ -90,13 +96,15 @@ def _contents(path: Path, max_voxels: int) -> bytes:
 
 
 def _gunzip(path: Path, packed: bytes, max_voxels: int) -> bytes:
-    """Unpack to the end of the stream, where CRC-32 and length are compared, but never more than the header promises."""
+    """Unpack to the end of the stream, where CRC-32 and length are compared, never more than the header promises."""
     again = "copy or compress it again"
     try:
         _, shape, dtype, start = _header(path, zlib.decompressobj(wbits=31).decompress(packed, DATA_START), max_voxels)
         promised = start + int(np.prod(shape)) * dtype.itemsize
         if promised > DEFLATE_LIMIT * len(packed):
-            raise CorruptScan(path, f"header promises {promised} bytes, more than {len(packed)} packed ones can hold; {again}")
+            raise CorruptScan(
+                path, f"header promises {promised} bytes, more than {len(packed)} packed ones can hold; {again}"
+            )
         stream = zlib.decompressobj(wbits=31)
         data = stream.decompress(packed, promised + 1)
     except zlib.error as error:
@@ -121,7 +129,9 @@ def _header(path: Path, raw: bytes, max_voxels: int) -> tuple[Nifti1Header, tupl
     if not (np.isfinite(start) and DATA_START <= start <= DATA_LATEST and start == int(start)):
         raise CorruptScan(path, f"data start at byte {start:g}; {remedy}")
     if not (np.isfinite(header["scl_slope"]) and np.isfinite(header["scl_inter"])):
-        raise CorruptScan(path, f"scale {header['scl_slope']} and offset {header['scl_inter']} are not finite; {remedy}")
+        raise CorruptScan(
+            path, f"scale {header['scl_slope']} and offset {header['scl_inter']} are not finite; {remedy}"
+        )
     return header, shape, dtype, int(start)
 
 
@@ -161,5 +171,7 @@ def _affine(path: Path, header: Nifti1Header) -> np.ndarray:
     if not (np.isfinite(affine).all() and np.isfinite(volume)):
         raise CorruptScan(path, f"affine holds NaN or infinity; {remedy}")
     if sizes.min() < VOXEL_MM[0] or sizes.max() > VOXEL_MM[1] or volume < 1e-3 * sizes.prod():
-        raise CorruptScan(path, f"affine is singular or its voxels of {sizes.round(4).tolist()} mm are not a scan's; {remedy}")
+        raise CorruptScan(
+            path, f"affine is singular or its voxels of {sizes.round(4).tolist()} mm are not a scan's; {remedy}"
+        )
     return affine

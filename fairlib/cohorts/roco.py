@@ -17,7 +17,20 @@ from .text_tables import column, read_rows, read_text, refuse_twice
 FEMALE = ("female", "females", "woman", "women", "girl", "girls", "lady", "ladies", "she", "her", "hers")
 MALE = ("male", "males", "man", "men", "boy", "boys", "gentleman", "gentlemen", "he", "him", "his")
 TRUTH = ("subject", "sex", "contrast", "grade", "side", "age")
-COLUMNS = ("subject", "sex", "grade", "contrast", "slice", "side", "caption", "age", "image", "split", "mentions_sex", "sex_in_caption")
+COLUMNS = (
+    "subject",
+    "sex",
+    "grade",
+    "contrast",
+    "slice",
+    "side",
+    "caption",
+    "age",
+    "image",
+    "split",
+    "mentions_sex",
+    "sex_in_caption",
+)
 MAX_PIXELS = 1 << 26
 
 
@@ -26,12 +39,14 @@ def read_roco(root: str | Path, split: str = "train", size: int = 128) -> Cohort
 
     `split`: "train", "validation" or "test". One row an image; columns as in a brain cohort, and split, mentions_sex
     (bool) and sex_in_caption ("F", "M", "both", "none"). `subject` is the article (PMC id) of `licences.txt` where that
-    file is there, else the image. Sex and the other truths come from `truth.csv` (phantoms only), else they are missing.
+    file is there, else the image. Sex and other truths come from `truth.csv` (phantoms only), else they are missing.
     Captions whose image was never fetched are listed in `excluded`. Raises `DataError` on another layout.
     """
     folder = _split_folder(Path(root), split) / "radiology"
     captions = _tabbed_captions(folder / "captions.txt")
-    return _cohort("roco", captions, folder / "images", split, size, _articles(folder / "licences.txt"), folder / "truth.csv")
+    return _cohort(
+        "roco", captions, folder / "images", split, size, _articles(folder / "licences.txt"), folder / "truth.csv"
+    )
 
 
 def read_rocov2(root: str | Path, split: str = "train", size: int = 128) -> Cohort:
@@ -47,7 +62,7 @@ def read_rocov2(root: str | Path, split: str = "train", size: int = 128) -> Coho
 
 
 def sex_in_caption(caption: str) -> str:
-    """"F", "M", "both" or "none": whether whole words of a caption name a sex ("HER-2" is not one)."""
+    """ "F", "M", "both" or "none": whether whole words of a caption name a sex ("HER-2" is not one)."""
     return {(True, False): "F", (False, True): "M", (True, True): "both"}.get(
         (bool(_FEMALE.search(caption)), bool(_MALE.search(caption))), "none"
     )
@@ -66,8 +81,12 @@ def read_picture(path: Path, size: int) -> np.ndarray:
                 raise DataError(f"{path}: {picture.width} x {picture.height} pixels; make it smaller")
             grey = picture.convert("L")
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise error if isinstance(error, DataError) else DataError(
-            f"{path}: cannot be decoded ({error}); fetch it again or delete it, then it is counted as missing"
+        raise (
+            error
+            if isinstance(error, DataError)
+            else DataError(
+                f"{path}: cannot be decoded ({error}); fetch it again or delete it, then it is counted as missing"
+            )
         ) from error
     side = max(grey.size)
     square = Image.new("L", (side, side))
@@ -92,7 +111,9 @@ class _PictureReader:
         return read_picture(self.folder / f"{key}.jpg", self.size)
 
 
-def _cohort(name: str, captions: dict[str, str], images: Path, split: str, size: int, articles: dict, truth: Path) -> Cohort:
+def _cohort(
+    name: str, captions: dict[str, str], images: Path, split: str, size: int, articles: dict, truth: Path
+) -> Cohort:
     kept, lost = {}, []
     present = {path.stem for path in images.glob("*.jpg")}
     for key, text in captions.items():
@@ -133,7 +154,7 @@ def _with_truth(table: pd.DataFrame, path: Path) -> pd.DataFrame:
         table[name] = truth[name].to_numpy()
     table["subject"] = truth["subject"].fillna(pd.Series(table["subject"].to_numpy(), truth.index)).to_numpy()
     table["age"] = pd.to_numeric(truth["age"], errors="coerce").to_numpy(dtype=float, na_value=np.nan)
-    return table.astype({name: "string" for name in ("sex", "contrast", "grade", "side")})
+    return table.astype(dict.fromkeys(("sex", "contrast", "grade", "side"), "string"))
 
 
 def _split_folder(root: Path, split: str) -> Path:

@@ -1,10 +1,10 @@
-"""Pictures kept once drawn: on disk (one safetensors file a subject) or in memory, so that no volume is opened twice."""
+"""Pictures kept once drawn, on disk (one safetensors file a subject) or in memory: no volume is opened twice."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Callable, Iterable
 
 import numpy as np
 
@@ -66,12 +66,15 @@ def _save(path: Path, slices: SubjectSlices) -> SubjectSlices:
     import torch
 
     sides = [SIDES.index(side) for side in slices.side]
-    write_tensors(path, {
-        "images": torch.from_numpy(slices.images),
-        "index": torch.tensor(slices.index),
-        "side": torch.tensor(sides),
-        "cropped": torch.tensor(slices.cropped),
-    })
+    write_tensors(
+        path,
+        {
+            "images": torch.from_numpy(slices.images),
+            "index": torch.tensor(slices.index),
+            "side": torch.tensor(sides),
+            "cropped": torch.tensor(slices.cropped),
+        },
+    )
     return slices
 
 

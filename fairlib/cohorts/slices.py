@@ -17,10 +17,11 @@ SIDES = ("none", "left", "right")
 class SliceSettings:
     """How slices are chosen and drawn.
 
-    size: pixels a side. field_of_view_mm: width of the picture; a pixel is field_of_view_mm / size for everybody, because
-    the size of a brain carries sex and may not be scaled away. slices_per_subject: at most so many. minimum_area: share
-    of the subject's largest brain area a slice must show. minimum_gap_mm: least distance between chosen slices.
-    minimum_tumour_mm2: below it a slice counts as one without tumour. clip_percentiles: of the brain of the whole volume.
+    size: pixels a side. field_of_view_mm: width of the picture; a pixel is field_of_view_mm / size for everybody,
+    because the size of a brain carries sex and may not be scaled away. slices_per_subject: at most so many.
+    minimum_area: share of the subject's largest brain area a slice must show. minimum_gap_mm: least distance between
+    chosen slices. minimum_tumour_mm2: below it a slice counts as one without tumour. clip_percentiles: grey limits,
+    of the brain of the whole volume.
     """
 
     size: int = 128
@@ -33,19 +34,26 @@ class SliceSettings:
 
     def __post_init__(self):
         if self.size < 8 or self.slices_per_subject < 1 or self.field_of_view_mm <= 0:
-            raise SettingsError(f"{self}: size must be at least 8, slices_per_subject at least 1, field_of_view_mm positive")
+            raise SettingsError(
+                f"{self}: size must be at least 8, slices_per_subject at least 1, field_of_view_mm positive"
+            )
         if not 0 < self.minimum_area <= 1 or self.minimum_gap_mm < 0 or self.minimum_tumour_mm2 < 0:
-            raise SettingsError(f"{self}: minimum_area must lie in (0, 1], minimum_gap_mm and minimum_tumour_mm2 above 0")
+            raise SettingsError(
+                f"{self}: minimum_area must lie in (0, 1], minimum_gap_mm and minimum_tumour_mm2 above 0"
+            )
         if len(self.clip_percentiles) != 2 or not 0 <= self.clip_percentiles[0] < self.clip_percentiles[1] <= 100:
             raise SettingsError(f"{self}: clip_percentiles must be two growing numbers from 0 to 100")
+
+
+STANDARD = SliceSettings()
 
 
 @dataclass(frozen=True, eq=False)
 class SubjectSlices:
     """The pictures of one subject.
 
-    images: float32 [n, contrasts, size, size] in [-1, 1]; index: axial index of each slice, counted from the feet in RAS
-    order; side: "left", "right" (the patient's) or "none" for each; cropped: whether the brain exceeds the picture.
+    images: float32 [n, contrasts, size, size] in [-1, 1]; index: axial index of each slice, from the feet up;
+    side: "left", "right" (the patient's) or "none" for each; cropped: whether the brain exceeds the picture.
     """
 
     images: np.ndarray
@@ -62,7 +70,7 @@ def extract(
     Raises `DataError` when a volume shows nothing. The picture is centred on the bounding box of the whole brain.
     """
     names, volumes = list(volumes), [to_canonical(volume, affine)[0] for volume in volumes.values()]
-    for name, volume in zip(names, volumes):
+    for name, volume in zip(names, volumes, strict=True):
         if not volume.any():
             raise DataError(f"the {name} volume shows no brain: every voxel is 0; export it again")
     tumour, sizes = to_canonical(labels, affine)
@@ -121,8 +129,8 @@ def normalise(volume: np.ndarray, index: list[int], percentiles: tuple[float, ..
 def resampling(n: int, spacing: float, centre: float, settings: SliceSettings) -> np.ndarray:
     """The [size, n] matrix that takes one axis of `n` voxels to pixels: bilinear, averaging over area when it shrinks.
 
-    The picture starts on the edge of the voxel that best puts `centre` (in voxels) into its middle, so that a grid which
-    is already right is copied, not blurred. Beyond the volume there is background.
+    The picture starts on the edge of the voxel that best puts `centre` (in voxels) into its middle, so that a grid
+    which is already right is copied, not blurred. Beyond the volume there is background.
     """
     step = settings.field_of_view_mm / settings.size / spacing  # voxels a pixel
     start = np.floor(centre + 1 - settings.size * step / 2)
@@ -147,7 +155,7 @@ def draw(grey: np.ndarray, across: np.ndarray, along: np.ndarray) -> np.ndarray:
 
 
 def side_of(tumour: np.ndarray, midline: float, sizes: np.ndarray, minimum_mm2: float) -> str:
-    """The patient's side that holds most of the tumour of one RAS slice; "none" below `minimum_mm2` (or without any)."""
+    """The patient's side that holds most of the tumour of a RAS slice; "none" below `minimum_mm2` or without any."""
     count = tumour.sum(axis=1)
     if not count.any() or count.sum() * sizes[0] * sizes[1] < minimum_mm2:
         return "none"

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import math
-from typing import Sequence
+from collections.abc import Sequence
 
 import pandas as pd
 
 from ..errors import DataError, SettingsError
 
 
-def split_subjects(people: pd.DataFrame, fractions: dict[str, float], seed: int, stratify: Sequence[str]) -> dict[str, str]:
+def split_subjects(
+    people: pd.DataFrame, fractions: dict[str, float], seed: int, stratify: Sequence[str]
+) -> dict[str, str]:
     """Give each subject of `people` (columns `subject` and `stratify`) one of the parts named in `fractions`.
 
     Subjects are ordered by a hash of seed and id, so neither the order of rows nor the other people matter to it.
@@ -64,8 +66,11 @@ def _order(seed: int, subject: str) -> bytes:
 
 
 def _too_few(stratify: Sequence[str], stratum, subjects: list[str], fractions: dict[str, float]) -> str:
-    values = stratum if isinstance(stratum, tuple) else (stratum,)
-    name = ", ".join(f"{column}={value}" for column, value in zip(stratify, values)) or "the cohort"
+    name = (
+        ", ".join(f"{column}={value}" for column, value in zip(stratify, stratum, strict=True))
+        if stratify
+        else "the cohort"
+    )
     return (
         f"{name}: {len(subjects)} subject(s) ({', '.join(subjects[:5])}) cannot give each of {list(fractions)} one; "
         "use fewer parts, stratify by less, or leave the subgroup out (with_known_sex() drops those without a sex)"

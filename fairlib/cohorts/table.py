@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import NormalDist
-from typing import Callable, Hashable, Sequence
 
 import numpy as np
 import pandas as pd
@@ -29,7 +29,7 @@ class Cohort:
 
     table: one row per image, with at least `subject`, `sex` ("F", "M" or missing) and `image` (the reader's key);
     brain cohorts add grade, contrast, slice, side, caption, age (years). Its index is always 0..N-1.
-    reader: key -> float32 [H, W] in [-1, 1], row 0 anterior, column 0 the patient's right. Nothing is read before `load`.
+    reader: key -> float32 [H, W] in [-1, 1], row 0 anterior, column 0 the patient's right; only `load` reads.
     excluded: what was left out; notes: what was kept but wants a word (columns item, reason, detail).
     Raises `DataError` on a missing column, another word for a sex, or an image named twice.
     """
@@ -75,7 +75,9 @@ class Cohort:
         people = self.table[["subject", *columns]].drop_duplicates()
         twice = people.loc[people["subject"].duplicated(), "subject"]
         if len(twice):
-            raise DataError(f"{self.name}: subject {twice.iloc[0]!r} has several values of {columns}; correct the table")
+            raise DataError(
+                f"{self.name}: subject {twice.iloc[0]!r} has several values of {columns}; correct the table"
+            )
         counts = self.table["subject"].value_counts().rename("images")
         return people.merge(counts, left_on="subject", right_index=True).sort_values("subject", ignore_index=True)
 
@@ -83,12 +85,14 @@ class Cohort:
         """Only the subjects whose sex is known; the others are listed in `excluded`."""
         unknown = self.table["sex"].isna()
         ids = sorted(self.table.loc[unknown, "subject"].unique())
-        why = dict(zip(self.notes["item"], self.notes["reason"]))
+        why = dict(zip(self.notes["item"], self.notes["reason"], strict=True))
         lost = report([(subject, "sex unknown", why.get(subject, "")) for subject in ids])
         return replace(self.select(~unknown), excluded=pd.concat([self.excluded, lost], ignore_index=True))
 
-    def split(self, fractions: dict[str, float], seed: int, stratify: Sequence[str] = ("sex", "grade")) -> dict[str, Cohort]:
-        """Disjoint cohorts by subject, stratified: within each stratum every part is within one subject of its fraction.
+    def split(
+        self, fractions: dict[str, float], seed: int, stratify: Sequence[str] = ("sex", "grade")
+    ) -> dict[str, Cohort]:
+        """Disjoint cohorts by subject, stratified: in each stratum every part is within one subject of its fraction.
 
         The same for the same seed whatever the order of rows. Raises `SettingsError` when the fractions do not sum to
         one, `DataError` naming the stratum when it holds too few subjects to give every part at least one.
@@ -100,8 +104,8 @@ class Cohort:
     def shares(self, by: str | Sequence[str] | None = None, unit: str = "subject") -> pd.DataFrame:
         """Female share with a 95 % Wilson interval, one row per group of `by` (one row in all when None).
 
-        Columns: those of `by`, then female, n (known sex, counted in `unit`: "subject" or "image"), unknown, share, low,
-        high. Images of one subject are not independent, so the interval for images uses Kish's effective number of
+        Columns: those of `by`, then female, n (known sex, in `unit` "subject" or "image"), unknown, share, low, high.
+        Images of one subject are not independent, so the interval for images uses Kish's effective number of
         subjects, (sum w)^2 / sum w^2 with w the images of each.
         """
         by = [] if by is None else [by] if isinstance(by, str) else list(by)
@@ -111,9 +115,12 @@ class Cohort:
         table = self.table.drop_duplicates(["subject", "sex", *by]) if unit == "subject" else self.table
         if not by:
             return pd.DataFrame([_share(table)])
-        return pd.DataFrame([
-            {**dict(zip(by, values)), **_share(group)} for values, group in table.groupby(by, dropna=False, sort=True)
-        ])
+        return pd.DataFrame(
+            [
+                {**dict(zip(by, values, strict=True)), **_share(group)}
+                for values, group in table.groupby(by, dropna=False, sort=True)
+            ]
+        )
 
 
 def wilson(successes: float, n: float, confidence: float = 0.95) -> tuple[float, float]:
@@ -166,7 +173,7 @@ def _positions(rows, n: int) -> np.ndarray:
         if len(rows) != n:
             raise DataError(f"the mask has {len(rows)} entries, the cohort {n} rows; make it from this cohort's table")
         return np.flatnonzero(rows)
-    if rows.ndim != 1 or rows.dtype.kind not in "iu" or (len(rows) and not (0 <= rows.min() and rows.max() < n)):
+    if rows.ndim != 1 or rows.dtype.kind not in "iu" or (len(rows) and not (rows.min() >= 0 and rows.max() < n)):
         raise DataError(f"rows must be a boolean mask or positions from 0 to {n - 1}")
     return rows
 
@@ -177,6 +184,6 @@ def _stack(name: str, images: list[np.ndarray]) -> torch.Tensor:
         raise DataError(f"{name}: images of several shapes {sorted(shapes)}; read the cohort with one size")
     stack = torch.from_numpy(np.stack(images)[:, None].astype(np.float32, copy=False))
     low, high = float(stack.min()), float(stack.max())
-    if not (-1 <= low and high <= 1):
+    if not (low >= -1 and high <= 1):
         raise DataError(f"{name}: image values reach from {low} to {high}; the reader must return [-1, 1]")
     return stack

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import csv
 import io
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Iterable
 
 from ..errors import DataError
 from ..settings import unknown_key
@@ -32,7 +32,9 @@ def read_rows(path: str | Path, delimiter: str = ",") -> list[list[str]]:
         raise DataError(f"{path}: is empty; take the file from its release again")
     for number, row in enumerate(rows, 1):
         if len(row) != len(rows[0]):
-            raise DataError(f"{path}: row {number} has {len(row)} cells, the header {len(rows[0])}; take the file again")
+            raise DataError(
+                f"{path}: row {number} has {len(row)} cells, the header {len(rows[0])}; take the file again"
+            )
     return rows
 
 

@@ -55,16 +55,20 @@ def write_mapping(path: Path, people=PEOPLE, year: int = 2019) -> Path:
     years = [2017, 2018, 2019, *([2020] if year == 2020 else [])]
     header = ["Grade", "BraTS_2017_subject_ID", "BraTS_2018_subject_ID", "TCGA_TCIA_subject_ID"]
     header += [f"BraTS_{y}_subject_ID" for y in years[2:]]
-    rows = [[grade, "NA", subject, tcga, *[subject.replace("Brats18", f"BraTS{y % 100}") for y in years[2:]]]
-            for subject, grade, tcga, *_ in people]
+    rows = [
+        [grade, "NA", subject, tcga, *[subject.replace("Brats18", f"BraTS{y % 100}") for y in years[2:]]]
+        for subject, grade, tcga, *_ in people
+    ]
     path.write_text("\n".join(",".join(row) for row in [header, *rows]) + "\n")
     return path
 
 
 def write_biotab(path: Path, people=PEOPLE) -> Path:
-    lines = ["bcr_patient_uuid\tbcr_patient_barcode\tgender\tbirth_days_to\tage_at_initial_pathologic_diagnosis",
-             "bcr_patient_uuid\tbcr_patient_barcode\tgender\tdays_to_birth\tage_at_initial_pathologic_diagnosis",
-             "CDE_ID:\tCDE_ID:2673794\tCDE_ID:2200604\tCDE_ID:3008233\tCDE_ID:2006657"]
+    lines = [
+        "bcr_patient_uuid\tbcr_patient_barcode\tgender\tbirth_days_to\tage_at_initial_pathologic_diagnosis",
+        "bcr_patient_uuid\tbcr_patient_barcode\tgender\tdays_to_birth\tage_at_initial_pathologic_diagnosis",
+        "CDE_ID:\tCDE_ID:2673794\tCDE_ID:2200604\tCDE_ID:3008233\tCDE_ID:2006657",
+    ]
     lines += [f"u{i}\t{tcga}\t{sex}\t-1\t{age}" for i, (_, _, tcga, sex, age) in enumerate(people) if sex]
     path.write_text("\n".join(lines) + "\n")
     return path

@@ -125,10 +125,15 @@ def test_broken_gzip_streams_are_refused(tmp_path, raw):
     packed = gzip.compress(raw, mtime=0)
     crc = packed[:-8] + struct.pack("<I", zlib.crc32(raw) ^ 1) + packed[-4:]
     cases = [
-        (crc, "broken gzip"), (packed[:-8], "checksum is missing"), (packed[:-1], "checksum is missing"),
-        (packed[: len(packed) // 2], "checksum is missing"), (packed + b"\0" * 8, "after the end"),
-        (packed + packed, "after the end"), (raw, "broken gzip"),
-        (gzip.compress(raw[:-2]), "header promises"), (gzip.compress(raw + b"\0" * 9), "more than"),
+        (crc, "broken gzip"),
+        (packed[:-8], "checksum is missing"),
+        (packed[:-1], "checksum is missing"),
+        (packed[: len(packed) // 2], "checksum is missing"),
+        (packed + b"\0" * 8, "after the end"),
+        (packed + packed, "after the end"),
+        (raw, "broken gzip"),
+        (gzip.compress(raw[:-2]), "header promises"),
+        (gzip.compress(raw + b"\0" * 9), "more than"),
     ]
     for number, (data, message) in enumerate(cases):
         path = tmp_path / f"{number}.nii.gz"
@@ -214,7 +219,12 @@ def test_500_injured_headers_give_a_sane_scan_or_one_error(tmp_path, raw):
 
 @pytest.mark.parametrize(
     ("values", "dtype", "message"),
-    [([0, 3], "u1", r"\[3\] outside"), ([-1, 0], "i2", "reach from -1"), ([0, 1.5], "f4", "whole"), ([0, 900], "i2", "900")],
+    [
+        ([0, 3], "u1", r"\[3\] outside"),
+        ([-1, 0], "i2", "reach from -1"),
+        ([0, 1.5], "f4", "whole"),
+        ([0, 900], "i2", "900"),
+    ],
 )
 def test_labels_outside_the_set_are_refused(tmp_path, values, dtype, message):
     data = np.zeros((4, 4, 4), dtype)

@@ -78,6 +78,13 @@ def test_a_subgroup_too_small_to_split_is_named(make_cohort):
         cohort.split(PARTS, seed=0)
 
 
+def test_without_strata_the_whole_cohort_is_split(make_cohort):
+    parts = make_cohort(REAL).split(PARTS, seed=0, stratify=())
+    assert [len(part) for part in parts.values()] == [100, 33, 33]
+    with pytest.raises(DataError, match=r"the cohort: 2 subject"):
+        make_cohort({("F", "HGG"): 2}).split(PARTS, seed=0, stratify=())
+
+
 def test_unknown_sex_is_a_stratum_of_its_own(make_cohort):
     cohort = make_cohort({**REAL, ("", "HGG"): 1})
     with pytest.raises(DataError, match=r"sex=unknown.*with_known_sex"):
