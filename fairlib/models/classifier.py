@@ -114,10 +114,11 @@ def fit_classifier(classifier: SexClassifier, images: Tensor, labels: Tensor, se
     classifier.eval()
 
 
-def augment(images: Tensor, chance: torch.Generator) -> Tensor:
+def augment(images: Tensor, chance: torch.Generator, mirror: bool = True) -> Tensor:
     """Mirror, shift by up to 5 pixels, change contrast, blur and add noise; never scale: size carries sex."""
     n = len(images)
-    images = torch.where(torch.rand(n, 1, 1, 1, generator=chance) < 0.5, images.flip(-1), images)
+    if mirror:
+        images = torch.where(torch.rand(n, 1, 1, 1, generator=chance) < 0.5, images.flip(-1), images)
     shifts = torch.randint(-5, 6, (n, 2), generator=chance).tolist()
     images = torch.stack([image.roll(tuple(shift), dims=(-2, -1)) for image, shift in zip(images, shifts, strict=True)])
     gamma = torch.exp(0.25 * torch.randn(n, 1, 1, 1, generator=chance))

@@ -107,7 +107,9 @@ class Generator:
         if check and (folder / "manifest.json").is_file():
             check_hashes(folder)
         pipeline = StableDiffusionPipeline.from_pretrained(folder, local_files_only=True, use_safetensors=True,
-                                                           safety_checker=None).to(dtype=torch.float32)
+                                                           safety_checker=None)
+        for part in (pipeline.vae, pipeline.text_encoder, pipeline.unet):
+            part.float()
         pipeline.set_progress_bar_config(disable=True)
         return cls(pipeline, device)
 
@@ -174,4 +176,7 @@ def check_hashes(folder: str | Path) -> None:
 
 def save_pipeline(folder: str | Path, pipeline) -> None:
     """Write the pipeline's own folder layout with fp16 safetensors; the pipeline itself stays as it is."""
-    copy.deepcopy(pipeline).to(dtype=torch.float16).save_pretrained(folder, safe_serialization=True)
+    twin = copy.deepcopy(pipeline)
+    for part in (twin.vae, twin.text_encoder, twin.unet):
+        part.half()
+    twin.save_pretrained(folder, safe_serialization=True)

@@ -43,9 +43,9 @@ def _write_brats(out: Path, settings: BrainSettings, progress) -> None:
     work.rename(out / "brats")
 
 
-def training_cohort(study: Study) -> Cohort:
-    """A ROCO-shaped sample of what the generator was trained on (the first slices of its recipe)."""
-    settings = RadiologySettings(slices=study.radiology, validation=0, effect=study.effect)
+def training_cohort(study: Study, seed: int = RadiologySettings.seed) -> Cohort:
+    """A ROCO-shaped sample; with the default seed, the first slices that the generator was trained on."""
+    settings = RadiologySettings(slices=study.radiology, validation=0, effect=study.effect, seed=seed)
     folder = stage(None, "phantom-roco", settings, [],
                    lambda out, progress: write_roco(out / "roco", settings,
                                                     lambda rows: progress.track(rows, len(rows), "synthetic slices")),
@@ -58,11 +58,13 @@ def splits(study: Study) -> dict[str, Cohort]:
     return brain_cohort(study).with_known_sex().split(FRACTIONS, seed=study.split_seed)
 
 
-def target_share(study: Study) -> dict[str, float]:
-    """The female share asked of each prompt group (grade), counted in subjects of the whole cohort."""
-    known = brain_cohort(study).with_known_sex()
-    people = known.table.drop_duplicates("subject")
+def target_share(study: Study, target: str = "marginal") -> dict[str, float]:
+    """The female share asked of each prompt group (grade), counted in subjects of the whole cohort.
+
+    "marginal": the cohort's share for every prompt; "conditional": each grade its own.
+    """
+    people = brain_cohort(study).with_known_sex().by_subject(("sex", "grade"))
     overall = float((people.sex == "F").mean())
-    if study.target == "marginal":
+    if target == "marginal":
         return {"HGG": overall, "LGG": overall}
     return {grade: float((rows.sex == "F").mean()) for grade, rows in people.groupby("grade")}

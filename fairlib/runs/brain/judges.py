@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...measures.oracle import AnatomyOracle, load_oracle, save_oracle
+from ...measures.oracle import AnatomyOracle, fit_oracle
 from ...models.classifier import (ClassifierSettings, SexClassifier, calibrate, class_accuracies, fit_classifier,
                                   load_classifier, predict, save_classifier)
 from ..manifest import code_digest, content_digest
@@ -30,7 +30,8 @@ class Judges:
         """Probability of female by every judge, and the oracle's measurement of size; arrays [N]."""
         found = {f"guide_{name}": predict(guide, images).sigmoid().numpy() for name, guide in self.guides.items()}
         found["auditor"] = predict(self.auditor, images).sigmoid().numpy()
-        return found | self.oracle.read(images, contrasts)
+        measured = self.oracle.read(images.numpy(), contrasts)
+        return found | {"oracle": measured.p_female.to_numpy(), "extent_mm": measured.extent_mm.to_numpy()}
 
 
 def classifier_settings(study: Study) -> dict[str, ClassifierSettings]:
@@ -47,7 +48,7 @@ def fit_judges(study: Study) -> Judges:
     classifiers = {name: load_classifier(_fit(study, name, settings))
                    for name, settings in classifier_settings(study).items()}
     auditor = classifiers.pop("auditor")
-    return Judges(classifiers, auditor, load_oracle(_fit_oracle(study) / "oracle.json"))
+    return Judges(classifiers, auditor, AnatomyOracle.load(_fit_oracle(study) / "oracle.json"))
 
 
 def _data_key(study: Study) -> list[str]:
@@ -76,9 +77,8 @@ def _fit_oracle(study: Study) -> Path:
     def build(out: Path, progress) -> None:
         part = splits(study)["auditor"]
         progress.say(f"measuring {len(part)} slices")
-        oracle = AnatomyOracle.fit(part.load(), list(part.table.contrast), part.labels().numpy(),
-                                   subjects=part.table.subject.to_numpy())
-        save_oracle(out / "oracle.json", oracle)
+        oracle = fit_oracle(part.load().numpy(), part.labels().numpy(), list(part.table.contrast))
+        oracle.save(out / "oracle.json")
 
     return stage(None, "oracle", {}, _data_key(study), build, code=code_digest("measures/anatomy.py", "measures/oracle.py"))
 

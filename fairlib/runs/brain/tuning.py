@@ -22,7 +22,7 @@ from .judges import Judges
 from .settings import Study, arm_settings
 
 
-def targets_of(study: Study, guide) -> list[Target]:
+def targets_of(study: Study, guide, target: str = "marginal") -> list[Target]:
     """The target of each evaluation prompt: the guide's logits on slices it was not fitted on, of the same contrast.
 
     Images of one contrast and grade are ranked together; the female share is that of the study's target.
@@ -30,7 +30,7 @@ def targets_of(study: Study, guide) -> list[Target]:
     part = splits(study)["auditor"]
     logits = predict(guide, part.load()).numpy()
     table = part.table.assign(logit=logits)
-    shares = target_share(study)
+    shares = target_share(study, target)
     return [_target(table, prompt, shares[prompt.group]) for prompt in EVALUATION_PROMPTS]
 
 
@@ -43,7 +43,7 @@ def _target(table: pd.DataFrame, prompt, share: float) -> Target:
 def tune_arm(study: Study, judges: Judges, judges_key: list[str], arm: str, seed: int, every: int = 10,
              **changes) -> Path:
     """The stage folder of a tuned denoiser (`denoiser.safetensors`, EMA weights) and its `history.csv`."""
-    guide_name, settings = arm_settings(study, arm, seed, **changes)
+    chosen, settings = arm_settings(study, arm, seed, **changes)
 
     def build(out: Path, progress) -> None:
         generator = Generator.load(study.weights)
@@ -53,9 +53,9 @@ def tune_arm(study: Study, judges: Judges, judges_key: list[str], arm: str, seed
         log = out / "working" / "history.csv"
         rows = pd.read_csv(log).to_dict("records") if state is not None else []
         rows = rows[: state.step] if state is not None else rows
-        guide = judges.guides[guide_name]
+        guide = judges.guides[chosen.guide]
         steps = tune(generator, guide, clip.embed_images, [p.text for p in EVALUATION_PROMPTS],
-                     targets_of(study, guide), settings, state=state)
+                     targets_of(study, guide, chosen.target), settings, state=state)
         for step in progress.track(steps, settings.steps, f"tuning {arm}, seed {seed}", done=len(rows)):
             rows.append(_row(step))
             state = step.state
@@ -66,7 +66,7 @@ def tune_arm(study: Study, judges: Judges, judges_key: list[str], arm: str, seed
             write_tensors(out / "denoiser.safetensors", {n: p.half() for n, p in generator.trainable_parameters().items()})
         write_bytes(out / "history.csv", pd.DataFrame(rows).to_csv(index=False).encode())
 
-    return stage(None, f"tuned-{arm}", {"settings": to_dict(settings), "target": study.target},
+    return stage(None, f"tuned-{arm}", {"settings": to_dict(settings), "guide": chosen.guide, "target": chosen.target},
                  [*judges_key, base_digest(study)], build, code=code_digest("methods", "losses.py", "models/solvers.py"))
 
 

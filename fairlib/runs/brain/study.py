@@ -1,0 +1,150 @@
+"""The whole study over seeds: every arm tuned, sampled, read by every judge, and written down.
+
+`python -m fairlib study` makes `results/brain`: readings of every image, so that anyone can recompute every share.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from ...cohorts.captions import EVALUATION_PROMPTS, FIDELITY_PROMPTS
+from ...files import write_bytes, write_json
+from ...measures.quality import mmd_difference, mmd_interval
+from ...models.attributes import (CLASSES, AttributeClassifier, codes, fit_attributes, load_attributes, read_attributes,
+                                  save_attributes)
+from ...models.clip import load_clip
+from ...models.generator import Generator
+from ...models.training import FitSettings
+from ...settings import to_dict
+from ..manifest import code_digest, commit, content_digest, device, versions
+from ..places import repository
+from ..stages import stage
+from .cohorts import splits, training_cohort
+from .judges import Judges, fit_judges, judges_digest
+from .readings import arm_readings, generate, prompts_of, read_images, to_images
+from .settings import ARMS, Study
+from .tuning import base_digest, history, tune_arm, tuned_generator
+
+SLICE_COLUMNS = ["subject", "sex", "grade", "contrast", "side"]
+
+
+def slice_readings(study: Study, judges: Judges, judges_key: list[str]) -> pd.DataFrame:
+    """What every judge says of the test slices: one row a slice, with its subject and true sex."""
+
+    def build(out: Path, progress) -> None:
+        test = splits(study)["test"]
+        progress.say(f"reading {len(test)} test slices")
+        table = test.table[SLICE_COLUMNS].reset_index(drop=True)
+        readings = judges.read(test.load(), list(table.contrast))
+        table = table.assign(**{name: np.round(values, 5) for name, values in readings.items()})
+        write_bytes(out / "slices.csv", table.to_csv(index=False).encode())
+
+    folder = stage(None, "slice-readings", {}, judges_key, build, code=code_digest("measures/anatomy.py"))
+    return pd.read_csv(folder / "slices.csv", keep_default_na=False, na_values=[""])
+
+
+def attributes(study: Study) -> AttributeClassifier:
+    """The classifier of contrast, grade and side, fitted on synthetic radiology slices other than the generator's."""
+    settings = FitSettings(steps=study.judge_steps, batch_size=48, learning_rate=2e-3, weight_decay=1e-2, ema_decay=0.99, seed=21)
+
+    def build(out: Path, progress) -> None:
+        cohort = training_cohort(study, seed=31)
+        images = ((cohort.load() + 1) * 127.5).round().to(torch.uint8)
+        torch.manual_seed(settings.seed)
+        classifier = AttributeClassifier()
+        steps = fit_attributes(classifier, images, codes(cohort.table), settings)
+        for _ in progress.track(steps, settings.steps, "attributes"):
+            pass
+        save_attributes(out, classifier)
+
+    return load_attributes(stage(None, "attributes", settings, [study.effect, str(study.radiology)], build,
+                                 code=code_digest("models/attributes.py", "models/training.py", "cohorts/phantoms")))
+
+
+def fidelity(study: Study, classifier: AttributeClassifier, generator: Generator, seed: int, images: int) -> dict[str, float]:
+    """Shares of `images` images that show the contrast, tumour, side and grade their prompt asked for."""
+    prompts = prompts_of(images, FIDELITY_PROMPTS)
+    drawn = generate(generator, study, 900 + seed, images, FIDELITY_PROMPTS)
+    seen, _ = read_attributes(classifier, to_images(drawn))
+    asked = pd.DataFrame({name: [getattr(p, name) for p in prompts] for name in CLASSES})
+    ill = asked.grade != "none"
+    return {"contrast": float((seen.contrast == asked.contrast).mean()),
+            "tumour": float(((seen.grade != "none") == ill).mean()),
+            "side": float((seen.side == asked.side)[ill].mean()), "grade": float((seen.grade == asked.grade)[ill].mean())}
+
+
+def consistency(clip, guide, images: Tensor, base: Tensor) -> dict[str, float]:
+    """Mean CLIP cosine to the same-noise original, over all images and over those whose class stays."""
+    with torch.no_grad():
+        now, before = to_images(images), to_images(base)
+        cosine = torch.cat([(clip.embed_images(a) * clip.embed_images(b)).sum(-1)
+                            for a, b in zip(now.split(50), before.split(50), strict=True)])
+        stays = torch.cat([(guide(a) > 0) == (guide(b) > 0) for a, b in zip(now.split(50), before.split(50), strict=True)])
+    return {"cosine": float(cosine.mean()), "cosine_kept": float(cosine[stays].mean()), "kept": float(stays.float().mean())}
+
+
+def run_study(study: Study, arms: list[str], seeds: list[int], out: Path | None = None, fidelity_images: int = 240, **changes) -> Path:
+    """Tune, sample, read and measure every arm at every seed; write the tables after every seed. Returns their folder."""
+    out = out or repository() / "results" / "brain"
+    judges, key = fit_judges(study), judges_digest(study)
+    base, clip, seen = Generator.load(study.weights), load_clip(study.clip), attributes(study)
+    slices = slice_readings(study, judges, key)
+    test = splits(study)["test"]
+    target = _features(seen, test.load()), test.table.subject.to_numpy(str)
+    tables: dict[str, list] = {"readings": [], "measures": [], "history": []}
+    for seed in seeds:
+        original = None
+        for arm in ["base", *arms]:
+            folder = None if arm == "base" else tune_arm(study, judges, key, arm, seed, **changes)
+            generator = base if folder is None else tuned_generator(base, folder)
+            name = base_digest(study) if folder is None else content_digest(folder)
+            readings, images = arm_readings(study, judges, key, generator, name, arm, seed)
+            original = images if arm == "base" else original
+            guide = judges.guides[ARMS[arm].guide if arm in ARMS else "robust"]
+            tables["readings"].append(readings)
+            tables["measures"].append({"arm": arm, "seed": seed, **fidelity(study, seen, generator, seed, fidelity_images),
+                                       **consistency(clip, guide, images, original),
+                                       **_quality(_features(seen, to_images(images)),
+                                                  _features(seen, to_images(original)), target, seed)})
+            if folder is not None:
+                tables["history"].append(history(folder).assign(arm=arm, seed=seed))
+        _write(out, study, tables, slices, seeds, changes)
+    return out
+
+
+def _features(classifier: AttributeClassifier, images: Tensor) -> np.ndarray:
+    return read_attributes(classifier, images)[1]
+
+
+def _quality(features: np.ndarray, base: np.ndarray, target: tuple[np.ndarray, np.ndarray], seed: int) -> dict[str, float]:
+    """Unbiased MMD to an equal number of target slices, and its difference to the base's, with intervals."""
+    rng = np.random.default_rng([41, seed])
+    slices, subjects = target
+    chosen = rng.choice(len(slices), min(len(features), len(slices)), replace=False)
+    real, clusters = slices[chosen], subjects[chosen]
+    found = mmd_interval(features, real, rng, y_clusters=clusters, replicates=200)
+    against = mmd_difference(features, base, real, rng, target_clusters=clusters, replicates=200)
+    return {"mmd": found.estimate, "mmd_low": found.low, "mmd_high": found.high,
+            "mmd_change": against.estimate, "mmd_change_low": against.low, "mmd_change_high": against.high}
+
+
+def _write(out: Path, study: Study, tables: dict[str, list], slices: pd.DataFrame, seeds: list[int], changes: dict) -> None:
+    import gzip
+
+    readings = pd.concat(tables["readings"], ignore_index=True)
+    write_bytes(out / "readings.csv.gz", gzip.compress(readings.to_csv(index=False).encode(), mtime=0))
+    write_bytes(out / "slices.csv.gz", gzip.compress(slices.to_csv(index=False).encode(), mtime=0))
+    write_bytes(out / "measures.csv", pd.DataFrame(tables["measures"]).round(5).to_csv(index=False).encode())
+    if tables["history"]:
+        write_bytes(out / "history.csv", pd.concat(tables["history"]).round(6).to_csv(index=False).encode())
+    write_json(out / "study.json", {"study": to_dict(study), "changes": changes, "seeds": sorted(set(readings.seed.tolist())),
+                                    "commit": commit(), "device": device(), "packages": versions(), "people": "synthetic",
+                                    "prompts": [p.text for p in EVALUATION_PROMPTS]})
+
+
+__all__ = ["attributes", "consistency", "fidelity", "read_images", "run_study", "slice_readings"]
