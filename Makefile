@@ -40,7 +40,7 @@ smoke:            ## the whole book, quickly and badly
 	@$(MAKE) --no-print-directory book PROFILE=smoke
 
 base: $(STAMP)    ## train the base weights (minutes on a GPU, hours without)
-	@$(RUN) -m fairlib base $(ARGS)
+	@$(RUN) -m fairlib base
 
 bench: $(STAMP)   ## what measures speed and memory
 	@for file in benchmarks/*.py; do echo "$$file"; $(RUN) "$$file" || exit 1; done

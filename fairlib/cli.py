@@ -74,12 +74,12 @@ def _parser() -> argparse.ArgumentParser:
     examine.add_argument("--data-dir", default="", help="the folder of a real cohort, to check its layout")
     examine.add_argument("--cohort", default="brats", choices=["brats", "roco"])
     _command(commands, "report", report)
-    _command(commands, "base", base, add_help=False)
+    _command(commands, "base", base)
     return parser
 
 
-def _command(commands, name: str, function, **keywords) -> argparse.ArgumentParser:
-    command = commands.add_parser(name, help=function.__doc__, description=function.__doc__, **keywords)
+def _command(commands, name: str, function) -> argparse.ArgumentParser:
+    command = commands.add_parser(name, help=function.__doc__, description=function.__doc__)
     command.set_defaults(command=function)
     return command
 

@@ -55,15 +55,14 @@ def test_doctor_counts_a_brats_folder(house):
     assert counts["name_mapping.csv"].startswith("none, expected in ")
 
 
-def test_base_passes_its_arguments_on(monkeypatch):
+def test_base_trains(monkeypatch):
     import types
 
-    seen = []
+    calls = []
     trainer = types.ModuleType("fairlib.runs.base")
-    trainer.main = lambda arguments: seen.append(arguments)
+    trainer.main = lambda: calls.append(1)
     monkeypatch.setitem(sys.modules, "fairlib.runs.base", trainer)
-    assert main(["base", "--steps", "3", "--help"]) == 0
-    assert seen == [["--steps", "3", "--help"]]
+    assert main(["base"]) == 0 and calls == [1]
 
 
 @pytest.mark.parametrize("holds, status", [([True, True], 0), ([True, False], 1)])
