@@ -1,7 +1,8 @@
 """What Jupyter Book cannot be told through its configuration file.
 
-Three things: serve the vendored scripts and our style sheet, drop the one script of the theme that names another
-host, and refuse a picture without alternative text (a warning, which the build turns into an error).
+It serves the vendored scripts and our style sheet, drops the one script of the theme that names another host, lets
+widgets typeset through MathJax 3, and refuses a picture without alternative text (a warning, which the build turns
+into an error).
 """
 from pathlib import Path
 
@@ -11,6 +12,14 @@ from sphinx.util import logging
 logger = logging.getLogger(__name__)
 PICTURES = (".png", ".svg", ".jpg", ".jpeg", ".gif", ".webp")
 BOOK = Path(__file__).resolve().parents[1]
+
+# The widget script calls MathJax by the name that version 2 had; without this a page with a formula and a slider breaks.
+MATHJAX_2 = """
+document.addEventListener("DOMContentLoaded", () => {
+  const typeset = node => window.MathJax.startup && MathJax.startup.promise.then(() => MathJax.typesetPromise([node]));
+  if (window.MathJax) MathJax.Hub = {Queue: command => typeset(command[2])};
+});
+"""
 
 
 def add_static_folders(app, config):
@@ -22,19 +31,21 @@ def add_static_folders(app, config):
     config.html_static_path += [str(BOOK / "vendor"), str(BOOK / "css")]
 
 
-def name_beside_logo(app, config):
-    """Show the title beside the logo; Jupyter Book's own key would replace all theme options."""
+def set_theme_options(app, config):
+    """Title beside the logo, one search box; Jupyter Book's own key would replace all its other theme options."""
     config.html_theme_options["logo"] = {"text": config.html_title, "alt_text": ""}
+    config.html_theme_options["navbar_persistent"] = []
 
 
 def drop_thebe(app, pagename, templatename, context, doctree):
     """Take out sphinx-thebe, which cannot be switched off and whose address is on another host."""
-    context["script_files"] = [s for s in context.get("script_files", []) if not _is_thebe(s)]
+    for kind in ("script_files", "css_files"):
+        context[kind] = [asset for asset in context.get(kind, []) if not _is_thebe(asset)]
 
 
-def _is_thebe(script):
-    body = (getattr(script, "attributes", None) or {}).get("body") or ""
-    return "THEBE_JS_URL" in body or "sphinx-thebe.js" in str(getattr(script, "filename", script))
+def _is_thebe(asset):
+    body = (getattr(asset, "attributes", None) or {}).get("body") or ""
+    return "THEBE_JS_URL" in body or "sphinx-thebe." in str(getattr(asset, "filename", asset))
 
 
 def speechless(alt):
@@ -52,8 +63,9 @@ def require_alt(app, doctree):
 
 def setup(app):
     app.connect("config-inited", add_static_folders)
-    app.connect("config-inited", name_beside_logo)
+    app.connect("config-inited", set_theme_options)
     app.connect("html-page-context", drop_thebe, priority=900)
     app.connect("doctree-read", require_alt)
     app.add_css_file("book.css")
+    app.add_js_file(None, body=MATHJAX_2)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

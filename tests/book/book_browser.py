@@ -70,7 +70,7 @@ class Browser:
                 return answer["result"]
             self.events.append(answer)
 
-    def _next(self, patience=60):
+    def _next(self, patience=180):
         while b"\0" not in self.buffer:
             ready, _, _ = select.select([self.into], [], [], patience)
             assert ready, "the browser is silent"
@@ -86,7 +86,7 @@ class Browser:
         self.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
         self.events.clear()
         self.call("Page.navigate", url=path.resolve().as_uri())
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 180
         while not any(event["method"] == "Page.loadEventFired" for event in self.events):
             assert time.monotonic() < deadline, f"{path} did not load"
             self.events.append(self._next())
@@ -99,10 +99,12 @@ class Browser:
         assert "exceptionDetails" not in answer, answer["exceptionDetails"]
         return answer["result"].get("value")
 
-    def picture(self, target, whole=True):
-        """Write what is seen to `target` as PNG."""
-        shot = self.call("Page.captureScreenshot", captureBeyondViewport=whole)
-        target.write_bytes(base64.b64decode(shot["data"]))
+    def picture(self, target):
+        """Write the whole page to `target` as PNG, by making the window as high as the page."""
+        width, height = self.run("[innerWidth, Math.max(document.documentElement.scrollHeight, document.body.scrollHeight)]")
+        self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 600)
+        self.run("new Promise(done => setTimeout(done, 200))")
+        target.write_bytes(base64.b64decode(self.call("Page.captureScreenshot")["data"]))
 
 
 class Visit:
@@ -112,10 +114,15 @@ class Visit:
         about = [(event["method"], event["params"]) for event in events]
         self.requests = [p["request"]["url"] for name, p in about if name == "Network.requestWillBeSent"]
         self.faults = [p["errorText"] for name, p in about if name == "Network.loadingFailed" and not p.get("canceled")]
-        self.faults += [p["exceptionDetails"]["text"] for name, p in about if name == "Runtime.exceptionThrown"]
+        self.faults += [_trouble(p["exceptionDetails"]) for name, p in about if name == "Runtime.exceptionThrown"]
         self.faults += [p["entry"]["text"] for name, p in about if name == "Log.entryAdded" and p["entry"]["level"] == "error"]
 
     @property
     def abroad(self):
         """Requests that leave the machine."""
         return [url for url in self.requests if not url.startswith(("file:", "data:", "blob:", "about:"))]
+
+
+def _trouble(details):
+    thrown = details.get("exception", {})
+    return f"{details['text']} {thrown.get('description') or thrown.get('value') or thrown}"

@@ -12,7 +12,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_outp
 
 ROOT = Path(__file__).resolve().parents[2]
 BOOK = ROOT / "book"
-GLUE = re.compile(r"\{glue:\w+\}`[^`]*?(\w+)\.ipynb::([\w.-]+?)(?::[^`]*)?`")
+GLUE = re.compile(r"\{glue:text\}`[^`]*?(\w+)\.ipynb::([\w.-]+):([^`]*)`")   # notebook, key, format
 PIXEL = base64.b64encode(base64.b64decode(
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNkYPhfDwAChwGA60e6kgAAAABJRU5ErkJggg==")).decode()
 
@@ -29,11 +29,11 @@ def prose():
 
 
 def glued():
-    """What the prose quotes from notebooks: {"06_evaluation": {"key", ...}}."""
+    """What the prose quotes from notebooks: {"06_evaluation": {"key": "its format", ...}}."""
     wanted = {}
     for page in prose():
-        for notebook, key in GLUE.findall(page.read_text(encoding="utf-8")):
-            wanted.setdefault(notebook, set()).add(key)
+        for notebook, key, form in GLUE.findall(page.read_text(encoding="utf-8")):
+            wanted.setdefault(notebook, {})[key] = form
     return wanted
 
 
@@ -44,7 +44,7 @@ def stand_in(name, keys):
                         "figure": {"caption": "A stand-in.", "name": f"fig-{name}"}}}
     cells = [new_markdown_cell(f"# {name}\n\nWhere $x^2$ is set in type.\n\n## A section"),
              new_code_cell("draw()", metadata=about, outputs=[picture]),
-             new_code_cell("record()", metadata={"tags": ["remove-cell"]}, outputs=[_record(key) for key in sorted(keys)])]
+             new_code_cell("record()", metadata={"tags": ["remove-cell"]}, outputs=[_record(*pair) for pair in sorted(keys.items())])]
     about = {"kernelspec": {"name": "python3", "display_name": "Python 3"},
              "language_info": {"name": "python", "pygments_lexer": "ipython3"}}
     notebook = new_notebook(cells=cells, metadata=about)
@@ -53,8 +53,9 @@ def stand_in(name, keys):
     return notebook
 
 
-def _record(key):
-    return new_output("display_data", {"application/papermill.record/text/plain": "0.458"},
+def _record(key, form):
+    value = {"s": "words", "d": 3}.get(form[-1:], 0.458)
+    return new_output("display_data", {"application/papermill.record/text/plain": repr(value)},
                       metadata={"scrapbook": {"mime_prefix": "application/papermill.record/", "name": key}})
 
 
@@ -83,11 +84,11 @@ def assemble(folder):
     for page in pages():
         if page.startswith("notebooks/"):
             name = page.split("/")[1]
-            nbformat.write(stand_in(name, keys.get(name, set())), folder / f"{page}.ipynb")
+            nbformat.write(stand_in(name, keys.get(name, {})), folder / f"{page}.ipynb")
 
 
 def build(source, target):
     """Run Jupyter Book, warnings as errors; gives its exit code and its words."""
     command = [str(Path(sys.executable).with_name("jupyter-book")), "build", str(source), "--path-output", str(target), "-W", "-n", "--keep-going"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     return done.returncode, done.stdout + done.stderr
