@@ -51,6 +51,13 @@ def report(options) -> int:
     return 0 if table["holds"].all() else 1
 
 
+def study(options) -> None:
+    """Run the brain study over arms and seeds and write results/brain (hours on two slow cores; it resumes)."""
+    from .runs.brain import Study, run_study
+
+    print(run_study(Study(images=options.images), options.arms, options.seeds))
+
+
 def base(options) -> int:
     """Train the base weights."""
     from .runs.base import main as train
@@ -75,6 +82,10 @@ def _parser() -> argparse.ArgumentParser:
     examine.add_argument("--cohort", default="brats", choices=["brats", "roco"])
     _command(commands, "report", report)
     _command(commands, "base", base)
+    whole = _command(commands, "study", study)
+    whole.add_argument("--arms", nargs="*", default=["plain", "robust", "conditional"], metavar="ARM")
+    whole.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4], metavar="SEED")
+    whole.add_argument("--images", type=int, default=1000, help="images of each arm and seed (default: 1000)")
     return parser
 
 
