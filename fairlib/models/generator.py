@@ -108,8 +108,9 @@ class Generator:
             check_hashes(folder)
         pipeline = StableDiffusionPipeline.from_pretrained(folder, local_files_only=True, use_safetensors=True,
                                                            safety_checker=None)
-        for part in (pipeline.vae, pipeline.text_encoder, pipeline.unet):
-            part.float()
+        pipeline.text_encoder.float()
+        for part in (pipeline.vae, pipeline.unet):
+            part.float().to(memory_format=torch.channels_last)  # convolutions here are a third faster that way
         pipeline.set_progress_bar_config(disable=True)
         return cls(pipeline, device)
 
@@ -145,10 +146,10 @@ class Generator:
                            ).to(self.device)
 
     def trainable_parameters(self) -> dict[str, nn.Parameter]:
-        """The denoiser's parameters to tune: its LoRA weights when it has some, else all of them."""
+        """The denoiser's parameters to tune, made to take gradients: its LoRA weights when it has some, else all."""
         named = dict(self.denoiser.named_parameters())
-        lora = {name: p for name, p in named.items() if "lora_" in name}
-        return lora or named
+        chosen = {name: p for name, p in named.items() if "lora_" in name} or named
+        return {name: p.requires_grad_(True) for name, p in chosen.items()}
 
     def add_lora(self, rank: int) -> None:
         """Give the attention of the denoiser LoRA weights (peft), zero at the start."""
