@@ -45,7 +45,7 @@ def measure(images, contrasts=None, pixel_mm: float = PIXEL_MM) -> pd.DataFrame:
     contrasts = [None] * len(images) if contrasts is None else list(contrasts)
     if len(contrasts) != len(images):
         raise DataError(f"{len(contrasts)} contrasts for {len(images)} images; give one for each")
-    rows = [_measure(image[0], contrast, pixel_mm) for image, contrast in zip(images, contrasts)]
+    rows = [_measure(image[0], contrast, pixel_mm) for image, contrast in zip(images, contrasts, strict=True)]
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
@@ -104,7 +104,7 @@ def _coarse_radii(mask: np.ndarray, centre) -> np.ndarray:
     """How far the coarse mask reaches along each ray, [RAYS] in full-resolution pixels."""
     steps = np.arange(0, 1.5 * len(mask), STEP)
     down, right = _directions()
-    rows, columns = (np.rint((c + steps * d) / 2).astype(int) for c, d in zip(centre, (down, right)))
+    rows, columns = (np.rint((c + steps * d) / 2).astype(int) for c, d in zip(centre, (down, right), strict=True))
     inside = (rows >= 0) & (rows < len(mask)) & (columns >= 0) & (columns < len(mask))
     hit = inside & mask[np.clip(rows, 0, len(mask) - 1), np.clip(columns, 0, len(mask) - 1)]
     return np.where(hit, steps, 0).max(1)

@@ -36,7 +36,7 @@ def verdict(figure: str, arm: str, judge: str, found: Interval, bound: float, n:
     keeps = (lambda value: value >= bound) if at_least else (lambda value: value <= bound)
     values = (figure, arm, judge, found.estimate, found.low, found.high, floor, bound, bool(keeps(found.estimate)),
               bool(keeps(worst)), n)
-    return dict(zip(COLUMNS, values))
+    return dict(zip(COLUMNS, values, strict=True))
 
 
 def magnitude(found: Interval) -> Interval:
@@ -45,7 +45,7 @@ def magnitude(found: Interval) -> Interval:
     return Interval(abs(found.estimate), 0.0 if 0 in found else ends[0], ends[1])
 
 
-def exam(readings: pd.DataFrame, slices: pd.DataFrame, rng: np.random.Generator, settings: Exam = Exam(), judges=None,
+def exam(readings: pd.DataFrame, slices: pd.DataFrame, rng: np.random.Generator, settings: Exam | None = None, judges=None,
          replicates: int = 500) -> pd.DataFrame:
     """Every bound of the study that can be told from readings, over all seeds; one row each, columns `COLUMNS`.
 
@@ -53,6 +53,7 @@ def exam(readings: pd.DataFrame, slices: pd.DataFrame, rng: np.random.Generator,
     Each seed's prompts are cells of their own, so gaps of opposite sign in two seeds do not cancel; `beyond chance` rows
     take the noise of a finite number of images out of the same cells.
     """
+    settings = settings or Exam()
     judges = judges or {name: name for name in ("guide", "auditor", "oracle")}
     whole = [_base_share, _prompt_gaps, _conditional, _ambiguous, _anatomy]
     rows = [row for part in whole for row in part(readings, slices, rng, settings, judges, replicates)]

@@ -35,8 +35,8 @@ def per_prompt_gap(
 
     p_female: [N] in [0, 1]; prompts: [N] labels; target: one share, or `{prompt: share}`; with `held_out` shares are
     corrected (Rogan and Gladen). Images are drawn again within each prompt, held-out slices by subject.
-    A mean of absolute values is biased upward by noise, and its percentile interval twice; so the interval is the basic
-    (reflected) one, reaching to zero where chance alone could make the mean, and `floor` stands beside it.
+    A mean of absolute values is biased upward by noise, and its bootstrap twice; so the low end is reflected, and zero where
+    chance alone could make the mean, and `floor` stands beside it.
     """
     check_probabilities(p_female)
     names, codes = np.unique(np.asarray(prompts), return_inverse=True)
@@ -47,12 +47,12 @@ def per_prompt_gap(
     share = rogan_gladen(raw, *accuracies)
     draws = _draws(read, codes, held_out, rng, replicates)
     count = np.bincount(codes)
-    floors = [sampling_floor(t, n, *accuracies) for t, n in zip(targets, count)]
+    floors = [sampling_floor(t, n, *accuracies) for t, n in zip(targets, count, strict=True)]
     low, high = np.nanquantile(draws, [0.025, 0.975], axis=0)
     table = pd.DataFrame({"prompt": names, "n": count, "target": targets, "raw": raw, "share": share, "low": low,
                           "high": high, "gap": np.abs(share - targets), "floor": floors})
     excess = beyond_chance(raw, count, targets, *accuracies)
-    return Gap(_reflected(draws, share, targets), float(np.mean(floors)), excess, table)
+    return Gap(_honest(draws, share, targets), float(np.mean(floors)), excess, table)
 
 
 def sampling_floor(target: float, n: int, a_f: float = 1.0, a_m: float = 1.0) -> float:
@@ -104,9 +104,9 @@ def _corrected_shares(read, codes, held_p, truth) -> np.ndarray:
     return rogan_gladen(shares, a_f, a_m) if a_f + a_m > 1 else np.full_like(shares, np.nan)
 
 
-def _reflected(draws, share, targets) -> Interval:
-    """The basic bootstrap interval of the mean gap; its low end is zero where noise around zero gaps reaches as far."""
+def _honest(draws, share, targets) -> Interval:
+    """Interval of the mean gap: percentile above; below reflected, and zero where noise around zero gaps reaches as far."""
     estimate = float(np.abs(share - targets).mean())
-    low, high = np.nanquantile(np.abs(draws - targets).mean(1), [0.025, 0.975])
+    high = float(np.nanquantile(np.abs(draws - targets).mean(1), 0.975))
     chance = np.nanquantile(np.abs(draws - share).mean(1), 0.975)
-    return Interval(estimate, 0.0 if estimate <= chance else max(0.0, 2 * estimate - high), max(0.0, 2 * estimate - low))
+    return Interval(estimate, 0.0 if estimate <= chance else max(0.0, 2 * estimate - high), high)

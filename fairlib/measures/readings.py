@@ -149,8 +149,8 @@ def _parts(readings: pd.DataFrame, judges, by):
         for name, column in named.items():
             good = part[part[column].notna()]
             if good.empty:
-                raise DataError(f"judge {name!r} could read no image of {dict(zip(by, values))}; look at the images")
-            yield dict(zip(by, values)), name, column, good
+                raise DataError(f"judge {name!r} could read no image of {dict(zip(by, values, strict=True))}; look at the images")
+            yield dict(zip(by, values, strict=True)), name, column, good
 
 
 def _each(readings, slices, judges, by, row) -> pd.DataFrame:
