@@ -84,7 +84,7 @@ def _parser() -> argparse.ArgumentParser:
     _command(commands, "base", base)
     whole = _command(commands, "study", study)
     whole.add_argument("--arms", nargs="*", default=["plain", "robust", "conditional"], metavar="ARM")
-    whole.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4], metavar="SEED")
+    whole.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3, 4, 5], metavar="SEED")
     whole.add_argument("--images", type=int, default=1000, help="images of each arm and seed (default: 1000)")
     return parser
 
