@@ -4,6 +4,7 @@ It serves the vendored scripts and our style sheet, drops the one script of the 
 widgets typeset through MathJax 3, and refuses a picture without alternative text (a warning, which the build turns
 into an error).
 """
+
 from pathlib import Path
 
 from docutils import nodes
@@ -13,7 +14,7 @@ logger = logging.getLogger(__name__)
 PICTURES = (".png", ".svg", ".jpg", ".jpeg", ".gif", ".webp")
 BOOK = Path(__file__).resolve().parents[1]
 
-# The widget script calls MathJax by the name that version 2 had; without this a page with a formula and a slider breaks.
+# The widget script calls MathJax as version 2 was called; without this a page with a formula and a slider breaks.
 MATHJAX_2 = """
 document.addEventListener("DOMContentLoaded", () => {
   const typeset = node => window.MathJax.startup && MathJax.startup.promise.then(() => MathJax.typesetPromise([node]));

@@ -1,5 +1,6 @@
 """Schematic brains: the phantom's six steps, the logo and the favicon."""
-from svg import FEMALE, INK, MALE, Sheet
+
+from svg import FEMALE, MALE, Sheet
 
 TISSUE = {"template": ("#8d979e", "#d9dee1", "#2b2f33"), "flair": ("#a9a9a9", "#7f7f7f", "#1d1d1d")}
 
@@ -11,7 +12,9 @@ def brain(sheet, cx, cy, rx, ry, tissue="template", ventricle=1.0, tilt=0.0):
     sheet.ellipse(cx, cy, rx, ry, grey, **turn)
     for side in (-1, 1):
         sheet.ellipse(cx + side * rx * 0.42, cy, rx * 0.40, ry * 0.76, white, **turn)
-        sheet.ellipse(cx + side * rx * 0.15 * ventricle, cy - ry * 0.06, rx * 0.11 * ventricle, ry * 0.26, fluid, **turn)
+        sheet.ellipse(
+            cx + side * rx * 0.15 * ventricle, cy - ry * 0.06, rx * 0.11 * ventricle, ry * 0.26, fluid, **turn
+        )
     sheet.line(cx, cy - ry, cx, cy - ry * 0.45, fluid, 2)
     sheet.line(cx, cy + ry * 0.45, cx, cy + ry, fluid, 2)
 
@@ -67,7 +70,7 @@ def _scanner(sheet):
     sheet.ellipse(cx + 22, cy - 18, 22, 24, "#e6e6e6", opacity=0.75)
     sheet.ellipse(cx + 22, cy - 18, 12, 13, "#3a3a3a", stroke="#ffffff", stroke_width=3)
     state = 1
-    for k in range(400):   # a fixed scatter, the same on every machine and every Python
+    for k in range(400):  # a fixed scatter, the same on every machine and every Python
         state = state * 16807 % 2147483647
         x, y = state % 173, state // 173 % 143
         sheet.dot(cx - 86 + x, cy - 71 + y, 0.8, "#ffffff" if k % 2 else "#000000")

@@ -1,8 +1,9 @@
 """Three small charts: who is in the cohort, what a classifier reads, where each kind of target sends the images."""
+
 from svg import FEMALE, GREY, INK, MALE, Sheet
 
-COHORT = {"HGG": (63, 38), "LGG": (27, 38), "both": (90, 76)}   # male, female subjects of known sex
-SENSITIVITY, SPECIFICITY, READ = 0.85, 0.90, 0.20               # the worked example of the chapter
+COHORT = {"HGG": (63, 38), "LGG": (27, 38), "both": (90, 76)}  # male, female subjects of known sex
+SENSITIVITY, SPECIFICITY, READ = 0.85, 0.90, 0.20  # the worked example of the chapter
 
 
 def corrected(read, sensitivity=SENSITIVITY, specificity=SPECIFICITY):
@@ -39,10 +40,19 @@ def reading():
     true = corrected(READ)
     sheet.arrow(*at(0, READ), *at(true, READ), FEMALE, 2.5)
     sheet.arrow(*at(true, READ), *at(true, 0), FEMALE, 2.5)
-    sheet.text(*at(0.17, READ - 0.015), f"read {READ:.2f}, true {true:.2f}", 15, FEMALE, "start", "bold")
+    sheet.text(*at(0.24, 0.09), f"read {READ:.2f}, true {true:.2f}", 15, FEMALE, "start", "bold")
     sheet.text(220, 386, "true female share", 15)
-    sheet.add("text", "share read as female", x=-190, y=18, transform="rotate(-90)", text_anchor="middle",
-              font_family="Lato, Arial, sans-serif", font_size=15, fill=INK)
+    sheet.add(
+        "text",
+        "share read as female",
+        x=-190,
+        y=18,
+        transform="rotate(-90)",
+        text_anchor="middle",
+        font_family="Lato, Arial, sans-serif",
+        font_size=15,
+        fill=INK,
+    )
     return sheet
 
 
@@ -56,14 +66,21 @@ def _ticks(sheet, at):
 
 START = [-3.2, -3.0, -2.8, -2.7, -2.5, -2.3, -2.2, -2.0, -1.6, -1.0, 0.6, 2.2]
 WANTED = [-3.1, -2.7, -2.4, -2.0, -1.5, -0.9, 0.3, 1.2, 1.8, 2.2, 2.6, 3.0]
-ROWS = [("where the images are", START, "10 of 12 read male; one or two near the middle"),
-        ("target cohort", WANTED, "as real slices are spread: some near the middle"),
-        ("class targets", [-4.1, -4.0, -3.95, -3.9, -3.85, -3.8, 3.8, 3.85, 3.9, 3.95, 4.0, 4.1],
-         "the share is right; each sex a caricature"),
-        ("mean probability", [-0.25, -0.2, -0.16, -0.12, -0.08, -0.04, 0.0, 0.04, 0.08, 0.12, 0.16, 0.2],
-         "the mean is right; every image ambiguous"),
-        ("quantile targets", [value + 0.06 * (-1) ** k for k, value in enumerate(WANTED)],
-         "share and spread are right")]
+ROWS = [
+    ("where the images are", START, "10 of 12 read male; one or two near the middle"),
+    ("target cohort", WANTED, "as real slices are spread: some near the middle"),
+    (
+        "class targets",
+        [-4.1, -4.0, -3.95, -3.9, -3.85, -3.8, 3.8, 3.85, 3.9, 3.95, 4.0, 4.1],
+        "the share is right; each sex a caricature",
+    ),
+    (
+        "mean probability",
+        [-0.25, -0.2, -0.16, -0.12, -0.08, -0.04, 0.0, 0.04, 0.08, 0.12, 0.16, 0.2],
+        "the mean is right; every image ambiguous",
+    ),
+    ("quantile targets", [value + 0.06 * (-1) ** k for k, value in enumerate(WANTED)], "share and spread are right"),
+]
 
 
 def targets():

@@ -1,4 +1,5 @@
 """The way of the data, and the two ways of sending a gradient through a sampler."""
+
 from svg import ACCENT, FEMALE, GREY, INK, MALE, Sheet
 
 SAND = "#fdf1e6"
@@ -22,7 +23,9 @@ def _judges(sheet):
     sheet.arrow(325, 146, 325, 304)
     sheet.arrow(115, 146, 115, 172)
     sheet.box(20, 174, 190, 100, fill="#ffffff")
-    for row, (words, colour) in enumerate([("guide: trains", FEMALE), ("auditor: judges", MALE), ("oracle: measures", INK)]):
+    for row, (words, colour) in enumerate(
+        [("guide: trains", FEMALE), ("auditor: judges", MALE), ("oracle: measures", INK)]
+    ):
         sheet.dot(40, 193 + row * 31, 5, colour)
         sheet.text(54, 198 + row * 31, words, 15, anchor="start")
 
@@ -40,7 +43,9 @@ def _loop(sheet):
     sheet.arrow(230, 414, 192, 414)
     sheet.arrow(230, 578, 192, 578)
     sheet.arrow(70, 274, 70, 386, MALE)
-    sheet.add("polyline", points="170,274 170,300 210,300 210,496 220,496", fill="none", stroke=FEMALE, stroke_width=1.8)
+    sheet.add(
+        "polyline", points="170,274 170,300 210,300 210,496 220,496", fill="none", stroke=FEMALE, stroke_width=1.8
+    )
     sheet.arrow(214, 496, 229, 496, FEMALE)
     sheet.line(105, 440, 105, 552, GREY, 1.5, "4 4")
     sheet.label(20, 622, 400, 36, "compare: three judges, intervals, the pictures", "#ffffff", INK)

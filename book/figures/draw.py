@@ -2,6 +2,7 @@
 
 Standard library only; the same bytes each time, which tests/book/test_figures.py checks.
 """
+
 import sys
 from pathlib import Path
 

@@ -1,9 +1,10 @@
 """A sheet of SVG, written by hand so that the drawings need no library and come out the same byte for byte."""
+
 import re
 from xml.sax.saxutils import escape
 
 INK, GREY, PALE, PAPER = "#1f2933", "#6b7780", "#eef2f4", "#ffffff"
-FEMALE, MALE, ACCENT = "#d55e00", "#0072b2", "#0b6e6e"   # Okabe-Ito orange and blue; never red against green
+FEMALE, MALE, ACCENT = "#d55e00", "#0072b2", "#0b6e6e"  # Okabe-Ito orange and blue; never red against green
 FONT = "Lato, 'Segoe UI', Helvetica, Arial, sans-serif"
 
 
@@ -25,8 +26,18 @@ class Sheet:
     def text(self, x, y, words, size=15, fill=INK, anchor="middle", weight="normal", style="normal"):
         """Write `words` with the first base line at `y`; a newline starts a line, x_t gets its subscript."""
         for row, line in enumerate(words.split("\n")):
-            self.add("text", _subscripts(escape(line), size), x=x, y=y + row * size * 1.3, font_family=FONT, font_size=size, fill=fill,
-                     text_anchor=anchor, font_weight=weight, font_style=style)
+            self.add(
+                "text",
+                _subscripts(escape(line), size),
+                x=x,
+                y=y + row * size * 1.3,
+                font_family=FONT,
+                font_size=size,
+                fill=fill,
+                text_anchor=anchor,
+                font_weight=weight,
+                font_style=style,
+            )
 
     def label(self, x, y, w, h, words, fill=PALE, stroke=GREY, size=15, ink=INK, weight="normal"):
         """A box with its words in the middle."""
@@ -54,8 +65,10 @@ class Sheet:
         self.add("ellipse", cx=cx, cy=cy, rx=rx, ry=ry, fill=fill, **more)
 
     def render(self):
-        head = (f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {self.width} {self.height}" '
-                f'width="{self.width}" height="{self.height}" role="img">')
+        head = (
+            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {self.width} {self.height}" '
+            f'width="{self.width}" height="{self.height}" role="img">'
+        )
         ground = f'<rect width="{self.width}" height="{self.height}" fill="{self.ground}"/>'
         return "\n".join([head, f"<title>{escape(self.title)}</title>", ground, *self.parts, "</svg>", ""])
 

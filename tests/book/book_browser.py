@@ -1,4 +1,5 @@
 """A browser on a leash: headless Chromium, spoken to over two pipes, that can reach no host at all."""
+
 import base64
 import fcntl
 import json
@@ -9,10 +10,23 @@ import subprocess
 import tempfile
 import time
 
-CHROMIUM = next((found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None)
-FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
-         "--disable-background-networking", "--disable-component-update", "--hide-scrollbars",
-         "--allow-file-access-from-files", "--host-resolver-rules=MAP * ~NOTFOUND", "--remote-debugging-pipe"]
+CHROMIUM = next(
+    (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None
+)
+FLAGS = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-sync",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--hide-scrollbars",
+    "--allow-file-access-from-files",
+    "--host-resolver-rules=MAP * ~NOTFOUND",
+    "--remote-debugging-pipe",
+]
 SETTLED = """(async () => {
   if (window.MathJax && MathJax.startup && MathJax.startup.promise) await MathJax.startup.promise;
   await new Promise(done => setTimeout(done, 250));
@@ -27,14 +41,15 @@ class Browser:
         to_child, self.out = os.pipe()
         self.into, from_child = os.pipe()
 
-        def wire():   # Chromium reads commands from descriptor 3 and answers on descriptor 4
+        def wire():  # Chromium reads commands from descriptor 3 and answers on descriptor 4
             reads, writes = (fcntl.fcntl(end, fcntl.F_DUPFD, 20) for end in (to_child, from_child))
             os.dup2(reads, 3)
             os.dup2(writes, 4)
 
         command = [CHROMIUM, *FLAGS, f"--user-data-dir={self.profile}", "about:blank"]
-        self.child = subprocess.Popen(command, preexec_fn=wire, close_fds=False,
-                                      stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        self.child = subprocess.Popen(
+            command, preexec_fn=wire, close_fds=False, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
         os.close(to_child)
         os.close(from_child)
         self.buffer, self.count, self.session, self.target, self.events = b"", 0, None, None, []
@@ -81,7 +96,7 @@ class Browser:
     def visit(self, path, width=1280, height=900, dark=False):
         """Open a local page in a tab of its own, wait until formulas are set, and give what happened on the way."""
         self._fresh_tab()
-        self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 600)
+        self.resize(width, height)
         scheme = "dark" if dark else "light"
         self.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
         self.events.clear()
@@ -93,6 +108,12 @@ class Browser:
         self.run(SETTLED)
         return Visit(self.events)
 
+    def resize(self, width, height):
+        """Set the window; below 600 pixels it is a phone's."""
+        self.call(
+            "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 600
+        )
+
     def run(self, script):
         """The value of a JavaScript expression (a promise is awaited)."""
         answer = self.call("Runtime.evaluate", expression=script, awaitPromise=True, returnByValue=True)
@@ -101,8 +122,7 @@ class Browser:
 
     def picture(self, target):
         """Write the whole page to `target` as PNG, by making the window as high as the page."""
-        width, height = self.run("[innerWidth, Math.max(document.documentElement.scrollHeight, document.body.scrollHeight)]")
-        self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 600)
+        self.resize(*self.run("[innerWidth, document.documentElement.scrollHeight]"))
         self.run("new Promise(done => setTimeout(done, 200))")
         target.write_bytes(base64.b64decode(self.call("Page.captureScreenshot")["data"]))
 
@@ -115,7 +135,8 @@ class Visit:
         self.requests = [p["request"]["url"] for name, p in about if name == "Network.requestWillBeSent"]
         self.faults = [p["errorText"] for name, p in about if name == "Network.loadingFailed" and not p.get("canceled")]
         self.faults += [_trouble(p["exceptionDetails"]) for name, p in about if name == "Runtime.exceptionThrown"]
-        self.faults += [p["entry"]["text"] for name, p in about if name == "Log.entryAdded" and p["entry"]["level"] == "error"]
+        entries = [p["entry"] for name, p in about if name == "Log.entryAdded"]
+        self.faults += [entry["text"] for entry in entries if entry["level"] == "error"]
 
     @property
     def abroad(self):

@@ -3,13 +3,14 @@
 The notebooks in it are stand-ins, so that no model has to run. To look at the real pages instead, after `make book`:
 `BOOK_HTML=_build/html pytest tests/book`.
 """
+
 import os
 import sys
 from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))   # the helpers book_build and book_browser lie beside the tests
+sys.path.insert(0, str(Path(__file__).parent))  # the helpers book_build and book_browser lie beside the tests
 
 import book_build  # noqa: E402
 

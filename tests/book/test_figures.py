@@ -1,4 +1,5 @@
 """The diagrams: drawn by the committed script, and saying what the text says."""
+
 import importlib.util
 import sys
 from xml.etree import ElementTree
@@ -45,7 +46,7 @@ def test_nothing_in_a_drawing_lies_outside_its_sheet(name):
 
 def test_the_chart_of_the_cohort_has_the_joined_counts():
     cohort = load("charts").COHORT
-    assert cohort["both"] == tuple(map(sum, zip(cohort["HGG"], cohort["LGG"]))) == (90, 76)
+    assert cohort["both"] == tuple(map(sum, zip(cohort["HGG"], cohort["LGG"], strict=True))) == (90, 76)
     page = (book_build.BOOK / "fairness.md").read_text(encoding="utf-8")
     for male, female in cohort.values():
         assert f"{100 * female / (male + female):.1f} percent female" in page
@@ -64,6 +65,6 @@ def test_the_three_targets_show_what_their_captions_say():
     female = {name: sum(value > 0 for value in logits) for name, logits in rows.items()}
     assert female["where the images are"] == 2
     assert female["class targets"] == female["quantile targets"] == female["target cohort"] == 6
-    near = {name: sum(abs(value) < 1.39 for value in logits) for name, logits in rows.items()}   # 0.2 < p < 0.8
+    near = {name: sum(abs(value) < 1.39 for value in logits) for name, logits in rows.items()}  # 0.2 < p < 0.8
     assert near["class targets"] == 0 and near["mean probability"] == 12
     assert near["quantile targets"] == near["target cohort"] > 0

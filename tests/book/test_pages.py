@@ -1,4 +1,7 @@
 """The pages as they are built, with the real configuration and extension."""
+
+import functools
+import itertools
 import re
 import shutil
 from html.parser import HTMLParser
@@ -7,7 +10,15 @@ import book_build
 import pytest
 
 pytestmark = pytest.mark.slow
-LOADED = {"script": "src", "img": "src", "iframe": "src", "source": "src", "video": "src", "audio": "src", "embed": "src"}
+LOADED = {
+    "script": "src",
+    "img": "src",
+    "iframe": "src",
+    "source": "src",
+    "video": "src",
+    "audio": "src",
+    "embed": "src",
+}
 LOADING_LINKS = {"stylesheet", "icon", "preload", "modulepreload", "manifest", "preconnect", "dns-prefetch", "prefetch"}
 
 
@@ -16,8 +27,16 @@ class Page(HTMLParser):
 
     def __init__(self, path):
         super().__init__()
-        self.reading = False   # inside the article; the theme keeps a second title for print
-        self.path, self.loads, self.pictures, self.links, self.ids, self.levels, self.language = path, [], [], [], set(), [], None
+        self.reading = False  # inside the article; the theme keeps a second title for print
+        self.path, self.loads, self.pictures, self.links, self.ids, self.levels, self.language = (
+            path,
+            [],
+            [],
+            [],
+            set(),
+            [],
+            None,
+        )
         self.feed(path.read_text(encoding="utf-8"))
 
     def handle_starttag(self, tag, attributes):
@@ -41,9 +60,14 @@ class Page(HTMLParser):
         self.reading &= tag != "article"
 
 
+@functools.cache
+def read(path):
+    return Page(path)
+
+
 @pytest.fixture(scope="module")
 def pages(built):
-    return {name: Page(built[0] / f"{name}.html") for name in book_build.pages()}
+    return {name: read(built[0] / f"{name}.html") for name in book_build.pages()}
 
 
 def test_the_book_builds_without_a_warning(built):
@@ -64,7 +88,7 @@ def test_a_page_loads_nothing_from_another_host(pages, name):
 def test_every_picture_of_a_page_has_words(pages, name):
     for picture in pages[name].pictures:
         words = picture.get("alt")
-        logo = "logo" in picture.get("class", "")   # the title stands beside it, so it is decoration
+        logo = "logo" in picture.get("class", "")  # the title stands beside it, so it is decoration
         assert logo or (words and " " in words and not re.search(r"\.(png|svg|jpe?g)$|^[0-9a-f]{32,}", words)), picture
 
 
@@ -78,7 +102,7 @@ def test_every_link_of_a_page_into_the_book_arrives(pages, name):
         target = (here.parent / address).resolve() if address else here
         assert target.exists(), link
         if place and target.suffix == ".html":
-            assert place in Page(target).ids, link
+            assert place in read(target).ids, link
 
 
 @pytest.mark.parametrize("name", book_build.pages())
@@ -86,7 +110,7 @@ def test_a_page_names_its_language_and_its_headings_do_not_jump(pages, name):
     levels = pages[name].levels
     assert pages[name].language == "en"
     assert levels.count(1) == 1
-    assert all(after - before <= 1 for before, after in zip(levels, levels[1:]))
+    assert all(after - before <= 1 for before, after in itertools.pairwise(levels))
 
 
 def test_a_picture_without_words_stops_the_build(tmp_path):

@@ -1,4 +1,6 @@
 """The sources of the book, without building it."""
+
+import itertools
 import re
 from pathlib import Path
 
@@ -8,6 +10,7 @@ import pytest
 PROSE = book_build.prose()
 CHAPTERS = [path for path in PROSE if path.stem in ("start", "fairness", "diffusion", "paper", "limits")]
 FENCED = re.compile(r"^```(?!\{).*?^```", re.M | re.S)
+LOOKS = [*book_build.BOOK.glob("css/*.css"), *book_build.BOOK.glob("figures/*.svg")]
 NAMES = [path.stem for path in PROSE]
 
 
@@ -25,8 +28,9 @@ def library():
 
 
 def test_every_page_of_the_contents_is_in_the_book_folder_and_every_page_is_in_the_contents():
-    assert {path.relative_to(book_build.ROOT) for path in PROSE} == \
-        {path.relative_to(book_build.ROOT) for path in book_build.BOOK.glob("*.md")}
+    assert {path.relative_to(book_build.ROOT) for path in PROSE} == {
+        path.relative_to(book_build.ROOT) for path in book_build.BOOK.glob("*.md")
+    }
 
 
 def test_every_citation_is_in_the_list_of_references_and_every_reference_is_cited():
@@ -37,7 +41,7 @@ def test_every_citation_is_in_the_list_of_references_and_every_reference_is_cite
 def test_headings_begin_at_one_and_never_skip_a_level(path):
     levels = [len(marks) for marks in re.findall(r"^(#+) ", text(path), re.M)]
     assert levels[0] == 1 and levels.count(1) == 1
-    assert all(after - before <= 1 for before, after in zip(levels, levels[1:]))
+    assert all(after - before <= 1 for before, after in itertools.pairwise(levels))
 
 
 @pytest.mark.parametrize("path", PROSE, ids=NAMES)
@@ -64,13 +68,12 @@ def test_every_chapter_says_what_it_teaches_and_asks_afterwards(path):
     assert re.search(r"\{admonition\} This chapter: \d+ minutes to read", page)
     assert "**Questions.**" in page and "**After it you can**" in page
     assert ":class: keypoints" in page
-    questions = page[page.index("\n## Questions"):]
+    questions = page[page.index("\n## Questions") :]
     asked = len(re.findall(r"^\d+\. ", questions, re.M))
     assert asked >= 2 and questions.count("{dropdown} Answer") == asked
 
 
-@pytest.mark.parametrize("path", [*PROSE, *(book_build.BOOK / "css").glob("*.css"), *(book_build.BOOK / "figures").glob("*.svg")],
-                         ids=lambda path: Path(path).name)
+@pytest.mark.parametrize("path", [*PROSE, *LOOKS], ids=lambda path: Path(path).name)
 def test_no_source_takes_a_picture_script_or_style_from_another_host(path):
     taken = r"""(?:src|href)\s*=\s*["']?(?:https?:)?//|url\(\s*["']?(?:https?:)?//|@import|!\[[^\]]*\]\(https?:"""
     assert not re.search(taken, path.read_text(encoding="utf-8"))

@@ -1,4 +1,5 @@
 """The scripts of others that travel with the book are the ones on record."""
+
 import hashlib
 import re
 
@@ -11,8 +12,11 @@ VENDOR = book_build.BOOK / "vendor"
 def test_every_vendored_file_has_the_sum_on_record():
     rows = re.findall(r"^\| `([0-9a-f]{64})` \| `([^`]+)` \|$", (VENDOR / "README.md").read_text(), re.M)
     record = {name: digest for digest, name in rows}
-    files = {str(path.relative_to(VENDOR)): hashlib.sha256(path.read_bytes()).hexdigest()
-             for path in VENDOR.rglob("*") if path.is_file() and path.name != "README.md"}
+    files = {
+        str(path.relative_to(VENDOR)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in VENDOR.rglob("*")
+        if path.is_file() and path.name != "README.md"
+    }
     assert files == record
 
 
