@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from pathlib import Path
 
 from .errors import FairlibError
 
@@ -55,7 +56,7 @@ def study(options) -> None:
     """Run the brain study over arms and seeds and write results/brain (hours on two slow cores; it resumes)."""
     from .runs.brain import Study, run_study
 
-    print(run_study(Study(images=options.images), options.arms, options.seeds))
+    print(run_study(Study(images=options.images), options.arms, options.seeds, options.out and Path(options.out)))
 
 
 def base(options) -> int:
@@ -85,6 +86,7 @@ def _parser() -> argparse.ArgumentParser:
     whole = _command(commands, "study", study)
     whole.add_argument("--arms", nargs="*", default=["plain", "robust", "conditional"], metavar="ARM")
     whole.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3, 4, 5], metavar="SEED")
+    whole.add_argument("--out", default="", help="where the tables go (default: results/brain)")
     whole.add_argument("--images", type=int, default=1000, help="images of each arm and seed (default: 1000)")
     return parser
 
