@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import dataclass
-from typing import Callable, Iterator, Literal, Sequence
+from typing import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -22,69 +22,14 @@ from ..models import solvers
 from .bank import FrozenBank, Generator, schedule, step_seed
 from .objective import Batch, Objective
 from .replay import Trajectory, choose_steps, chunks, effective_coefficients, record, replay
+from .settings import AlignmentSettings, learning_rate_at
 from .state import AlignmentState, apply_ema
 from .targets import Target, transport_map
 
 __all__ = ["AlignmentSettings", "AlignmentState", "AlignmentStep", "FrozenBank", "Generator", "Target",
-           "apply_ema", "frozen_bank", "learning_rate_at", "tune"]  # fmt: skip
+           "apply_ema", "frozen_bank", "learning_rate_at", "transport", "tune"]  # fmt: skip
 Reader = Callable[[Tensor], Tensor]
 COSINE_MEMORY = 0.9
-
-
-@dataclass(frozen=True)
-class AlignmentSettings:
-    """Settings of `tune`; what each does is in the book's chapter on the method.
-
-    `family`: "quantile" (ranks in the batch and a pool), "monge" (each noise's target fixed in advance), "class"
-    (rank rule and cross-entropy), "mean_kl", "mean_l2". `replay_steps` of `sampling_steps` carry gradient.
-    `consistency_floor`: stop when the running cosine to the frozen images whose class stays falls below it.
-    """
-
-    family: Literal["quantile", "monge", "class", "mean_kl", "mean_l2"] = "quantile"
-    steps: int = 80
-    prompts_per_step: int = 4
-    images_per_prompt: int = 8
-    bank_size: int = 256
-    pool_size: int = 0
-    solver: Literal["ddim", "dpm_solver_2m"] = "dpm_solver_2m"
-    sampling_steps: int = 10
-    guidance_scale: float = 3.0
-    replay_steps: int = 3
-    replay_scheme: Literal["all", "stratified", "importance", "uniform", "early"] = "importance"
-    step_weights: Literal["natural", "flat"] = "natural"
-    learning_rate: float = 1e-4
-    warmup: int = 5
-    anneal: Literal["cosine", "none"] = "cosine"
-    weight_decay: float = 0.0
-    gradient_clip: float = 1.0
-    ema_decay: float = 0.9
-    alignment_weight: float = 1.0
-    smooth_l1_beta: float = 1.0
-    confidence_threshold: float = 0.8
-    consistency_weight: float = 1.0
-    consistency_change_factor: float = 0.2
-    consistency_floor: float = 0.0
-    trainable: Literal["full", "lora"] = "full"
-    lora_rank: int = 8
-    micro_batch: int | None = None
-    seed: int = 0
-
-    def __post_init__(self):
-        for name in ("steps", "prompts_per_step", "images_per_prompt", "bank_size", "sampling_steps", "replay_steps",
-                     "lora_rank"):  # fmt: skip
-            self._require(getattr(self, name) >= 1, name, "at least 1")
-        for name in ("learning_rate", "gradient_clip", "smooth_l1_beta"):
-            self._require(getattr(self, name) > 0, name, "above 0")
-        self._require(0 <= self.ema_decay < 1, "ema_decay", "in [0, 1)")
-        self._require(0.5 <= self.confidence_threshold <= 1, "confidence_threshold", "in [0.5, 1]")
-        self._require(self.replay_steps <= self.sampling_steps, "replay_steps", "at most sampling_steps")
-        self._require(
-            self.bank_size % self.images_per_prompt == 0, "bank_size", f"a multiple of {self.images_per_prompt}"
-        )
-
-    def _require(self, holds: bool, name: str, expected: str) -> None:
-        if not holds:
-            raise SettingsError(f"AlignmentSettings.{name} is {getattr(self, name)}; expected {expected}")
 
 
 @dataclass(frozen=True)
@@ -150,17 +95,9 @@ def frozen_bank(
     frozen: Generator, guide: Reader, embed: Reader, prompts: Sequence[str], settings: AlignmentSettings
 ) -> FrozenBank:
     """The empty cache of the frozen model's readings that `tune` fills as it goes."""
-    return FrozenBank(frozen, guide, embed, tuple(prompts), _solver(frozen, settings), settings.seed,
-                      settings.bank_size, settings.images_per_prompt, settings.guidance_scale)  # fmt: skip
-
-
-def learning_rate_at(step: int, settings: AlignmentSettings) -> float:
-    """Linear warm-up over `warmup` steps, then constant or a half cosine down to zero at the end of `steps`."""
-    rate = settings.learning_rate * min(1.0, (step + 1) / (settings.warmup + 1))
-    if settings.anneal == "none":
-        return rate
-    progress = max(0, step - settings.warmup) / max(1, settings.steps - settings.warmup)
-    return rate * 0.5 * (1 + math.cos(math.pi * progress))
+    seed = settings.seed if settings.noise_seed is None else settings.noise_seed
+    return FrozenBank(frozen, guide, embed, tuple(prompts), _solver(frozen, settings), seed, settings.bank_size,
+                      settings.bank_block, settings.guidance_scale)  # fmt: skip
 
 
 def _solver(generator: Generator, settings: AlignmentSettings) -> solvers.Solver:
@@ -175,8 +112,10 @@ def _check(prompts, targets, settings: AlignmentSettings, bank: FrozenBank) -> N
     clash = {a.group for a in targets for b in targets if a.group == b.group and a != b}
     if clash:
         raise SettingsError(f"group {min(clash)!r} has two different targets; give each its own group")
-    if not bank.serves(prompts, settings):
-        raise SettingsError("the frozen bank was made for other prompts, seed, solver or guidance; make it anew")
+    wanted = frozen_bank(bank.generator, bank.guide, bank.embed, prompts, settings).describe
+    wrong = [name for name, value in bank.describe.items() if value != wanted[name]]
+    if wrong:
+        raise SettingsError(f"the frozen bank was made with another {', '.join(wrong)}; make it anew")
 
 
 def transport(bank: FrozenBank, targets: Sequence[Target]) -> dict[int, Tensor]:
@@ -213,7 +152,7 @@ class _Run:
         """One optimiser step: sample, read, send the gradient back, update."""
         started, before, step = time.perf_counter(), self.bank.evaluations, self.state.step
         batch = self._batch(step)
-        noise = self.generator.noise(self.settings.seed, list(batch.noises))
+        noise = self.generator.noise(self.bank.seed, list(batch.noises))
         trajectory = record(self.solver, self.predict_noise, noise, self.prompt_embeds[list(batch.prompts)])
         cotangent, seen = self._read(trajectory.sample, batch)
         replayed = self._replay(trajectory, cotangent, step)
@@ -266,8 +205,8 @@ class _Run:
         alignment = self.objective.alignment(logits, batch, assignment)
         consistency = self.objective.consistency(embeds, batch, assignment)
         cosine = torch.cosine_similarity(embeds.detach(), batch.frozen_embeds, dim=-1)
-        seen = {"alignment": float(alignment.detach()), "consistency": float(consistency.detach()),
-                "logits": detached, "targets": assignment.values, "changes": assignment.changes, "cosine": cosine}  # fmt: skip
+        seen = {"alignment": float(alignment.detach()), "consistency": float(consistency.detach()), "logits": detached,
+                "targets": assignment.values, "changes": assignment.changes, "cosine": cosine}  # fmt: skip
         return s.alignment_weight * alignment + s.consistency_weight * consistency, seen
 
     def _replay(self, trajectory: Trajectory, cotangent: Tensor, step: int) -> int:

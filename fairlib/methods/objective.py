@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from .. import losses
+from .settings import AlignmentSettings
 from .targets import Target, binary_class_targets, quantile_targets
 
 
@@ -32,12 +33,9 @@ class Assignment:
 
 @dataclass(frozen=True)
 class Objective:
-    """The tuning loss of one family; `fixed` maps a prompt to its bank's target logits (family "monge" only).
+    """The tuning loss of one family; `fixed` maps a prompt to its bank's target logits (family "monge" only)."""
 
-    The settings are those of `fairlib.methods.alignment.AlignmentSettings`.
-    """
-
-    settings: object
+    settings: AlignmentSettings
     targets: tuple[Target, ...]
     fixed: dict[int, Tensor]
 

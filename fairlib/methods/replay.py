@@ -58,8 +58,9 @@ def choose_steps(
     """Which of `total` solver steps to replay, and each one's importance weight.
 
     "uniform": `count` steps without replacement; "stratified": one in each of `count` equal runs of steps;
-    "importance": systematic sampling with chance proportional to |coefficients| `[total]`. These are unbiased for sum_t coefficient_t * (...). "early" takes the first, coarse
-    steps only and is biased by intent: its weight makes up for the absolute coefficients left out.
+    "importance": systematic sampling with chance proportional to |coefficients| `[total]`. These are unbiased for
+    sum_t coefficient_t * (...). "early" takes the first, coarse steps only and is biased by intent: its weight makes
+    up for the absolute coefficients left out.
     """
     if scheme not in SCHEMES:
         raise SettingsError(f"replay scheme is {scheme!r}; expected one of {', '.join(SCHEMES)}")

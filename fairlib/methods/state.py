@@ -59,7 +59,7 @@ class AlignmentState:
         if wrong:
             raise WeightsError(
                 f"the saved state does not fit this generator: {wrong[0]!r} is {saved.get(wrong[0])} in the state and "
-                f"{live.get(wrong[0])} in the generator ({len(wrong)} differ); resume with the settings it was made with"
+                f"{live.get(wrong[0])} in the generator ({len(wrong)} differ); resume with the settings that made it"
             )
 
     @torch.no_grad()

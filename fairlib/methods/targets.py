@@ -116,7 +116,8 @@ def quantile_targets(
     """Target logits `[N]`: the image of rank r among n goes to the quantile (r + 1/2) / n.
 
     `pool` `[P]` holds recent logits of the same group to rank within: midpoints of a small batch alone shrink the
-    distribution (one image would always be sent to the median). `generator` draws the level uniformly
+    distribution (one image would always be sent to the median). The pool lags behind a model that moves, so a long
+    one with a high learning rate overshoots; `transport_map` needs neither. `generator` draws the level uniformly
     within the rank's cell instead of its middle.
     """
     rank, count = ranks(logits, pool)
