@@ -43,8 +43,12 @@ def legend(ax):
 
 
 def shares(arms=("base", "tuned"), judges=("guide", "auditor", "oracle"), seeds=1):
-    rows = [{"arm": arm, "judge": judge, "seed": seed, "corrected": 0.2 + 0.2 * i + 0.01 * j + 0.001 * seed}
-            for i, arm in enumerate(arms) for j, judge in enumerate(judges) for seed in range(seeds)]
+    rows = [
+        {"arm": arm, "judge": judge, "seed": seed, "corrected": 0.2 + 0.2 * i + 0.01 * j + 0.001 * seed}
+        for i, arm in enumerate(arms)
+        for j, judge in enumerate(judges)
+        for seed in range(seeds)
+    ]
     table = pd.DataFrame(rows)
     return table.assign(corrected_low=table.corrected - 0.03, corrected_high=table.corrected + 0.05)
 
@@ -82,8 +86,16 @@ class TestShareByJudge:
 
 
 class TestPerPrompt:
-    TABLE = pd.DataFrame({"arm": ["base", "base", "tuned", "tuned"], "prompt": ["a", "b"] * 2, "share": [0.1, 0.2, 0.5, 0.4],
-                          "low": [0.05, 0.15, 0.45, 0.35], "high": [0.2, 0.3, 0.6, 0.5], "target": [0.376, 0.585] * 2})
+    TABLE = pd.DataFrame(
+        {
+            "arm": ["base", "base", "tuned", "tuned"],
+            "prompt": ["a", "b"] * 2,
+            "share": [0.1, 0.2, 0.5, 0.4],
+            "low": [0.05, 0.15, 0.45, 0.35],
+            "high": [0.2, 0.3, 0.6, 0.5],
+            "target": [0.376, 0.585] * 2,
+        }
+    )
 
     def test_draws_the_shares(self):
         ax = draw(figures.per_prompt_shares(self.TABLE, 0.458))
@@ -112,8 +124,13 @@ def test_guidance_sweep_draws_one_line_a_judge():
 
 
 class TestCohortBars:
-    TABLE = pd.DataFrame({"subject": [1, 1, 2, 3, 4, 5], "sex": ["F", "F", "M", "M", "F", None],
-                          "grade": ["HGG", "HGG", "HGG", "HGG", "LGG", "LGG"]})
+    TABLE = pd.DataFrame(
+        {
+            "subject": [1, 1, 2, 3, 4, 5],
+            "sex": ["F", "F", "M", "M", "F", None],
+            "grade": ["HGG", "HGG", "HGG", "HGG", "LGG", "LGG"],
+        }
+    )
 
     def test_counts_subjects_once_and_leaves_the_unknown_out(self):
         ax = draw(figures.cohort_bars(self.TABLE))
@@ -127,8 +144,12 @@ class TestCohortBars:
 
 def test_logits_are_drawn_as_densities():
     rng = RNG(0)
-    table = pd.concat([pd.DataFrame({"arm": arm, "logit": rng.normal(mean, 1, 400)})
-                       for arm, mean in (("target", 0), ("base", -2), ("tuned", 0.5))])
+    table = pd.concat(
+        [
+            pd.DataFrame({"arm": arm, "logit": rng.normal(mean, 1, 400)})
+            for arm, mean in (("target", 0), ("base", -2), ("tuned", 0.5))
+        ]
+    )
     ax = draw(figures.logit_distributions(table))
     for line, (arm, mean) in zip(ax.lines, (("target", 0), ("base", -2), ("tuned", 0.5)), strict=False):
         x, y = line.get_data()
@@ -140,13 +161,23 @@ def test_logits_are_drawn_as_densities():
 
 def test_extent_is_drawn_for_each_sex_and_arm():
     rng = RNG(0)
-    table = pd.DataFrame([{"arm": arm, "sex": sex, "extent_mm": size + rng.normal(0, 4)} for arm in ("target", "base", "tuned")
-                          for sex, size in (("F", 138), ("M", 150)) for _ in range(60)])
+    table = pd.DataFrame(
+        [
+            {"arm": arm, "sex": sex, "extent_mm": size + rng.normal(0, 4)}
+            for arm in ("target", "base", "tuned")
+            for sex, size in (("F", 138), ("M", 150))
+            for _ in range(60)
+        ]
+    )
     ax = draw(figures.extent_by_sex(table))
     bodies = [c.get_paths()[0].vertices for c in ax.collections]
     assert len(bodies) == 6
-    expected = [part.extent_mm for sex in "FM" for arm in ("target", "base", "tuned")
-                for part in [table[(table.sex == sex) & (table.arm == arm)]]]
+    expected = [
+        part.extent_mm
+        for sex in "FM"
+        for arm in ("target", "base", "tuned")
+        for part in [table[(table.sex == sex) & (table.arm == arm)]]
+    ]
     for body, values in zip(bodies, expected, strict=True):
         assert (body[:, 1].min(), body[:, 1].max()) == pytest.approx((values.min(), values.max()))
     assert legend(ax) == ["target", "base", "tuned"] and ax.get_ylabel().endswith("mm")
@@ -162,7 +193,9 @@ class TestReliability:
         table = self.table()
         ours = figures.reliability(table, 8)
         observed, predicted = calibration_curve(table.truth, table.p_female, n_bins=8)
-        assert ours.observed.to_numpy() == pytest.approx(observed) and ours.predicted.to_numpy() == pytest.approx(predicted)
+        assert ours.observed.to_numpy() == pytest.approx(observed) and ours.predicted.to_numpy() == pytest.approx(
+            predicted
+        )
         assert ours.n.sum() == len(table)
 
     def test_interval_is_wilsons(self):
@@ -184,8 +217,14 @@ class TestReliability:
 def test_roc_curves_and_their_areas():
     rng = RNG(0)
     truth = np.arange(300) % 2
-    table = pd.concat([pd.DataFrame({"judge": name, "truth": truth, "p_female": 1 / (1 + np.exp(-(truth - 0.5) * k - rng.normal(size=300)))})
-                       for name, k in (("guide", 3), ("auditor", 2))])
+    table = pd.concat(
+        [
+            pd.DataFrame(
+                {"judge": name, "truth": truth, "p_female": 1 / (1 + np.exp(-(truth - 0.5) * k - rng.normal(size=300)))}
+            )
+            for name, k in (("guide", 3), ("auditor", 2))
+        ]
+    )
     ax = draw(figures.roc_curves(table))
     for line in ax.lines[1:]:
         assert f"AUC {auc(*line.get_data()):.3f}" in line.get_label()
@@ -194,7 +233,9 @@ def test_roc_curves_and_their_areas():
 
 
 class TestTraining:
-    TABLE = pd.DataFrame({"arm": ["plain"] * 4 + ["robust"] * 4, "step": [0, 1, 2, 3] * 2, "share": [0.2, 0.4, 0.3, 0.5] + [0.1] * 4})
+    TABLE = pd.DataFrame(
+        {"arm": ["plain"] * 4 + ["robust"] * 4, "step": [0, 1, 2, 3] * 2, "share": [0.2, 0.4, 0.3, 0.5] + [0.1] * 4}
+    )
 
     def test_draws_the_values(self):
         ax = draw(figures.training_curves(self.TABLE, "share", by="arm", target=0.458))
@@ -211,48 +252,14 @@ class TestTraining:
         assert ax.get_legend() is None
 
 
-class TestImages:
-    IMAGES = RNG(0).uniform(-1, 1, (5, 1, 8, 8)).astype(np.float32)
-
-    def shown(self, figure):
-        return [ax.images[0] for ax in figure.axes if ax.images and ax.get_visible()]
-
-    def test_grid_shows_every_image_on_one_scale(self):
-        figure = draw(figures.image_grid(self.IMAGES, 3, titles=list("abcde"), row_labels=["first", "second"]))
-        shown = self.shown(figure)
-        assert len(shown) == 5
-        for drawn, image in zip(shown, self.IMAGES, strict=True):
-            assert np.array_equal(drawn.get_array(), image[0]) and drawn.get_clim() == (-1, 1)
-        assert [ax.get_title(loc="center") for ax in figure.axes[:5]] == list("abcde")
-        assert [figure.axes[i].get_ylabel() for i in (0, 3)] == ["first", "second"]
-
-    def test_pairs_show_what_changed(self):
-        after = np.clip(self.IMAGES + 0.1, -1, 1)
-        figure = draw(figures.before_after(self.IMAGES, after, titles=list("abcde")))
-        shown = self.shown(figure)
-        assert len(shown) == 15
-        for index in range(5):
-            change = np.asarray(shown[5 + index].get_array()) - np.asarray(shown[index].get_array())
-            assert np.allclose(shown[10 + index].get_array(), change)
-        low, high = shown[10].get_clim()
-        assert low == -high
-        assert len(self.shown(figures.before_after(self.IMAGES, after, difference=False))) == 10
-
-    def test_equal_pairs_can_be_drawn(self):
-        draw(figures.before_after(self.IMAGES, self.IMAGES))
-
-    def test_bad_images_are_refused(self):
-        with pytest.raises(DataError, match="laid out"):
-            figures.image_grid(self.IMAGES[:, 0])
-        with pytest.raises(DataError, match="no pairs"):
-            figures.before_after(self.IMAGES, self.IMAGES[:4])
-
-
-@pytest.mark.parametrize("draw_one, table, words", [
-    (figures.share_by_judge, pd.DataFrame({"arm": []}), "lacks column 'judge'"),
-    (figures.share_by_judge, shares()[:0], "empty"),
-    (figures.logit_distributions, pd.DataFrame({"arm": ["base"]}), "lacks column 'logit'"),
-])
+@pytest.mark.parametrize(
+    "draw_one, table, words",
+    [
+        (figures.share_by_judge, pd.DataFrame({"arm": []}), "lacks column 'judge'"),
+        (figures.share_by_judge, shares()[:0], "empty"),
+        (figures.logit_distributions, pd.DataFrame({"arm": ["base"]}), "lacks column 'logit'"),
+    ],
+)
 def test_tables_that_lack_something_are_refused(draw_one, table, words):
     with pytest.raises(DataError, match=words):
         draw_one(table)
@@ -260,8 +267,10 @@ def test_tables_that_lack_something_are_refused(draw_one, table, words):
 
 def test_colours_are_told_apart_by_lightness_or_hue_without_red_and_green():
     """Under simulated deuteranopia (Machado et al. 2009, severity 1) no two series colours fall together."""
-    matrix = np.array([[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]])
+    matrix = np.array(
+        [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]]
+    )
     seen = [matrix @ np.array(matplotlib.colors.to_rgb(look.colour)) ** 2.2 for look in figures.LOOKS]
     for i, one in enumerate(seen):
-        for other in seen[i + 1:]:
+        for other in seen[i + 1 :]:
             assert np.linalg.norm(np.clip(one, 0, 1) ** (1 / 2.2) - np.clip(other, 0, 1) ** (1 / 2.2)) > 0.12

@@ -6,6 +6,21 @@ from .shares import cohort_bars, guidance_sweep, per_prompt_shares, share_by_jud
 from .style import LOOKS, NAMED, house_style, looks
 from .training import training_curves
 
-__all__ = ["LOOKS", "NAMED", "before_after", "cohort_bars", "extent_by_sex", "guidance_sweep", "house_style", "image_grid",
-           "logit_distributions", "looks", "per_prompt_shares", "reliability", "reliability_diagram", "roc_curves",
-           "share_by_judge", "training_curves"]
+__all__ = [
+    "LOOKS",
+    "NAMED",
+    "before_after",
+    "cohort_bars",
+    "extent_by_sex",
+    "guidance_sweep",
+    "house_style",
+    "image_grid",
+    "logit_distributions",
+    "looks",
+    "per_prompt_shares",
+    "reliability",
+    "reliability_diagram",
+    "roc_curves",
+    "share_by_judge",
+    "training_curves",
+]

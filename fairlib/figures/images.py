@@ -9,7 +9,9 @@ from matplotlib.figure import Figure
 from ..errors import DataError
 
 
-def image_grid(images, columns: int = 8, titles=None, row_labels=None, column_labels=None, cell: float = 1.15) -> Figure:
+def image_grid(
+    images, columns: int = 8, titles=None, row_labels=None, column_labels=None, cell: float = 1.15
+) -> Figure:
     """Images [N, 1, H, W] in [-1, 1], row by row, grey.
 
     titles: one above each image; row_labels and column_labels: one a row and a column; cell: inches a picture.
@@ -60,7 +62,9 @@ def _checked(images) -> np.ndarray:
 def _sheet(rows: int, columns: int, cell: float, extra: float, row_labels, column_labels):
     """A figure of bare panels [rows, columns], with names along its left and upper edges."""
     height = rows * (cell + extra) + 0.3 * (column_labels is not None)
-    figure, grid = plt.subplots(rows, columns, figsize=(columns * cell + 0.3, height), squeeze=False, layout="constrained")
+    figure, grid = plt.subplots(
+        rows, columns, figsize=(columns * cell + 0.3, height), squeeze=False, layout="constrained"
+    )
     figure.get_layout_engine().set(w_pad=0.01, h_pad=0.01, wspace=0.01, hspace=0.01)
     for panel in grid.flat:
         panel.set(xticks=[], yticks=[])

@@ -49,19 +49,41 @@ def house_style() -> None:
     """Set the look once, at the top of a notebook: quiet axes, readable sizes, light files."""
     import seaborn as sns
 
-    sns.set_theme(context="notebook", style="ticks", rc={
-        "figure.dpi": 100, "savefig.dpi": 100, "figure.figsize": (6.4, 3.8), "figure.constrained_layout.use": True,
-        "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "axes.axisbelow": True,
-        "grid.color": "#ECECEC", "grid.linewidth": 0.8, "axes.edgecolor": GREY, "axes.labelcolor": INK,
-        "axes.titlelocation": "left", "axes.titlesize": 12, "axes.titleweight": "semibold", "axes.labelsize": 11,
-        "xtick.labelsize": 10, "ytick.labelsize": 10, "legend.fontsize": 10, "legend.frameon": False,
-        "lines.linewidth": 2.0, "lines.markersize": 7, "hatch.linewidth": 0.7, "text.color": INK,
-        "axes.prop_cycle": cycler(color=[look.colour for look in LOOKS]),
-    })
+    sns.set_theme(
+        context="notebook",
+        style="ticks",
+        rc={
+            "figure.dpi": 100,
+            "savefig.dpi": 100,
+            "figure.figsize": (6.4, 3.8),
+            "figure.constrained_layout.use": True,
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "axes.grid": True,
+            "axes.axisbelow": True,
+            "grid.color": "#ECECEC",
+            "grid.linewidth": 0.8,
+            "axes.edgecolor": GREY,
+            "axes.labelcolor": INK,
+            "axes.titlelocation": "left",
+            "axes.titlesize": 12,
+            "axes.titleweight": "semibold",
+            "axes.labelsize": 11,
+            "xtick.labelsize": 10,
+            "ytick.labelsize": 10,
+            "legend.fontsize": 10,
+            "legend.frameon": False,
+            "lines.linewidth": 2.0,
+            "lines.markersize": 7,
+            "hatch.linewidth": 0.7,
+            "text.color": INK,
+            "axes.prop_cycle": cycler(color=[look.colour for look in LOOKS]),
+        },
+    )
 
 
 def looks(names) -> dict[str, Look]:
-    """A look for each name: its own where it has one, else the next that shares neither colour nor marker with those."""
+    """A look for each name: its own where it has one, else the next of another colour and marker than those."""
     names = list(dict.fromkeys(names))
     own = [NAMED[name] for name in names if name in NAMED]
     taken = {look.colour for look in own} | {look.marker for look in own}
@@ -107,4 +129,6 @@ def legend_below(ax: Axes, columns: int | None = None) -> None:
     """The legend under the plot, where it hides nothing."""
     handles, labels = ax.get_legend_handles_labels()
     if handles:
-        ax.legend(handles, labels, loc="upper center", bbox_to_anchor=(0.5, -0.17), ncol=columns or min(len(handles), 4))
+        ax.legend(
+            handles, labels, loc="upper center", bbox_to_anchor=(0.5, -0.17), ncol=columns or min(len(handles), 4)
+        )

@@ -6,12 +6,19 @@ from matplotlib.axes import Axes
 
 from .style import axes, legend_below, looks, need, percent, target_line
 
-WORDS = {"alignment": "alignment loss", "consistency": "consistency loss (1 - cosine)", "share": "female share read by the guide",
-         "gradient_norm": "gradient norm", "cosine_kept": "cosine to the original, class kept", "lr": "learning rate"}
+WORDS = {
+    "alignment": "alignment loss",
+    "consistency": "consistency loss (1 - cosine)",
+    "share": "female share read by the guide",
+    "gradient_norm": "gradient norm",
+    "cosine_kept": "cosine to the original, class kept",
+    "lr": "learning rate",
+}
 
 
-def training_curves(table, value: str, by: str | None = None, smooth: int = 1, target: float | None = None,
-                    ax: Axes | None = None) -> Axes:
+def training_curves(
+    table, value: str, by: str | None = None, smooth: int = 1, target: float | None = None, ax: Axes | None = None
+) -> Axes:
     """One quantity of training against the step, one line for each value of the column `by`.
 
     table: `step, <value>` and `by`. smooth: steps of a running mean drawn over the faint values themselves (1: none);

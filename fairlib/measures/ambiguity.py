@@ -19,7 +19,12 @@ def ambiguous_share(
 
 
 def ambiguity_difference(
-    p_female, test_p_female, test_subjects, rng: np.random.Generator, band: tuple[float, float] = BAND, replicates: int = 1000
+    p_female,
+    test_p_female,
+    test_subjects,
+    rng: np.random.Generator,
+    band: tuple[float, float] = BAND,
+    replicates: int = 1000,
 ) -> Interval:
     """Ambiguous share of the images less that of the test slices, in percentage points, with interval.
 

@@ -17,7 +17,9 @@ from ..errors import DataError
 
 PIXEL_MM = 1.6
 RAYS = 180
-SMOOTH = 1.6  # px at 128 x 128; texture is averaged away and an edge stays where it was (a median filter moves thin rims)
+SMOOTH = (
+    1.6  # px at 128 x 128; texture is averaged away and an edge stays where it was (a median filter moves thin rims)
+)
 INSIDE, OUTSIDE, STEP = 9.0, 4.0, 0.5  # px: each ray looks this far to either side of the coarse edge, in such steps
 SMALLEST_MM2 = 3000.0  # a smaller outline is not a brain slice
 COLUMNS = ("area_mm2", "width_mm", "length_mm", "extent_mm", "ventricle_mm2")
@@ -25,7 +27,7 @@ COLUMNS = ("area_mm2", "width_mm", "length_mm", "extent_mm", "ventricle_mm2")
 
 @dataclass(frozen=True)
 class Outline:
-    """The brain's edge: `centre` (row, column) and the `radii` [RAYS] in pixels, anticlockwise from the right of the picture."""
+    """The brain's edge: `centre` (row, column) and `radii` [RAYS] in pixels, anticlockwise from the right."""
 
     centre: tuple[float, float]
     radii: np.ndarray
@@ -86,12 +88,16 @@ def _coarse(bright: np.ndarray, scale: float) -> np.ndarray | None:
         return None
     largest = labels == 1 + np.argmax(np.bincount(labels.ravel())[1:])
     reach = round(4 * scale)
-    closed = ndimage.binary_closing(np.pad(largest, reach + 1), iterations=reach)[reach + 1 : -reach - 1, reach + 1 : -reach - 1]
+    closed = ndimage.binary_closing(np.pad(largest, reach + 1), iterations=reach)[
+        reach + 1 : -reach - 1, reach + 1 : -reach - 1
+    ]
     return ndimage.binary_fill_holes(closed | largest)
 
 
 def _frame(image: np.ndarray, width: int = 3) -> np.ndarray:
-    return np.concatenate([image[:width].ravel(), image[-width:].ravel(), image[:, :width].ravel(), image[:, -width:].ravel()])
+    return np.concatenate(
+        [image[:width].ravel(), image[-width:].ravel(), image[:, :width].ravel(), image[:, -width:].ravel()]
+    )
 
 
 def _directions() -> tuple[np.ndarray, np.ndarray]:
@@ -128,7 +134,9 @@ def _edges(smooth: np.ndarray, centre, around: np.ndarray, scale: float) -> np.n
 def _along(image: np.ndarray, centre, radii: np.ndarray) -> np.ndarray:
     """Brightness along the rays at `radii` [RAYS, K]; black outside the picture."""
     down, right = _directions()
-    return ndimage.map_coordinates(image, [centre[0] + radii * down, centre[1] + radii * right], order=1, mode="constant")
+    return ndimage.map_coordinates(
+        image, [centre[0] + radii * down, centre[1] + radii * right], order=1, mode="constant"
+    )
 
 
 def _steady(radii: np.ndarray, scale: float) -> np.ndarray:

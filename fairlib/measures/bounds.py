@@ -29,13 +29,32 @@ class Exam:
     anatomy: float = 0.2
 
 
-def verdict(figure: str, arm: str, judge: str, found: Interval, bound: float, n: int, at_least: bool = False,
-            floor: float = np.nan) -> dict:
+def verdict(
+    figure: str,
+    arm: str,
+    judge: str,
+    found: Interval,
+    bound: float,
+    n: int,
+    at_least: bool = False,
+    floor: float = np.nan,
+) -> dict:
     """One row of the exam. `holds`: the estimate keeps the bound; `certain`: so does its whole interval."""
     worst = found.low if at_least else found.high
     keeps = (lambda value: value >= bound) if at_least else (lambda value: value <= bound)
-    values = (figure, arm, judge, found.estimate, found.low, found.high, floor, bound, bool(keeps(found.estimate)),
-              bool(keeps(worst)), n)
+    values = (
+        figure,
+        arm,
+        judge,
+        found.estimate,
+        found.low,
+        found.high,
+        floor,
+        bound,
+        bool(keeps(found.estimate)),
+        bool(keeps(worst)),
+        n,
+    )
     return dict(zip(COLUMNS, values, strict=True))
 
 
@@ -45,13 +64,19 @@ def magnitude(found: Interval) -> Interval:
     return Interval(abs(found.estimate), 0.0 if 0 in found else ends[0], ends[1])
 
 
-def exam(readings: pd.DataFrame, slices: pd.DataFrame, rng: np.random.Generator, settings: Exam | None = None, judges=None,
-         replicates: int = 500) -> pd.DataFrame:
+def exam(
+    readings: pd.DataFrame,
+    slices: pd.DataFrame,
+    rng: np.random.Generator,
+    settings: Exam | None = None,
+    judges=None,
+    replicates: int = 500,
+) -> pd.DataFrame:
     """Every bound of the study that can be told from readings, over all seeds; one row each, columns `COLUMNS`.
 
-    Columns of `readings` and `slices`: see `fairlib.measures.readings`. judges: `{"guide": column, "auditor": ..., "oracle": ...}`.
-    Each seed's prompts are cells of their own, so gaps of opposite sign in two seeds do not cancel; `beyond chance` rows
-    take the noise of a finite number of images out of the same cells.
+    Columns of `readings` and `slices`: see `fairlib.measures.readings`; judges:
+    `{"guide": column, "auditor": column, "oracle": column}`. Each seed's prompts are cells of their own, so gaps of
+    opposite sign in two seeds do not cancel; `beyond chance` takes the noise of a finite number of images out of them.
     """
     settings = settings or Exam()
     judges = judges or {name: name for name in ("guide", "auditor", "oracle")}
@@ -74,8 +99,14 @@ def _interval(row, name: str) -> Interval:
 
 def _base_share(readings, slices, rng, settings, judges, replicates) -> list[dict]:
     row = share_table(_arm(readings, settings.base), slices, rng, _one(judges, "oracle"), ("arm",), replicates).iloc[0]
-    below = Interval(*(100 * (settings.target - row[name]) for name in ("corrected", "corrected_high", "corrected_low")))
-    return [verdict("female share below target, points", settings.base, "oracle", below, settings.base_gap_points, row.n, True)]
+    below = Interval(
+        *(100 * (settings.target - row[name]) for name in ("corrected", "corrected_high", "corrected_low"))
+    )
+    return [
+        verdict(
+            "female share below target, points", settings.base, "oracle", below, settings.base_gap_points, row.n, True
+        )
+    ]
 
 
 def _prompt_gaps(readings, slices, rng, settings, judges, replicates) -> list[dict]:
@@ -87,7 +118,9 @@ def _prompt_gaps(readings, slices, rng, settings, judges, replicates) -> list[di
         for name, bound in settings.gaps:
             row = table.loc[name]
             chance = Interval(row.beyond_chance, np.nan, np.nan)
-            rows.append(verdict("mean gap over prompts", arm, name, _interval(row, "gap"), bound, row.n, floor=row.floor))
+            rows.append(
+                verdict("mean gap over prompts", arm, name, _interval(row, "gap"), bound, row.n, floor=row.floor)
+            )
             rows.append(verdict("gap beyond chance", arm, name, chance, bound, row.n))
     return rows
 
@@ -96,22 +129,50 @@ def _conditional(readings, slices, rng, settings, judges, replicates) -> list[di
     part = _arm(readings, settings.conditional)
     if part.empty:
         return []
-    table = group_table(part, slices, dict(settings.conditional_targets), rng, _one(judges, "auditor"), ("arm",), replicates)
-    return [verdict(f"gap to the share of {row['group']}", settings.conditional, "auditor", magnitude(
-        Interval(row.gap, row.share_low - row.target, row.share_high - row.target)), settings.conditional_gap, row.n)
-        for _, row in table.iterrows()]
+    table = group_table(
+        part, slices, dict(settings.conditional_targets), rng, _one(judges, "auditor"), ("arm",), replicates
+    )
+    return [
+        verdict(
+            f"gap to the share of {row['group']}",
+            settings.conditional,
+            "auditor",
+            magnitude(Interval(row.gap, row.share_low - row.target, row.share_high - row.target)),
+            settings.conditional_gap,
+            row.n,
+        )
+        for _, row in table.iterrows()
+    ]
 
 
 def _ambiguous(readings, slices, rng, settings, judges, replicates) -> list[dict]:
     part = readings[readings.arm.isin([settings.base, settings.tuned])]
     table = ambiguity_table(part, slices, rng, judges, ("arm",), replicates)
-    return [verdict("ambiguous images against test slices, points", row.arm, row.judge, magnitude(_interval(row, "points")),
-                    settings.ambiguous_points, row.n) for _, row in table.iterrows()]
+    return [
+        verdict(
+            "ambiguous images against test slices, points",
+            row.arm,
+            row.judge,
+            magnitude(_interval(row, "points")),
+            settings.ambiguous_points,
+            row.n,
+        )
+        for _, row in table.iterrows()
+    ]
 
 
 def _anatomy(readings, slices, rng, settings, judges, replicates) -> list[dict]:
     part = readings[readings.arm.isin([settings.base, settings.tuned])]
     table = within_sex_table(part, slices, rng, judges, ("arm",), replicates)
     table = table[table.against == "truth"]
-    return [verdict(f"anatomy within {row.sex}, standardised difference", row.arm, row.judge,
-                    magnitude(_interval(row, "difference")), settings.anatomy, row.n) for _, row in table.iterrows()]
+    return [
+        verdict(
+            f"anatomy within {row.sex}, standardised difference",
+            row.arm,
+            row.judge,
+            magnitude(_interval(row, "difference")),
+            settings.anatomy,
+            row.n,
+        )
+        for _, row in table.iterrows()
+    ]

@@ -35,8 +35,8 @@ def per_prompt_gap(
 
     p_female: [N] in [0, 1]; prompts: [N] labels; target: one share, or `{prompt: share}`; with `held_out` shares are
     corrected (Rogan and Gladen). Images are drawn again within each prompt, held-out slices by subject.
-    A mean of absolute values is biased upward by noise, and its bootstrap twice; so the low end is reflected, and zero where
-    chance alone could make the mean, and `floor` stands beside it.
+    A mean of absolute values is biased upward by noise, and its bootstrap twice; so the low end is reflected, and zero
+    where chance alone could make the mean, and `floor` stands beside it.
     """
     check_probabilities(p_female)
     names, codes = np.unique(np.asarray(prompts), return_inverse=True)
@@ -49,8 +49,19 @@ def per_prompt_gap(
     count = np.bincount(codes)
     floors = [sampling_floor(t, n, *accuracies) for t, n in zip(targets, count, strict=True)]
     low, high = np.nanquantile(draws, [0.025, 0.975], axis=0)
-    table = pd.DataFrame({"prompt": names, "n": count, "target": targets, "raw": raw, "share": share, "low": low,
-                          "high": high, "gap": np.abs(share - targets), "floor": floors})
+    table = pd.DataFrame(
+        {
+            "prompt": names,
+            "n": count,
+            "target": targets,
+            "raw": raw,
+            "share": share,
+            "low": low,
+            "high": high,
+            "gap": np.abs(share - targets),
+            "floor": floors,
+        }
+    )
     excess = beyond_chance(raw, count, targets, *accuracies)
     return Gap(_honest(draws, share, targets), float(np.mean(floors)), excess, table)
 
@@ -63,7 +74,7 @@ def sampling_floor(target: float, n: int, a_f: float = 1.0, a_m: float = 1.0) ->
 
 
 def beyond_chance(raw, n, target, a_f: float = 1.0, a_m: float = 1.0) -> float:
-    """Root of the mean over prompts of (share - target)^2 less its sampling variance; zero where chance explains it all.
+    """Root of the mean over prompts of (share - target)^2 less its sampling variance; zero where chance explains all.
 
     raw, n, target: [prompts]. The mean square is unbiased, and a root mean square is never below the mean of |gap|.
     """
@@ -76,7 +87,7 @@ def beyond_chance(raw, n, target, a_f: float = 1.0, a_m: float = 1.0) -> float:
 def _targets(target, names) -> np.ndarray:
     """One target share a prompt. Raises `DataError` on a prompt without one or a share outside [0, 1]."""
     if not isinstance(target, dict):
-        target = {name: target for name in names}
+        target = dict.fromkeys(names, target)
     missing = [str(name) for name in names if name not in target]
     if missing:
         raise DataError(f"no target share for prompt {missing[0]!r}; give one share, or one for each prompt")
@@ -105,7 +116,7 @@ def _corrected_shares(read, codes, held_p, truth) -> np.ndarray:
 
 
 def _honest(draws, share, targets) -> Interval:
-    """Interval of the mean gap: percentile above; below reflected, and zero where noise around zero gaps reaches as far."""
+    """Interval of the mean gap: percentile above; below reflected, and zero where noise alone reaches as far."""
     estimate = float(np.abs(share - targets).mean())
     high = float(np.nanquantile(np.abs(draws - targets).mean(1), 0.975))
     chance = np.nanquantile(np.abs(draws - share).mean(1), 0.975)

@@ -20,9 +20,9 @@ FEATURES = ("width_mm", "length_mm")  # the area adds nothing to these two (same
 class AnatomyOracle:
     """Logistic regression of sex on log width and log length, each taken about the mean of its contrast.
 
-    Fluid around the brain shows on t2 and not on t1, so one brain measures 6 % more area on t2: contrasts have their own
-    mean. `means`: {contrast: (log width, log length, log extent)}, the average of both sexes' means;
-    `spread`: standard deviations within sex of log width and log length; `weights`: of the two features, and the intercept.
+    Fluid around the brain shows on t2 and not on t1, so one brain measures 6 % more area on t2: contrasts have their
+    own mean. `means`: {contrast: (log width, log length, log extent)}, the average of both sexes' means; `spread`:
+    standard deviations within sex of log width and log length; `weights`: of the two features, and the intercept.
     """
 
     means: dict[str, tuple[float, float, float]]
@@ -79,15 +79,19 @@ def fit_oracle(images, female, contrasts, pixel_mm: float = PIXEL_MM) -> Anatomy
     measures, female, contrasts = measure(images, None, pixel_mm), np.asarray(female), np.asarray(contrasts)
     good = measures.extent_mm.notna().to_numpy()
     if not len(good) == len(female) == len(contrasts) or good.mean() < 0.95:
-        raise DataError(f"{int((~good).sum())} of {len(good)} slices show no brain that can be outlined; "
-                        "give slices in [-1, 1] with background -1, one sex and one contrast for each")
+        raise DataError(
+            f"{int((~good).sum())} of {len(good)} slices show no brain that can be outlined; "
+            "give slices in [-1, 1] with background -1, one sex and one contrast for each"
+        )
     return _fit(_logs(measures[good]), female[good], contrasts[good], pixel_mm)
 
 
 def _fit(logs: np.ndarray, female, contrasts, pixel_mm) -> AnatomyOracle:
     from sklearn.linear_model import LogisticRegression
 
-    means = {str(name): _middle(logs[contrasts == name], female[contrasts == name], name) for name in np.unique(contrasts)}
+    means = {
+        str(name): _middle(logs[contrasts == name], female[contrasts == name], name) for name in np.unique(contrasts)
+    }
     centred = logs - np.array([means[str(name)] for name in contrasts])
     within = np.concatenate([centred[female == sex] - centred[female == sex].mean(0) for sex in (0, 1)])
     spread = within.std(0)[:2]
@@ -98,7 +102,9 @@ def _fit(logs: np.ndarray, female, contrasts, pixel_mm) -> AnatomyOracle:
 def _middle(logs: np.ndarray, female: np.ndarray, contrast) -> tuple[float, ...]:
     """Half way between the mean woman and the mean man of one contrast."""
     if set(np.unique(female)) != {0, 1}:
-        raise DataError(f"contrast {contrast!r} lacks slices of one sex; the oracle needs both, as 1 (female) and 0 (male)")
+        raise DataError(
+            f"contrast {contrast!r} lacks slices of one sex; the oracle needs both, as 1 (female) and 0 (male)"
+        )
     return _floats((logs[female == 0].mean(0) + logs[female == 1].mean(0)) / 2)
 
 

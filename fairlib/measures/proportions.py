@@ -35,7 +35,9 @@ class HeldOut:
             raise DataError("held-out readings, truth and subjects differ in length; give one of each per slice")
         check_probabilities(self.p_female)
         if set(np.unique(self.truth)) != {0, 1}:
-            raise DataError(f"held-out truth holds {sorted(set(self.truth.tolist()))}; it needs both 1 (female) and 0 (male)")
+            raise DataError(
+                f"held-out truth holds {sorted(set(self.truth.tolist()))}; it needs both 1 (female) and 0 (male)"
+            )
 
     def sample(self) -> Sample:
         """The held-out slices, resampled by subject within sex."""
@@ -46,7 +48,9 @@ def check_probabilities(values: np.ndarray) -> None:
     """Raise `DataError` unless every value lies in [0, 1]."""
     values = np.asarray(values, float)
     if values.size == 0 or not ((values >= 0) & (values <= 1)).all():
-        raise DataError("probabilities must be a non-empty array in [0, 1]; apply the sigmoid to logits, and drop failed readings by name")
+        raise DataError(
+            "probabilities must be a non-empty array in [0, 1]; apply the sigmoid to logits, drop failed readings"
+        )
 
 
 def class_accuracies(p_female: np.ndarray, truth: np.ndarray) -> tuple[float, float]:
@@ -61,8 +65,10 @@ def rogan_gladen(share, a_f: float, a_m: float):
     Raises `DataError` when a_F + a_M <= 1: such a judge says nothing about sex.
     """
     if not a_f + a_m > 1:
-        raise DataError(f"the judge is right on {a_f:.3f} of women and {a_m:.3f} of men; they must sum to more than 1 "
-                        "for its shares to be corrected; use a better judge")
+        raise DataError(
+            f"the judge is right on {a_f:.3f} of women and {a_m:.3f} of men; they must sum to more than 1 "
+            "for its shares to be corrected; use a better judge"
+        )
     return np.clip((np.asarray(share) + a_m - 1) / (a_f + a_m - 1), 0, 1)
 
 
@@ -82,7 +88,9 @@ def rogan_gladen_groups(shares: np.ndarray, confusion: np.ndarray) -> np.ndarray
     """
     off = np.where(np.eye(len(confusion), dtype=bool), 0, confusion)
     if (np.diag(confusion) <= off.max(1)).any() or np.linalg.cond(confusion) > 1e6:
-        raise DataError("the judge confuses the groups too much for its shares to be corrected; use a better judge or merge groups")
+        raise DataError(
+            "the judge confuses the groups too much for its shares to be corrected; use a better judge or merge groups"
+        )
     return project_to_simplex(np.linalg.solve(confusion, np.asarray(shares, float)))
 
 
@@ -110,7 +118,7 @@ def saerens_em(probabilities: np.ndarray, prior: np.ndarray, tolerance: float = 
 
 
 def platt(logits: np.ndarray, truth: np.ndarray, steps: int = 25) -> tuple[float, float]:
-    """(slope, intercept) of the logistic recalibration of `logits` [N] on `truth` [N] (Platt 1999), by Newton's method."""
+    """(slope, intercept) of the logistic recalibration of `logits` [N] on `truth` [N] (Platt 1999), by Newton."""
     design = np.stack([logits, np.ones_like(logits)])
     weights = np.array([1.0, 0.0])
     ridge = 1e-4 * len(truth) * np.diag([1.0, 0.0])  # a judge that separates perfectly has no finite slope

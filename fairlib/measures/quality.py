@@ -6,7 +6,7 @@ Features are any embedding; say which when quoting a figure.
 
 from __future__ import annotations
 
-from typing import Callable
+from collections.abc import Callable
 
 import numpy as np
 
@@ -48,7 +48,9 @@ def check_sets(*sets: np.ndarray, n_min: int = N_MIN) -> None:
     """Raise `DataError` unless all sets are finite [N, D] with one N of at least `n_min` and one D."""
     shapes = [np.shape(features) for features in sets]
     if any(len(shape) != 2 for shape in shapes) or len(set(shapes)) > 1:
-        raise DataError(f"feature sets of shapes {shapes} cannot be compared; take equal numbers of images (see `matched`)")
+        raise DataError(
+            f"feature sets of shapes {shapes} cannot be compared; take equal numbers of images (see `matched`)"
+        )
     if shapes[0][0] < n_min:
         raise DataError(f"{shapes[0][0]} images are too few to compare distributions; take at least {n_min}")
     if not all(np.isfinite(features).all() for features in sets):
@@ -66,8 +68,14 @@ def mmd(x, y, kernel: Callable = polynomial_kernel, x_clusters=None, y_clusters=
 
 
 def mmd_interval(
-    x, y, rng: np.random.Generator, kernel: Callable = polynomial_kernel, x_clusters=None, y_clusters=None,
-    replicates: int = 500, n_min: int = N_MIN,
+    x,
+    y,
+    rng: np.random.Generator,
+    kernel: Callable = polynomial_kernel,
+    x_clusters=None,
+    y_clusters=None,
+    replicates: int = 500,
+    n_min: int = N_MIN,
 ) -> Interval:
     """`mmd` with a bootstrap interval over images (or clusters); copies of one image never form a pair."""
     check_sets(x, y, n_min=n_min)
@@ -78,12 +86,18 @@ def mmd_interval(
 
 
 def mmd_difference(
-    tuned, base, target, rng: np.random.Generator, kernel: Callable = polynomial_kernel, target_clusters=None,
-    replicates: int = 500, n_min: int = N_MIN,
+    tuned,
+    base,
+    target,
+    rng: np.random.Generator,
+    kernel: Callable = polynomial_kernel,
+    target_clusters=None,
+    replicates: int = 500,
+    n_min: int = N_MIN,
 ) -> Interval:
     """MMD(tuned, target) - MMD(base, target), below zero where tuning brought the images nearer.
 
-    tuned, base: [N, D], row i of both from one noise, drawn again as pairs; target: [N, D], one draw for both distances.
+    tuned, base: [N, D], row i of both from one noise, drawn again as pairs; target: [N, D], one draw for both.
     """
     check_sets(tuned, base, target, n_min=n_min)
     terms = [_Terms(images, target, kernel, None, target_clusters) for images in (tuned, base)]

@@ -23,31 +23,41 @@ BY = ("arm", "seed")
 
 
 def held_out(slices: pd.DataFrame, judge: str) -> HeldOut:
-    """What `judge` said of the held-out slices it could read, for correction. Raises `DataError` on a missing column."""
+    """What `judge` said of the held-out slices it could read. Raises `DataError` on a missing column."""
     need(slices, ["subject", "sex", judge], "slices")
     good = slices[slices[judge].notna()]
     return HeldOut(good[judge].to_numpy(float), (good.sex == "F").to_numpy(int), good.subject.to_numpy(str))
 
 
-def share_table(readings, slices, rng: np.random.Generator, judges=JUDGES, by=BY, replicates: int = 500) -> pd.DataFrame:
+def share_table(
+    readings, slices, rng: np.random.Generator, judges=JUDGES, by=BY, replicates: int = 500
+) -> pd.DataFrame:
     """Female shares of every part of the readings by every judge.
 
     Columns: `*by, judge, n, unreadable`, and for raw, corrected (Rogan and Gladen) and em (Saerens) the share with
     `_low` and `_high`.
     """
+
     def row(part, judge, real):
         p = part[judge].to_numpy(float)
-        return (_columns("raw", female_share(p, rng, replicates)) | _columns("corrected", corrected_share(p, real, rng, replicates))
-                | _columns("em", em_share(p, real, rng, min(replicates, 200))))
+        return (
+            _columns("raw", female_share(p, rng, replicates))
+            | _columns("corrected", corrected_share(p, real, rng, replicates))
+            | _columns("em", em_share(p, real, rng, min(replicates, 200)))
+        )
 
     return _each(readings, slices, judges, by, row)
 
 
-def gap_table(readings, slices, target, rng: np.random.Generator, judges=JUDGES, by=BY, replicates: int = 500) -> pd.DataFrame:
-    """Mean over prompts of |corrected share - target|: `*by, judge, n, unreadable, gap, gap_low, gap_high, floor, beyond_chance`.
+def gap_table(
+    readings, slices, target, rng: np.random.Generator, judges=JUDGES, by=BY, replicates: int = 500
+) -> pd.DataFrame:
+    """Mean over prompts of |corrected share - target|.
 
+    Columns: `*by, judge, n, unreadable, gap, gap_low, gap_high, floor, beyond_chance`.
     target: one share, or `{prompt: share}`. `floor` is what chance alone makes of a generator on target.
     """
+
     def row(part, judge, real):
         found = per_prompt_gap(part[judge].to_numpy(float), part.prompt.to_numpy(), target, rng, real, replicates)
         return _columns("gap", found.mean) | {"floor": found.floor, "beyond_chance": found.beyond_chance}
@@ -55,20 +65,25 @@ def gap_table(readings, slices, target, rng: np.random.Generator, judges=JUDGES,
     return _each(readings, slices, judges, by, row)
 
 
-def prompt_table(readings, slices, target, rng: np.random.Generator, judges=JUDGES, by=("arm",), replicates: int = 500) -> pd.DataFrame:
+def prompt_table(
+    readings, slices, target, rng: np.random.Generator, judges=JUDGES, by=("arm",), replicates: int = 500
+) -> pd.DataFrame:
     """Corrected share of every prompt: `*by, judge` and the columns of `Gap.prompts`."""
     tables = []
     for keys, name, column, part in _parts(readings, judges, by):
-        found = per_prompt_gap(part[column].to_numpy(float), part.prompt.to_numpy(), target, rng,
-                               held_out(slices, column), replicates)
+        found = per_prompt_gap(
+            part[column].to_numpy(float), part.prompt.to_numpy(), target, rng, held_out(slices, column), replicates
+        )
         tables.append(found.prompts.assign(**keys, judge=name))
     return pd.concat(tables, ignore_index=True)[[*by, "judge", *tables[0].columns.drop([*by, "judge"])]]
 
 
-def group_table(readings, slices, targets: dict[str, float], rng: np.random.Generator, judges=JUDGES, by=BY,
-                replicates: int = 500) -> pd.DataFrame:
-    """Corrected share of every prompt group against its own target: `*by, group, judge, n, share, share_low, share_high, target, gap`.
+def group_table(
+    readings, slices, targets: dict[str, float], rng: np.random.Generator, judges=JUDGES, by=BY, replicates: int = 500
+) -> pd.DataFrame:
+    """Corrected share of every prompt group against its own target.
 
+    Columns: `*by, group, judge, n, unreadable, share, share_low, share_high, target, gap`.
     `gap` is signed, share less target. Raises `DataError` for a group without a target.
     """
     missing = sorted(set(readings["group"]) - set(targets))
@@ -83,8 +98,11 @@ def group_table(readings, slices, targets: dict[str, float], rng: np.random.Gene
     return table.assign(target=target, gap=table.share - target)
 
 
-def ambiguity_table(readings, slices, rng: np.random.Generator, judges=JUDGES, by=BY, replicates: int = 500) -> pd.DataFrame:
-    """Share with p in (0.2, 0.8): `*by, judge, n, unreadable, share*` and `points*`, its difference to the slices in points."""
+def ambiguity_table(
+    readings, slices, rng: np.random.Generator, judges=JUDGES, by=BY, replicates: int = 500
+) -> pd.DataFrame:
+    """Share with p in (0.2, 0.8), `share`, and its difference to the slices, `points`, each with `_low` and `_high`."""
+
     def row(part, judge, real):
         p = part[judge].to_numpy(float)
         points = ambiguity_difference(p, real.p_female, real.subjects, rng, replicates=replicates)
@@ -93,12 +111,14 @@ def ambiguity_table(readings, slices, rng: np.random.Generator, judges=JUDGES, b
     return _each(readings, slices, judges, by, row)
 
 
-def within_sex_table(readings, slices, rng: np.random.Generator, judges=JUDGES, by=BY, replicates: int = 500) -> pd.DataFrame:
+def within_sex_table(
+    readings, slices, rng: np.random.Generator, judges=JUDGES, by=BY, replicates: int = 500
+) -> pd.DataFrame:
     """Anatomy within each sex: `*by, judge, sex, against, n, n_real, difference, difference_low, difference_high`.
 
-    Images a judge reads as F or M are set against real slices of that sex: (mean extent of the images - mean extent of the
-    slices) / standard deviation of the slices. `against` says how the slices were told apart: "truth" (their sex; the
-    headline) or "reading" (by the same judge: like with like, since a judge's mistakes move both means alike).
+    Images a judge reads as F or M are set against real slices of that sex: (mean extent of the images - mean extent of
+    the slices) / standard deviation of the slices. `against` says how the slices were told apart: "truth" (their sex;
+    the headline) or "reading" (by the same judge: like with like, since its mistakes move both means alike).
     """
     rows = []
     for keys, name, column, part in _parts(readings, judges, by):
@@ -107,8 +127,10 @@ def within_sex_table(readings, slices, rng: np.random.Generator, judges=JUDGES, 
             images = part[_read_as(part, column) == sex]
             for against, mask in (("truth", real.sex == sex), ("reading", _read_as(real, column) == sex)):
                 found = _difference(images, real[mask], rng, replicates)
-                rows.append({**keys, "judge": name, "sex": sex, "against": against, "n": len(images),
-                             "n_real": int(mask.sum())} | _columns("difference", found))
+                rows.append(
+                    {**keys, "judge": name, "sex": sex, "against": against, "n": len(images), "n_real": int(mask.sum())}
+                    | _columns("difference", found)
+                )
     return pd.DataFrame(rows)
 
 
@@ -133,8 +155,11 @@ def need(table: pd.DataFrame, columns: list[str], name: str) -> None:
     """Raise `DataError` unless `table` has rows and all `columns`."""
     missing = [column for column in columns if column not in table]
     if missing or len(table) == 0:
-        raise DataError(f"the table of {name} ({len(table)} rows) lacks column {missing[0]!r}; it has {', '.join(table)}"
-                        if missing else f"the table of {name} is empty; generate and read images first")
+        raise DataError(
+            f"the table of {name} ({len(table)} rows) lacks column {missing[0]!r}; it has {', '.join(table)}"
+            if missing
+            else f"the table of {name} is empty; generate and read images first"
+        )
 
 
 def _named(judges) -> dict[str, str]:
@@ -149,18 +174,23 @@ def _parts(readings: pd.DataFrame, judges, by):
         for name, column in named.items():
             good = part[part[column].notna()]
             if good.empty:
-                raise DataError(f"judge {name!r} could read no image of {dict(zip(by, values, strict=True))}; look at the images")
+                raise DataError(
+                    f"judge {name!r} could read no image of {dict(zip(by, values, strict=True))}; look at the images"
+                )
             yield dict(zip(by, values, strict=True)), name, column, good
 
 
 def _each(readings, slices, judges, by, row) -> pd.DataFrame:
     """One row of `row(part, judge, held out)` for every part of the readings and every judge."""
+    need(readings, list(by), "readings")
     real = {column: held_out(slices, column) for column in _named(judges).values()}
     whole = readings.groupby(list(by), sort=False).size()
     rows = []
     for keys, name, column, part in _parts(readings, judges, by):
         total = int(whole.loc[tuple(keys.values()) if len(by) > 1 else keys[by[0]]])
-        rows.append({**keys, "judge": name, "n": len(part), "unreadable": total - len(part)} | row(part, column, real[column]))
+        rows.append(
+            {**keys, "judge": name, "n": len(part), "unreadable": total - len(part)} | row(part, column, real[column])
+        )
     return pd.DataFrame(rows)
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Callable
 
 import numpy as np
 
@@ -40,8 +40,10 @@ class Sample:
         clusters = np.arange(count) if clusters is None else _codes(clusters)
         strata = np.zeros(count, int) if strata is None else _codes(strata)
         if count == 0 or {len(part) for part in (*self.arrays, clusters, strata)} != {count}:
-            raise DataError(f"arrays of lengths {[len(a) for a in self.arrays]} cannot be resampled together; "
-                            "give at least one row, and as many clusters and strata as rows")
+            raise DataError(
+                f"arrays of lengths {[len(a) for a in self.arrays]} cannot be resampled together; "
+                "give at least one row, and as many clusters and strata as rows"
+            )
         self._plan(clusters, strata)
 
     def _plan(self, clusters, strata) -> None:
@@ -66,7 +68,9 @@ class Sample:
         return tuple(array[rows] for array in self.arrays)
 
 
-def bootstrap(statistic: Callable, samples: list[Sample], rng: np.random.Generator, replicates: int = 1000) -> np.ndarray:
+def bootstrap(
+    statistic: Callable, samples: list[Sample], rng: np.random.Generator, replicates: int = 1000
+) -> np.ndarray:
     """`statistic(*arrays of the first sample, *arrays of the next, ...)` on `replicates` draws: [replicates, ...].
 
     Samples are drawn independently of each other; arrays inside one sample are drawn together.
@@ -82,7 +86,9 @@ def interval(estimate: float, replicates: np.ndarray, level: float = 0.95) -> In
     """
     missing = float(np.isnan(replicates).mean())
     if missing > 0.05:
-        raise DataError(f"{missing:.0%} of the bootstrap replicates are undefined; the sample holds too few subjects of a subgroup")
+        raise DataError(
+            f"{missing:.0%} of the bootstrap replicates are undefined; the sample holds too few subjects of a subgroup"
+        )
     low, high = np.nanquantile(replicates, [(1 - level) / 2, (1 + level) / 2])
     return Interval(float(estimate), float(low), float(high))
 

@@ -31,8 +31,10 @@ def test_mean_probability_and_class_targets_show_themselves():
 def test_test_slices_are_drawn_by_subject():
     test = np.repeat([0.5, 0.1] * 10, 8)
     images = np.full(10000, 0.1)
-    wide, narrow = (ambiguity_difference(images, test, subjects, RNG(0), replicates=300)
-                    for subjects in (np.repeat(np.arange(20), 8), np.arange(160)))
+    wide, narrow = (
+        ambiguity_difference(images, test, subjects, RNG(0), replicates=300)
+        for subjects in (np.repeat(np.arange(20), 8), np.arange(160))
+    )
     assert wide.high - wide.low > 2 * (narrow.high - narrow.low)
 
 

@@ -26,7 +26,7 @@ def ellipse(width=80.0, length=104.0, middle=(63.0, 66.0), angle=0.0, inside=0.6
 
 @pytest.fixture(scope="module")
 def people():
-    """Eighty phantom people, half of them women, in all contrasts: images [320, 1, 128, 128] and what is true of them."""
+    """Eighty phantom people, half of them women, in all contrasts: images [320, 1, 128, 128] and the truth."""
     images, rows = [], []
     for index in range(80):
         rng = RNG([5, index])
@@ -35,8 +35,16 @@ def people():
         found, _ = phantom.render(subject, points, CONTRASTS, rng)
         for contrast, values in found.items():
             images.append(phantom.normalise(values.reshape(1, 128, 128)))
-            rows.append({"subject": index, "female": 1 - index % 2, "contrast": contrast, "log_size": subject.log_size,
-                         "area": (values > 0).sum() * 1.6**2, "grade": subject.tumour.grade})
+            rows.append(
+                {
+                    "subject": index,
+                    "female": 1 - index % 2,
+                    "contrast": contrast,
+                    "log_size": subject.log_size,
+                    "area": (values > 0).sum() * 1.6**2,
+                    "grade": subject.tumour.grade,
+                }
+            )
     return np.stack(images), pd.DataFrame(rows)
 
 
@@ -47,7 +55,9 @@ def oracle(people):
 
 
 class TestShapes:
-    @pytest.mark.parametrize("width, length, angle", [(80, 104, 0.0), (76.5, 98.25, 0.3), (90, 91, 1.0), (60, 100, -0.5)])
+    @pytest.mark.parametrize(
+        "width, length, angle", [(80, 104, 0.0), (76.5, 98.25, 0.3), (90, 91, 1.0), (60, 100, -0.5)]
+    )
     def test_ellipse_of_known_size(self, width, length, angle):
         found = measure(ellipse(width, length, angle=angle)[None, None]).iloc[0]
         assert found.area_mm2 == pytest.approx(np.pi / 4 * width * length * 1.6**2, rel=0.004)
@@ -124,8 +134,9 @@ CORRUPTIONS = {
     "noise": lambda image, rng: image + rng.normal(0, 0.15, image.shape),
     "noise, clipped": lambda image, rng: np.clip(image + rng.normal(0, 0.15, image.shape), -1, 1),
     "blur": lambda image, rng: ndimage.gaussian_filter(image, 1.0),
-    "bias field": lambda image, rng: (image + 1) * (1 + 0.2 * (np.cos(t := rng.uniform(0, 6.3)) * (COLUMNS - 64)
-                                                               + np.sin(t) * (ROWS - 64)) / 64) - 1,
+    "bias field": lambda image, rng: (
+        (image + 1) * (1 + 0.2 * (np.cos(t := rng.uniform(0, 6.3)) * (COLUMNS - 64) + np.sin(t) * (ROWS - 64)) / 64) - 1
+    ),
     "checkerboard": lambda image, rng: image + 0.2 * ((ROWS + COLUMNS) % 2 * 2 - 1),
     "stripes": lambda image, rng: image + 0.15 * np.sin(2 * np.pi * COLUMNS / 5),
     "blobs": lambda image, rng: np.clip(image + texture(rng, image.shape), -1, 1),
@@ -163,8 +174,16 @@ class TestNothingButAnatomy:
         ratio = measure(spoilt[None, None]).area_mm2[0] / measure(image[None, None]).area_mm2[0]
         assert ratio == pytest.approx(1, abs=0.01)
 
-    @pytest.mark.parametrize("image", [np.full((128, 128), -1.0), RNG(0).normal(0, 0.3, (128, 128)).clip(-1, 1),
-                                       ellipse(12, 14), np.full((128, 128), 0.5)], ids=["black", "noise", "speck", "flat"])
+    @pytest.mark.parametrize(
+        "image",
+        [
+            np.full((128, 128), -1.0),
+            RNG(0).normal(0, 0.3, (128, 128)).clip(-1, 1),
+            ellipse(12, 14),
+            np.full((128, 128), 0.5),
+        ],
+        ids=["black", "noise", "speck", "flat"],
+    )
     def test_no_brain_reads_nothing(self, oracle, image):
         found = oracle.read(image[None, None], ["t1"])
         assert found.isna().all(axis=None)
@@ -177,7 +196,9 @@ class TestOracle:
 
         images, truth = people
         first = (truth.subject < 40).to_numpy()
-        found = fit_oracle(images[first], truth.female[first], truth.contrast[first]).read(images[~first], truth.contrast[~first])
+        found = fit_oracle(images[first], truth.female[first], truth.contrast[first]).read(
+            images[~first], truth.contrast[~first]
+        )
         assert roc_auc_score(truth.female[~first], found.p_female) > 0.92
 
     def test_extent_does_not_tell_the_contrast(self, people, oracle):

@@ -35,8 +35,12 @@ def test_against_the_definition():
 
     by_real = np.array([inside(g, real, radius(real)) for g in generated])
     by_generated = np.array([inside(r, generated, radius(generated)) for r in real])
-    expected = {"precision": by_real.any(1).mean(), "recall": by_generated.any(1).mean(),
-                "density": by_real.sum() / (k * 25), "coverage": by_real.any(0).mean()}
+    expected = {
+        "precision": by_real.any(1).mean(),
+        "recall": by_generated.any(1).mean(),
+        "density": by_real.sum() / (k * 25),
+        "coverage": by_real.any(0).mean(),
+    }
     assert precision_recall(real, generated, k, n_min=10) == pytest.approx(expected)
 
 

@@ -88,8 +88,12 @@ class TestSaerens:
         rng = RNG(0)
         p = rng.beta(0.6, 0.8, 500)
         found = pr.saerens_em(np.stack([1 - p, p], 1), np.array([0.4, 0.6]), tolerance=1e-10)
-        best = minimize_scalar(lambda s: -np.log(s * p / 0.6 + (1 - s) * (1 - p) / 0.4).sum(), bounds=(0, 1), method="bounded",
-                               options={"xatol": 1e-10}).x
+        best = minimize_scalar(
+            lambda s: -np.log(s * p / 0.6 + (1 - s) * (1 - p) / 0.4).sum(),
+            bounds=(0, 1),
+            method="bounded",
+            options={"xatol": 1e-10},
+        ).x
         assert found[1] == pytest.approx(best, abs=1e-5)
 
     def test_recovers_a_moved_prior(self):
@@ -100,7 +104,9 @@ class TestSaerens:
         assert pr.saerens_em(np.stack([1 - p, p], 1), np.array([0.5, 0.5]))[1] == pytest.approx(0.2, abs=0.01)
 
     def test_keeps_the_prior_of_a_judge_that_knows_nothing(self):
-        assert pr.saerens_em(np.tile([0.3, 0.5, 0.2], (10, 1)), np.array([0.3, 0.5, 0.2])) == pytest.approx([0.3, 0.5, 0.2])
+        assert pr.saerens_em(np.tile([0.3, 0.5, 0.2], (10, 1)), np.array([0.3, 0.5, 0.2])) == pytest.approx(
+            [0.3, 0.5, 0.2]
+        )
 
     def test_recalibration_is_logistic_regression(self):
         rng = RNG(2)
@@ -167,12 +173,15 @@ class TestIntervals:
         assert pr.corrected_share(images[::-1], moved, RNG(0), 20).estimate == pytest.approx(0.3)
 
 
-@pytest.mark.parametrize("p, truth, subjects, words", [
-    ([0.1, 1.2], [0, 1], [1, 2], "in \\[0, 1\\]"),
-    ([0.1, float("nan")], [0, 1], [1, 2], "in \\[0, 1\\]"),
-    ([0.1, 0.2], [0, 0], [1, 2], "needs both"),
-    ([0.1, 0.2], [0, 1], [1], "differ in length"),
-])
+@pytest.mark.parametrize(
+    "p, truth, subjects, words",
+    [
+        ([0.1, 1.2], [0, 1], [1, 2], "in \\[0, 1\\]"),
+        ([0.1, float("nan")], [0, 1], [1, 2], "in \\[0, 1\\]"),
+        ([0.1, 0.2], [0, 0], [1, 2], "needs both"),
+        ([0.1, 0.2], [0, 1], [1], "differ in length"),
+    ],
+)
 def test_bad_held_out_readings_are_refused(p, truth, subjects, words):
     with pytest.raises(DataError, match=words):
         pr.HeldOut(p, truth, subjects)

@@ -19,6 +19,7 @@ def sets(n=60, d=8, shift=0.5, seed=0):
 
 def brute_mmd(x, y, kernel):
     """The definition of the U-statistic, pair by pair."""
+
     def k(a, b):
         return kernel(a[None], b[None])[0, 0]
 
@@ -79,7 +80,9 @@ def test_frechet_of_a_shift_and_a_scale():
 def test_rbf_sees_what_the_cubic_kernel_sees():
     x, y = sets(100, 4, 1.0)
     assert q.mmd(x, y, q.rbf_kernel(q.median_width(y))) > 0.1
-    assert q.median_width(y) == pytest.approx(np.median([np.linalg.norm(a - b) for a, b in itertools.combinations(y, 2)]))
+    assert q.median_width(y) == pytest.approx(
+        np.median([np.linalg.norm(a - b) for a, b in itertools.combinations(y, 2)])
+    )
 
 
 def test_interval_holds_the_true_value_and_excludes_zero_when_far():
@@ -136,13 +139,16 @@ def test_floor_keeps_subjects_on_one_side():
         q.frechet_floor(features, 150, RNG(0))
 
 
-@pytest.mark.parametrize("x, y, words", [
-    (np.zeros((60, 2)), np.zeros((61, 2)), "equal numbers"),
-    (np.zeros((60, 2)), np.zeros((60, 3)), "equal numbers"),
-    (np.zeros(60), np.zeros(60), "equal numbers"),
-    (np.zeros((49, 2)), np.zeros((49, 2)), "too few"),
-    (np.full((60, 2), np.nan), np.zeros((60, 2)), "NaN"),
-])
+@pytest.mark.parametrize(
+    "x, y, words",
+    [
+        (np.zeros((60, 2)), np.zeros((61, 2)), "equal numbers"),
+        (np.zeros((60, 2)), np.zeros((60, 3)), "equal numbers"),
+        (np.zeros(60), np.zeros(60), "equal numbers"),
+        (np.zeros((49, 2)), np.zeros((49, 2)), "too few"),
+        (np.full((60, 2), np.nan), np.zeros((60, 2)), "NaN"),
+    ],
+)
 @pytest.mark.parametrize("measure", [q.mmd, q.frechet])
 def test_bad_sets_are_refused(measure, x, y, words):
     with pytest.raises(DataError, match=words):

@@ -29,13 +29,20 @@ def test_strata_keep_their_number_of_subjects():
 
 def test_arrays_of_one_sample_stay_paired_and_samples_are_independent():
     first, second = np.arange(30), np.arange(30) * 10
-    draws = bootstrap(lambda a, b, c: [np.abs(b - 10 * a).max(), np.abs(c - a).max()],
-                      [Sample(first, second), Sample(first)], np.random.default_rng(0), 20)
+    draws = bootstrap(
+        lambda a, b, c: [np.abs(b - 10 * a).max(), np.abs(c - a).max()],
+        [Sample(first, second), Sample(first)],
+        np.random.default_rng(0),
+        20,
+    )
     assert (draws[:, 0] == 0).all() and (draws[:, 1] > 0).all()
 
 
 def test_every_row_is_drawn_equally_often():
-    counts = sum(np.bincount(Sample(SUBJECTS, clusters=SUBJECTS).rows(np.random.default_rng(s)), minlength=8) for s in range(4000))
+    counts = sum(
+        np.bincount(Sample(SUBJECTS, clusters=SUBJECTS).rows(np.random.default_rng(s)), minlength=8)
+        for s in range(4000)
+    )
     assert counts / 4000 == pytest.approx(np.ones(8), abs=0.07)
 
 
@@ -72,12 +79,15 @@ def test_undefined_replicates_are_tolerated_up_to_a_point():
         interval(0.5, np.r_[draws[:90], [np.nan] * 10])
 
 
-@pytest.mark.parametrize("arrays, keys, words", [
-    (([1, 2], [1]), {}, "cannot be resampled"),
-    (([],), {}, "cannot be resampled"),
-    (([1, 2],), {"clusters": [1]}, "cannot be resampled"),
-    (([1, 2],), {"clusters": [1, 1], "strata": [0, 1]}, "two strata"),
-])
+@pytest.mark.parametrize(
+    "arrays, keys, words",
+    [
+        (([1, 2], [1]), {}, "cannot be resampled"),
+        (([],), {}, "cannot be resampled"),
+        (([1, 2],), {"clusters": [1]}, "cannot be resampled"),
+        (([1, 2],), {"clusters": [1, 1], "strata": [0, 1]}, "two strata"),
+    ],
+)
 def test_bad_samples_are_refused(arrays, keys, words):
     with pytest.raises(DataError, match=words):
         Sample(*arrays, **keys)
