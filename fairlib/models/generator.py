@@ -15,10 +15,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..errors import WeightsError
-from ..files import read_json, sha256
+from ..files import read_json, read_tensors, sha256
 from .training import FitSettings, FitStep, Trainer, batch_indices, generator_for
 
 TRAINING_STEPS = 1000
+MEAN_LATENT = "mean_latent.safetensors"
 SCHEDULE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 
 
@@ -83,7 +84,8 @@ def fit_denoiser(denoiser: nn.Module, latents: Tensor, embeds: Tensor, caption_o
 class Generator:
     """What the methods see of a pipeline. Latents [N, 4, h, w] fp32; images [N, 1, H, W] in [-1, 1]."""
 
-    def __init__(self, pipeline, device: str | torch.device = "cpu"):
+    def __init__(self, pipeline, device: str | torch.device = "cpu", mean_latent: Tensor | None = None):
+        self.mean_latent = mean_latent
         self.pipeline, self.device = pipeline.to(device), torch.device(device)
         self.denoiser = pipeline.unet
         for part in (pipeline.vae, pipeline.text_encoder, pipeline.unet):
@@ -112,7 +114,8 @@ class Generator:
         for part in (pipeline.vae, pipeline.unet):
             part.float().to(memory_format=torch.channels_last)  # convolutions here are a third faster that way
         pipeline.set_progress_bar_config(disable=True)
-        return cls(pipeline, device)
+        mean = read_tensors(folder / MEAN_LATENT)["mean"] if (folder / MEAN_LATENT).is_file() else None
+        return cls(pipeline, device, mean)
 
     @torch.no_grad()
     def encode_prompts(self, prompts: list[str]) -> Tensor:
@@ -141,9 +144,18 @@ class Generator:
         return image.mean(dim=1, keepdim=True) if image.shape[1] > 1 else image
 
     def noise(self, seed: int, indices: list[int]) -> Tensor:
-        """Initial noise [N, 4, h, w]: number `index` of the bank `seed`, the same in any order and any batch."""
-        return torch.stack([torch.randn(self.latent_shape, generator=generator_for(seed, 11, index)) for index in indices]
-                           ).to(self.device)
+        """Starting latents [N, 4, h, w]: number `index` of the bank `seed`, the same in any order and any batch.
+
+        With a `mean_latent` they are sqrt(a_T) mean + sqrt(1 - a_T) z instead of z alone. Stable Diffusion's schedule
+        leaves a trace of the image at its last step (a_T = 0.0047; Lin et al. 2024), so a start of pure noise tells
+        the denoiser that the mean image is not there, and brains come out too small.
+        """
+        drawn = [torch.randn(self.latent_shape, generator=generator_for(seed, 11, index)) for index in indices]
+        noise = torch.stack(drawn).to(self.device)
+        if self.mean_latent is None:
+            return noise
+        last = float(self.alphas_cumprod[-1])
+        return last**0.5 * self.mean_latent.to(self.device) + (1 - last) ** 0.5 * noise
 
     def trainable_parameters(self) -> dict[str, nn.Parameter]:
         """The denoiser's parameters to tune, made to take gradients: its LoRA weights when it has some, else all."""

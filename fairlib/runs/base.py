@@ -72,6 +72,7 @@ def main(weights: str | Path = "weights", work: str | Path = "data/base", settin
     autoencoder.register_to_config(scaling_factor=1.0)  # latents are standardised already
     pipeline = gen.assemble(encoder, tokenizer, autoencoder, denoiser)
     gen.save_pipeline(weights / "brain", pipeline)
+    write_tensors(weights / "brain" / gen.MEAN_LATENT, {"mean": latents.mean(0)})
     for folder in (weights / "clip", weights / "brain"):
         write_manifest(folder, to_dict(settings), time.time() - started, made_by="python -m fairlib base", people="synthetic")
     return weights / "brain"

@@ -27,12 +27,12 @@ class Study:
     subjects: float = 5.0
     cohort_seed: int = 2
     split_seed: int = 0
-    radiology: int = 600
+    radiology: int = 1500
     judge_steps: int = 700
     radius: float = 4.0
     images: int = 1000
     sampling_steps: int = 8
-    guidance_scale: float = 1.0
+    guidance_scale: float = 2.0
     batch_size: int = 50
 
 
@@ -55,9 +55,9 @@ ARMS = {
     "conditional": Arm("robust", "conditional", says="the default, each grade toward its own share"),
 }
 # Found on seed 0 with an unfinished base model, by the guide's readings and the pictures; results use other seeds.
-TUNING = {"steps": 60, "learning_rate": 3e-5, "warmup": 4, "replay_steps": 2, "prompts_per_step": 4,
-          "images_per_prompt": 8, "bank_size": 64, "consistency_weight": 4.0}
-RANKED = {"prompts_per_step": 2, "images_per_prompt": 16}  # families that rank a batch want more images of one prompt
+TUNING = {"steps": 50, "learning_rate": 3e-5, "warmup": 4, "replay_steps": 2, "prompts_per_step": 4,
+          "images_per_prompt": 6, "bank_size": 48, "consistency_weight": 4.0}
+RANKED = {"prompts_per_step": 2, "images_per_prompt": 12}  # families that rank a batch want more images of one prompt
 
 
 def arm_settings(study: Study, arm: str, seed: int, **changes) -> tuple[Arm, AlignmentSettings]:
