@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import gzip
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,8 @@ import torch
 from torch import Tensor
 
 from ...cohorts.captions import EVALUATION_PROMPTS, FIDELITY_PROMPTS
-from ...files import write_bytes, write_json
+from ...errors import DataError
+from ...files import read_json, write_bytes, write_json
 from ...measures.quality import mmd_difference, mmd_interval
 from ...models.attributes import (CLASSES, AttributeClassifier, codes, fit_attributes, load_attributes, read_attributes,
                                   save_attributes)
@@ -113,7 +115,7 @@ def run_study(study: Study, arms: list[str], seeds: list[int], out: Path | None 
                                                   _features(seen, to_images(original)), target, seed)})
             if folder is not None:
                 tables["history"].append(history(folder).assign(arm=arm, seed=seed))
-        _write(out, study, tables, slices, seeds, changes)
+        _write(out, study, tables, slices, changes)
     return out
 
 
@@ -133,18 +135,41 @@ def _quality(features: np.ndarray, base: np.ndarray, target: tuple[np.ndarray, n
             "mmd_change": against.estimate, "mmd_change_low": against.low, "mmd_change_high": against.high}
 
 
-def _write(out: Path, study: Study, tables: dict[str, list], slices: pd.DataFrame, seeds: list[int], changes: dict) -> None:
-    import gzip
-
-    readings = pd.concat(tables["readings"], ignore_index=True)
-    write_bytes(out / "readings.csv.gz", gzip.compress(readings.to_csv(index=False).encode(), mtime=0))
-    write_bytes(out / "slices.csv.gz", gzip.compress(slices.to_csv(index=False).encode(), mtime=0))
-    write_bytes(out / "measures.csv", pd.DataFrame(tables["measures"]).round(5).to_csv(index=False).encode())
+def _write(out: Path, study: Study, tables: dict[str, list], slices: pd.DataFrame, changes: dict) -> None:
+    """Write the tables, beside what earlier calls left there: arms and seeds made anew take the place of the old."""
+    made = {"study": to_dict(study), "changes": changes}
+    _same_study(out / "study.json", made)
+    readings = _merged(out / "readings.csv.gz", pd.concat(tables["readings"]))
+    _write_table(out / "readings.csv.gz", readings)
+    _write_table(out / "slices.csv.gz", slices)
+    _write_table(out / "measures.csv", _merged(out / "measures.csv", pd.DataFrame(tables["measures"]).round(5)))
     if tables["history"]:
-        write_bytes(out / "history.csv", pd.concat(tables["history"]).round(6).to_csv(index=False).encode())
-    write_json(out / "study.json", {"study": to_dict(study), "changes": changes, "seeds": sorted(set(readings.seed.tolist())),
-                                    "commit": commit(), "device": device(), "packages": versions(), "people": "synthetic",
-                                    "prompts": [p.text for p in EVALUATION_PROMPTS]})
+        _write_table(out / "history.csv", _merged(out / "history.csv", pd.concat(tables["history"]).round(6)))
+    runs = {arm: sorted(map(int, rows.seed.unique())) for arm, rows in readings.groupby("arm")}
+    write_json(out / "study.json", made | {"runs": runs, "commit": commit(), "device": device(), "packages": versions(),
+                                           "people": "synthetic", "prompts": [p.text for p in EVALUATION_PROMPTS]})
+
+
+def _same_study(path: Path, made: dict) -> None:
+    found = read_json(path) if path.is_file() else made
+    odd = [key for key in made if found.get(key) != made[key]]
+    if odd:
+        raise DataError(f"{path}: these results come from another study (they differ in {odd[0]!r}); choose another --out, "
+                        "or delete the folder")
+
+
+def _merged(path: Path, new: pd.DataFrame) -> pd.DataFrame:
+    keys = ["arm", "seed"]
+    if path.is_file():
+        old = pd.read_csv(path, keep_default_na=False, na_values=[""])
+        done = set(zip(new.arm, new.seed, strict=True))
+        new = pd.concat([old[[key not in done for key in zip(old.arm, old.seed, strict=True)]], new])
+    return new.sort_values(keys, kind="stable", ignore_index=True)
+
+
+def _write_table(path: Path, table: pd.DataFrame) -> None:
+    data = table.to_csv(index=False).encode()
+    write_bytes(path, gzip.compress(data, mtime=0) if path.suffix == ".gz" else data)
 
 
 __all__ = ["attributes", "consistency", "fidelity", "read_images", "run_study", "slice_readings"]
