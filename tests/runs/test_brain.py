@@ -87,3 +87,18 @@ def test_mistakes_are_named(study, runs, tmp_path):
     (broken / "unet" / "diffusion_pytorch_model.safetensors").write_bytes(b"nothing")
     with pytest.raises(WeightsError, match="hash"):
         gen.Generator.load(dataclasses.replace(study, weights=str(broken)).weights)
+
+
+def test_results_grow_and_are_never_mixed(tmp_path):
+    from fairlib.runs.brain.study import _merged, _same_study, _write_table
+    from fairlib.files import write_json
+
+    old = pd.DataFrame({"arm": ["base", "robust", "base"], "seed": [1, 1, 2], "auditor": [0.1, 0.2, 0.3]})
+    _write_table(tmp_path / "table.csv.gz", old)
+    new = pd.DataFrame({"arm": ["robust", "plain"], "seed": [1, 2], "auditor": [0.9, 0.8]})
+    found = _merged(tmp_path / "table.csv.gz", new).set_index(["arm", "seed"]).auditor.to_dict()
+    assert found == {("base", 1): 0.1, ("robust", 1): 0.9, ("base", 2): 0.3, ("plain", 2): 0.8}
+    write_json(tmp_path / "study.json", {"study": {"images": 1000}, "changes": {}})
+    _same_study(tmp_path / "study.json", {"study": {"images": 1000}, "changes": {}})
+    with pytest.raises(DataError, match="another study"):
+        _same_study(tmp_path / "study.json", {"study": {"images": 10}, "changes": {}})
