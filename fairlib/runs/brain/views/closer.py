@@ -1,0 +1,86 @@
+"""A closer look at how the generator draws and at what the judges answer to."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from ....cohorts.captions import EVALUATION_PROMPTS
+from ....models import solvers
+from ....models.generator import Generator
+from ..judges import Judges
+from ..settings import Study
+from .tables import READERS
+
+
+@torch.no_grad()
+def denoising_path(generator: Generator, study: Study, noise: Tensor, texts: list[str]) -> list[tuple[int, Tensor]]:
+    """(timestep, what the model takes the images for at that step [N, 1, H, W]) for each solver step, and (0, the result)."""
+    embeds = generator.encode_prompts(texts)
+    solver = solvers.dpm_solver_2m(generator.alphas_cumprod, study.sampling_steps)
+    steps = list(solver.sample(lambda x, t: generator.predict_noise(x, t, embeds, study.guidance_scale), noise))
+    path = [(step.timestep, generator.decode(step.data_prediction)) for step in steps]
+    return [*path, (0, generator.decode(steps[-1].next_latents))]
+
+
+@torch.no_grad()
+def solver_errors(generator: Generator, study: Study, noise: Tensor, texts: list[str], counts, reference: int = 100) -> pd.DataFrame:
+    """Distance of each solver's images to those of `reference` DDIM steps: solver, steps, distance (root mean square).
+
+    In units of the [-1, 1] range; the same noise for all.
+    """
+    embeds = generator.encode_prompts(texts)
+
+    def images(make, steps: int) -> Tensor:
+        solver = make(generator.alphas_cumprod, steps)
+        return generator.decode(solver.run(lambda x, t: generator.predict_noise(x, t, embeds, study.guidance_scale), noise))
+
+    wanted = images(solvers.ddim, reference)
+    return pd.DataFrame([{"solver": name, "steps": steps, "distance": float((images(make, steps) - wanted).square().mean().sqrt())}
+                         for name, make in (("DDIM", solvers.ddim), ("DPM-Solver++ 2M", solvers.dpm_solver_2m))
+                         for steps in counts])
+
+
+def saliency(classifier, images: Tensor) -> Tensor:
+    """Gradient of each image's logit with respect to its pixels: what a small change of each would do; shape of `images`."""
+    pixels = images.detach().clone().requires_grad_()
+    return torch.autograd.grad(classifier(pixels).sum(), pixels)[0]
+
+
+def coarseness(values: Tensor, wavelength: float = 16.0) -> float:
+    """Share of the power of maps [N, 1, H, W] at wavelengths above `wavelength` pixels, in [0, 1]."""
+    power = torch.fft.fft2(values).abs().square()
+    vertical, across = torch.fft.fftfreq(values.shape[-2]), torch.fft.fftfreq(values.shape[-1])
+    coarse = (vertical[:, None] ** 2 + across**2).sqrt() < 1 / wavelength
+    return float(power[..., coarse].sum() / power.sum())
+
+
+def disturbed(images: Tensor, kind: str, level: float, seed: int = 0) -> Tensor:
+    """`images` with white noise of standard deviation `level`, or blurred by a Gaussian of `level` pixels; no size changes."""
+    if kind == "noise":
+        chance = torch.Generator().manual_seed(seed)
+        return (images + level * torch.randn(images.shape, generator=chance)).clamp(-1, 1)
+    from scipy.ndimage import gaussian_filter
+
+    return torch.from_numpy(gaussian_filter(images.numpy(), (0, 0, level, level)))
+
+
+def disturbance_table(judges: Judges, images: Tensor, contrasts: list[str], levels: dict[str, tuple[float, ...]]) -> pd.DataFrame:
+    """How far noise and blur move each judge: kind, level, judge, moved (mean |change of p|), flipped (share of readings)."""
+    clean, rows = judges.read(images, contrasts), []
+    for kind, level in [(kind, level) for kind, several in levels.items() for level in several]:
+        found = judges.read(disturbed(images, kind, level), contrasts)
+        rows += [{"kind": kind, "level": level, "judge": name, "moved": float(np.nanmean(np.abs(found[name] - clean[name]))),
+                  "flipped": float(np.mean((found[name] > 0.5) != (clean[name] > 0.5)))} for name in READERS]
+    return pd.DataFrame(rows)
+
+
+def prompt_grid(generator: Generator, study: Study, seed: int) -> Tensor:
+    """One image of each evaluation prompt from one and the same noise, uint8 [prompts, 1, H, W]."""
+    solver = solvers.dpm_solver_2m(generator.alphas_cumprod, study.sampling_steps)
+    embeds = generator.encode_prompts([prompt.text for prompt in EVALUATION_PROMPTS])
+    noise = generator.noise(seed, [0]).expand(len(embeds), -1, -1, -1)
+    with torch.no_grad():
+        return generator.decode(solver.run(lambda x, t: generator.predict_noise(x, t, embeds, study.guidance_scale), noise))

@@ -1,0 +1,100 @@
+"""Tables put together for a figure or a sentence."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+from ....errors import DataError
+from ....measures.proportions import logit
+from ....measures.resampling import Sample, bootstrap_interval
+from ....methods.targets import Target
+from ..report import exam_table, report
+from ..settings import ARMS
+
+READERS = ("guide_plain", "guide_robust", "auditor", "oracle")
+
+
+def accuracy_table(slices: pd.DataFrame, seed: int, replicates: int = 500) -> pd.DataFrame:
+    """Sensitivity and specificity of each judge on `slices`, by subject: judge, what, n, value, value_low, value_high."""
+    rng, rows = np.random.default_rng(seed), []
+    for judge in READERS:
+        good = slices[slices[judge].notna()]
+        for what, sex in (("sensitivity", "F"), ("specificity", "M")):
+            part = good[good.sex == sex]
+            right = (part[judge] > 0.5) == (sex == "F")
+            found = bootstrap_interval(np.mean, [Sample(right, clusters=part.subject.to_numpy(str))], rng, replicates)
+            rows.append({"judge": judge, "what": what, "n": len(part), "value": found.estimate, "value_low": found.low,
+                         "value_high": found.high})
+    return pd.DataFrame(rows)
+
+
+def long_readings(slices: pd.DataFrame) -> pd.DataFrame:
+    """One row a slice and judge: judge, p_female, truth (1 = female); slices a judge could not read are left out."""
+    long = slices.melt(["sex"], list(READERS), "judge", "p_female").dropna(subset=["p_female"])
+    return long.assign(truth=(long.sex == "F").astype(int))
+
+
+def logit_table(parts: dict[str, pd.DataFrame], judge: str) -> pd.DataFrame:
+    """The logits of one judge on several tables of readings {arm: table}, one below the other: arm, logit."""
+    return pd.concat([pd.DataFrame({"arm": name, "logit": logit(part[judge].dropna())}) for name, part in parts.items()],
+                     ignore_index=True)
+
+
+def own_exam(readings: pd.DataFrame, slices: pd.DataFrame, tuned: str) -> pd.DataFrame:
+    """The bounds that this run's readings decide: figure, arm, judge, this run (value with its interval)."""
+    table = exam_table({"readings": readings, "slices": slices}, tuned, ARMS[tuned].guide, replicates=100)
+    return table[["figure", "arm", "judge"]].assign(**{"this run": _with_interval(table)})
+
+
+def _with_interval(table: pd.DataFrame) -> list[str]:
+    return [f"{row.value:.3f}" + (f" ({row.low:.3f} to {row.high:.3f})" if np.isfinite(row.low) else "")
+            for row in table.itertuples()]
+
+
+def target_logits(targets: list[Target], count: int = 400) -> np.ndarray:
+    """`count` logits spread as the mean of the `targets` asks (quantiles of each prompt's distribution, together), sorted."""
+    levels = (np.arange(count // len(targets)) + 0.5) / (count // len(targets))
+    return np.sort(np.concatenate([target.distribution().quantile(levels) for target in targets]))
+
+
+def changed_images(readings: pd.DataFrame, name: str, count: int, judge: str = "guide_robust") -> np.ndarray:
+    """Positions of `count` images spread from the one whose logit `name` moved most toward female to the one moved least."""
+    p = {key: logit(readings[readings.arm == key][judge]) for key in ("base", name)}
+    order = np.argsort(p["base"] - p[name], kind="stable")
+    return order[np.linspace(0, len(order) - 1, count).astype(int)]
+
+
+def cost_table(history: pd.DataFrame, sampling_steps: int) -> pd.DataFrame:
+    """Denoiser calls an image and optimiser step, a backward pass as two: arm, sampling, replay, frozen, calls, published, ratio.
+
+    The published order of work: three samplings, one of them with a graph that is computed again (6 T calls in all).
+    """
+    rows = []
+    for name, part in history.groupby("arm", sort=False):
+        images = (part.forward - part.backward).sum() / sampling_steps  # sampled in all steps together
+        sampling, frozen = sampling_steps, part.frozen.sum() / images
+        replay = 3 * part.backward.sum() / images
+        rows.append({"arm": name, "sampling": sampling, "replay": replay, "frozen": frozen, "calls": sampling + replay + frozen,
+                     "published": 6 * sampling_steps, "ratio": (sampling + replay + frozen) / (6 * sampling_steps)})
+    return pd.DataFrame(rows)
+
+
+def disagreement(readings: pd.DataFrame, judges: dict[str, str], one: str = "guide", other: str = "oracle") -> pd.DataFrame:
+    """Share of the images of each arm that two judges place on different sides: arm, n, disagree."""
+    rows = []
+    for name, part in readings.groupby("arm", sort=False):
+        part = part[part[judges[one]].notna() & part[judges[other]].notna()]
+        apart = (part[judges[one]] > 0.5) != (part[judges[other]] > 0.5)
+        rows.append({"arm": name, "n": len(part), "disagree": float(apart.mean())})
+    return pd.DataFrame(rows)
+
+
+def bounds_table() -> pd.DataFrame | None:
+    """The bounds of the long runs in words, `holds` as yes or no; None when `results/brain` holds none."""
+    try:
+        table = report()
+    except DataError:
+        return None
+    text = {"long runs": _with_interval(table), "bound": table.bound.map("{:.3f}".format), "holds": np.where(table.holds, "yes", "no")}
+    return table[["figure", "arm", "judge"]].assign(**text)
