@@ -33,7 +33,7 @@ def study(tmp_path_factory):
                             gen.build_denoiser((16, 32), 32))
     gen.save_pipeline(place / "weights", pipeline)
     write_manifest(place / "weights", {}, 0.0)
-    return brain.Study(weights=str(place / "weights"), clip=str(place / "clip"), subjects=0.12, judge_steps=3, radiology=12,
+    return brain.Study(weights=str(place / "weights"), clip=str(place / "clip"), subjects=0.3, judge_steps=3, radiology=12,
                        images=16, sampling_steps=2, batch_size=8)
 
 
@@ -70,7 +70,7 @@ def test_the_study_writes_what_the_report_reads(study, runs, tmp_path, monkeypat
     history = pd.read_csv(out / "history.csv")
     assert history.groupby("arm").step.max().to_dict() == {"robust": 1, "conditional": 1}
     before = readings[readings.arm == "base"]
-    assert not np.allclose(before.auditor, readings[readings.arm == "robust"].auditor)  # tuning moved the images
+    assert not np.allclose(before.extent_mm, readings[readings.arm == "robust"].extent_mm)  # tuning moved the images
     again = brain.run_study(study, ["robust"], [0], tmp_path / "again", fidelity_images=12, **TINY)
     same = pd.read_csv(again / "readings.csv.gz")
     pd.testing.assert_frame_equal(same[same.arm == "robust"].reset_index(drop=True),
