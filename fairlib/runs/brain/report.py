@@ -10,8 +10,10 @@ import pandas as pd
 from ...errors import DataError
 from ...files import read_json
 from ...measures.bounds import COLUMNS, Exam, exam, verdict
+from ...measures.readings import share_table, within_sex_table
 from ...measures.resampling import Interval
 from ..places import repository
+from .settings import ARMS
 
 FIDELITY = ("contrast", "tumour", "side", "grade")
 
@@ -44,6 +46,32 @@ def report(folder: str | Path | None = None, tuned: str = "robust") -> pd.DataFr
     results = load_results(folder)
     rows = [*_measured(results["measures"], tuned), *_cost(repository() / "results" / "cost.json")]
     return pd.concat([exam_table(results, tuned), pd.DataFrame(rows, columns=list(COLUMNS))], ignore_index=True)
+
+
+def headline(results: dict[str, pd.DataFrame], tuned: str = "robust", replicates: int = 200) -> dict[str, float]:
+    """The numbers that the book's prose quotes from the long runs, by name (`long_<arm>_<judge>` and more).
+
+    Each arm is read by the guide that tuned it; shares are corrected, with 95 % intervals, over all of the arm's seeds.
+    """
+    readings, slices, rng = results["readings"], results["slices"], np.random.default_rng(1)
+    found = {}
+    for arm in ("base", "plain", tuned):
+        part = readings[readings.arm == arm]
+        if part.empty:
+            continue
+        judges = judge_columns(ARMS[arm].guide if arm in ARMS else ARMS[tuned].guide)
+        for row in share_table(part, slices, rng, judges, ("arm",), replicates).itertuples():
+            name = f"long_{arm}_{row.judge}"
+            found |= {name: row.corrected, f"{name}_low": row.corrected_low, f"{name}_high": row.corrected_high}
+        table = within_sex_table(part, slices, rng, judges, ("arm",), replicates)
+        for row in table[(table.judge == "oracle") & (table.against == "truth")].itertuples():
+            found[f"long_{arm}_size_{row.sex}"] = row.difference
+        guide, oracle = part[judges["guide"]] > 0.5, part["oracle"] > 0.5
+        found |= {f"long_{arm}_disagree": float((guide != oracle).mean()), f"long_{arm}_images": len(part),
+                  f"long_{arm}_seeds": int(part.seed.nunique())}
+        measures = results["measures"][results["measures"].arm == arm]
+        found |= {f"long_{arm}_{name}": float(measures[name].mean()) for name in (*FIDELITY, "cosine_kept")}
+    return found
 
 
 def _over_seeds(values: pd.Series) -> Interval:
