@@ -103,6 +103,7 @@ class Generator:
         """
         from diffusers import StableDiffusionPipeline
 
+        _quiet()
         folder = Path(folder)
         if not (folder / "model_index.json").is_file():
             raise WeightsError(f"{folder}: no pipeline here (model_index.json is missing); make it with `make base`")
@@ -175,6 +176,15 @@ class Generator:
         twin = copy.copy(self)
         twin.denoiser = copy.deepcopy(self.denoiser).requires_grad_(False).eval()
         return twin
+
+
+def _quiet() -> None:
+    """No progress bars while loading: in a notebook each would leave a widget behind, for a fraction of a second's work."""
+    import diffusers
+    import transformers
+
+    diffusers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.disable_progress_bar()
 
 
 def check_hashes(folder: str | Path) -> None:
