@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from .images import _checked, _sheet
 from .style import GREY, INK, NAMED, axes, error_bars, legend_below, looks, need, percent
+from .training import training_curves
 
 
 def dots(table, x: str, y: str, by: str, reference: float | None = None, words: str = "", share: bool = False,
@@ -32,7 +34,8 @@ def dots(table, x: str, y: str, by: str, reference: float | None = None, words: 
     ax.grid(False, axis="y")
     if share:
         percent(ax.xaxis)
-    ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.12 - 0.45 / len(rows)), ncol=4)
+    if len(series) > 1 or words:
+        ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.12 - 0.45 / len(rows)), ncol=4)
     return ax
 
 
@@ -50,6 +53,59 @@ def lines(table, x: str, y: str, by: str, label_x: str = "", label_y: str = "", 
     if share:
         percent(ax.yaxis)
     legend_below(ax)
+    return ax
+
+
+def panels(table, x: str, y: str, by: str, column: str, label_y: str = "", share: bool = False) -> Figure:
+    """`lines` once for each value of `column`, side by side on one scale of `y`, with one legend for all."""
+    need(table, x, y, by, column)
+    names = list(dict.fromkeys(table[column]))
+    figure, grid = plt.subplots(1, len(names), figsize=(4.2 * len(names), 3.8), sharey=True, layout="constrained")
+    for panel, name in zip(np.atleast_1d(grid), names, strict=True):
+        lines(table[table[column] == name], x, y, by, name, label_y, share, ax=panel)
+    return _one_legend(figure)
+
+
+def curves(table, values: dict[str, float | None], by: str = "arm", smooth: int = 1) -> Figure:
+    """`training_curves` of several quantities, {column: target or None}, side by side with one legend for all."""
+    figure, grid = plt.subplots(1, len(values), figsize=(3.7 * len(values), 3.6), layout="constrained")
+    for panel, (value, target) in zip(np.atleast_1d(grid), values.items(), strict=True):
+        training_curves(table, value, by, smooth, target, ax=panel)
+    return _one_legend(figure)
+
+
+def _one_legend(figure: Figure) -> Figure:
+    found = {}
+    for panel in figure.axes:
+        handles, names = panel.get_legend_handles_labels()
+        found |= dict(zip(names, handles, strict=True))
+        if panel.get_legend():
+            panel.get_legend().remove()
+        if panel is not figure.axes[0] and panel.get_ylabel() == figure.axes[0].get_ylabel():
+            panel.set_ylabel("")
+    figure.legend(found.values(), found.keys(), loc="outside lower center", ncol=len(found))
+    return figure
+
+
+def swarm(table, x: str, y: str, by: str = "sex", label: str = "", ax: Axes | None = None) -> Axes:
+    """One point a row at column `x`, in a lane for each value of column `y`, and the mean of each lane as a bar.
+
+    Points are shifted within their lane by their place in the table, so that the same table gives the same picture.
+    """
+    need(table, x, y, by)
+    lanes = list(dict.fromkeys(table[y]))
+    ax = axes(ax, figsize=(6.4, 1.0 + 0.55 * len(lanes)))
+    for name, look in looks(table[by]).items():
+        part = table[table[by] == name]
+        shift = (np.arange(len(part)) * 0.618 % 1 - 0.5) * 0.5
+        ax.scatter(part[x], part[y].map(lanes.index) + shift, color=look.colour, marker=look.marker, s=20, alpha=0.7,
+                   linewidth=0, label=name)
+    means = table.groupby(y)[x].mean()
+    ax.plot(means[lanes], range(len(lanes)), "|", color=INK, markersize=22, markeredgewidth=2, label="mean")
+    ax.set_yticks(range(len(lanes)), lanes)
+    ax.set(ylim=(len(lanes) - 0.4, -0.6), xlabel=label or x)
+    ax.grid(False, axis="y")
+    ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.12 - 0.45 / len(lanes)), ncol=4)
     return ax
 
 

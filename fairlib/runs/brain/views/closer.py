@@ -72,8 +72,8 @@ def disturbance_table(judges: Judges, images: Tensor, contrasts: list[str], leve
     clean, rows = judges.read(images, contrasts), []
     for kind, level in [(kind, level) for kind, several in levels.items() for level in several]:
         found = judges.read(disturbed(images, kind, level), contrasts)
-        rows += [{"kind": kind, "level": level, "judge": name, "moved": float(np.nanmean(np.abs(found[name] - clean[name]))),
-                  "flipped": float(np.mean((found[name] > 0.5) != (clean[name] > 0.5)))} for name in READERS]
+        rows += [{"kind": kind, "level": level, "judge": shown, "moved": float(np.nanmean(np.abs(found[name] - clean[name]))),
+                  "flipped": float(np.mean((found[name] > 0.5) != (clean[name] > 0.5)))} for name, shown in READERS.items()]
     return pd.DataFrame(rows)
 
 

@@ -12,19 +12,19 @@ from ....methods.targets import Target
 from ..report import exam_table, report
 from ..settings import ARMS
 
-READERS = ("guide_plain", "guide_robust", "auditor", "oracle")
+READERS = {"guide_plain": "plain guide", "guide_robust": "robust guide", "auditor": "auditor", "oracle": "oracle"}
 
 
 def accuracy_table(slices: pd.DataFrame, seed: int, replicates: int = 500) -> pd.DataFrame:
     """Sensitivity and specificity of each judge on `slices`, by subject: judge, what, n, value, value_low, value_high."""
     rng, rows = np.random.default_rng(seed), []
-    for judge in READERS:
+    for judge, name in READERS.items():
         good = slices[slices[judge].notna()]
         for what, sex in (("sensitivity", "F"), ("specificity", "M")):
             part = good[good.sex == sex]
             right = (part[judge] > 0.5) == (sex == "F")
             found = bootstrap_interval(np.mean, [Sample(right, clusters=part.subject.to_numpy(str))], rng, replicates)
-            rows.append({"judge": judge, "what": what, "n": len(part), "value": found.estimate, "value_low": found.low,
+            rows.append({"judge": name, "what": what, "n": len(part), "value": found.estimate, "value_low": found.low,
                          "value_high": found.high})
     return pd.DataFrame(rows)
 
@@ -32,7 +32,7 @@ def accuracy_table(slices: pd.DataFrame, seed: int, replicates: int = 500) -> pd
 def long_readings(slices: pd.DataFrame) -> pd.DataFrame:
     """One row a slice and judge: judge, p_female, truth (1 = female); slices a judge could not read are left out."""
     long = slices.melt(["sex"], list(READERS), "judge", "p_female").dropna(subset=["p_female"])
-    return long.assign(truth=(long.sex == "F").astype(int))
+    return long.assign(truth=(long.sex == "F").astype(int), judge=long.judge.map(READERS))
 
 
 def logit_table(parts: dict[str, pd.DataFrame], judge: str) -> pd.DataFrame:

@@ -1,0 +1,104 @@
+"""The tables behind figures and sentences of the notebooks, against counts by hand."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from fairlib.methods.targets import Target
+from fairlib.runs.brain import views
+from fairlib.runs.brain.views import closer, tables
+
+
+def slices():
+    """Ten slices of five people: the guides say 0.9 to every woman but one slice, the oracle misses one slice."""
+    rng = np.random.default_rng(0)
+    sex = np.repeat(["F", "F", "M", "M", "M"], 2)
+    right = np.where(sex == "F", 0.9, 0.1)
+    guide = right.copy()
+    guide[0] = 0.2
+    oracle = right.copy()
+    oracle[9] = np.nan
+    return pd.DataFrame({"subject": np.repeat(list("abcde"), 2), "sex": sex, "guide_plain": guide, "guide_robust": right,
+                         "auditor": rng.random(10), "oracle": oracle})
+
+
+def test_accuracies_are_counts_by_sex():
+    found = views.accuracy_table(slices(), seed=0, replicates=50).set_index(["judge", "what"])
+    assert found.value["plain guide", "sensitivity"] == 0.75 and found.value["plain guide", "specificity"] == 1.0
+    assert found.n["oracle", "specificity"] == 5, "a slice without a reading is not counted"
+    assert (found.value_low <= found.value).all() and (found.value <= found.value_high).all()
+    assert found.value_low["plain guide", "sensitivity"] == 0.5, "the interval draws people, so it reaches woman a alone"
+
+
+def test_long_readings_have_one_row_a_slice_and_judge_that_was_read():
+    long = views.long_readings(slices())
+    assert len(long) == 39 and set(long.judge) == set(views.READERS.values())
+    assert long[long.judge == "robust guide"].truth.sum() == 4
+
+
+def test_logits_are_those_of_the_probabilities():
+    found = views.logit_table({"base": pd.DataFrame({"auditor": [0.5, 0.9, np.nan]})}, "auditor")
+    assert np.allclose(found.logit, [0, np.log(9)]) and found.arm.tolist() == ["base", "base"]
+
+
+def test_target_logits_have_the_target_share():
+    rng = np.random.default_rng(1)
+    targets = [Target(name, share, tuple(rng.normal(4, 1, 60)), tuple(rng.normal(-4, 1, 60)))
+               for name, share in (("a", 0.25), ("b", 0.75))]
+    wanted = views.target_logits(targets, 400)
+    assert len(wanted) == 400 and (np.diff(wanted) >= 0).all()
+    assert (wanted > 0).mean() == pytest.approx(0.5, abs=0.01)
+
+
+def test_changed_images_run_from_the_most_moved_to_the_least():
+    readings = pd.DataFrame({"arm": ["base"] * 4 + ["tuned"] * 4, "guide_robust": [0.1, 0.1, 0.1, 0.9, 0.2, 0.9, 0.1, 0.2]})
+    assert views.changed_images(readings, "tuned", 4).tolist() == [1, 0, 2, 3]
+
+
+def test_cost_counts_calls_an_image():
+    """Two steps of 32 images, 8 sampling steps, 2 of them replayed; the frozen model sampled in the first step alone."""
+    steps = pd.DataFrame({"arm": "robust", "forward": [32 * 10] * 2, "backward": [32 * 2] * 2, "frozen": [32 * 8, 0]})
+    [row] = views.cost_table(steps, 8).itertuples()
+    assert (row.sampling, row.replay, row.frozen, row.calls, row.published) == (8, 6, 4, 18, 48)
+    assert row.ratio == pytest.approx(18 / 48)
+
+
+def test_disagreement_is_the_share_on_different_sides():
+    readings = pd.DataFrame({"arm": "tuned", "g": [0.9, 0.9, 0.1, 0.6], "o": [0.8, 0.2, 0.1, np.nan]})
+    [row] = views.disagreement(readings, {"guide": "g", "oracle": "o"}).itertuples()
+    assert row.n == 3 and row.disagree == pytest.approx(1 / 3)
+
+
+def test_no_bounds_without_long_runs(monkeypatch, tmp_path):
+    monkeypatch.setattr(tables, "report", lambda: tables_report(tmp_path))
+    assert views.bounds_table() is None
+
+
+def tables_report(folder):
+    from fairlib.runs.brain import report
+
+    return report(folder)
+
+
+def test_a_wave_is_coarse_or_fine():
+    across = torch.arange(64).float()
+    coarse, fine = (torch.sin(2 * torch.pi * across / length).expand(1, 1, 64, 64) for length in (32, 4))
+    assert closer.coarseness(coarse) == pytest.approx(1) and closer.coarseness(fine) == pytest.approx(0, abs=1e-6)
+    assert closer.coarseness(coarse + fine) == pytest.approx(0.5)
+
+
+def test_saliency_is_the_gradient_and_leaves_nothing_behind():
+    weights = torch.randn(1, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    images = torch.zeros(3, 1, 8, 8)
+    found = views.saliency(lambda x: (x * weights).sum((1, 2, 3)) ** 2 / 2 + (x * weights).sum((1, 2, 3)), images)
+    assert torch.allclose(found, weights.expand_as(found)) and not images.requires_grad
+
+
+def test_disturbing_is_repeatable_stays_in_range_and_keeps_the_mean():
+    images = torch.rand(2, 1, 32, 32, generator=torch.Generator().manual_seed(0)) * 1.2 - 0.6
+    noisy = views.disturbed(images, "noise", 0.1)
+    assert torch.equal(noisy, views.disturbed(images, "noise", 0.1)) and noisy.abs().max() <= 1
+    assert float((noisy - images).std()) == pytest.approx(0.1, rel=0.1)
+    blurred = views.disturbed(images, "blur", 1.5)
+    assert blurred.std() < 0.5 * images.std() and float(blurred.mean()) == pytest.approx(float(images.mean()), abs=0.01)
