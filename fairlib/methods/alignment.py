@@ -159,10 +159,9 @@ class _Run:
         rate = learning_rate_at(step, self.settings)
         norm = self._update(rate)
         self._remember(batch, seen)
-        images = len(batch.noises)
         return AlignmentStep(
             step=step, gradient_norm=norm, learning_rate=rate, skipped=not math.isfinite(norm), prompts=batch.prompts,
-            noises=batch.noises, forward=images * (len(self.solver) + replayed), backward=images * replayed,
+            noises=batch.noises, forward=len(batch.noises) * len(self.solver) + replayed, backward=replayed,
             frozen=self.bank.evaluations - before, seconds=time.perf_counter() - started, state=self.state, **seen,
         )  # fmt: skip
 
@@ -210,15 +209,15 @@ class _Run:
         return s.alignment_weight * alignment + s.consistency_weight * consistency, seen
 
     def _replay(self, trajectory: Trajectory, cotangent: Tensor, step: int) -> int:
-        """Leave the gradient in `.grad`; the number of solver steps replayed."""
+        """Leave the gradient in `.grad`; the number of denoiser evaluations that took."""
         s = self.settings
         chance = torch.Generator().manual_seed(step_seed(s.seed, step))
-        total, scheme = len(self.solver), s.replay_scheme
-        steps, importance = choose_steps(total, s.replay_steps, scheme, self.coefficients, chance)
+        importance = choose_steps(
+            len(self.solver), s.replay_steps, s.replay_scheme, self.coefficients, chance, len(cotangent)
+        )
         for parameter in self.state.parameters.values():
             parameter.grad = None
-        replay(self.predict_noise, trajectory, cotangent, self.coefficients, steps, importance, s.micro_batch)
-        return len(steps)
+        return replay(self.predict_noise, trajectory, cotangent, self.coefficients, importance, s.micro_batch)
 
     def _update(self, rate: float) -> float:
         """Clip and apply the gradient, unless it is not finite; its norm before clipping."""

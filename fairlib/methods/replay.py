@@ -53,45 +53,57 @@ def effective_coefficients(coefficients: np.ndarray, weights: str = "natural") -
 
 
 def choose_steps(
-    total: int, count: int, scheme: str, coefficients: np.ndarray, generator: torch.Generator
-) -> tuple[list[int], list[float]]:
-    """Which of `total` solver steps to replay, and each one's importance weight.
+    total: int, count: int, scheme: str, coefficients: np.ndarray, generator: torch.Generator, images: int = 1
+) -> np.ndarray:
+    """Importance weights `[total, images]`: which `count` of `total` solver steps each image replays; 0 means not.
 
     "uniform": `count` steps without replacement; "stratified": one in each of `count` equal runs of steps;
-    "importance": systematic sampling with chance proportional to |coefficients| `[total]`. These are unbiased for
-    sum_t coefficient_t * (...). "early" takes the first, coarse steps only and is biased by intent: its weight makes
-    up for the absolute coefficients left out.
+    "importance": chances proportional to |coefficients| `[total]`, by systematic sampling whose shifts are themselves
+    evenly spread over the images, so that together they cover all steps. These are unbiased for
+    sum_t coefficient_t * (...), image by image. "early" takes the first, coarse steps only and is biased by intent:
+    its weight makes up for the absolute coefficients left out.
     """
     if scheme not in SCHEMES:
         raise SettingsError(f"replay scheme is {scheme!r}; expected one of {', '.join(SCHEMES)}")
     if not 1 <= count <= total:
         raise SettingsError(f"replay steps are {count}; expected 1 to {total}, the sampling steps")
     if scheme == "all" or count == total:
-        return list(range(total)), [1.0] * total
-    if scheme == "uniform":
-        chosen = torch.randperm(total, generator=generator)[:count].sort().values.tolist()
-        return chosen, [total / count] * count
-    size = np.abs(coefficients)
-    if scheme == "early":
-        return list(range(count)), [float(size.sum() / size[:count].sum())] * count
+        return np.ones((total, images))
+    size = np.abs(np.asarray(coefficients, dtype=float))
     if scheme == "importance":
-        return systematic(size, count, float(torch.rand(1, generator=generator)))
-    edges = [round(k * total / count) for k in range(count + 1)]
-    widths = [end - start for start, end in zip(edges, edges[1:])]
-    offsets = (torch.rand(count, generator=generator).numpy() * widths).astype(int)
-    return [start + int(k) for start, k in zip(edges, offsets)], [float(width) for width in widths]
+        order = torch.randperm(images, generator=generator).numpy()
+        shifts = (float(torch.rand(1, generator=generator)) + order / images) % 1
+        return np.stack([systematic(size, count, shift) for shift in shifts], axis=1)
+    weights = np.zeros((total, images))
+    if scheme == "early":
+        weights[:count] = size.sum() / size[:count].sum()
+        return weights
+    for image in range(images):
+        if scheme == "uniform":
+            weights[torch.randperm(total, generator=generator)[:count].numpy(), image] = total / count
+        else:
+            _one_in_each_run(weights[:, image], count, generator)
+    return weights
 
 
-def systematic(size: np.ndarray, count: int, start: float) -> tuple[list[int], list[float]]:
+def _one_in_each_run(weights: np.ndarray, count: int, generator: torch.Generator) -> None:
+    edges = [round(k * len(weights) / count) for k in range(count + 1)]
+    for start, end in zip(edges, edges[1:]):
+        weights[start + int(torch.randint(end - start, (1,), generator=generator))] = end - start
+
+
+def systematic(size: np.ndarray, count: int, start: float) -> np.ndarray:
     """`count` distinct steps, each with a chance proportional to its `size` `[T]` but at most 1.
 
     The chances, cumulated, make a line of length `count`; points 1 apart, shifted by `start` in [0, 1), pick the
-    steps. Returns them with the inverses of their chances.
+    steps. Returns `[T]`: the inverse chance where picked, else 0.
     """
     chances = inclusion_chances(size, count)
     points = np.arange(count) + start
     steps = np.minimum(np.searchsorted(np.cumsum(chances), points, side="right"), len(size) - 1)
-    return steps.tolist(), (1 / chances[steps]).tolist()
+    weights = np.zeros(len(size))
+    weights[steps] = 1 / chances[steps]
+    return weights
 
 
 def inclusion_chances(size: np.ndarray, count: int) -> np.ndarray:
@@ -110,21 +122,23 @@ def replay(
     trajectory: Trajectory,
     cotangent: Tensor,
     coefficients: np.ndarray,
-    steps: list[int],
-    importance: list[float],
+    importance: np.ndarray,
     micro_batch: int | None = None,
-) -> None:
+) -> int:
     """Add the gradient of the loss to `.grad` of every parameter that `predict_noise` uses.
 
-    `cotangent` is dL/dx_0 `[N, C, H, W]`; `coefficients` `[T]` as of `effective_coefficients`; `steps` and
-    `importance` as of `choose_steps`; at most `micro_batch` images are evaluated at a time.
+    `cotangent` is dL/dx_0 `[N, C, H, W]`; `coefficients` `[T]` as of `effective_coefficients`; `importance` `[T, N]`
+    as of `choose_steps`. Images that replay the same step share a call of at most `micro_batch`. Returns the number of
+    denoiser evaluations, one an image and step.
     """
-    for step, weight in zip(steps, importance, strict=True):
-        scale = float(coefficients[step]) * weight
-        for rows in chunks(len(cotangent), micro_batch):
-            latents, embeds = trajectory.inputs[step][rows], trajectory.conditioning[rows]
-            prediction = predict_noise(latents, trajectory.timesteps[step], embeds)
-            prediction.backward(cotangent[rows] * scale)
+    scales = torch.as_tensor(importance * np.asarray(coefficients)[:, None]).to(cotangent)
+    for step, timestep in enumerate(trajectory.timesteps):
+        chosen = torch.as_tensor(np.flatnonzero(importance[step]), device=cotangent.device)
+        for part in chunks(len(chosen), micro_batch):
+            rows = chosen[part]
+            prediction = predict_noise(trajectory.inputs[step][rows], timestep, trajectory.conditioning[rows])
+            prediction.backward(cotangent[rows] * scales[step, rows].view(-1, *[1] * (cotangent.ndim - 1)))
+    return int(np.count_nonzero(importance))
 
 
 def chunks(total: int, size: int | None) -> list[slice]:

@@ -59,13 +59,13 @@ def autograd_through_detached_chain(net, solver, noise, prompt):
     return torch.autograd.grad(loss_of(x0), list(net.parameters()))
 
 
-def replayed(net, solver, noise, prompt, steps=None, importance=None, coefficients=None, micro_batch=None):
+def replayed(net, solver, noise, prompt, importance=None, coefficients=None, micro_batch=None):
     net.zero_grad(set_to_none=True)
     run = rp.record(solver, net, noise, prompt)
     coefficients = solver.chain_coefficients()[1] if coefficients is None else coefficients
-    steps = list(range(len(solver))) if steps is None else steps
-    importance = [1.0] * len(steps) if importance is None else importance
-    rp.replay(net, run, cotangent_of(run.sample), coefficients, steps, importance, micro_batch)
+    importance = np.ones((len(solver), len(noise))) if importance is None else importance
+    evaluations = rp.replay(net, run, cotangent_of(run.sample), coefficients, importance, micro_batch)
+    assert evaluations == np.count_nonzero(importance)
     return [parameter.grad.clone() for parameter in net.parameters()]
 
 
@@ -87,7 +87,7 @@ def test_replay_adds_to_gradients_already_there(study):
     solver = ddim(schedule, 3)
     single = replayed(net, solver, noise, prompt)
     run = rp.record(solver, net, noise, prompt)
-    rp.replay(net, run, cotangent_of(run.sample), solver.chain_coefficients()[1], [0, 1, 2], [1.0] * 3)
+    rp.replay(net, run, cotangent_of(run.sample), solver.chain_coefficients()[1], np.ones((3, 5)))
     for parameter, once in zip(net.parameters(), single, strict=True):
         torch.testing.assert_close(parameter.grad, 2 * once)
 
@@ -98,42 +98,74 @@ def test_the_mean_over_every_stratified_choice_is_the_full_gradient(study):
     full = replayed(net, solver, noise, prompt)
     choices = list(itertools.product([0, 1], [2, 3, 4]))
     total = [torch.zeros_like(grad) for grad in full]
-    for choice in choices:
-        part = replayed(net, solver, noise, prompt, list(choice), [2.0, 3.0])
+    for shift in range(len(choices)):  # every image meets every choice once
+        importance = np.zeros((5, 5))
+        for image in range(5):
+            importance[list(choices[(shift + image) % len(choices)]), image] = 2.0, 3.0
+        part = replayed(net, solver, noise, prompt, importance)
         total = [one + other / len(choices) for one, other in zip(total, part, strict=True)]
     for one, other in zip(total, full, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-14)
 
 
-def estimates(total, count, scheme, coefficients, values, draws=2000):
+def test_images_may_replay_different_steps_in_any_micro_batch(study):
+    net, noise, prompt, schedule = study
+    solver = dpm_solver_2m(schedule, 6)
+    coefficients = solver.chain_coefficients()[1]
+    importance = rp.choose_steps(6, 2, "importance", coefficients, torch.Generator().manual_seed(0), 5)
+    expected = None
+    for image in range(5):  # one image at a time, the others' cotangents unused
+        alone = np.where(np.arange(5) == image, importance, 0)
+        part = replayed(net, solver, noise, prompt, alone)
+        expected = part if expected is None else [one + other for one, other in zip(expected, part, strict=True)]
+    for micro_batch in (None, 1, 2):
+        found = replayed(net, solver, noise, prompt, importance, micro_batch=micro_batch)
+        for one, other in zip(found, expected, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-14)
+
+
+def estimates(total, count, scheme, coefficients, values, draws=1500, images=1):
+    """Estimates `[draws]` of the mean over images of sum_t coefficients_t * values_t."""
     generator = torch.Generator().manual_seed(1)
     found = np.empty(draws)
     for k in range(draws):
-        steps, importance = rp.choose_steps(total, count, scheme, coefficients, generator)
-        assert len(set(steps)) == len(steps) == count
-        found[k] = (np.array(importance) * coefficients[steps] * values[steps]).sum()
+        importance = rp.choose_steps(total, count, scheme, coefficients, generator, images)
+        assert importance.shape == (total, images) and (np.count_nonzero(importance, axis=0) == count).all()
+        found[k] = (importance.mean(axis=1) * coefficients * values).sum()
     return found
 
 
+@pytest.mark.parametrize("images", [1, 4])
 @pytest.mark.parametrize("scheme", ["uniform", "stratified", "importance"])
 @pytest.mark.parametrize("total,count", [(10, 3), (7, 4), (20, 1)])
-def test_sub_sampling_is_unbiased(alphas_cumprod, scheme, total, count):
+def test_sub_sampling_is_unbiased(alphas_cumprod, scheme, total, count, images):
     coefficients = dpm_solver_2m(alphas_cumprod, total).chain_coefficients()[1]
     values = np.random.default_rng(0).normal(size=total)
-    found = estimates(total, count, scheme, coefficients, values)
+    found = estimates(total, count, scheme, coefficients, values, images=images)
     error = abs(found.mean() - (coefficients * values).sum())
     assert error < 4 * found.std() / np.sqrt(len(found)) + 1e-12
 
 
+@pytest.mark.parametrize("scheme", ["uniform", "stratified", "importance"])
+def test_every_image_alone_is_unbiased(alphas_cumprod, scheme):
+    coefficients = dpm_solver_2m(alphas_cumprod, 6).chain_coefficients()[1]
+    generator = torch.Generator().manual_seed(3)
+    drawn = np.stack([rp.choose_steps(6, 2, scheme, coefficients, generator, 3) for _ in range(3000)])
+    assert (np.abs(drawn.mean(axis=0) - 1) < 4.5 * drawn.std(axis=0) / np.sqrt(3000) + 1e-12).all()
+
+
 def test_importance_is_exactly_unbiased_over_its_random_shift(alphas_cumprod):
     size = np.abs(dpm_solver_2m(alphas_cumprod, 12).chain_coefficients()[1])
-    chances = rp.inclusion_chances(size, 4)
-    edges = np.unique(np.concatenate([[0, 1], np.cumsum(chances) % 1]))
-    expected = np.zeros(12)
-    for start, end in zip(edges, edges[1:]):
-        steps, weights = rp.systematic(size, 4, (start + end) / 2)
-        expected[steps] += (end - start) * np.array(weights)
+    edges = np.unique(np.concatenate([[0, 1], np.cumsum(rp.inclusion_chances(size, 4)) % 1]))
+    expected = sum((end - start) * rp.systematic(size, 4, (start + end) / 2) for start, end in zip(edges, edges[1:]))
     np.testing.assert_allclose(expected, 1, atol=1e-9)
+
+
+def test_spread_over_images_beats_one_choice_for_all(alphas_cumprod):
+    coefficients = dpm_solver_2m(alphas_cumprod, 8).chain_coefficients()[1]
+    values = np.random.default_rng(0).normal(size=8)
+    alone, spread = (estimates(8, 2, "importance", coefficients, values, images=n).std() for n in (1, 16))
+    assert spread < alone / 4  # independent choices would give a quarter
 
 
 def test_inclusion_chances_are_proportional_until_certain():
@@ -150,14 +182,14 @@ def test_importance_beats_uniform_on_the_chain(alphas_cumprod):
 
 def test_early_takes_the_first_steps_and_keeps_the_absolute_sum(alphas_cumprod):
     coefficients = dpm_solver_2m(alphas_cumprod, 10).chain_coefficients()[1]
-    steps, importance = rp.choose_steps(10, 3, "early", coefficients, torch.Generator())
-    assert steps == [0, 1, 2]
-    assert (np.abs(coefficients[steps]) * importance).sum() == pytest.approx(np.abs(coefficients).sum())
+    importance = rp.choose_steps(10, 3, "early", coefficients, torch.Generator(), 2)
+    assert (importance[:3] > 0).all() and not importance[3:].any()
+    np.testing.assert_allclose(np.abs(coefficients) @ importance, np.abs(coefficients).sum())
 
 
 def test_all_and_a_full_count_take_every_step_once():
     for scheme, count in (("all", 2), ("uniform", 5), ("stratified", 5), ("importance", 5)):
-        assert rp.choose_steps(5, count, scheme, np.ones(5), torch.Generator()) == ([0, 1, 2, 3, 4], [1.0] * 5)
+        assert (rp.choose_steps(5, count, scheme, np.ones(5), torch.Generator(), 3) == np.ones((5, 3))).all()
 
 
 def test_flat_weights_are_of_one_size_and_of_the_natural_sum(alphas_cumprod):
