@@ -48,7 +48,7 @@ def report(options) -> int:
     from .runs.brain import report as brain_report
 
     table = brain_report()
-    print(table.to_string(index=False))
+    print(table.to_string(index=False, float_format="{:.3f}".format, na_rep="-"))
     return 0 if table["holds"].all() else 1
 
 
