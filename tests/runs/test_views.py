@@ -64,10 +64,12 @@ def test_cost_counts_calls_an_image():
     assert row.ratio == pytest.approx(18 / 48)
 
 
-def test_disagreement_is_the_share_on_different_sides():
-    readings = pd.DataFrame({"arm": "tuned", "g": [0.9, 0.9, 0.1, 0.6], "o": [0.8, 0.2, 0.1, np.nan]})
-    [row] = views.disagreement(readings, {"guide": "g", "oracle": "o"}).itertuples()
-    assert row.n == 3 and row.disagree == pytest.approx(1 / 3)
+def test_disagreement_is_the_share_that_the_own_guide_and_the_oracle_place_on_different_sides():
+    readings = pd.DataFrame({"arm": ["base"] * 2 + ["plain"] * 3, "guide_plain": [0.9, 0.9, 0.9, 0.1, 0.9],
+                             "guide_robust": [0.1, 0.9, 0.1, 0.1, 0.1], "oracle": [0.2, 0.2, 0.2, 0.1, np.nan]})
+    base, plain = views.disagreement(readings).itertuples()
+    assert (base.arm, base.n, base.disagree) == ("base", 2, 0.5)
+    assert (plain.arm, plain.n, plain.disagree) == ("plain", 2, 0.5)
 
 
 def test_no_bounds_without_long_runs(monkeypatch, tmp_path):

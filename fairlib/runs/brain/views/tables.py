@@ -80,12 +80,16 @@ def cost_table(history: pd.DataFrame, sampling_steps: int) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def disagreement(readings: pd.DataFrame, judges: dict[str, str], one: str = "guide", other: str = "oracle") -> pd.DataFrame:
-    """Share of the images of each arm that two judges place on different sides: arm, n, disagree."""
+def disagreement(readings: pd.DataFrame, tuned: str = "robust", other: str = "oracle") -> pd.DataFrame:
+    """Share of the images of each arm that its own guide and `other` place on different sides: arm, n, disagree.
+
+    The untuned images are read by the guide of arm `tuned`. Images that `other` could not read are left out.
+    """
     rows = []
     for name, part in readings.groupby("arm", sort=False):
-        part = part[part[judges[one]].notna() & part[judges[other]].notna()]
-        apart = (part[judges[one]] > 0.5) != (part[judges[other]] > 0.5)
+        guide = f"guide_{ARMS[name if name in ARMS else tuned].guide}"
+        part = part[part[other].notna()]
+        apart = (part[guide] > 0.5) != (part[other] > 0.5)
         rows.append({"arm": name, "n": len(part), "disagree": float(apart.mean())})
     return pd.DataFrame(rows)
 
