@@ -146,7 +146,7 @@ def outlines(images, shapes, titles=None, cell: float = 1.5) -> Figure:
     for panel, image, shape in zip(grid[0], images[:, 0], shapes, strict=True):
         panel.imshow(image, cmap="gray", vmin=-1, vmax=1)
         if shape is not None:
-            panel.plot(*closed_curve(shape), color=NAMED["F"].colour, linewidth=1.4)
+            panel.plot(*closed_curve(shape), color=NAMED["oracle"].colour, linewidth=1.6)
     return figure
 
 

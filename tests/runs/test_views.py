@@ -5,9 +5,10 @@ import pandas as pd
 import pytest
 import torch
 
+from fairlib.measures.anatomy import Outline
 from fairlib.methods.targets import Target
 from fairlib.runs.brain import views
-from fairlib.runs.brain.views import closer, tables
+from fairlib.runs.brain.views import tables
 
 
 def slices():
@@ -83,11 +84,22 @@ def tables_report(folder):
     return report(folder)
 
 
-def test_a_wave_is_coarse_or_fine():
-    across = torch.arange(64).float()
-    coarse, fine = (torch.sin(2 * torch.pi * across / length).expand(1, 1, 64, 64) for length in (32, 4))
-    assert closer.coarseness(coarse) == pytest.approx(1) and closer.coarseness(fine) == pytest.approx(0, abs=1e-6)
-    assert closer.coarseness(coarse + fine) == pytest.approx(0.5)
+def test_power_on_the_rim_counts_as_such_and_power_elsewhere_does_not():
+    row, column = np.mgrid[:128, :128]
+    radius = np.hypot(row - 60, column - 70)
+    shape = Outline((60.0, 70.0), np.full(180, 40.0))
+    rim, inside = (torch.from_numpy(np.abs(radius - middle) < 3).float()[None, None] for middle in (40, 20))
+    assert views.rim_share(rim, [shape]) == pytest.approx(1) and views.rim_share(inside, [shape]) == 0
+    assert views.rim_share(torch.ones(1, 1, 128, 128), [shape]) == pytest.approx(2 * np.pi * 40 * 10 / 128**2, rel=0.05)
+
+
+def test_the_rim_follows_an_outline_that_is_no_circle():
+    """An ellipse twice as long as wide, upright: its rim is above the middle and at its side, not on the circle between."""
+    angle = np.arange(180) * 2 * np.pi / 180
+    shape = Outline((64.0, 64.0), 1 / np.hypot(np.cos(angle) / 20, np.sin(angle) / 40))
+    spots = torch.zeros(3, 1, 128, 128)
+    spots[0, 0, 64 - 40, 64] = spots[1, 0, 64, 64 + 20] = spots[2, 0, 64, 64 + 30] = 1
+    assert [views.rim_share(spot[None], [shape]) for spot in spots] == [1, 1, 0]
 
 
 def test_saliency_is_the_gradient_and_leaves_nothing_behind():

@@ -49,12 +49,20 @@ def saliency(classifier, images: Tensor) -> Tensor:
     return torch.autograd.grad(classifier(pixels).sum(), pixels)[0]
 
 
-def coarseness(values: Tensor, wavelength: float = 16.0) -> float:
-    """Share of the power of maps [N, 1, H, W] at wavelengths above `wavelength` pixels, in [0, 1]."""
-    power = torch.fft.fft2(values).abs().square()
-    vertical, across = torch.fft.fftfreq(values.shape[-2]), torch.fft.fftfreq(values.shape[-1])
-    coarse = (vertical[:, None] ** 2 + across**2).sqrt() < 1 / wavelength
-    return float(power[..., coarse].sum() / power.sum())
+def rim_share(values: Tensor, shapes: list, width: float = 5.0) -> float:
+    """Share of the power of maps [N, 1, H, W] that lies within `width` pixels of each slice's outline, in [0, 1]."""
+    size = values.shape[-1]
+    row, column = np.mgrid[:size, :size]
+    near = np.stack([np.abs(_beyond(shape, row, column)) <= width for shape in shapes])
+    power = values[:, 0].numpy() ** 2
+    return float(power[near].sum() / power.sum())
+
+
+def _beyond(shape, row: np.ndarray, column: np.ndarray) -> np.ndarray:
+    """How far pixels lie outside an `Outline` along their own ray, in pixels; negative inside."""
+    up, right = shape.centre[0] - row, column - shape.centre[1]
+    ray = np.round(np.arctan2(up, right) / (2 * np.pi) * len(shape.radii)).astype(int) % len(shape.radii)
+    return np.hypot(up, right) - shape.radii[ray]
 
 
 def disturbed(images: Tensor, kind: str, level: float, seed: int = 0) -> Tensor:
