@@ -54,7 +54,7 @@ ARMS = {
     "robust": Arm("robust", says="transport targets, robust guide: the default"),
     "conditional": Arm("robust", "conditional", says="the default, each grade toward its own share"),
 }
-# Found on seed 0 with an unfinished base model, by the guide's readings and the pictures; results use other seeds.
+# Found on seed 0 with an unfinished base model, all judges in view, from a handful of runs; results use other seeds.
 TUNING = {"steps": 50, "learning_rate": 3e-5, "warmup": 4, "replay_steps": 2, "prompts_per_step": 4,
           "images_per_prompt": 6, "bank_size": 48, "consistency_weight": 4.0}
 RANKED = {"prompts_per_step": 2, "images_per_prompt": 12}  # families that rank a batch want more images of one prompt
