@@ -73,14 +73,6 @@ def test_disagreement_is_the_share_that_the_own_guide_and_the_oracle_place_on_di
     assert (plain.arm, plain.n, plain.disagree) == ("plain", 2, 0.5)
 
 
-def test_a_table_is_the_same_each_time_and_has_no_index():
-    frame = pd.DataFrame({"judge": ["guide <b>", "oracle"], "share": [0.12345, 2 / 3], "n": [10, 20]}, index=[7, 8])
-    html = views.table(frame).to_html()
-    assert html == views.table(frame.copy()).to_html() != views.table(frame * 2).to_html()
-    assert "0.123" in html and "0.667" in html and ">10<" in html and ">7<" not in html
-    assert "text-align: left" in html
-
-
 def test_no_bounds_without_long_runs(monkeypatch, tmp_path):
     monkeypatch.setattr(tables, "report", lambda: tables_report(tmp_path))
     assert views.bounds_table() is None

@@ -9,19 +9,10 @@ from ....errors import DataError
 from ....measures.proportions import logit
 from ....measures.resampling import Sample, bootstrap_interval
 from ....methods.targets import Target
-from ....settings import digest
 from ..report import exam_table, report
 from ..settings import ARMS
 
 READERS = {"guide_plain": "plain guide", "guide_robust": "robust guide", "auditor": "auditor", "oracle": "oracle"}
-
-
-def table(frame: pd.DataFrame, precision: int = 3):
-    """`frame` to look at: no index, words to the left, numbers with `precision` digits; the same frame, the same HTML."""
-    words = [name for name in frame if not pd.api.types.is_numeric_dtype(frame[name])]
-    styler = frame.style.hide(axis="index").format(precision=precision).set_uuid(digest(frame.to_json()))
-    heads = {name: [{"selector": "th", "props": "text-align: left"}] for name in words}
-    return styler.set_properties(subset=words, **{"text-align": "left"}).set_table_styles(heads, overwrite=False)
 
 
 def accuracy_table(slices: pd.DataFrame, seed: int, replicates: int = 500) -> pd.DataFrame:
