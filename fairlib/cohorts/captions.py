@@ -5,6 +5,7 @@ ROCO captions hardly ever name sex (about one in twenty), so a prompt that says 
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 CONTRASTS = ("t1", "t1ce", "t2", "flair")
@@ -57,6 +58,11 @@ def caption(contrast: str, grade: str = "none", side: str = "none", template: in
     words = {"contrast": _CONTRAST[contrast][synonym], "grade": _GRADE.get(grade, ("", ""))[synonym], "side": side}
     text = form.format(**words)
     return f"{text} {person[:1].upper()}{person[1:]}." if person else text
+
+
+def mirrored(text: str) -> str:
+    """The caption of the same slice seen in a mirror: "left" and "right" change places, all else stays."""
+    return re.sub(r"\b(left|right)\b", lambda word: SIDES[1 - SIDES.index(word[0])], text)
 
 
 def _prompt(contrast: str, grade: str, side: str) -> Prompt:

@@ -72,22 +72,28 @@ def pretrained_clip(name: str, weights: str) -> Clip:
 
 
 def fit_clip(clip: Clip, images: Tensor, captions: list[str], settings: FitSettings,
-             trainer: Trainer | None = None) -> Iterator[FitStep]:
+             trainer: Trainer | None = None, mirrored: Callable[[str], str] | None = None) -> Iterator[FitStep]:
     """Contrastive training on `images` uint8 [N, 1, H, W] and their captions.
 
     Captions that say the same are no negatives of each other: the target spreads over equal captions of the batch.
+    With `mirrored` (what a caption becomes when its image is flipped) half of a batch is the other half in the
+    mirror: negatives that differ in side alone. Without it a small CLIP never learns left from right.
     """
     tokens = clip.tokenizer(captions)
+    flipped = clip.tokenizer([mirrored(text) for text in captions]) if mirrored else None
     trainer = trainer or Trainer(clip, settings)
 
     def loss(step: int) -> Tensor:
-        rows = batch_indices(settings.seed, step, len(images), settings.batch_size)
+        count = settings.batch_size // 2 if mirrored else settings.batch_size
+        rows = batch_indices(settings.seed, step, len(images), count)
         chance = generator_for(settings.seed, 2, step)
-        batch = images[rows].float() / 127.5 - 1
+        batch, words = images[rows].float() / 127.5 - 1, tokens[rows]
+        if mirrored:
+            batch, words = torch.cat([batch, batch.flip(-1)]), torch.cat([words, flipped[rows]])
         batch = torch.roll(batch, shifts=tuple(torch.randint(-4, 5, (2,), generator=chance).tolist()), dims=(-2, -1))
-        text = F.normalize(clip.model.encode_text(tokens[rows]), dim=-1)
+        text = F.normalize(clip.model.encode_text(words), dim=-1)
         logits = clip.model.logit_scale.exp().clamp(max=100) * clip.embed_images(batch) @ text.T
-        same = (tokens[rows][:, None] == tokens[rows][None]).all(-1).float()
+        same = (words[:, None] == words[None]).all(-1).float()
         target = same / same.sum(1, keepdim=True)
         return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
 

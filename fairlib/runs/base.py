@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from ..cohorts.captions import mirrored
 from ..cohorts.phantoms.radiology import RadiologySettings, draw_slice
 from ..files import read_json, read_tensors, write_json, write_tensors
 from ..models import autoencoder as ae
@@ -41,7 +42,7 @@ class BaseSettings:
     """The whole recipe. Seeds are part of it."""
 
     radiology: RadiologySettings = RadiologySettings()
-    clip: FitSettings = FitSettings(steps=1200, batch_size=64, learning_rate=1e-3, weight_decay=0.05)
+    clip: FitSettings = FitSettings(steps=1600, batch_size=64, learning_rate=1e-3, weight_decay=0.05)
     pixels: tuple[PixelPhase, ...] = (
         PixelPhase(64, False, FitSettings(1500, 8, 2e-3, seed=0, horizon=4500)),
         PixelPhase(128, False, FitSettings(1000, 4, 1.5e-3, seed=1, ema_decay=0.99)),
@@ -66,7 +67,7 @@ def main(weights: str | Path = "weights", work: str | Path = "data/base", settin
     images, captions = slices(work, settings.radiology, say)
     clip = clip_phase(work, weights / "clip", images, captions, settings, say)
     autoencoder = pixel_phases(work, images, settings, say)
-    latents = latents_of(work, autoencoder, images)
+    latents, captions = latents_of(work, autoencoder, images), captions + [mirrored(text) for text in captions]
     encoder, tokenizer = cl.text_encoder_of(clip), cl.pipeline_tokenizer(weights / "clip")
     denoiser = noise_phase(work, encoder, tokenizer, latents, captions, settings, say)
     autoencoder.register_to_config(scaling_factor=1.0)  # latents are standardised already
@@ -104,7 +105,8 @@ def clip_phase(work: Path, folder: Path, images: Tensor, captions: list[str], se
         torch.manual_seed(settings.initial_seed)
         clip = cl.build_clip(folder)
         trainer = Trainer(clip, settings.clip)
-        drive(work / "clip-state.safetensors", trainer, cl.fit_clip(clip, images, captions, settings.clip, trainer), "clip", say)
+        drive(work / "clip-state.safetensors", trainer, cl.fit_clip(clip, images, captions, settings.clip, trainer, mirrored),
+              "clip", say)
         cl.save_clip(folder, clip.eval(), merges)
     return cl.load_clip(folder)
 
@@ -135,9 +137,10 @@ def _trainable(autoencoder: nn.Module, phase: PixelPhase) -> nn.Module:
 
 
 def latents_of(work: Path, autoencoder: nn.Module, images: Tensor) -> Tensor:
+    """Latents [2N, 4, h, w] of the images and, after them, of their mirrors: so that side is a matter of words alone."""
     path = work / "latents.safetensors"
     if not path.is_file():
-        write_tensors(path, {"latents": ae.encode(autoencoder, images)})
+        write_tensors(path, {"latents": torch.cat([ae.encode(autoencoder, images), ae.encode(autoencoder, images.flip(-1))])})
     return read_tensors(path)["latents"]
 
 
