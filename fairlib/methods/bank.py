@@ -79,7 +79,7 @@ class FrozenBank:
     `generator` is the frozen copy; `guide` maps images to logits `[N]`, `embed` to embeddings `[N, D]`;
     `evaluations` counts denoiser calls, one an image and step. May be shared by runs of the same model, prompts,
     noise seed, solver and guidance; the sampled latents alone, which cost most, also by runs of another guide
-    (`to_tensors`, `load`).
+    (`to_tensors` and `load` keep the two apart).
     """
 
     generator: Generator
@@ -121,6 +121,13 @@ class FrozenBank:
             self._block(*divmod(done, blocks))
             yield done + 1, len(self.prompts) * blocks
 
+    def draw(self) -> Iterator[tuple[int, int]]:
+        """As `fill`, but the latents alone, which any guide can read."""
+        blocks = self.size // self.block
+        for done in range(len(self.prompts) * blocks):
+            self._latents(*divmod(done, blocks))
+            yield done + 1, len(self.prompts) * blocks
+
     def read(self, prompt: int, indices: list[int]) -> tuple[Tensor, Tensor]:
         """`(logits [n], embeds [n, D])` of `prompt` (its place in `prompts`) at the noises `indices`."""
         found = [self._block(prompt, index // self.block) for index in indices]
@@ -132,28 +139,43 @@ class FrozenBank:
         """The logits `[size]` of `prompt` over the whole bank, computing what is missing."""
         return torch.cat([self._block(prompt, block)[0] for block in range(self.size // self.block)])
 
-    def to_tensors(self) -> dict[str, Tensor]:
-        """The sampled latents, for `fairlib.files.write_tensors`; keep `describe` beside them."""
-        return {f"{prompt}/{block}": sample for (prompt, block), sample in self.samples.items()}
+    def to_tensors(self, readings: bool = False) -> dict[str, Tensor]:
+        """The sampled latents, or the readings, for `fairlib.files.write_tensors`; keep `describe` beside them."""
+        if not readings:
+            return {f"latents/{prompt}/{block}": sample for (prompt, block), sample in self.samples.items()}
+        return {f"{name}/{prompt}/{block}": value for (prompt, block), found in self.readings.items()
+                for name, value in zip(("logits", "embeds"), found, strict=True)}  # fmt: skip
 
     def load(self, tensors: dict[str, Tensor]) -> "FrozenBank":
-        """Take over latents that `to_tensors` gave for the same frozen model and the same `describe`."""
+        """Take over what `to_tensors` gave for the same frozen model and the same `describe`.
+
+        Readings belong to one guide and one embedding: load them into a bank that has these.
+        """
         device = self.generator.noise(self.seed, [0]).device
-        for name, sample in tensors.items():
-            prompt, block = map(int, name.split("/"))
-            self.samples[prompt, block] = sample.to(device)
+        for name, value in tensors.items():
+            kind, prompt, block = name.split("/")
+            place = int(prompt), int(block)
+            if kind == "latents":
+                self.samples[place] = value.to(device)
+            elif kind == "logits":
+                self.readings[place] = value.to(device), tensors[f"embeds/{prompt}/{block}"].to(device)
         return self
+
+    def _latents(self, prompt: int, block: int) -> Tensor:
+        key = prompt, block
+        if key not in self.samples:
+            self.samples[key] = self._sample(prompt, list(range(block * self.block, (block + 1) * self.block)))
+        return self.samples[key]
 
     @torch.no_grad()
     def _block(self, prompt: int, block: int) -> tuple[Tensor, Tensor]:
         key = prompt, block
-        if key not in self.samples:
-            self.samples[key] = self._sample(prompt, list(range(block * self.block, (block + 1) * self.block)))
         if key not in self.readings:
-            images = self.generator.decode(self.samples[key])
+            images = self.generator.decode(self._latents(prompt, block))
             self.readings[key] = self.guide(images), self.embed(images)
         return self.readings[key]
 
+    @torch.no_grad()
     def _sample(self, prompt: int, indices: list[int]) -> Tensor:
         noise = self.generator.noise(self.seed, indices)
         embeds = self.generator.encode_prompts([self.prompts[prompt]]).expand(len(noise), -1, -1)

@@ -171,6 +171,17 @@ def test_saved_latents_serve_another_guide(size_generator, size_readers, tmp_pat
     assert other.evaluations == 0 < bank.evaluations
 
 
+def test_saved_readings_spare_decoding_too(size_generator, size_readers, tmp_path):
+    bank = al.frozen_bank(size_generator.frozen_copy(), *size_readers, PROMPTS, SHORT)
+    drawn = list(bank.draw())
+    assert drawn[-1] == (2, 2) and not bank.readings
+    expected = bank.read(0, [3, 1])
+    write_tensors(tmp_path / "readings.safetensors", bank.to_tensors(readings=True))
+    other = al.frozen_bank(bank.generator, None, None, PROMPTS, SHORT).load(read_tensors(tmp_path / "readings.safetensors"))
+    for found, wanted in zip(other.read(0, [3, 1]), expected):
+        assert torch.equal(found, wanted)
+
+
 def test_the_bank_reads_what_the_frozen_model_draws(size_generator, size_readers):
     bank = al.frozen_bank(size_generator.frozen_copy(), *size_readers, PROMPTS, SHORT)
     logits, embeds = bank.read(1, [6, 0, 6])

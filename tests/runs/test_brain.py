@@ -32,7 +32,8 @@ def study(tmp_path_factory):
     pipeline = gen.assemble(cl.text_encoder_of(clip), cl.pipeline_tokenizer(place / "clip"), build_autoencoder((8, 8, 8, 8)),
                             gen.build_denoiser((16, 32), 32))
     gen.save_pipeline(place / "weights", pipeline)
-    write_manifest(place / "weights", {}, 0.0)
+    for folder in ("weights", "clip"):
+        write_manifest(place / folder, {}, 0.0)
     return brain.Study(weights=str(place / "weights"), clip=str(place / "clip"), subjects=0.3, judge_steps=3, radiology=12,
                        images=16, sampling_steps=2, batch_size=8)
 

@@ -74,5 +74,5 @@ def arm_readings(study: Study, judges: Judges, judges_key: list[str], generator:
     settings = {"arm": arm, "seed": seed, "images": study.images, "steps": study.sampling_steps,
                 "guidance": study.guidance_scale}
     folder = stage(None, "readings", settings, [*judges_key, generator_key], build,
-                   code=code_digest("models/solvers.py", "models/generator.py", "measures/anatomy.py"))
+                   code=code_digest("models/solvers.py", "models/generator.py", "measures/anatomy.py", "measures/oracle.py"))
     return pd.read_csv(folder / "readings.csv"), read_tensors(folder / "images.safetensors")["images"]

@@ -46,7 +46,8 @@ def slice_readings(study: Study, judges: Judges, judges_key: list[str]) -> pd.Da
         table = table.assign(**{name: np.round(values, 5) for name, values in readings.items()})
         write_bytes(out / "slices.csv", table.to_csv(index=False).encode())
 
-    folder = stage(None, "slice-readings", {}, judges_key, build, code=code_digest("measures/anatomy.py"))
+    folder = stage(None, "slice-readings", {}, judges_key, build,
+                   code=code_digest("measures/anatomy.py", "measures/oracle.py"))
     return pd.read_csv(folder / "slices.csv", keep_default_na=False, na_values=[""])
 
 

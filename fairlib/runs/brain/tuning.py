@@ -10,7 +10,8 @@ import pandas as pd
 
 from ...cohorts.captions import EVALUATION_PROMPTS
 from ...files import read_tensors, write_bytes, write_tensors
-from ...methods.alignment import AlignmentSettings, AlignmentState, Target, apply_ema, tune
+from ...methods.alignment import (AlignmentSettings, AlignmentState, FrozenBank, Target, apply_ema, frozen_bank,
+                                  tune)
 from ...models.classifier import predict
 from ...models.clip import load_clip
 from ...models.generator import Generator
@@ -53,9 +54,10 @@ def tune_arm(study: Study, judges: Judges, judges_key: list[str], arm: str, seed
         log = out / "working" / "history.csv"
         rows = pd.read_csv(log).to_dict("records") if state is not None else []
         rows = rows[: state.step] if state is not None else rows
-        guide = judges.guides[chosen.guide]
-        steps = tune(generator, guide, clip.embed_images, [p.text for p in EVALUATION_PROMPTS],
-                     targets_of(study, guide, chosen.target), settings, state=state)
+        guide, prompts = judges.guides[chosen.guide], [p.text for p in EVALUATION_PROMPTS]
+        bank = read_bank(study, generator, guide, chosen.guide, judges_key, clip.embed_images, settings)
+        steps = tune(generator, guide, clip.embed_images, prompts, targets_of(study, guide, chosen.target), settings,
+                     state=state, bank=bank)
         for step in progress.track(steps, settings.steps, f"tuning {arm}, seed {seed}", done=len(rows)):
             rows.append(_row(step))
             state = step.state
@@ -67,7 +69,42 @@ def tune_arm(study: Study, judges: Judges, judges_key: list[str], arm: str, seed
         write_bytes(out / "history.csv", pd.DataFrame(rows).to_csv(index=False).encode())
 
     return stage(None, f"tuned-{arm}", {"settings": to_dict(settings), "guide": chosen.guide, "target": chosen.target},
-                 [*judges_key, base_digest(study)], build, code=code_digest("methods", "losses.py", "models/solvers.py"))
+                 [*judges_key, base_digest(study), content_digest(study.clip)], build, code=code_digest("methods", "losses.py", "models/solvers.py"))
+
+
+def read_bank(study: Study, generator: Generator, guide, guide_name: str, judges_key: list[str], embed,
+              settings: AlignmentSettings) -> FrozenBank:
+    """The frozen model's images of every prompt, drawn once for all arms and seeds and read once for every guide."""
+    bank = frozen_bank(generator.frozen_copy(), guide, embed, [p.text for p in EVALUATION_PROMPTS], settings)
+    code = code_digest("models/solvers.py", "models/generator.py", "methods/bank.py")
+    latents = stage(None, "bank", bank.describe, [base_digest(study)], _drawn(bank), code=code)
+    bank.load(read_tensors(latents / "latents.safetensors"))
+
+    def build(out: Path, progress) -> None:
+        for _ in progress.track((done for done, _ in bank.fill()), _blocks(bank), f"reading the bank, {guide_name} guide"):
+            pass
+        write_tensors(out / "readings.safetensors", bank.to_tensors(readings=True))
+
+    inputs = [content_digest(latents), content_digest(study.clip), *judges_key]
+    readings = stage(None, "bank-readings", {"guide": guide_name}, inputs, build, code=code)
+    return bank.load(read_tensors(readings / "readings.safetensors"))
+
+
+def _blocks(bank: FrozenBank) -> int:
+    return len(bank.prompts) * (bank.size // bank.block)
+
+
+def _drawn(bank: FrozenBank):
+    def build(out: Path, progress) -> None:
+        saved = out / "working" / "latents.safetensors"
+        if saved.is_file():
+            bank.load(read_tensors(saved))
+        for done in progress.track((done for done, _ in bank.draw()), _blocks(bank), "images of the frozen model"):
+            if done % 12 == 0:
+                write_tensors(saved, bank.to_tensors())
+        write_tensors(out / "latents.safetensors", bank.to_tensors())
+
+    return build
 
 
 def _row(step) -> dict:
