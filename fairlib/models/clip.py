@@ -76,28 +76,40 @@ def fit_clip(clip: Clip, images: Tensor, captions: list[str], settings: FitSetti
     """Contrastive training on `images` uint8 [N, 1, H, W] and their captions.
 
     Captions that say the same are no negatives of each other: the target spreads over equal captions of the batch.
-    With `mirrored` (what a caption becomes when its image is flipped) half of a batch is the other half in the
-    mirror: negatives that differ in side alone. Without it a small CLIP never learns left from right.
+    With `mirrored` (what a caption becomes when its image is flipped) half of a batch is the other half in the mirror,
+    and the change of image and the change of text are made to point the same way (see `direction_loss`): side is in
+    so few words and shows so little in a symmetric brain that a small CLIP does not learn it otherwise.
     """
     tokens = clip.tokenizer(captions)
     flipped = clip.tokenizer([mirrored(text) for text in captions]) if mirrored else None
     trainer = trainer or Trainer(clip, settings)
 
     def loss(step: int) -> Tensor:
-        count = settings.batch_size // 2 if mirrored else settings.batch_size
-        rows = batch_indices(settings.seed, step, len(images), count)
+        rows = batch_indices(settings.seed, step, len(images), settings.batch_size // 2 if mirrored else settings.batch_size)
         chance = generator_for(settings.seed, 2, step)
         batch, words = images[rows].float() / 127.5 - 1, tokens[rows]
         if mirrored:
             batch, words = torch.cat([batch, batch.flip(-1)]), torch.cat([words, flipped[rows]])
         batch = torch.roll(batch, shifts=tuple(torch.randint(-4, 5, (2,), generator=chance).tolist()), dims=(-2, -1))
-        text = F.normalize(clip.model.encode_text(words), dim=-1)
-        logits = clip.model.logit_scale.exp().clamp(max=100) * clip.embed_images(batch) @ text.T
+        image, text = clip.embed_images(batch), F.normalize(clip.model.encode_text(words), dim=-1)
+        logits = clip.model.logit_scale.exp().clamp(max=100) * image @ text.T
         same = (words[:, None] == words[None]).all(-1).float()
         target = same / same.sum(1, keepdim=True)
-        return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+        contrast = (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+        return contrast + direction_loss(image, text, words) if mirrored else contrast
 
     yield from trainer.run(loss)
+
+
+def direction_loss(image: Tensor, text: Tensor, words: Tensor) -> Tensor:
+    """1 - cos(change of image, change of text), a mean over the pairs whose words differ.
+
+    The second half of each batch [2N, D] is the first half in the mirror. After the directional loss of StyleGAN-NADA
+    (Gal et al. 2022). A cosine has a gradient where both changes are still small, as a dot product has not.
+    """
+    (a, b), (u, v), (first, second) = image.chunk(2), text.chunk(2), words.chunk(2)
+    differ = (first != second).any(-1)
+    return (1 - F.cosine_similarity((a - b)[differ], (u - v)[differ])).sum() / differ.sum().clamp(min=1)
 
 
 def save_clip(folder: str | Path, clip: Clip, merges: list[tuple[str, str]], config: dict = SMALL) -> None:

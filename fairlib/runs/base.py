@@ -42,7 +42,7 @@ class BaseSettings:
     """The whole recipe. Seeds are part of it."""
 
     radiology: RadiologySettings = RadiologySettings()
-    clip: FitSettings = FitSettings(steps=1600, batch_size=64, learning_rate=1e-3, weight_decay=0.05)
+    clip: FitSettings = FitSettings(steps=1200, batch_size=64, learning_rate=1e-3, weight_decay=0.05)
     pixels: tuple[PixelPhase, ...] = (
         PixelPhase(64, False, FitSettings(1500, 8, 2e-3, seed=0, horizon=4500)),
         PixelPhase(128, False, FitSettings(1000, 4, 1.5e-3, seed=1, ema_decay=0.99)),
