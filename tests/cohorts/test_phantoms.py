@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from fairlib.cohorts.brats import read_brats
-from fairlib.cohorts.captions import CONTRASTS, EVALUATION_PROMPTS, FIDELITY_PROMPTS, caption
+from fairlib.cohorts.captions import CONTRASTS, EVALUATION_PROMPTS, FIDELITY_PROMPTS, caption, mirrored
 from fairlib.cohorts.phantoms.anatomy import BASE_SIZE, EFFECTS, draw_subject, normalise, render_slice, slice_height
 from fairlib.cohorts.phantoms.brain import BrainSettings, roster, write_brats
 from fairlib.cohorts.phantoms.radiology import RadiologySettings, draw_slice, write_roco
@@ -118,6 +118,14 @@ def test_the_real_roco_reader_finds_the_slices(tmp_path):
     row = list(cohort.table.caption).index(truth["caption"])
     assert cohort.table.sex.iloc[row] == truth["sex"]
     assert np.abs(cohort.load([row])[0, 0].numpy() - image).mean() < 0.03  # JPEG
+
+
+def test_a_mirrored_caption_swaps_the_sides_and_nothing_else():
+    text = caption("t2", "HGG", "left", person="61-year-old man")
+    assert mirrored(text) == caption("t2", "HGG", "right", person="61-year-old man")
+    assert mirrored(mirrored(text)) == text
+    assert mirrored(caption("t2")) == caption("t2")
+    assert mirrored("leftover, aleft") == "leftover, aleft"
 
 
 def test_captions_say_what_they_are_asked_to():

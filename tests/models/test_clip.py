@@ -49,6 +49,31 @@ def test_training_brings_captions_to_their_images(clip):
     assert losses[-1] < 0.8 * losses[0]
 
 
+def test_mirrored_pairs_teach_side(clip):
+    torch.manual_seed(1)
+    model = cl.build_clip(clip[0], CONFIG)
+    images = torch.full((16, 1, 32, 32), 128, dtype=torch.uint8)
+    images[:, :, 8:24, 4:12] = torch.randint(200, 256, (16, 1, 16, 8), dtype=torch.uint8)  # something bright on the left
+
+    def mirrored(text):
+        return text.replace("left", "right")
+
+    for _ in cl.fit_clip(model, images, [TEXTS[2]] * 16, FitSettings(30, 8, 2e-3, warmup=2), mirrored=mirrored):
+        pass
+    with torch.no_grad():
+        seen = model.embed_images(torch.cat([images, images.flip(-1)]).float() / 127.5 - 1)
+        left, right = (seen @ model.embed_texts([TEXTS[2], mirrored(TEXTS[2])]).T).T
+    assert (left > right).tolist() == [True] * 16 + [False] * 16
+
+
+def test_the_direction_loss_is_one_minus_a_cosine_over_pairs_that_differ():
+    image = torch.tensor([[3.0, 1.0], [1.0, 0.0], [1.0, 1.0], [0.0, 5.0]])  # changes: (2, 0) and (1, -5)
+    text = torch.tensor([[1.0, 0.0], [0.0, 0.0], [0.0, -1.0], [0.0, 0.0]])  # changes: (1, 1) and (0, 0)
+    words = torch.tensor([[1, 2], [3, 4], [1, 5], [3, 4]])
+    assert cl.direction_loss(image, text, words) == pytest.approx(1 - 0.5**0.5)
+    assert cl.direction_loss(image, text, words[[1, 1, 1, 1]]) == 0
+
+
 def test_missing_and_broken_folders_are_named(clip, tmp_path):
     with pytest.raises(WeightsError, match="no CLIP here"):
         cl.load_clip(tmp_path)

@@ -3,6 +3,8 @@
 import pytest
 import torch
 
+from fairlib.files import read_tensors
+from fairlib.models.autoencoder import encode
 from fairlib.models.generator import Generator
 from fairlib.runs import base
 
@@ -39,6 +41,16 @@ def test_made_again_it_goes_on_where_it_was_and_ends_the_same(made, tmp_path):
     assert any("going on at step 2" in line for line in lines)
     for file in folder.rglob("*.safetensors"):
         assert (again / file.relative_to(folder)).read_bytes() == file.read_bytes()
+
+
+def test_the_denoiser_sees_every_slice_and_its_mirror(made):
+    work = made[0] / "work"
+    latents = read_tensors(work / "latents.safetensors")["latents"]
+    images = read_tensors(work / "slices.safetensors")["images"]
+    autoencoder = Generator.load(made[1]).pipeline.vae
+    autoencoder.load_state_dict(read_tensors(work / "autoencoder-1.safetensors"))  # as it was, before rounding to fp16
+    assert len(latents) == 2 * len(images)
+    torch.testing.assert_close(latents[-1:], encode(autoencoder, images[-1:].flip(-1)), atol=1e-4, rtol=1e-4)
 
 
 def test_the_text_encoder_and_latents_are_frozen_things(made):
