@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import io
 from base64 import b64encode
+from collections.abc import Callable, Sequence
 from html import escape
-from typing import Any, Callable, Sequence
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -39,7 +40,7 @@ def scrub(pictures: Sequence[bytes], labels: Sequence[str], name: str, alt: str,
     if not 0 <= start < len(pictures):
         raise SettingsError(f"start is {start}; the pictures are numbered 0 to {len(pictures) - 1}")
     shown = "".join(_picture(data, label, alt, index == start, width)
-                    for index, (data, label) in enumerate(zip(pictures, labels)))
+                    for index, (data, label) in enumerate(zip(pictures, labels, strict=True)))
     return HTML(f'<div class="fairlib-scrub" role="group" aria-label="{escape(name)}">{shown}'
                 f"{_slider(name, len(pictures), start, labels[start], width)}</div>")
 
@@ -87,8 +88,9 @@ def explore(draw: Callable[[Any], Any], values: Sequence[Any], name: str, alt: s
     if live:
         import ipywidgets
 
-        return ipywidgets.interact(draw, **{"value": ipywidgets.SelectionSlider(
-            options=[(label(value), value) for value in values], value=values[start], description=name)})
+        slider = ipywidgets.SelectionSlider(options=[(label(value), value) for value in values], value=values[start],
+                                            description=name)
+        return ipywidgets.interact(draw, value=slider)
     return scrub([figure_png(draw(value), dpi) for value in values], [label(value) for value in values], name, alt, start)
 
 

@@ -29,7 +29,7 @@ def test_quantile_alignment_is_linear_beyond_beta():
 def test_class_alignment_leaves_out_the_unsure_but_divides_by_all(logits):
     labels = torch.tensor([1, 0, 1, 0, 1, 0, 1])
     confidence = torch.tensor([0.9, 0.5, 0.8, 0.79, 1.0, 0.6, 0.95])
-    each = [-math.log(torch.sigmoid(x if y else -x)) for x, y in zip(logits, labels)]
+    each = [-math.log(torch.sigmoid(x if y else -x)) for x, y in zip(logits, labels, strict=True)]
     expected = (each[0] + each[2] + each[4] + each[6]) / 7
     assert float(losses.class_alignment(logits, labels, confidence, 0.8)) == pytest.approx(expected)
 

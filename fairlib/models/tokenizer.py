@@ -9,6 +9,7 @@ from __future__ import annotations
 import gzip
 import json
 from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 
 CONTEXT_LENGTH = 32
@@ -25,7 +26,7 @@ def learn_merges(captions: list[str], count: int = 400) -> list[tuple[str, str]]
     while len(merges) < count:
         pairs = Counter()
         for word, parts in split.items():
-            for pair in zip(parts, parts[1:]):
+            for pair in pairwise(parts):
                 pairs[pair] += words[word]
         if not pairs:
             break

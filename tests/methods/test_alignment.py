@@ -178,7 +178,7 @@ def test_saved_readings_spare_decoding_too(size_generator, size_readers, tmp_pat
     expected = bank.read(0, [3, 1])
     write_tensors(tmp_path / "readings.safetensors", bank.to_tensors(readings=True))
     other = al.frozen_bank(bank.generator, None, None, PROMPTS, SHORT).load(read_tensors(tmp_path / "readings.safetensors"))
-    for found, wanted in zip(other.read(0, [3, 1]), expected):
+    for found, wanted in zip(other.read(0, [3, 1]), expected, strict=True):
         assert torch.equal(found, wanted)
 
 
@@ -203,7 +203,7 @@ def test_monge_targets_never_change_and_quantile_targets_do(size_generator, size
         settings = dataclasses.replace(SHORT, family=family, steps=10, pool_size=0)
         found = {}
         for record in tuned(type(size_generator)(), size_readers, settings):
-            for key, value in zip(zip(record.prompts, record.noises), record.targets.tolist(), strict=True):
+            for key, value in zip(zip(record.prompts, record.noises, strict=True), record.targets.tolist(), strict=True):
                 found.setdefault(key, set()).add(round(value, 5))
         return max(len(values) for values in found.values())
 

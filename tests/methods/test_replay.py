@@ -157,7 +157,7 @@ def test_every_image_alone_is_unbiased(alphas_cumprod, scheme):
 def test_importance_is_exactly_unbiased_over_its_random_shift(alphas_cumprod):
     size = np.abs(dpm_solver_2m(alphas_cumprod, 12).chain_coefficients()[1])
     edges = np.unique(np.concatenate([[0, 1], np.cumsum(rp.inclusion_chances(size, 4)) % 1]))
-    expected = sum((end - start) * rp.systematic(size, 4, (start + end) / 2) for start, end in zip(edges, edges[1:]))
+    expected = sum((end - start) * rp.systematic(size, 4, (start + end) / 2) for start, end in itertools.pairwise(edges))
     np.testing.assert_allclose(expected, 1, atol=1e-9)
 
 
@@ -237,9 +237,9 @@ def peak_saved_bytes(work):
 
 def test_saved_activations_do_not_grow_with_the_steps(study):
     net, noise, prompt, schedule = study
-    held = {n: peak_saved_bytes(lambda: replayed(net, dpm_solver_2m(schedule, n), noise, prompt)) for n in (5, 50)}
+    held = {n: peak_saved_bytes(lambda n=n: replayed(net, dpm_solver_2m(schedule, n), noise, prompt)) for n in (5, 50)}
     chain = {
-        n: peak_saved_bytes(lambda: autograd_through_detached_chain(net, dpm_solver_2m(schedule, n), noise, prompt))
+        n: peak_saved_bytes(lambda n=n: autograd_through_detached_chain(net, dpm_solver_2m(schedule, n), noise, prompt))
         for n in (5, 50)
     }
     assert held[50] <= 1.1 * held[5]

@@ -4,8 +4,19 @@ import torch
 from torch import nn
 
 from fairlib.errors import DataError, WeightsError
-from fairlib.models.classifier import (ClassifierSettings, Ensemble, SexClassifier, attack, augment, calibrate,
-                                       class_accuracies, fit_classifier, load_classifier, predict, save_classifier)
+from fairlib.models.classifier import (
+    ClassifierSettings,
+    Ensemble,
+    SexClassifier,
+    attack,
+    augment,
+    calibrate,
+    class_accuracies,
+    fit_classifier,
+    load_classifier,
+    predict,
+    save_classifier,
+)
 from fairlib.models.training import generator_for
 
 

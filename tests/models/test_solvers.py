@@ -1,5 +1,7 @@
 """The solvers against diffusers' own schedulers, and their chain coefficients against sampling."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +9,7 @@ import torch
 from fairlib.errors import SettingsError
 from fairlib.models.solvers import choose_timesteps, ddim, dpm_solver_2m
 
-BETAS = dict(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", num_train_timesteps=1000)
+BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "num_train_timesteps": 1000}
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +83,7 @@ def test_the_records_are_one_chain(alphas_cumprod, noise, model):
     records = list(dpm_solver_2m(alphas_cumprod, 6).sample(model, noise))
     assert [record.index for record in records] == list(range(6))
     assert records[0].latents is noise
-    for before, after in zip(records, records[1:]):
+    for before, after in itertools.pairwise(records):
         assert after.latents is before.next_latents
         assert after.timestep < before.timestep
     assert torch.equal(records[-1].next_latents, records[-1].data_prediction)

@@ -91,8 +91,8 @@ def test_mistakes_are_named(study, runs, tmp_path):
 
 
 def test_results_grow_and_are_never_mixed(tmp_path):
-    from fairlib.runs.brain.study import _merged, _same_study, _write_table
     from fairlib.files import write_json
+    from fairlib.runs.brain.study import _merged, _same_study, _write_table
 
     old = pd.DataFrame({"arm": ["base", "robust", "base"], "seed": [1, 1, 2], "auditor": [0.1, 0.2, 0.3]})
     _write_table(tmp_path / "table.csv.gz", old)

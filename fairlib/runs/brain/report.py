@@ -26,8 +26,10 @@ def load_results(folder: str | Path | None = None) -> dict[str, pd.DataFrame]:
     folder = Path(folder or repository() / "results" / "brain")
     if not (folder / "readings.csv.gz").is_file():
         raise DataError(f"{folder}: no results here (readings.csv.gz is missing); make them with `python -m fairlib study`")
-    found = {name: pd.read_csv(folder / f"{name}.csv.gz", keep_default_na=False, na_values=[""]) for name in ("readings", "slices")}
-    return found | {name: pd.read_csv(folder / f"{name}.csv") for name in ("measures", "history") if (folder / f"{name}.csv").is_file()}
+    found = {name: pd.read_csv(folder / f"{name}.csv.gz", keep_default_na=False, na_values=[""])
+             for name in ("readings", "slices")}
+    return found | {name: pd.read_csv(folder / f"{name}.csv") for name in ("measures", "history")
+                    if (folder / f"{name}.csv").is_file()}
 
 
 def judge_columns(guide: str = "robust") -> dict[str, str]:
@@ -35,7 +37,8 @@ def judge_columns(guide: str = "robust") -> dict[str, str]:
     return {"guide": f"guide_{guide}", "auditor": "auditor", "oracle": "oracle"}
 
 
-def exam_table(results: dict[str, pd.DataFrame], tuned: str = "robust", guide: str = "robust", replicates: int = 500) -> pd.DataFrame:
+def exam_table(results: dict[str, pd.DataFrame], tuned: str = "robust", guide: str = "robust",
+               replicates: int = 500) -> pd.DataFrame:
     """The bounds that the readings decide, for the arm `tuned`. Deterministic."""
     settings = Exam(tuned=tuned, conditional="conditional")
     return exam(results["readings"], results["slices"], np.random.default_rng(0), settings, judge_columns(guide), replicates)
@@ -88,7 +91,8 @@ def _measured(measures: pd.DataFrame, tuned: str) -> list[dict]:
         rows.append(verdict(f"loss of fidelity, {name}, points", tuned, "attributes", _over_seeds(loss), 3.0, len(after)))
     change = Interval(*(float(after[column].mean()) for column in ("mmd_change", "mmd_change_low", "mmd_change_high")))
     rows.append(verdict("change of MMD to the target cohort", tuned, "attributes", change, 0.0, len(after)))
-    rows.append(verdict("CLIP cosine where the class stays", tuned, "clip", _over_seeds(after.cosine_kept), 0.90, len(after), True))
+    kept = _over_seeds(after.cosine_kept)
+    rows.append(verdict("CLIP cosine where the class stays", tuned, "clip", kept, 0.90, len(after), True))
     return rows
 
 

@@ -26,7 +26,8 @@ def denoising_path(generator: Generator, study: Study, noise: Tensor, texts: lis
 
 
 @torch.no_grad()
-def solver_errors(generator: Generator, study: Study, noise: Tensor, texts: list[str], counts, reference: int = 100) -> pd.DataFrame:
+def solver_errors(generator: Generator, study: Study, noise: Tensor, texts: list[str], counts,
+                  reference: int = 100) -> pd.DataFrame:
     """Distance of each solver's images to those of `reference` DDIM steps: solver, steps, distance (root mean square).
 
     In units of the [-1, 1] range; the same noise for all.
@@ -38,7 +39,10 @@ def solver_errors(generator: Generator, study: Study, noise: Tensor, texts: list
         return generator.decode(solver.run(lambda x, t: generator.predict_noise(x, t, embeds, study.guidance_scale), noise))
 
     wanted = images(solvers.ddim, reference)
-    return pd.DataFrame([{"solver": name, "steps": steps, "distance": float((images(make, steps) - wanted).square().mean().sqrt())}
+    def distance(make, steps: int) -> float:
+        return float((images(make, steps) - wanted).square().mean().sqrt())
+
+    return pd.DataFrame([{"solver": name, "steps": steps, "distance": distance(make, steps)}
                          for name, make in (("DDIM", solvers.ddim), ("DPM-Solver++ 2M", solvers.dpm_solver_2m))
                          for steps in counts])
 

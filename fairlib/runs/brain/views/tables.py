@@ -100,5 +100,6 @@ def bounds_table() -> pd.DataFrame | None:
         table = report()
     except DataError:
         return None
-    text = {"long runs": _with_interval(table), "bound": table.bound.map("{:.3f}".format), "holds": np.where(table.holds, "yes", "no")}
+    text = {"long runs": _with_interval(table), "bound": table.bound.map("{:.3f}".format),
+            "holds": np.where(table.holds, "yes", "no")}
     return table[["figure", "arm", "judge"]].assign(**text)
