@@ -1,0 +1,205 @@
+"""The geometry of a heart, read from short-axis masks: cavity areas, area ejection fraction, wall thickness.
+
+Masks are [N, 2, H, W], frame 0 = end diastole (ED), 1 = end systole (ES); labels 0 background, 1 LV cavity, 2 myocardium
+(MYO), 3 RV cavity. Nothing here knows a generator or a classifier: it says whether what was asked is in the image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import pandas as pd
+
+from ..errors import DataError
+from .resampling import Interval, Sample, bootstrap, interval
+
+FRAMES = ("ED", "ES")
+STRUCTURES = ("LV", "MYO", "RV")
+UNITS = {"lv_ed_area": "mm2", "lv_es_area": "mm2", "diameter_ed": "mm", "ejection": "", "wall_ed": "mm", "wall_es": "mm",
+         "myo_ed_area": "mm2", "rv_ed_area": "mm2", "rv_es_area": "mm2"}
+SUBJECTS_MIN = 5  # fewer clusters than this make a bootstrap interval that means nothing
+
+
+def check_masks(masks, name: str = "masks") -> np.ndarray:
+    """`masks` as an integer array [N, 2, H, W]. Raises `DataError` on another shape or a label outside {0, 1, 2, 3}."""
+    masks = np.asarray(masks)
+    if masks.ndim != 4 or masks.shape[1] != 2:
+        raise DataError(f"{name} of shape {masks.shape}; give [N, 2, H, W] with ED in channel 0 and ES in channel 1")
+    if masks.size and not np.isin(masks, range(4)).all():
+        odd = np.unique(masks[~np.isin(masks, range(4))])[:5].tolist()
+        where = int(np.flatnonzero((~np.isin(masks, range(4))).any((1, 2, 3)))[0])
+        raise DataError(f"{name} hold labels {odd} (first in row {where}); only 0 background, 1 LV, 2 MYO, 3 RV are known; "
+                        "convert other label orders when reading")
+    return masks.astype(np.uint8)
+
+
+def geometry(masks, pixel: float = 2.0, largest: bool = True) -> pd.DataFrame:
+    """One row a heart, columns `UNITS`: areas in mm2, `ejection` = 1 - ES / ED cavity area, mean wall thickness in mm.
+
+    `diameter_ed` is that of the circle with the cavity's area.
+    pixel: side of a square pixel in mm. `largest`: of the LV cavity, of the outer outline (LV and MYO) and of the RV only
+    the largest connected part counts, so a stray speck of a segmenter is not anatomy.
+    NaN where a structure that a column needs is missing (count them with `missing`).
+    Raises `DataError` on a wrong shape, an unknown label, or a pixel size that is not positive.
+    """
+    masks = check_masks(masks)
+    if not pixel > 0:
+        raise DataError(f"pixel size {pixel} mm; it must be positive (read it from the header of the scan)")
+    cavity, epicardium, right = masks == 1, (masks == 1) | (masks == 2), masks == 3
+    if largest:
+        cavity, epicardium, right = map(_largest_parts, (cavity, epicardium, right))
+    lv, rv, muscle = (_area(part, pixel) for part in (cavity, right, epicardium & ~cavity))
+    wall = wall_thickness(cavity, epicardium, pixel)
+    return pd.DataFrame({
+        "lv_ed_area": lv[:, 0], "lv_es_area": lv[:, 1], "diameter_ed": 2 * np.sqrt(lv[:, 0] / np.pi),
+        "ejection": 1 - lv[:, 1] / lv[:, 0], "wall_ed": wall[:, 0], "wall_es": wall[:, 1],
+        "myo_ed_area": muscle[:, 0], "rv_ed_area": rv[:, 0], "rv_es_area": rv[:, 1],
+    })
+
+
+def missing(table: pd.DataFrame) -> dict[str, int]:
+    """How many hearts of a `geometry` table have no value, for each column."""
+    return {name: int(count) for name, count in table.isna().sum().items()}
+
+
+def wall_thickness(cavity: np.ndarray, epicardium: np.ndarray, pixel: float = 2.0) -> np.ndarray:
+    """Mean thickness in mm of the ring between two outlines, 2 A / (P_endo + P_epi); NaN without a cavity or a ring.
+
+    cavity, epicardium: bool [..., H, W], the epicardium with the cavity inside it. The formula is exact where the outer
+    outline runs parallel to a convex inner one, whatever its shape; perimeters are those of `perimeter`.
+    """
+    ring = (epicardium & ~cavity).sum((-2, -1))
+    known = cavity.any((-2, -1)) & (ring > 0)
+    around = perimeter(cavity) + perimeter(epicardium)
+    return np.where(known, 2 * ring / np.where(known, around, 1), np.nan) * pixel
+
+
+def perimeter(mask: np.ndarray) -> np.ndarray:
+    """Perimeter, in pixels, of bool [..., H, W], by the Cauchy-Crofton formula in four directions.
+
+    Steps from inside to outside are counted along rows, columns and both diagonals (whose lines lie 1 / sqrt(2) apart):
+    pi / 8 * (rows + columns + diagonals / sqrt(2)). Unbiased over position for a circle; for other convex outlines within
+    about 5 %. Holes count as outline.
+    """
+    mask = np.pad(mask, [(0, 0)] * (mask.ndim - 2) + [(1, 1), (1, 1)])
+    straight = _steps(mask[..., 1:], mask[..., :-1]) + _steps(mask[..., 1:, :], mask[..., :-1, :])
+    diagonal = _steps(mask[..., 1:, 1:], mask[..., :-1, :-1]) + _steps(mask[..., 1:, :-1], mask[..., :-1, 1:])
+    return np.pi / 8 * (straight + diagonal / np.sqrt(2))
+
+
+def _steps(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    return (one != other).sum((-2, -1))
+
+
+def _area(part: np.ndarray, pixel: float) -> np.ndarray:
+    """Area in mm2 of bool [..., H, W]; NaN where empty."""
+    count = part.sum((-2, -1))
+    return np.where(count > 0, count * float(pixel) ** 2, np.nan)
+
+
+def _largest_parts(parts: np.ndarray) -> np.ndarray:
+    from scipy import ndimage
+
+    kept = np.zeros_like(parts)
+    for index in np.ndindex(parts.shape[:2]):
+        labels, count = ndimage.label(parts[index])
+        kept[index] = parts[index] if count < 2 else labels == 1 + np.argmax(np.bincount(labels.ravel())[1:])
+    return kept
+
+
+def attribute_truth(measured: pd.DataFrame, asked: pd.DataFrame, law: Callable[..., dict[str, float]],
+                    rng: np.random.Generator, groups: tuple[str, ...] = ("sex", "diagnosis"),
+                    real: tuple[pd.DataFrame, pd.DataFrame] | None = None, replicates: int = 1000) -> pd.DataFrame:
+    """Is the asked person in the image? Measured minus expected geometry, per subgroup, with 95 % intervals by subject.
+
+    measured: `geometry` of the images; asked: their attributes in the same order, columns sex, age, bmi, height, diagnosis,
+    subject and `groups`; law(sex=, age=, bmi=, height=, diagnosis=) -> expected values under names of `UNITS`.
+    real: (measured, attributes) of real hearts read by the same segmenter. What the segmenter and the pixels do to a
+    measure they do to both, so `beyond_real` (difference of generated minus that of real) is the generator's own error.
+    Columns: attribute, group, measure, unit, images, subjects, undefined (left out: no cavity, or no BMI or height), expected,
+    measured, difference, low, high, and with `real` also real_difference, beyond_real, beyond_low, beyond_high.
+    Raises `DataError` on tables that do not match or lack a column.
+    """
+    errors = _errors(measured, asked, law, groups)
+    real_errors = _errors(*real, law, groups) if real else None
+    names = [name for name in errors if name in UNITS]
+    rows = []
+    for attribute, group, chosen in each_group({name: asked[name] for name in groups}, len(asked)):
+        others = None if real is None else _same_group(real[1], attribute, group)
+        for name in names:
+            own = _mean(errors, name, chosen, rng, replicates)
+            row = {"attribute": attribute, "group": group, "measure": name, "unit": UNITS[name], **own[0]}
+            if real_errors is not None:
+                row |= _beyond(own, _mean(real_errors, name, others, rng, replicates))
+            rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def _errors(measured, asked, law, groups) -> pd.DataFrame:
+    """measured - expected in columns of the law's names, expected values in columns `expected/...`, and the subject."""
+    needed = ("sex", "age", "bmi", "height", "diagnosis")
+    absent = [name for name in (*needed, "subject", *groups) if name not in asked]
+    if absent or len(measured) != len(asked):
+        raise DataError(f"{len(measured)} measured hearts and {len(asked)} rows of attributes (columns missing: {absent}); "
+                        "give one row of attributes a heart, in the same order")
+    complete = asked[list(needed)].notna().all(axis=1).to_numpy()
+    if not complete.any():
+        raise DataError(f"no heart has all of {', '.join(needed)}; the law cannot say what to expect")
+    people = asked.loc[complete, list(needed)].to_dict("records")
+    expected = pd.DataFrame([law(**person) for person in people], index=np.flatnonzero(complete))
+    names = [name for name in UNITS if name in expected]
+    expected = expected.reindex(range(len(asked)))[names].astype(float)
+    errors = measured.reset_index(drop=True)[names] - expected
+    return errors.assign(subject=asked["subject"].to_numpy(), **{f"expected/{name}": expected[name] for name in names})
+
+
+def _mean(errors: pd.DataFrame, name: str, chosen: np.ndarray, rng, replicates) -> tuple[dict, np.ndarray]:
+    """One row of the table (in part) and the bootstrap replicates of its difference."""
+    part = errors[chosen]
+    known = part[part[name].notna()]
+    expected = known[f"expected/{name}"].mean()
+    row = {"images": int(chosen.sum()), "subjects": known["subject"].nunique(), "undefined": len(part) - len(known),
+           "expected": expected, "measured": expected + known[name].mean(), "difference": known[name].mean()}
+    draws = np.full(replicates, np.nan)
+    if row["subjects"] >= SUBJECTS_MIN:
+        draws = bootstrap(np.mean, [Sample(known[name].to_numpy(), clusters=known["subject"])], rng, replicates)
+    found = steady_interval(row["difference"], draws)
+    return row | {"low": found.low, "high": found.high}, draws
+
+
+def _beyond(own: tuple[dict, np.ndarray], other: tuple[dict, np.ndarray]) -> dict:
+    estimate = own[0]["difference"] - other[0]["difference"]
+    found = steady_interval(estimate, own[1] - other[1])
+    return {"real_difference": other[0]["difference"], "beyond_real": estimate, "beyond_low": found.low,
+            "beyond_high": found.high}
+
+
+def _same_group(table: pd.DataFrame, attribute: str, group) -> np.ndarray:
+    if attribute == "all":
+        return np.ones(len(table), bool)
+    labels = table[attribute]
+    return (labels.isna() if group == "missing" else labels == group).to_numpy()
+
+
+def each_group(groups: dict, count: int) -> Iterator[tuple[str, object, np.ndarray]]:
+    """(attribute, group, bool [N]) for everybody ("all", "all") and for each group of `{attribute: labels [N]}`.
+
+    Rows without a label form the group "missing": shown, never dropped. Raises `DataError` on labels of another length.
+    """
+    yield "all", "all", np.ones(count, bool)
+    for attribute, labels in groups.items():
+        labels = pd.Series(np.asarray(labels, dtype=object))
+        if len(labels) != count:
+            raise DataError(f"{len(labels)} labels of {attribute!r} for {count} images; give one an image")
+        for group in sorted(labels.dropna().unique(), key=str):
+            yield attribute, group, (labels == group).to_numpy()
+        if labels.isna().any():
+            yield attribute, "missing", labels.isna().to_numpy()
+
+
+def steady_interval(estimate: float, draws: np.ndarray) -> Interval:
+    """The percentile interval, or ends of NaN where the group is too small for one: a table goes on without it."""
+    if np.isnan(estimate) or np.isnan(draws).mean() > 0.05:
+        return Interval(float(estimate), np.nan, np.nan)
+    return interval(estimate, draws)
