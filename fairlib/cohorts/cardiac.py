@@ -24,6 +24,13 @@ SEXES = {"F": "Female", "M": "Male"}
 CLIP_PERCENTILES = (0.5, 99.5)
 
 
+def body_mass_index(height: float, weight: float) -> float:
+    """kg/m2 from cm and kg. Raises `DataError` outside 100 to 230 cm and 20 to 300 kg: other units are not guessed."""
+    if not (100 <= height <= 230 and 20 <= weight <= 300):
+        raise DataError(f"height {height:g} and weight {weight:g}: expected 100 to 230 cm and 20 to 300 kg; convert the units")
+    return weight / (height / 100) ** 2
+
+
 def bmi_class(bmi: float) -> str:
     """"underweight" (below 18.5), "normal" (below 25), "overweight" (below 30) or "obese".
 
