@@ -1,4 +1,4 @@
-"""The autoencoder of the small model: diffusers' AutoencoderKL, 128 x 128 pixels to 4 x 16 x 16 latents."""
+"""The autoencoder of a small model: diffusers' AutoencoderKL, 128 x 128 grey (or 64 x 64 three-channel) pixels to 4 x 16 x 16."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ from torch.nn import functional as F
 from .training import FitSettings, FitStep, Trainer, batch_indices, generator_for
 
 
-def build_autoencoder(channels: tuple[int, ...] = (16, 16, 32, 64), latent_channels: int = 4) -> nn.Module:
-    """An untrained AutoencoderKL for grey images; each entry of `channels` after the first halves the grid."""
+def build_autoencoder(channels: tuple[int, ...] = (16, 16, 32, 64), latent_channels: int = 4, image_channels: int = 1,
+                      size: int = 128) -> nn.Module:
+    """An untrained AutoencoderKL for `size` x `size` images; each entry of `channels` after the first halves the grid."""
     from diffusers import AutoencoderKL
 
     levels = len(channels)
     return AutoencoderKL(
-        in_channels=1, out_channels=1, latent_channels=latent_channels, layers_per_block=1, norm_num_groups=8,
-        block_out_channels=channels, mid_block_add_attention=False, sample_size=128,
+        in_channels=image_channels, out_channels=image_channels, latent_channels=latent_channels, layers_per_block=1,
+        norm_num_groups=8, block_out_channels=channels, mid_block_add_attention=False, sample_size=size,
         down_block_types=("DownEncoderBlock2D",) * levels, up_block_types=("UpDecoderBlock2D",) * levels,
     )
 
@@ -32,7 +33,7 @@ def reconstruction_loss(image: Tensor, target: Tensor) -> Tensor:
 def fit_autoencoder(autoencoder: nn.Module, images: Tensor, settings: FitSettings, crop: int = 128,
                     decoder_only: bool = False, kl_weight: float = 1e-6,
                     trainer: Trainer | None = None) -> Iterator[FitStep]:
-    """Train on `images` uint8 [N, 1, H, W] (0 is -1 and 255 is +1), random `crop`s, mirrored at random.
+    """Train on `images` uint8 [N, C, H, W] (0 is -1 and 255 is +1), random `crop`s, mirrored at random.
 
     `decoder_only` leaves the latents as they are (their distribution may have a denoiser already).
     """

@@ -92,13 +92,18 @@ def fit_clip(clip: Clip, images: Tensor, captions: list[str], settings: FitSetti
             batch, words = torch.cat([batch, batch.flip(-1)]), torch.cat([words, flipped[rows]])
         batch = torch.roll(batch, shifts=tuple(torch.randint(-4, 5, (2,), generator=chance).tolist()), dims=(-2, -1))
         image, text = clip.embed_images(batch), F.normalize(clip.model.encode_text(words), dim=-1)
-        logits = clip.model.logit_scale.exp().clamp(max=100) * image @ text.T
-        same = (words[:, None] == words[None]).all(-1).float()
-        target = same / same.sum(1, keepdim=True)
-        contrast = (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+        contrast = contrastive_loss(clip, image, text, words)
         return contrast + direction_loss(image, text, words) if mirrored else contrast
 
     yield from trainer.run(loss)
+
+
+def contrastive_loss(clip: Clip, image: Tensor, text: Tensor, words: Tensor) -> Tensor:
+    """Symmetric cross-entropy of unit embeddings [N, D]; the target spreads over rows whose `words` [N, L] are equal."""
+    logits = clip.model.logit_scale.exp().clamp(max=100) * image @ text.T
+    same = (words[:, None] == words[None]).all(-1).float()
+    target = same / same.sum(1, keepdim=True)
+    return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
 
 
 def direction_loss(image: Tensor, text: Tensor, words: Tensor) -> Tensor:

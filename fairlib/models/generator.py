@@ -60,25 +60,31 @@ def fit_denoiser(denoiser: nn.Module, latents: Tensor, embeds: Tensor, caption_o
     latents: scaled, [N, 4, h, w]; embeds: distinct caption embeddings [M, L, D]; caption_of: [N] rows of `embeds`;
     null: embedding [1, L, D] of the empty prompt, used with probability `dropout` (classifier-free guidance).
     """
-    alphas = alphas_cumprod().float()
     trainer = trainer or Trainer(denoiser, settings)
 
     def loss(step: int) -> Tensor:
         rows = batch_indices(settings.seed, step, len(latents), settings.batch_size)
         chance = generator_for(settings.seed, 3, step)
-        clean = latents[rows]
-        noise = torch.randn(clean.shape, generator=chance)
-        # Stratified time steps: the same average as uniform ones with less variance.
-        spread = (torch.arange(len(rows)) + torch.rand(len(rows), generator=chance)) / len(rows)
-        time = (spread * TRAINING_STEPS).long()[torch.randperm(len(rows), generator=chance)]
-        alpha = alphas[time].view(-1, 1, 1, 1)
-        words = embeds[caption_of[rows]]
-        blank = torch.rand(len(rows), generator=chance) < dropout
-        words = torch.where(blank.view(-1, 1, 1), null, words)
-        noisy = alpha.sqrt() * clean + (1 - alpha).sqrt() * noise
-        return F.mse_loss(denoiser(noisy, time, words).sample, noise)
+        noisy, time, noise = add_noise(latents[rows], chance)
+        return F.mse_loss(denoiser(noisy, time, drop_words(embeds[caption_of[rows]], null, dropout, chance)).sample, noise)
 
     yield from trainer.run(loss)
+
+
+def add_noise(clean: Tensor, chance: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    """Noisy latents [N, 4, h, w], their time steps [N] and the noise in them; time steps are stratified over the batch."""
+    noise = torch.randn(clean.shape, generator=chance)
+    # Stratified time steps: the same average as uniform ones with less variance.
+    spread = (torch.arange(len(clean)) + torch.rand(len(clean), generator=chance)) / len(clean)
+    time = (spread * TRAINING_STEPS).long()[torch.randperm(len(clean), generator=chance)]
+    alpha = alphas_cumprod().float()[time].view(-1, 1, 1, 1)
+    return alpha.sqrt() * clean + (1 - alpha).sqrt() * noise, time, noise
+
+
+def drop_words(embeds: Tensor, null: Tensor, dropout: float, chance: torch.Generator) -> Tensor:
+    """Prompt embeddings [N, L, D], each replaced by those of the empty prompt [1, L, D] with probability `dropout`."""
+    blank = torch.rand(len(embeds), generator=chance) < dropout
+    return torch.where(blank.view(-1, 1, 1), null, embeds)
 
 
 class Generator:
@@ -103,7 +109,7 @@ class Generator:
         """
         from diffusers import StableDiffusionPipeline
 
-        _quiet()
+        quiet_loading()
         folder = Path(folder)
         if not (folder / "model_index.json").is_file():
             raise WeightsError(f"{folder}: no pipeline here (model_index.json is missing); make it with `make base`")
@@ -178,7 +184,7 @@ class Generator:
         return twin
 
 
-def _quiet() -> None:
+def quiet_loading() -> None:
     """No progress bars while loading: in a notebook each would leave a widget behind, for a fraction of a second's work."""
     import diffusers
     import transformers
@@ -200,6 +206,7 @@ def check_hashes(folder: str | Path) -> None:
 def save_pipeline(folder: str | Path, pipeline) -> None:
     """Write the pipeline's own folder layout with fp16 safetensors; the pipeline itself stays as it is."""
     twin = copy.deepcopy(pipeline)
-    for part in (twin.vae, twin.text_encoder, twin.unet):
-        part.half()
+    for part in twin.components.values():
+        if isinstance(part, nn.Module):
+            part.half()
     twin.save_pretrained(folder, safe_serialization=True)
