@@ -60,9 +60,11 @@ def study(options) -> None:
 
 
 def base(options) -> int:
-    """Train the base weights."""
-    from .runs.base import main as train
-
+    """Train the base weights of one chapter's model."""
+    if options.model == "heart":
+        from .runs.heart_base import main as train
+    else:
+        from .runs.base import main as train
     train()
     return 0
 
@@ -82,7 +84,8 @@ def _parser() -> argparse.ArgumentParser:
     examine.add_argument("--data-dir", default="", help="the folder of a real cohort, to check its layout")
     examine.add_argument("--cohort", default="brats", choices=["brats", "roco"])
     _command(commands, "report", report)
-    _command(commands, "base", base)
+    model = _command(commands, "base", base)
+    model.add_argument("model", nargs="?", default="brain", choices=["brain", "heart"], help="which (default: brain)")
     whole = _command(commands, "study", study)
     whole.add_argument("--arms", nargs="*", default=["plain", "robust", "conditional"], metavar="ARM")
     whole.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3, 4, 5], metavar="SEED")

@@ -111,9 +111,9 @@ def clip_phase(work: Path, folder: Path, images: Tensor, captions: list[str], se
     return cl.load_clip(folder)
 
 
-def pixel_phases(work: Path, images: Tensor, settings: BaseSettings, say) -> nn.Module:
+def pixel_phases(work: Path, images: Tensor, settings: BaseSettings, say, build=ae.build_autoencoder) -> nn.Module:
     torch.manual_seed(settings.initial_seed)
-    autoencoder = ae.build_autoencoder().to(memory_format=torch.channels_last)
+    autoencoder = build().to(memory_format=torch.channels_last)
     for number, phase in enumerate(settings.pixels):
         if phase.decoder_only and not settings.pixels[number - 1].decoder_only:
             ae.standardise_latents(autoencoder, images[:1000])

@@ -55,14 +55,16 @@ def test_doctor_counts_a_brats_folder(house):
     assert counts["name_mapping.csv"].startswith("none, expected in ")
 
 
-def test_base_trains(monkeypatch):
+@pytest.mark.parametrize("arguments, trained", [([], "brain"), (["brain"], "brain"), (["heart"], "heart")])
+def test_base_trains(monkeypatch, arguments, trained):
     import types
 
     calls = []
-    trainer = types.ModuleType("fairlib.runs.base")
-    trainer.main = lambda: calls.append(1)
-    monkeypatch.setitem(sys.modules, "fairlib.runs.base", trainer)
-    assert main(["base"]) == 0 and calls == [1]
+    for name, module in {"brain": "fairlib.runs.base", "heart": "fairlib.runs.heart_base"}.items():
+        trainer = types.ModuleType(module)
+        trainer.main = lambda name=name: calls.append(name)
+        monkeypatch.setitem(sys.modules, module, trainer)
+    assert main(["base", *arguments]) == 0 and calls == [trained]
 
 
 @pytest.mark.parametrize("holds, status", [([True, True], 0), ([True, False], 1)])
