@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from .places import repository
 
 WIDGETS = "application/vnd.jupyter.widget-state+json"
 TEXTS = ("text/plain", "text/html", "text/markdown")
+PARAMETER = re.compile(r"^(?P<name>\w+)(?P<type>: [^=#]+)? = (?P<value>.*?)(?P<comment>  # .*)?$")
 LARGEST = 4_000_000  # bytes of one published notebook; above it a page loads slowly on a phone
 
 
@@ -23,6 +25,7 @@ def publish(executed: Path, page: Path) -> Path:
 
     notebook = nbformat.read(executed, 4)
     _refuse_failures(notebook, executed)
+    _settle_parameters(notebook)
     for cell in notebook.cells:
         cell.metadata.pop("papermill", None)
         if cell.cell_type == "code":
@@ -47,6 +50,26 @@ def _refuse_failures(notebook, path: Path) -> None:
             raise DataError(f"{path}, cell {index}: holds an error; mend the notebook and run it again")
         if cell.cell_type == "code" and cell.source.strip() and cell.execution_count is None:
             raise DataError(f"{path}, cell {index}: was never run; run the notebook again")
+
+
+def _settle_parameters(notebook) -> None:
+    """One cell of parameters with the values of the run and the comments of the source, in place of papermill's two."""
+    declared, injected = (next((cell for cell in notebook.cells if tag in cell.metadata.get("tags", [])), None)
+                          for tag in ("parameters", "injected-parameters"))
+    if declared is None or injected is None:
+        return
+    values = dict(line.split(" = ", 1) for line in injected.source.splitlines() if " = " in line)
+    declared.source = "\n".join(_settled(line, values) for line in declared.source.splitlines())
+    if not values:  # every one of them has found its line
+        notebook.cells.remove(injected)
+
+
+def _settled(line: str, values: dict[str, str]) -> str:
+    """`line` with the value that the run had; it leaves `values`."""
+    found = PARAMETER.match(line)
+    if not found or found["name"] not in values:
+        return line
+    return f"{found['name']}{found['type'] or ''} = {values.pop(found['name'])}{found['comment'] or ''}"
 
 
 def _publish_cell(cell, path: Path) -> None:

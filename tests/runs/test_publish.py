@@ -109,6 +109,22 @@ def test_two_runs_publish_the_same_bytes(tmp_path):
     assert pages[0] == pages[1]
 
 
+def test_parameters_show_the_values_of_the_run_and_the_comments_of_the_source(tmp_path):
+    declared = v4.new_code_cell('seed: int = 0  # of the noise\nname: str = "a"  # which\nrate: float = 2.0  # kept\n# end',
+                                metadata={"tags": ["parameters"]}, execution_count=1)
+    injected = v4.new_code_cell('# Parameters\nseed = 7\nname = "b = c  # d"\n', metadata={"tags": ["injected-parameters"]},
+                                execution_count=2)
+    first, last = published(tmp_path, declared, injected, cell()).cells
+    assert first.source == 'seed: int = 7  # of the noise\nname: str = "b = c  # d"  # which\nrate: float = 2.0  # kept\n# end'
+    assert last.source == "draw()"
+
+
+def test_a_parameter_that_the_source_does_not_declare_stays_in_sight(tmp_path):
+    declared = v4.new_code_cell("seed: int = 0  # x", metadata={"tags": ["parameters"]}, execution_count=1)
+    injected = v4.new_code_cell("other = 7", metadata={"tags": ["injected-parameters"]}, execution_count=2)
+    assert [done.source for done in published(tmp_path, declared, injected).cells] == [declared.source, injected.source]
+
+
 def test_without_paths_leaves_other_text():
     assert without_paths("a/b and /usr/bin") == "a/b and /usr/bin"
 
