@@ -125,9 +125,14 @@ def _features(classifier: AttributeClassifier, images: Tensor) -> np.ndarray:
 
 
 def _quality(features: np.ndarray, base: np.ndarray, target: tuple[np.ndarray, np.ndarray], seed: int) -> dict[str, float]:
-    """Unbiased MMD to an equal number of target slices, and its difference to the base's, with intervals."""
+    """Unbiased MMD to an equal number of target slices, and its difference to the base's, with intervals.
+
+    Features are in standard deviations of the target's, so that none of them rules for its scale alone.
+    """
     rng = np.random.default_rng([41, seed])
     slices, subjects = target
+    centre, spread = slices.mean(0), slices.std(0).clip(1e-3)
+    features, base, slices = ((values - centre) / spread for values in (features, base, slices))
     chosen = rng.choice(len(slices), min(len(features), len(slices)), replace=False)
     real, clusters = slices[chosen], subjects[chosen]
     found = mmd_interval(features, real, rng, y_clusters=clusters, replicates=200)
