@@ -18,6 +18,7 @@ FRAMES = ("ED", "ES")
 STRUCTURES = ("LV", "MYO", "RV")
 UNITS = {"lv_ed_area": "mm2", "lv_es_area": "mm2", "diameter_ed": "mm", "ejection": "", "wall_ed": "mm", "wall_es": "mm",
          "myo_ed_area": "mm2", "rv_ed_area": "mm2", "rv_es_area": "mm2"}
+LAW_INPUTS = ("sex", "age", "bmi", "height", "diagnosis")
 SUBJECTS_MIN = 5  # fewer clusters than this make a bootstrap interval that means nothing
 
 
@@ -110,43 +111,42 @@ def _largest_parts(parts: np.ndarray) -> np.ndarray:
 
 def attribute_truth(measured: pd.DataFrame, asked: pd.DataFrame, law: Callable[..., dict[str, float]],
                     rng: np.random.Generator, groups: tuple[str, ...] = ("sex", "diagnosis"),
-                    real: tuple[pd.DataFrame, pd.DataFrame] | None = None, replicates: int = 1000) -> pd.DataFrame:
+                    real: tuple[pd.DataFrame, pd.DataFrame] | None = None, inputs: tuple[str, ...] = LAW_INPUTS,
+                    replicates: int = 1000) -> pd.DataFrame:
     """Is the asked person in the image? Measured minus expected geometry, per subgroup, with 95 % intervals by subject.
 
-    measured: `geometry` of the images; asked: their attributes in the same order, columns sex, age, bmi, height, diagnosis,
-    subject and `groups`; law(sex=, age=, bmi=, height=, diagnosis=) -> expected values under names of `UNITS`.
+    measured: `geometry` of the images; asked: their attributes in the same order, columns `inputs`, subject and `groups`;
+    law(**inputs) -> expected values under names of `UNITS` (others are left out).
     real: (measured, attributes) of real hearts read by the same segmenter. What the segmenter and the pixels do to a
     measure they do to both, so `beyond_real` (difference of generated minus that of real) is the generator's own error.
-    Columns: attribute, group, measure, unit, images, subjects, undefined (left out: no cavity, or no BMI or height), expected,
+    Columns: attribute, group, measure, unit, images, subjects, undefined (left out: no cavity, or an input is missing), expected,
     measured, difference, low, high, and with `real` also real_difference, beyond_real, beyond_low, beyond_high.
     Raises `DataError` on tables that do not match or lack a column.
     """
-    errors = _errors(measured, asked, law, groups)
-    real_errors = _errors(*real, law, groups) if real else None
+    errors = _errors(measured, asked, law, groups, inputs)
+    real_errors = _errors(*real, law, groups, inputs) if real else None
     names = [name for name in errors if name in UNITS]
     rows = []
     for attribute, group, chosen in each_group({name: asked[name] for name in groups}, len(asked)):
-        others = None if real is None else _same_group(real[1], attribute, group)
+        own = _means(errors, names, chosen, rng, replicates)
+        if real_errors is not None:
+            others = _means(real_errors, names, _same_group(real[1], attribute, group), rng, replicates)
         for name in names:
-            own = _mean(errors, name, chosen, rng, replicates)
-            row = {"attribute": attribute, "group": group, "measure": name, "unit": UNITS[name], **own[0]}
-            if real_errors is not None:
-                row |= _beyond(own, _mean(real_errors, name, others, rng, replicates))
-            rows.append(row)
+            beyond = {} if real_errors is None else _beyond(own[name], others[name])
+            rows.append({"attribute": attribute, "group": group, "measure": name, "unit": UNITS[name], **own[name][0], **beyond})
     return pd.DataFrame(rows)
 
 
-def _errors(measured, asked, law, groups) -> pd.DataFrame:
+def _errors(measured, asked, law, groups, inputs) -> pd.DataFrame:
     """measured - expected in columns of the law's names, expected values in columns `expected/...`, and the subject."""
-    needed = ("sex", "age", "bmi", "height", "diagnosis")
-    absent = [name for name in (*needed, "subject", *groups) if name not in asked]
+    absent = [name for name in (*inputs, "subject", *groups) if name not in asked]
     if absent or len(measured) != len(asked):
         raise DataError(f"{len(measured)} measured hearts and {len(asked)} rows of attributes (columns missing: {absent}); "
                         "give one row of attributes a heart, in the same order")
-    complete = asked[list(needed)].notna().all(axis=1).to_numpy()
+    complete = asked[list(inputs)].notna().all(axis=1).to_numpy()
     if not complete.any():
-        raise DataError(f"no heart has all of {', '.join(needed)}; the law cannot say what to expect")
-    people = asked.loc[complete, list(needed)].to_dict("records")
+        raise DataError(f"no heart has all of {', '.join(inputs)}; the law cannot say what to expect")
+    people = asked.loc[complete, list(inputs)].to_dict("records")
     expected = pd.DataFrame([law(**person) for person in people], index=np.flatnonzero(complete))
     names = [name for name in UNITS if name in expected]
     expected = expected.reindex(range(len(asked)))[names].astype(float)
@@ -154,18 +154,24 @@ def _errors(measured, asked, law, groups) -> pd.DataFrame:
     return errors.assign(subject=asked["subject"].to_numpy(), **{f"expected/{name}": expected[name] for name in names})
 
 
-def _mean(errors: pd.DataFrame, name: str, chosen: np.ndarray, rng, replicates) -> tuple[dict, np.ndarray]:
-    """One row of the table (in part) and the bootstrap replicates of its difference."""
+def _means(errors: pd.DataFrame, names: list[str], chosen: np.ndarray, rng, replicates) -> dict[str, tuple[dict, np.ndarray]]:
+    """For each measure one row of the table (in part) and the bootstrap replicates of its difference."""
     part = errors[chosen]
-    known = part[part[name].notna()]
-    expected = known[f"expected/{name}"].mean()
-    row = {"images": int(chosen.sum()), "subjects": known["subject"].nunique(), "undefined": len(part) - len(known),
-           "expected": expected, "measured": expected + known[name].mean(), "difference": known[name].mean()}
-    draws = np.full(replicates, np.nan)
-    if row["subjects"] >= SUBJECTS_MIN:
-        draws = bootstrap(np.mean, [Sample(known[name].to_numpy(), clusters=known["subject"])], rng, replicates)
-    found = steady_interval(row["difference"], draws)
-    return row | {"low": found.low, "high": found.high}, draws
+    values, draws = part[names].to_numpy(), np.full((replicates, len(names)), np.nan)
+    known = ~np.isnan(values)
+    subjects = part["subject"].astype(str).to_numpy()
+    counts = [len(np.unique(subjects[rows])) for rows in known.T]
+    if max(counts) >= SUBJECTS_MIN:
+        sample = Sample(np.where(known, values, 0), known.astype(float), clusters=subjects)
+        draws = bootstrap(lambda total, count: pooled_mean(total, count, 0), [sample], rng, replicates)
+    found = {}
+    for i, name in enumerate(names):
+        expected, difference = part.loc[known[:, i], f"expected/{name}"].mean(), part[name].mean()
+        replicate = draws[:, i] if counts[i] >= SUBJECTS_MIN else np.full(replicates, np.nan)
+        ends = steady_interval(difference, replicate)
+        found[name] = {"images": len(part), "subjects": counts[i], "undefined": int((~known[:, i]).sum()), "expected": expected,
+                       "measured": expected + difference, "difference": difference, "low": ends.low, "high": ends.high}, replicate
+    return found
 
 
 def _beyond(own: tuple[dict, np.ndarray], other: tuple[dict, np.ndarray]) -> dict:
@@ -196,6 +202,12 @@ def each_group(groups: dict, count: int) -> Iterator[tuple[str, object, np.ndarr
             yield attribute, group, (labels == group).to_numpy()
         if labels.isna().any():
             yield attribute, "missing", labels.isna().to_numpy()
+
+
+def pooled_mean(total: np.ndarray, count: np.ndarray, axis) -> np.ndarray:
+    """Sums over counts of what is defined, along `axis`; NaN where nothing is."""
+    total, count = total.sum(axis), count.sum(axis)
+    return np.where(count > 0, total / np.maximum(count, 1), np.nan)
 
 
 def steady_interval(estimate: float, draws: np.ndarray) -> Interval:

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from ..errors import DataError
-from .cardiac import FRAMES, STRUCTURES, SUBJECTS_MIN, check_masks, each_group, steady_interval
+from .cardiac import FRAMES, STRUCTURES, SUBJECTS_MIN, check_masks, each_group, pooled_mean, steady_interval
 from .resampling import Sample, bootstrap
 
 
@@ -45,7 +45,7 @@ def dice(asked, found) -> np.ndarray:
 
 def structure_means(scores: np.ndarray) -> np.ndarray:
     """Mean Dice [3] of LV, MYO and RV over all images and frames [N, 2, 3] where it is defined; NaN where it never is."""
-    return _ratio(*_parts(scores), (0, 1))
+    return pooled_mean(*_parts(scores), (0, 1))
 
 
 def mean_dice(scores: np.ndarray) -> float:
@@ -79,7 +79,7 @@ def dice_table(asked, found, groups, subjects, rng: np.random.Generator, referen
 
 
 def _row(scores: np.ndarray, subjects: np.ndarray, draws: np.ndarray) -> dict:
-    structures, frames = structure_means(scores), _ratio(*_parts(scores), 0).mean(-1)
+    structures, frames = structure_means(scores), pooled_mean(*_parts(scores), 0).mean(-1)
     found = steady_interval(structures.mean(), draws)
     return {"images": len(scores), "subjects": len(np.unique(subjects)), **dict(zip(STRUCTURES, structures, strict=True)),
             **dict(zip(FRAMES, frames, strict=True)), "mean": found.estimate, "low": found.low, "high": found.high,
@@ -104,14 +104,9 @@ def _draws(scores: np.ndarray, subjects: np.ndarray, rng, replicates: int) -> np
         return np.full(replicates, np.nan)
     total, count = _parts(scores)
     samples = [Sample(total.sum(1), count.sum(1), clusters=subjects)]
-    return bootstrap(lambda total, count: _ratio(total, count, 0).mean(), samples, rng, replicates)
+    return bootstrap(lambda total, count: pooled_mean(total, count, 0).mean(), samples, rng, replicates)
 
 
 def _parts(scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Defined values (0 elsewhere) and where they are, so that means are sums over counts."""
     return np.nan_to_num(scores), (~np.isnan(scores)).astype(float)
-
-
-def _ratio(total: np.ndarray, count: np.ndarray, axis) -> np.ndarray:
-    total, count = total.sum(axis), count.sum(axis)
-    return np.where(count > 0, total / np.maximum(count, 1), np.nan)
