@@ -86,8 +86,7 @@ def read_acdc(root: str | Path, settings: CardiacSettings = STANDARD, diagnoses:
 
 def find_patients(root: Path) -> list[tuple[str, Path]]:
     """(part, folder) of each patient under `root`, `root/training` and `root/testing`. Raises `DataError` if there is none."""
-    places = [(part, folder) for part, folder in ((root.name, root), ("training", root / "training"), ("testing", root / "testing"))
-              if folder.is_dir()]
+    places = [(folder.name, folder) for folder in (root, root / "training", root / "testing") if folder.is_dir()]
     found = [(part, entry) for part, folder in places for entry in sorted(folder.iterdir()) if (entry / "Info.cfg").is_file()]
     if not found:
         raise DataError(f"{root}: no patient folders with an Info.cfg; give the folder that holds training and testing")
@@ -123,7 +122,7 @@ def _files(folder: Path, person: dict) -> list[Path]:
     files = [folder / f"{name}.nii.gz" for name in names]
     for path in files:
         if not path.is_file():
-            raise DataError(f"{path}: is missing; Info.cfg names frames {person['ed']} and {person['es']}, copy it from the release")
+            raise DataError(f"{path}: is missing, but Info.cfg names its frame; copy it from the release")
     return files
 
 

@@ -64,11 +64,17 @@ def person_row(person: Mapping, diagnoses: Mapping[str, str | None], where: str)
     if code is not None and code not in diagnoses:
         raise DataError(f"{where}: pathology {code!r} has no mapping (known: {sorted(diagnoses)}); add it to `diagnoses`, "
                         "with None for neither healthy nor heart failure")
-    known = {"height", "weight"} <= {name for name, value in person.items() if not pd.isna(value)}
-    bmi = body_mass_index(person["height"], person["weight"]) if known else np.nan
-    row = {**person, "bmi": bmi, "diagnosis": None if code is None else diagnoses[code]}
+    try:
+        return _completed({**person, "diagnosis": None if code is None else diagnoses[code]})
+    except DataError as error:
+        raise DataError(f"{where}: {error}") from error
+
+
+def _completed(row: dict) -> dict:
+    known = not (pd.isna(row["height"]) or pd.isna(row["weight"]))
+    row["bmi"] = body_mass_index(row["height"], row["weight"]) if known else np.nan
     row["decade"] = None if pd.isna(row["age"]) else decade(row["age"])
-    row["bmi_class"] = None if pd.isna(bmi) else bmi_class(bmi)
+    row["bmi_class"] = bmi_class(row["bmi"]) if known else None
     return {**row, "prompt": None if any(pd.isna(row[name]) for name in NEEDED) else prompt_of(row)}
 
 

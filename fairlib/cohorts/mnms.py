@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..errors import CorruptScan, DataError
+from ..errors import DataError
 from .cardiac_cohort import HeartCohort, HeartStore, cropped_notes, heart_table, person_row, slice_rows
 from .cardiac_slices import STANDARD, CardiacSettings, HeartSlices, extract
 from .nifti import as_labels, read_frames, require_same_grid
@@ -64,7 +64,8 @@ def read_mnms(root: str | Path, settings: CardiacSettings = STANDARD, diagnoses:
     kept = {subject: found[subject] for subject in found if subject not in {item for item, *_ in lost}}
     if not kept:
         raise DataError(f"{root}: no subject has usable images and masks ({len(lost)} left out, such as {lost[:1]})")
-    rows = [row for subject, slices in kept.items() for row in slice_rows({**people[subject], "part": folders[subject][0]}, slices)]
+    rows = [row for subject, slices in kept.items()
+            for row in slice_rows({**people[subject], "part": folders[subject][0]}, slices)]
     return HeartCohort("mnms", heart_table(rows), store.images, report(lost), cropped_notes(kept, settings), masks=store.masks)
 
 
@@ -146,11 +147,7 @@ def _person(path: str | Path, row: dict[str, str], diagnoses: Mapping[str, str |
     words = {name: None if row[name].upper() in MISSING else row[name] for name in ("sex", "pathology", "centre", "vendor")}
     if words["sex"] not in (None, "F", "M"):
         raise DataError(f"{where}: Sex {row['sex']!r}; expected F, M or empty")
-    known = {"subject": row["subject"], **words, **numbers}
-    try:
-        person = person_row(known, diagnoses, where)
-    except DataError as error:
-        raise DataError(str(error) if str(error).startswith(where) else f"{where}: {error}") from error
+    person = person_row({"subject": row["subject"], **words, **numbers}, diagnoses, where)
     return {**person, **{name: int(value) for name, value in frames.items()}}
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from fairlib import CorruptScan
 from fairlib.cohorts import nifti
-from fairlib.cohorts.nifti import read_labels, read_volume, require_same_grid
+from fairlib.cohorts.nifti import read_frames, read_labels, read_volume, require_same_grid
 
 AFFINE = np.array([[-1.5, 0, 0, 10], [0, -1.5, 0, 20], [0, 0, 4, -30], [0, 0, 0, 1.0]])
 RNG = np.random.default_rng(0)
@@ -249,3 +249,34 @@ def test_another_grid_is_refused():
         require_same_grid("a.nii", DATA, AFFINE, (6, 7, 4), AFFINE)
     with pytest.raises(CorruptScan, match="affine"):
         require_same_grid("a.nii", DATA, AFFINE, DATA.shape, AFFINE + 0.5)
+
+
+@pytest.mark.parametrize("name", ["series.nii", "series.nii.gz"])
+@pytest.mark.parametrize("dtype", ["u1", "i2", "f4", "f8"])
+def test_frames_are_those_that_nibabel_reads(tmp_path, name, dtype):
+    series = RNG.integers(0, 200, (6, 7, 5, 4)).astype(dtype)
+    image = nibabel.Nifti1Image(series, AFFINE)
+    image.header.set_slope_inter(0.5, 3)
+    nibabel.save(image, tmp_path / name)
+    frames, affine = read_frames(tmp_path / name, (2, 0))
+    expected = nibabel.load(tmp_path / name).get_fdata()[..., [2, 0]]
+    assert frames.dtype == np.float32 and np.allclose(frames, expected) and np.array_equal(affine, AFFINE)
+    for frame in (4, -1):
+        with pytest.raises(CorruptScan, match=f"has 4 frames, 0 to 3; frame {frame}"):
+            read_frames(tmp_path / name, (0, frame))
+    with pytest.raises(CorruptScan, match="one volume a file"):
+        read_volume(tmp_path / name)
+
+
+def test_a_volume_is_a_series_of_one_frame(tmp_path, raw):
+    frames, _ = read_frames(put(tmp_path, raw), (0,))
+    assert frames.shape == (6, 7, 5, 1) and np.array_equal(frames[..., 0], DATA)
+
+
+def test_a_series_of_vectors_or_too_many_voxels_is_refused(tmp_path):
+    nibabel.save(nibabel.Nifti1Image(np.zeros((3, 3, 3, 2, 2), np.uint8), AFFINE), tmp_path / "vectors.nii")
+    with pytest.raises(CorruptScan, match="series of 3-D volumes"):
+        read_frames(tmp_path / "vectors.nii", (0,))
+    nibabel.save(nibabel.Nifti1Image(np.zeros((3, 3, 3, 2), np.uint8), AFFINE), tmp_path / "large.nii")
+    with pytest.raises(CorruptScan, match="at most 53 voxels"):
+        read_frames(tmp_path / "large.nii", (0,), max_voxels=53)
