@@ -15,6 +15,8 @@ from ..places import runs_folder
 from ..stages import stage
 from .settings import Study
 
+# The source that decides what a synthetic brain looks like and is called.
+PHANTOM = tuple(f"cohorts/{name}.py" for name in ("captions", "phantoms/anatomy", "phantoms/brain", "phantoms/radiology"))
 # guide: the classifier that tuning follows; auditor: the one it never sees, the oracle's fit and the target's quantiles;
 # test: sensitivity, specificity, and everything that generated images are compared with.
 FRACTIONS = {"guide": 0.30, "auditor": 0.25, "test": 0.45}
@@ -33,7 +35,7 @@ def _phantom(study: Study) -> Path:
     settings = BrainSettings(multiple=study.subjects, effect=study.effect, seed=study.cohort_seed)
     folder = stage(None, "phantom-brats", settings, [],
                    lambda out, progress: _write_brats(out, settings, progress),
-                   code=code_digest("cohorts/phantoms"), verify=False)
+                   code=code_digest(*PHANTOM), verify=False)
     return folder / "brats"
 
 
@@ -49,7 +51,7 @@ def training_cohort(study: Study, seed: int = RadiologySettings.seed) -> Cohort:
     folder = stage(None, "phantom-roco", settings, [],
                    lambda out, progress: write_roco(out / "roco", settings,
                                                     lambda rows: progress.track(rows, len(rows), "synthetic slices")),
-                   code=code_digest("cohorts/phantoms"), verify=False)
+                   code=code_digest(*PHANTOM), verify=False)
     return read_roco(folder / "roco")
 
 

@@ -26,7 +26,7 @@ from ...settings import to_dict
 from ..manifest import code_digest, commit, content_digest, device, versions
 from ..places import repository
 from ..stages import stage
-from .cohorts import splits, training_cohort
+from .cohorts import PHANTOM, splits, training_cohort
 from .judges import Judges, fit_judges, judges_digest
 from .readings import arm_readings, generate, prompts_of, read_images, to_images
 from .settings import ARMS, Study
@@ -66,7 +66,7 @@ def attributes(study: Study) -> AttributeClassifier:
         save_attributes(out, classifier)
 
     return load_attributes(stage(None, "attributes", settings, [study.effect, str(study.radiology)], build,
-                                 code=code_digest("models/attributes.py", "models/training.py", "cohorts/phantoms")))
+                                 code=code_digest("models/attributes.py", "models/training.py", *PHANTOM)))
 
 
 def fidelity(study: Study, classifier: AttributeClassifier, generator: Generator, seed: int, images: int) -> dict[str, float]:
