@@ -68,7 +68,7 @@ def panels(table, x: str, y: str, by: str, column: str, label_y: str = "", share
 
 def curves(table, values: dict[str, float | None], by: str = "arm", smooth: int = 1) -> Figure:
     """`training_curves` of several quantities, {column: target or None}, side by side with one legend for all."""
-    figure, grid = plt.subplots(1, len(values), figsize=(3.7 * len(values), 3.6), layout="constrained")
+    figure, grid = plt.subplots(1, len(values), figsize=(2.9 * len(values), 3.2), layout="constrained")
     for panel, (value, target) in zip(np.atleast_1d(grid), values.items(), strict=True):
         training_curves(table, value, by, smooth, target, ax=panel)
     return _one_legend(figure)

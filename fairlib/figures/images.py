@@ -8,6 +8,8 @@ from matplotlib.figure import Figure
 
 from ..errors import DataError
 
+PAGE_WIDTH = 6.4  # inches
+
 
 def image_grid(
     images, columns: int = 8, titles=None, row_labels=None, column_labels=None, cell: float = 1.15
@@ -25,7 +27,7 @@ def image_grid(
             continue
         panel.imshow(images[index, 0], cmap="gray", vmin=-1, vmax=1)
         if titles is not None:
-            panel.set_title(titles[index], fontsize=8, fontweight="normal", loc="center", pad=3)
+            _title(panel, titles[index])
     return figure
 
 
@@ -71,7 +73,16 @@ def _sheet(rows: int, columns: int, cell: float, extra: float, row_labels, colum
         panel.spines[:].set_visible(False)
         panel.grid(False)
     for panel, label in zip(grid[:, 0], row_labels if row_labels is not None else [], strict=False):
-        panel.set_ylabel(label, fontsize=9)
+        panel.set_ylabel(label, fontsize=9 * _enlarged(figure))
     for panel, label in zip(grid[0], column_labels if column_labels is not None else [], strict=False):
-        panel.set_title(label, fontsize=8, fontweight="normal", loc="center", pad=3)
+        _title(panel, label)
     return figure, grid
+
+
+def _title(panel, text: str) -> None:
+    panel.set_title(text, fontsize=8 * _enlarged(panel.figure), fontweight="normal", loc="center", pad=3)
+
+
+def _enlarged(figure: Figure) -> float:
+    """How much larger the letters of a wide sheet are, since a page shows it made smaller: at most 1.6 times."""
+    return float(np.clip(figure.get_figwidth() / PAGE_WIDTH, 1, 1.6))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
 
 from .style import NAMED, axes, error_bars, legend_below, looks, need, percent, target_line
 
@@ -143,6 +144,7 @@ def cohort_bars(table, by: str = "grade", ax: Axes | None = None) -> Axes:
     shares = 100 * counts.F / counts.sum(axis=1)
     ax.set_xticks(groups, [f"{name}\n{share:.1f} % female" for name, share in shares.items()])
     ax.set(ylabel="subjects" if "subject" in table else "rows", xlabel="", ylim=(0, 1.15 * counts.to_numpy().max()))
+    ax.yaxis.set_major_locator(MaxNLocator(integer=True))
     ax.grid(False, axis="x")
     ax.legend()
     return ax

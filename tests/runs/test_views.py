@@ -107,6 +107,12 @@ def test_the_same_frame_gives_the_same_page():
     assert len(ids) == 3, "two tables of one page must not share their style"
 
 
+def test_a_figure_with_its_interval_breaks_before_the_bracket_only():
+    found = pd.DataFrame({"figure": ["mean gap", "gap beyond chance", "below target, points"], "value": [0.05, 0.0321, 32.261],
+                          "low": [0.0123, np.nan, 27.645], "high": [0.095, np.nan, 38.19]})
+    assert tables._with_interval(found) == ["0.050 (0.012\u00a0to\u00a00.095)", "0.032", "32.3 (27.6\u00a0to\u00a038.2)"]
+
+
 def test_no_bounds_without_long_runs(monkeypatch, tmp_path):
     monkeypatch.setattr(tables, "report", lambda: tables_report(tmp_path))
     assert views.bounds_table() is None

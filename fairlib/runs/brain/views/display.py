@@ -36,7 +36,7 @@ def table(frame: pd.DataFrame, digits: int = 3, names: Mapping[str, str] | None 
     shares = SHARES | set(percent)
     forms = {column: _form(frame[column], digits, _stem(str(column)) in shares) for column in frame}
     styler = Styler(frame, cell_ids=False, uuid=digest([frame.to_json(), heads, caption]))
-    styler = styler.hide(axis="index").relabel_index(heads, axis="columns")
+    styler = styler.hide(axis="index").relabel_index(heads, axis="columns").set_table_attributes('class="dataframe"')
     styler = styler.format({column: form for column, form in forms.items() if form}, na_rep=NOTHING, escape="html")
     styler = styler.set_table_styles([_aligned(place, _is_number(frame[column])) for place, column in enumerate(frame)])
     return styler if caption is None else styler.set_caption(escape(caption))
@@ -69,7 +69,7 @@ def _form(values: pd.Series, digits: int, is_share: bool):
         return None
     if is_share:
         return f"{{:.{max(digits - 2, 0)}%}}"
-    return "{:,d}" if pd.api.types.is_integer_dtype(values) else f"{{:.{digits}f}}"
+    return "{:,d}" if pd.api.types.is_integer_dtype(values) else f"{{:,.{digits}f}}"
 
 
 def _aligned(place: int, number: bool) -> dict[str, str]:

@@ -48,8 +48,16 @@ def own_exam(readings: pd.DataFrame, slices: pd.DataFrame, tuned: str) -> pd.Dat
 
 
 def _with_interval(table: pd.DataFrame) -> list[str]:
-    return [f"{row.value:.3f}" + (f" ({row.low:.3f} to {row.high:.3f})" if np.isfinite(row.low) else "")
-            for row in table.itertuples()]
+    """As "0.050 (0.012 to 0.095)", which a narrow column breaks before the bracket only; points have one decimal."""
+    texts = []
+    for row in table.itertuples():
+        value, low, high = (f"{number:.{_decimals(row.figure)}f}" for number in (row.value, row.low, row.high))
+        texts.append(f"{value} ({low}\u00a0to\u00a0{high})" if np.isfinite(row.low) else value)
+    return texts
+
+
+def _decimals(figure: str) -> int:
+    return 1 if "points" in figure else 3
 
 
 def target_logits(targets: list[Target], count: int = 400) -> np.ndarray:
@@ -100,6 +108,6 @@ def bounds_table() -> pd.DataFrame | None:
         table = report()
     except DataError:
         return None
-    text = {"long runs": _with_interval(table), "bound": table.bound.map("{:.3f}".format),
-            "holds": np.where(table.holds, "yes", "no")}
+    bounds = [f"{row.bound:.{_decimals(row.figure)}f}" for row in table.itertuples()]
+    text = {"bound": bounds, "long runs": _with_interval(table), "holds": np.where(table.holds, "yes", "no")}
     return table[["figure", "arm", "judge"]].assign(**text)
