@@ -91,7 +91,8 @@ def consistency(clip, guide, images: Tensor, base: Tensor) -> dict[str, float]:
     return {"cosine": float(cosine.mean()), "cosine_kept": float(cosine[stays].mean()), "kept": float(stays.float().mean())}
 
 
-def run_study(study: Study, arms: list[str], seeds: list[int], out: Path | None = None, fidelity_images: int = 240, **changes) -> Path:
+def run_study(study: Study, arms: list[str], seeds: list[int], out: Path | None = None, fidelity_images: int = 240,
+              **changes) -> Path:
     """Tune, sample, read and measure every arm at every seed; write the tables after every seed. Returns their folder."""
     out = out or repository() / "results" / "brain"
     judges, key = fit_judges(study), judges_digest(study)

@@ -22,6 +22,9 @@ from .cohorts import splits, target_share
 from .judges import Judges
 from .settings import Study, arm_settings
 
+METHOD = ("losses.py", "models/solvers.py", *(f"methods/{name}.py" for name in (
+    "alignment", "bank", "objective", "replay", "settings", "state", "targets")))
+
 
 def targets_of(study: Study, guide, target: str = "marginal") -> list[Target]:
     """The target of each evaluation prompt: the guide's logits on slices it was not fitted on, of the same contrast.
@@ -69,7 +72,8 @@ def tune_arm(study: Study, judges: Judges, judges_key: list[str], arm: str, seed
         write_bytes(out / "history.csv", pd.DataFrame(rows).to_csv(index=False).encode())
 
     return stage(None, f"tuned-{arm}", {"settings": to_dict(settings), "guide": chosen.guide, "target": chosen.target},
-                 [*judges_key, base_digest(study), content_digest(study.clip)], build, code=code_digest("methods", "losses.py", "models/solvers.py"))
+                 [*judges_key, base_digest(study), content_digest(study.clip)], build, code=code_digest(*METHOD))
+
 
 
 def read_bank(study: Study, generator: Generator, guide, guide_name: str, judges_key: list[str], embed,
