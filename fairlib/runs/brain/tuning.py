@@ -75,7 +75,6 @@ def tune_arm(study: Study, judges: Judges, judges_key: list[str], arm: str, seed
                  [*judges_key, base_digest(study), content_digest(study.clip)], build, code=code_digest(*METHOD))
 
 
-
 def read_bank(study: Study, generator: Generator, guide, guide_name: str, judges_key: list[str], embed,
               settings: AlignmentSettings) -> FrozenBank:
     """The frozen model's images of every prompt, drawn once for all arms and seeds and read once for every guide."""
