@@ -1,5 +1,7 @@
 """Profiles: every mistake a hand can make in a YAML file is refused before anything runs."""
 
+import ast
+
 import pytest
 
 from fairlib import SettingsError
@@ -47,6 +49,14 @@ def test_mistakes_are_named(house, text, message):
 def test_unknown_profile_lists_the_known_ones(house, name):
     with pytest.raises(SettingsError, match="known profiles: tiny"):
         load_profile(name)
+
+
+@pytest.mark.parametrize("stem", notebooks())
+def test_a_notebook_opened_by_itself_has_the_values_of_the_quick_profile(stem):
+    """Its first parameter says so, and a hosted notebook runs with what stands there."""
+    declared = {name: ast.literal_eval(found.default) for name, found in notebook_parameters(notebooks()[stem]).items()}
+    given = load_profile("quick").parameters(stem)
+    assert {name: declared[name] for name in given} == given
 
 
 def test_parameter_without_a_type_is_refused(house):
