@@ -76,7 +76,8 @@ def exam(
 
     Columns of `readings` and `slices`: see `fairlib.measures.readings`; judges:
     `{"guide": column, "auditor": column, "oracle": column}`. Each seed's prompts are cells of their own, so gaps of
-    opposite sign in two seeds do not cancel; `beyond chance` takes the noise of a finite number of images out of them.
+    opposite sign in two seeds do not cancel; "beyond chance" takes the noise of a finite number of images out of them.
+    "Seeds joined" is the milder figure beside it: what the recipe makes of a prompt on average over its seeds.
     """
     settings = settings or Exam()
     judges = judges or {name: name for name in ("guide", "auditor", "oracle")}
@@ -114,15 +115,22 @@ def _prompt_gaps(readings, slices, rng, settings, judges, replicates) -> list[di
     for arm in (settings.base, settings.tuned):
         part = _arm(readings, arm)
         cells = part.assign(prompt=part.prompt.astype(str) + " seed " + part.seed.astype(str))
-        table = gap_table(cells, slices, settings.target, rng, judges, ("arm",), replicates).set_index("judge")
+        joined, apart = (
+            gap_table(table, slices, settings.target, rng, judges, ("arm",), replicates).set_index("judge")
+            for table in (part, cells)
+        )
         for name, bound in settings.gaps:
-            row = table.loc[name]
-            chance = Interval(row.beyond_chance, np.nan, np.nan)
-            rows.append(
-                verdict("mean gap over prompts", arm, name, _interval(row, "gap"), bound, row.n, floor=row.floor)
-            )
-            rows.append(verdict("gap beyond chance", arm, name, chance, bound, row.n))
+            rows += _gap_rows(arm, name, bound, joined.loc[name], apart.loc[name])
     return rows
+
+
+def _gap_rows(arm, judge, bound, joined, apart) -> list[dict]:
+    beyond = Interval(apart.beyond_chance, np.nan, np.nan)
+    return [
+        verdict("mean gap over prompts", arm, judge, _interval(apart, "gap"), bound, apart.n, floor=apart.floor),
+        verdict("gap beyond chance", arm, judge, beyond, bound, apart.n),
+        verdict("gap over prompts, seeds joined", arm, judge, _interval(joined, "gap"), bound, joined.n, floor=joined.floor),
+    ]
 
 
 def _conditional(readings, slices, rng, settings, judges, replicates) -> list[dict]:

@@ -186,6 +186,7 @@ class TestExam:
             "female share below target, points",
             "mean gap over prompts",
             "gap beyond chance",
+            "gap over prompts, seeds joined",
             "gap to the share of HGG",
             "gap to the share of LGG",
             "ambiguous images against test slices, points",
@@ -197,7 +198,7 @@ class TestExam:
         same = pd.concat([study[study.arm == "base"], study[study.arm == "base"].assign(arm="tuned")])
         table = exam(same, slices, RNG(0), replicates=20)
         gaps = table[(table.arm == "tuned") & table.figure.str.contains("gap")]
-        assert len(gaps) == 6 and not gaps.holds.any() and not table.figure.str.contains("HGG").any()
+        assert len(gaps) == 9 and not gaps.holds.any() and not table.figure.str.contains("HGG").any()
 
     def test_seeds_on_either_side_do_not_cancel(self, slices):
         rng = RNG(5)
@@ -212,6 +213,8 @@ class TestExam:
         table = exam(both, slices, RNG(0), replicates=20)
         found = table[(table.arm == "tuned") & (table.figure == "mean gap over prompts")]
         assert found.value.to_numpy() == pytest.approx(np.full(3, 0.2), abs=0.04)
+        joined = table[(table.arm == "tuned") & table.figure.str.endswith("seeds joined")]
+        assert (joined.value.to_numpy() < 0.06).all()
 
     def test_verdicts(self):
         row = verdict("x", "tuned", "auditor", Interval(0.04, 0.02, 0.07), 0.05, 100)
