@@ -1,4 +1,4 @@
-"""The command line: `python -m fairlib doctor | run | resume | html | report | base`."""
+"""The command line: `python -m fairlib doctor | run | resume | html | report | study | heart | base`."""
 
 from __future__ import annotations
 
@@ -44,12 +44,15 @@ def html(options) -> None:
 
 
 def report(options) -> int:
-    """Print the table of figures, intervals and bounds of the brain study."""
+    """Print the figures, intervals and bounds of the brain study, and of the heart study where its results are there."""
     from .runs.brain import report as brain_report
+    from .runs.heart.report import heart_report, heart_results_folder
 
-    table = brain_report()
-    print(table.to_string(index=False, float_format="{:.3f}".format, na_rep="-"))
-    return 0 if table["holds"].all() else 1
+    tables = [brain_report()]
+    if (heart_results_folder() / "study.json").is_file():
+        tables.append(heart_report())
+    print("\n\n".join(table.to_string(index=False, float_format="{:.3f}".format, na_rep="-") for table in tables))
+    return 0 if all(table["holds"].all() for table in tables) else 1
 
 
 def study(options) -> None:
@@ -57,6 +60,15 @@ def study(options) -> None:
     from .runs.brain import Study, run_study
 
     print(run_study(Study(images=options.images), options.arms, options.seeds, options.out and Path(options.out)))
+
+
+def heart(options) -> None:
+    """Run the heart study over arms and seeds and write results/heart (hours on two slow cores; it resumes)."""
+    from .runs.heart import HeartStudy, run_heart_study
+
+    study = HeartStudy(cohort=options.cohort, data_dir=options.data_dir, weights=options.weights, images=options.images,
+                       synthetic=options.synthetic)
+    print(run_heart_study(study, options.arms, options.seeds, options.out and Path(options.out)))
 
 
 def base(options) -> int:
@@ -91,7 +103,21 @@ def _parser() -> argparse.ArgumentParser:
     whole.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3, 4, 5], metavar="SEED")
     whole.add_argument("--out", default="", help="where the tables go (default: results/brain)")
     whole.add_argument("--images", type=int, default=1000, help="images of each arm and seed (default: 1000)")
+    _add_heart(commands)
     return parser
+
+
+def _add_heart(commands) -> None:
+    command = _command(commands, "heart", heart)
+    arms = ["real", "reweighted", "resampled", "mixed", "pretrained", "extra_real"]
+    command.add_argument("--arms", nargs="+", default=arms, metavar="ARM")
+    command.add_argument("--seeds", nargs="+", type=int, default=list(range(1, 9)), metavar="SEED")
+    command.add_argument("--cohort", default="phantom", choices=["phantom", "mnms"])
+    command.add_argument("--data-dir", default="", help="the folder that holds OpenDataset, for mnms")
+    command.add_argument("--weights", default="weights/heart", help="the generator's folder (default: weights/heart)")
+    command.add_argument("--images", type=int, default=1000, help="images of each way that are measured (default: 1000)")
+    command.add_argument("--synthetic", type=int, default=3000, help="images that classifiers train on (default: 3000)")
+    command.add_argument("--out", default="", help="where the tables go (default: results/heart)")
 
 
 def _command(commands, name: str, function) -> argparse.ArgumentParser:

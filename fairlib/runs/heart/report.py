@@ -1,0 +1,121 @@
+"""The bounds of the heart study: each figure with its interval, its bound, and whether it holds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from ...errors import DataError
+from ...measures.bounds import COLUMNS, verdict
+from ...measures.resampling import Interval
+from ..places import repository
+from .control import as_interval, lowest_dice
+from .downstream import best_synthetic
+from .settings import WAYS
+from .study import read_table
+
+DICE_LEAST, DICE_LOSS, RECOVERED = 0.85, -0.05, 0.9
+TABLES = ("dice", "geometry", "recovered", "flips", "distances", "frechet", "memorisation", "values", "differences")
+
+
+def heart_results_folder() -> Path:
+    """Where the long run of the heart study lies."""
+    return repository() / "results" / "heart"
+
+
+def load_heart_results(folder: str | Path | None = None) -> dict[str, pd.DataFrame]:
+    """The tables that `python -m fairlib heart` wrote. Raises `DataError` when they are not there."""
+    folder = Path(folder or heart_results_folder())
+    if not (folder / "margins.csv.gz").is_file() or not (folder / "differences.csv").is_file():
+        raise DataError(f"{folder}: no results here (margins.csv.gz or differences.csv is missing); make them with "
+                        "`python -m fairlib heart`")
+    found = {name: read_table(folder / f"{name}.csv.gz") for name in ("people", "margins", "hearts")}
+    return found | {name: read_table(folder / f"{name}.csv") for name in TABLES if (folder / f"{name}.csv").is_file()}
+
+
+def heart_report(folder: str | Path | None = None, results: dict[str, pd.DataFrame] | None = None) -> pd.DataFrame:
+    """All bounds, columns `measures.bounds.COLUMNS`; from `results` (as a notebook has them) or from the folder."""
+    found = load_heart_results(folder) if results is None else results
+    rows = [*_control(found), *_memorisation(found["memorisation"])]
+    if "margins" in found:
+        rows += _downstream(found)
+    return pd.DataFrame(rows, columns=list(COLUMNS))
+
+
+def _control(found: dict[str, pd.DataFrame]) -> list[dict]:
+    rows = []
+    for way in WAYS:
+        name, low, loss = lowest_dice(found["dice"][found["dice"]["way"] == way])
+        rows.append(verdict(f"Dice, lowest subgroup ({name})", way, "re-segmenter", as_interval(low, "mean", "low", "high"),
+                            DICE_LEAST, int(low["images"]), True))
+        against = as_interval(loss, "difference", "difference_low", "difference_high")
+        rows.append(verdict(f"Dice less that on real hearts, lowest ({loss['attribute']}: {loss['group']})", way, "re-segmenter",
+                            against, DICE_LOSS, int(loss["images"]), True))
+    told = found["recovered"]
+    for row in told[told["attribute"] == "diagnosis"].to_dict("records"):
+        rows.append(verdict("diagnosis recovered, share of real", row["way"], "diagnosis",
+                            as_interval(row, "ratio", "ratio_low", "ratio_high"), RECOVERED, int(row["n"]), True))
+    return rows
+
+
+def _memorisation(table: pd.DataFrame) -> list[dict]:
+    """One row a quantile: generated hearts under unseen masks, against the very same people's pictures.
+
+    A generator that copies nothing has a share near the quantile, so half of the time a little above it: the bound holds
+    unless the whole interval lies above.
+    """
+    part = table[(table["way"] == "unseen") & (table["reading"] == "through the autoencoder")]
+    rows = []
+    for row in part.to_dict("records"):
+        found = as_interval(row, "share", "low", "high")
+        figure = f"nearer to training than {row['quantile']:.0%} of real people"
+        made = verdict(figure, "unseen", "distance", found, row["quantile"], int(row["n"]))
+        rows.append(made | {"holds": bool(found.low <= row["quantile"])})
+    return rows
+
+
+def _downstream(found: dict[str, pd.DataFrame]) -> list[dict]:
+    """The worst subgroup of the best synthetic arm against real-only; `floor` is what as many real images more would give.
+
+    This bound holds only with its whole interval above zero.
+    """
+    best, rows = best_synthetic(found["margins"], found["people"]), []
+    people = int((found["people"]["part"] == "test").sum())
+    for arm in [best, *(arm for arm in ("reweighted", "resampled") if arm in set(found["differences"]["arm"]))]:
+        row = worst_difference(found["differences"], arm)
+        ideal = worst_difference(found["differences"], "extra_real")
+        made = verdict("worst subgroup, balanced accuracy less real-only", arm, "diagnosis", row, 0.0, people, True,
+                       ideal.estimate if ideal else np.nan)
+        rows.append(made | {"holds": made["certain"]})
+    return rows[:1] + [row | {"figure": row["figure"] + " (for comparison)", "bound": np.nan, "holds": True} for row in rows[1:]]
+
+
+def worst_difference(differences: pd.DataFrame, arm: str, by: str = "all three", prevalence: float = 0.01,
+                     group: str = "worst", metric: str = "balanced_accuracy") -> Interval | None:
+    """The difference of `arm` to real-only with its interval; None where it was not trained."""
+    chosen = differences[(differences["arm"] == arm) & (differences["by"] == by) & (differences["group"] == group)
+                         & (differences["metric"] == metric) & np.isclose(differences["prevalence"], prevalence)]
+    return as_interval(chosen.iloc[0], "estimate", "low", "high") if len(chosen) else None
+
+
+def in_words(differences: pd.DataFrame, arm: str, rival: str = "reweighted") -> str:
+    """What the downstream test says of a synthetic arm, in one plain sentence: whether it beats real-only, and reweighting."""
+    found, other = worst_difference(differences, arm), worst_difference(differences, rival)
+    ideal = worst_difference(differences, "extra_real")
+    gain = f"{100 * found.estimate:+.1f} points ({100 * found.low:+.1f} to {100 * found.high:+.1f})"
+    if found.low > 0:
+        said = f"Arm {arm} raises the worst subgroup's balanced accuracy by {gain}."
+    elif found.high < 0:
+        said = f"Arm {arm} lowers the worst subgroup's balanced accuracy, by {gain}."
+    else:
+        said = f"Whether arm {arm} changes the worst subgroup's balanced accuracy cannot be told: {gain}."
+    if other is not None:
+        least = f"{100 * other.estimate:+.1f} ({100 * other.low:+.1f} to {100 * other.high:+.1f})"
+        better = found.estimate > other.estimate
+        said += f" Arm {rival}, which needs no generator, changes it by {least}: " + (
+            "the generator does more." if better else "augmentation does not beat it.")
+    if ideal is not None:
+        said += f" As many real images more would change it by {100 * ideal.estimate:+.1f}."
+    return said

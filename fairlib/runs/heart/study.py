@@ -1,0 +1,128 @@
+"""The whole heart study, written down: `python -m fairlib heart` makes `results/heart`.
+
+    hearts.csv.gz       what was asked for and what the instruments found, one row a heart (generated, or real and unseen)
+    dice.csv            asked and found masks, per subgroup;  geometry.csv  measured geometry against the law
+    recovered.csv       is the person asked in the image;     flips.csv     prompt or mask
+    distances.csv       to real hearts, with the floor;       frechet.csv, memorisation.csv
+    people.csv.gz       who was tested;                       margins.csv.gz  every answer of every arm and seed
+    values.csv, differences.csv                               the downstream tables
+    study.json          settings, commit, packages, device
+"""
+
+from __future__ import annotations
+
+import gzip
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from ...errors import DataError, SettingsError
+from ...files import read_json, write_bytes, write_json
+from ...methods.baselines import ARMS as KNOWN
+from ...settings import to_dict, unknown_key
+from ..manifest import commit, content_digest, device, versions
+from ..places import repository
+from . import control, downstream, realism
+from .settings import ARMS, WAYS, HeartStudy
+
+KEEP = ("sex", "age", "bmi", "height", "decade", "bmi_class", "diagnosis", "subject")
+
+
+def run_heart_study(study: HeartStudy, arms=ARMS, seeds=tuple(range(1, 9)), out: Path | None = None, replicates: int = 1000,
+                    n_min: int = 10) -> Path:
+    """Generate, measure, train every arm at every seed, and write the tables; returns their folder.
+
+    Run again it finds its stages; answers of arms and seeds that are already in the folder are kept, made anew they take the
+    place of the old. Raises `SettingsError` on an unknown arm, `DataError` when the folder holds another study.
+    """
+    out = Path(out or repository() / "results" / "heart")
+    for arm in arms:
+        if arm not in KNOWN:
+            raise SettingsError(unknown_key(arm, list(KNOWN), "the arms"))
+    _same_study(out / "study.json", _identity(study))
+    for name, table in measured(study, replicates).items():
+        write_table(out / name, table)
+    people = downstream.people_of(study)
+    write_table(out / "people.csv.gz", people)
+    margins = read_table(out / "margins.csv.gz") if (out / "margins.csv.gz").is_file() else None
+    for seed in seeds:
+        margins = _merged(margins, downstream.predictions_of(study, arms, [seed]))
+        write_table(out / "margins.csv.gz", margins)
+        _say_what(out, study, margins)
+    write_downstream(out, margins, people, replicates, n_min)
+    return out
+
+
+def measured(study: HeartStudy, replicates: int = 1000) -> dict[str, pd.DataFrame]:
+    """Every table on the generated hearts themselves, by file name. Deterministic."""
+    rng, tables = np.random.default_rng(61), {}
+    sources = [*WAYS, *(f"flipped-{word}" for word in control.FLIPS), "hold"]
+    kept = [_kept(control.readings(study, source)[0], source) for source in sources]
+    tables["hearts.csv.gz"] = pd.concat(kept, ignore_index=True)
+    tables["dice.csv"] = _by_way(lambda way: control.dice_of(study, way, rng, replicates))
+    if study.cohort == "phantom":
+        tables["geometry.csv"] = _by_way(lambda way: control.geometry_of(study, way, rng, replicates))
+    real = control.readings(study, "hold")[0]
+    tables["recovered.csv"] = _by_way(lambda way: control.recovered(control.readings(study, way)[0], real, rng, replicates))
+    tables["flips.csv"] = control.prompt_or_mask(study, rng, replicates)
+    tables["distances.csv"] = realism.distances_of(study, rng)[0]
+    tables["frechet.csv"] = realism.frechet_floor(study, rng)
+    tables["memorisation.csv"] = realism.memorisation_of(study, rng, replicates)[0]
+    return tables
+
+
+def write_downstream(out: Path, margins: pd.DataFrame, people: pd.DataFrame, replicates: int = 1000, n_min: int = 10) -> None:
+    """The downstream tables, from the answers that lie in the folder."""
+    values, differences = downstream.tables_of(margins, people, np.random.default_rng(62), replicates, n_min)
+    write_table(out / "values.csv", values)
+    write_table(out / "differences.csv", differences)
+
+
+def write_table(path: Path, table: pd.DataFrame) -> None:
+    """A table as CSV, numbers in five decimals, compressed where the name ends in .gz; the same table gives the same bytes."""
+    data = table.round(5).to_csv(index=False).encode()
+    write_bytes(path, gzip.compress(data, mtime=0) if path.suffix == ".gz" else data)
+
+
+def read_table(path: Path) -> pd.DataFrame:
+    """A table written by `write_table`."""
+    return pd.read_csv(path, keep_default_na=False, na_values=[""])
+
+
+def _kept(table: pd.DataFrame, source: str) -> pd.DataFrame:
+    found = [name for name in table if name.startswith(("dice_", "measured_", "read_"))]
+    return table[[*KEEP, *found]].round(3).assign(hearts=source)
+
+
+def _by_way(make) -> pd.DataFrame:
+    return pd.concat([make(way).assign(way=way) for way in WAYS], ignore_index=True)
+
+
+def _identity(study: HeartStudy) -> dict:
+    """What makes results comparable: all settings but the folder names, and the weights themselves."""
+    settings = {name: value for name, value in to_dict(study).items() if name not in ("weights", "controlnet", "data_dir")}
+    folder = Path(study.weights)
+    return {"study": settings, "weights": content_digest(folder) if (folder / "manifest.json").is_file() else study.weights}
+
+
+def _say_what(out: Path, study: HeartStudy, margins: pd.DataFrame) -> None:
+    runs = {arm: sorted(map(int, rows["seed"].unique())) for arm, rows in margins.groupby("arm")}
+    people = "synthetic" if study.cohort == "phantom" else "patients of M&Ms"
+    write_json(out / "study.json", {**_identity(study), "runs": runs, "commit": commit(), "device": device(),
+                                    "packages": versions(), "people": people})
+
+
+def _same_study(path: Path, identity: dict) -> None:
+    found = read_json(path) if path.is_file() else identity
+    odd = [key for key in identity if found.get(key) != identity[key]]
+    if odd:
+        raise DataError(f"{path}: these results come from another study (they differ in {odd[0]!r}); choose another --out, "
+                        "or delete the folder")
+
+
+def _merged(old: pd.DataFrame | None, new: pd.DataFrame) -> pd.DataFrame:
+    if old is not None:
+        done = set(zip(new["arm"], new["seed"], strict=True))
+        new = pd.concat([old[[key not in done for key in zip(old["arm"], old["seed"], strict=True)]], new])
+    return new.sort_values(["arm", "seed"], kind="stable", ignore_index=True)
