@@ -1,17 +1,21 @@
 """Things to move that live on in a static page: every picture is computed beforehand, no kernel is asked for another.
 
 `scrub` is one slider over pictures: plain HTML with the browser's own range input, so it works from the keyboard, on a
-phone and with a screen reader. `leaves` is a slider linked to tabs of text, made of ipywidgets, whose saved state the
-book's pages turn into the same thing. `explore` draws a function at chosen values for `scrub`; in a live notebook it
-can be asked to draw at any value instead. Nothing here loads anything from another host.
+phone and with a screen reader. `dials` is several of them, one picture for each combination. `leaves` is a slider
+linked to tabs of text, made of ipywidgets, whose saved state the book's pages turn into the same thing. `explore`
+draws a function at chosen values for `scrub`; in a live notebook it can be asked to draw at any value instead. Nothing
+here loads anything from another host.
 """
 
 from __future__ import annotations
 
 import io
+import json
 from base64 import b64encode
 from collections.abc import Callable, Sequence
 from html import escape
+from itertools import product
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -24,6 +28,14 @@ _MOVE = ("const w=this.closest('.fairlib-scrub'),v=+this.value;"
          "w.querySelectorAll('img').forEach((p,i)=>{p.style.display=i===v?'block':'none'});"
          "const t=w.querySelectorAll('img')[v].dataset.label;"
          "w.querySelector('output').textContent=t;this.setAttribute('aria-valuetext',t)")
+
+
+# The same for several sliders: their values, each times its stride, are the number of the picture.
+_TURN = ("const w=this.closest('.fairlib-scrub'),s=[...w.querySelectorAll('input')],"
+         "v=s.reduce((n,i)=>n+i.value*i.dataset.stride,0);"
+         "w.querySelectorAll('img').forEach((p,i)=>{p.style.display=i===v?'block':'none'});"
+         "const t=JSON.parse(this.dataset.words)[+this.value];"
+         "this.parentNode.querySelector('output').textContent=t;this.setAttribute('aria-valuetext',t)")
 
 
 def scrub(pictures: Sequence[bytes], labels: Sequence[str], name: str, alt: str, start: int = 0, width: int = 720):
@@ -58,6 +70,43 @@ def _slider(name: str, count: int, start: int, label: str, width: int) -> str:
             f'<input type="range" min="0" max="{count - 1}" step="1" value="{start}" style="flex:1;min-width:9em" '
             f'aria-label="{escape(name)}" aria-valuetext="{escape(label)}" oninput="{escape(_MOVE)}">'
             f'<output style="min-width:7em">{escape(label)}</output></label>')
+
+
+def dials(pictures: Sequence[bytes], axes: dict[str, Sequence[str]], name: str, alt: str, start: Sequence[int] | None = None,
+          width: int = 480):
+    """Several sliders over PNG `pictures`, one visible at a time: one slider for each entry of `axes` {its name: its values}.
+
+    pictures: one for each combination of values, the last slider's values next to each other. alt: what all pictures have in
+    common; each picture's text alternative is its combination and `alt`. start: where each slider stands first.
+    Returns an IPython HTML object. Raises `SettingsError` unless every slider has two or more values and every combination
+    one picture.
+    """
+    from IPython.display import HTML
+
+    sizes = [len(values) for values in axes.values()]
+    start = [0] * len(sizes) if start is None else list(start)
+    if not sizes or min(sizes) < 2 or len(pictures) != prod(sizes):
+        raise SettingsError(f"{len(pictures)} pictures for sliders of {sizes} values; give each slider two or more values, and "
+                            "each combination one picture")
+    if len(start) != len(sizes) or any(not 0 <= value < size for value, size in zip(start, sizes, strict=True)):
+        raise SettingsError(f"start is {start}; the sliders have {sizes} values, counted from 0")
+    strides = [prod(sizes[place + 1:]) for place in range(len(sizes))]
+    first = sum(value * stride for value, stride in zip(start, strides, strict=True))
+    labels = [", ".join(words) for words in product(*axes.values())]
+    shown = "".join(_picture(data, label, alt, index == first, width)
+                    for index, (data, label) in enumerate(zip(pictures, labels, strict=True)))
+    sliders = "".join(_dial(axis, values, value, stride, width)
+                      for (axis, values), value, stride in zip(axes.items(), start, strides, strict=True))
+    return HTML(f'<div class="fairlib-scrub" role="group" aria-label="{escape(name)}">{shown}{sliders}</div>')
+
+
+def _dial(name: str, values: Sequence[str], start: int, stride: int, width: int) -> str:
+    return (f'<label style="display:flex;flex-wrap:wrap;gap:.6em;align-items:center;max-width:{width}px;padding:.3em 0">'
+            f'<span style="min-width:6em">{escape(name)}</span>'
+            f'<input type="range" min="0" max="{len(values) - 1}" step="1" value="{start}" style="flex:1;min-width:8em" '
+            f'data-stride="{stride}" data-words="{escape(json.dumps(list(values)))}" '
+            f'aria-label="{escape(name)}" aria-valuetext="{escape(values[start])}" oninput="{escape(_TURN)}">'
+            f'<output style="min-width:8em">{escape(values[start])}</output></label>')
 
 
 def leaves(texts: Sequence[str], labels: Sequence[str], name: str):

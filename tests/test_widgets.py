@@ -1,6 +1,8 @@
 """Widgets without a kernel: the pictures are all there, one is seen, the slider names them, nothing is fetched."""
 
+import base64
 import io
+import json
 import re
 from html.parser import HTMLParser
 
@@ -42,7 +44,6 @@ def test_scrub_shows_one_picture_and_names_all():
 def test_scrub_holds_the_pictures_themselves_and_asks_no_host():
     given = pictures(2)
     text = widgets.scrub(given, ["x", "y"], "n", "square").data
-    import base64
     held = [base64.b64decode(data) for data in re.findall(r"base64,([^\"]+)", text)]
     assert held == given
     assert "://" not in text and "<script" not in text
@@ -59,6 +60,26 @@ def test_words_cannot_break_out_of_the_markup():
 def test_scrub_refuses(count, labels, start):
     with pytest.raises(SettingsError):
         widgets.scrub(pictures(count), labels, "n", "square", start)
+
+
+def test_dials_show_the_picture_of_their_combination():
+    axes = {"sex": ["woman", "man"], "age": ["50s", "60s", "70s"]}
+    given = pictures(6)
+    page = Elements(widgets.dials(given, axes, "person", "a grey square", start=[1, 2]).data)
+    images, sliders = page.of("img"), page.of("input")
+    assert [image["data-label"] for image in images] == [f"{sex}, {age}" for sex in axes["sex"] for age in axes["age"]]
+    assert [int(slider["data-stride"]) for slider in sliders] == [3, 1] and [slider["value"] for slider in sliders] == ["1", "2"]
+    shown = ["display:block" in image["style"] for image in images].index(True)
+    assert shown == sum(int(slider["value"]) * int(slider["data-stride"]) for slider in sliders) == 5
+    assert json.loads(sliders[1]["data-words"]) == axes["age"] and sliders[0]["aria-valuetext"] == "man"
+    assert [base64.b64decode(image["src"].partition(",")[2]) for image in images] == given
+
+
+@pytest.mark.parametrize(("count", "axes", "start"), [
+    (5, {"a": ["x", "y"], "b": ["1", "2", "3"]}, None), (1, {"a": ["x"]}, None), (2, {"a": ["x", "y"]}, [2]), (1, {}, None)])
+def test_dials_refuse(count, axes, start):
+    with pytest.raises(SettingsError):
+        widgets.dials(pictures(count), axes, "n", "square", start)
 
 
 def test_leaves_are_linked_in_the_page():
