@@ -34,7 +34,7 @@ COSINE_MEMORY = 0.9
 
 @dataclass(frozen=True)
 class AlignmentStep:
-    """What one optimiser step saw and did. Tensors are detached, one row an image of the step's batch.
+    """What one optimiser step saw and did. Tensors are detached and on the CPU, one row an image of the step's batch.
 
     `targets` are logits ("quantile", "monge"), labels ("class") or the group's share ("mean_..."); `changes` says
     where the class must change; `cosine` is to the frozen image; `forward` and `backward` count denoiser evaluations
@@ -159,6 +159,7 @@ class _Run:
         rate = learning_rate_at(step, self.settings)
         norm = self._update(rate)
         self._remember(batch, seen)
+        seen = {name: value.cpu() if isinstance(value, Tensor) else value for name, value in seen.items()}
         return AlignmentStep(
             step=step, gradient_norm=norm, learning_rate=rate, skipped=not math.isfinite(norm), prompts=batch.prompts,
             noises=batch.noises, forward=len(batch.noises) * len(self.solver) + replayed, backward=replayed,

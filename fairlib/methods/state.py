@@ -84,7 +84,7 @@ class AlignmentState:
         """Keep the last `size` finite logits of `group` to rank later batches within."""
         if size:
             finite = logits.detach()[logits.detach().isfinite()]
-            self.pools[group] = torch.cat([self.pools.get(group, finite[:0]), finite])[-size:].clone()
+            self.pools[group] = torch.cat([self.pools.get(group, finite[:0]).to(finite), finite])[-size:].clone()
 
     def to_tensors(self) -> dict[str, Tensor]:
         """A copy of everything, flat, for `fairlib.files.write_tensors`."""

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from ..errors import WeightsError
 from ..files import read_tensors, write_tensors
 from .classifier import augment
-from .training import FitSettings, FitStep, Trainer, batch_indices, generator_for
+from .training import FitSettings, FitStep, Trainer, batch_indices, device_of, generator_for
 
 CLASSES = {"contrast": ("t1", "t1ce", "t2", "flair"), "grade": ("none", "LGG", "HGG"), "side": ("none", "left", "right")}
 FEATURES = 64
@@ -53,13 +53,14 @@ def codes(table: pd.DataFrame) -> Tensor:
 def fit_attributes(classifier: AttributeClassifier, images: Tensor, truth: Tensor, settings: FitSettings,
                    trainer: Trainer | None = None) -> Iterator[FitStep]:
     """Train on `images` uint8 [N, 1, H, W] with `truth` [N, 3] (see `codes`); shifted, blurred, noised, never mirrored."""
-    trainer = trainer or Trainer(classifier, settings)
+    trainer, device = trainer or Trainer(classifier, settings), device_of(classifier)
 
     def loss(step: int) -> Tensor:
         rows = batch_indices(settings.seed, step, len(images), settings.batch_size)
         batch = images[rows].float() / 127.5 - 1
-        batch = augment(batch, generator_for(settings.seed, 6, step), mirror=False)
-        return sum(F.cross_entropy(logits, truth[rows, i]) for i, logits in enumerate(classifier(batch).values()))
+        batch = augment(batch, generator_for(settings.seed, 6, step), mirror=False).to(device)
+        wanted = truth[rows].to(device)
+        return sum(F.cross_entropy(logits, wanted[:, i]) for i, logits in enumerate(classifier(batch).values()))
 
     classifier.train()
     yield from trainer.run(loss)
@@ -74,10 +75,10 @@ def read_attributes(classifier: AttributeClassifier, images: Tensor, batch_size:
     found: dict[str, list[str]] = {name: [] for name in CLASSES}
     features = []
     for part in images.split(batch_size):
-        features.append(classifier.features(part))
+        features.append(classifier.features(part.to(device_of(classifier))))
         for name, head in classifier.heads.items():
             found[name] += [CLASSES[name][i] for i in head(features[-1]).argmax(-1).tolist()]
-    return pd.DataFrame(found), torch.cat(features).numpy()
+    return pd.DataFrame(found), torch.cat(features).cpu().numpy()
 
 
 def save_attributes(folder: str | Path, classifier: AttributeClassifier) -> None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .training import FitSettings, FitStep, Trainer, batch_indices, generator_for
+from .training import FitSettings, FitStep, Trainer, batch_indices, device_of, generator_for
 
 
 def build_autoencoder(channels: tuple[int, ...] = (16, 16, 32, 64), latent_channels: int = 4, image_channels: int = 1,
@@ -40,13 +40,13 @@ def fit_autoencoder(autoencoder: nn.Module, images: Tensor, settings: FitSetting
     if decoder_only:
         autoencoder.encoder.requires_grad_(False)
         autoencoder.quant_conv.requires_grad_(False)
-    trainer = trainer or Trainer(autoencoder, settings)
+    trainer, device = trainer or Trainer(autoencoder, settings), device_of(autoencoder)
 
     def loss(step: int) -> Tensor:
         chance = generator_for(settings.seed, 1, step)
-        batch = _crops(images[batch_indices(settings.seed, step, len(images), settings.batch_size)], crop, chance)
+        batch = _crops(images[batch_indices(settings.seed, step, len(images), settings.batch_size)], crop, chance).to(device)
         posterior = autoencoder.encode(batch).latent_dist
-        noise = torch.randn(posterior.mean.shape, generator=chance)
+        noise = torch.randn(posterior.mean.shape, generator=chance).to(device)
         latents = posterior.mean + posterior.std * noise
         kl = posterior.kl().mean()
         return reconstruction_loss(autoencoder.decode(latents).sample, batch) + kl_weight * kl
@@ -72,7 +72,7 @@ def standardise_latents(autoencoder: nn.Module, images: Tensor) -> None:
 
     The pipeline knows one scaling factor alone; this leaves it nothing to do. Images come out as they did before.
     """
-    latents = encode(autoencoder, images)
+    latents = encode(autoencoder, images).to(device_of(autoencoder))
     mean, std = latents.mean((0, 2, 3)), latents.std((0, 2, 3))
     into, back = autoencoder.quant_conv, autoencoder.post_quant_conv  # [2C, 2C, 1, 1] and [C, C, 1, 1]
     back.bias += back.weight[:, :, 0, 0] @ mean
@@ -85,11 +85,11 @@ def standardise_latents(autoencoder: nn.Module, images: Tensor) -> None:
 
 @torch.no_grad()
 def encode(autoencoder: nn.Module, images: Tensor, batch_size: int = 32) -> Tensor:
-    """Posterior means [N, 4, H/8, W/8], unscaled, of uint8 or [-1, 1] float images."""
+    """Posterior means [N, 4, H/8, W/8] on the CPU, unscaled, of uint8 or [-1, 1] float images."""
     found = []
     for part in images.split(batch_size):
         part = part.float() / 127.5 - 1 if part.dtype == torch.uint8 else part
-        found.append(autoencoder.encode(part).latent_dist.mean)
+        found.append(autoencoder.encode(part.to(device_of(autoencoder))).latent_dist.mean.cpu())
     return torch.cat(found)
 
 
@@ -97,4 +97,5 @@ def mean_absolute_error(autoencoder: nn.Module, images: Tensor) -> float:
     """Mean absolute error of the reconstruction, in units of the [-1, 1] range."""
     with torch.no_grad():
         target = images.float() / 127.5 - 1
-        return float(F.l1_loss(autoencoder.decode(encode(autoencoder, images)).sample, target))
+        latents = encode(autoencoder, images).to(device_of(autoencoder))
+        return float(F.l1_loss(autoencoder.decode(latents).sample.cpu(), target))

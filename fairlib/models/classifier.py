@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from ..errors import DataError, WeightsError
 from ..files import read_json, read_tensors, write_json, write_tensors
-from .training import FitSettings, FitStep, Trainer, batch_indices, generator_for
+from .training import FitSettings, FitStep, Trainer, batch_indices, device_of, generator_for
 
 
 @dataclass(frozen=True)
@@ -94,19 +94,19 @@ def fit_classifier(classifier: SexClassifier, images: Tensor, labels: Tensor, se
     weight = (len(labels) / 2 / counts)[labels]
     fit = FitSettings(settings.steps, settings.batch_size, settings.learning_rate,
                       weight_decay=settings.weight_decay, seed=settings.seed, ema_decay=0.99)
-    trainer = trainer or Trainer(classifier, fit)
+    trainer, device = trainer or Trainer(classifier, fit), device_of(classifier)
 
     def loss(step: int) -> Tensor:
         rows = batch_indices(settings.seed, step, len(images), settings.batch_size)
         chance = generator_for(settings.seed, 5, step)
         torch.manual_seed(int(torch.randint(2**31, (), generator=chance)))  # dropout has no generator of its own
-        batch, target = images[rows], labels[rows].float()
-        batch = augment(batch, chance) if settings.augment else batch
+        batch, target = images[rows], labels[rows].float().to(device)
+        batch = (augment(batch, chance) if settings.augment else batch).to(device)
         if settings.radius:
             half = len(batch) // 2
             moved = attack(classifier, batch[:half], target[:half], settings.radius, settings.attack_steps)
             batch = torch.cat([moved, batch[half:]])
-        return F.binary_cross_entropy_with_logits(classifier(batch), target, weight=weight[rows])
+        return F.binary_cross_entropy_with_logits(classifier(batch), target, weight=weight[rows].to(device))
 
     classifier.train()
     yield from trainer.run(loss)
@@ -152,8 +152,9 @@ def _unit(x: Tensor) -> Tensor:
 
 @torch.no_grad()
 def predict(classifier: nn.Module, images: Tensor, batch_size: int = 128) -> Tensor:
-    """Logits [N]; the same whatever the batch size."""
-    return torch.cat([classifier(part) for part in images.split(batch_size)])
+    """Logits [N] on the CPU, wherever the classifier lies; the same whatever the batch size."""
+    device = device_of(classifier)
+    return torch.cat([classifier(part.to(device)).cpu() for part in images.split(batch_size)])
 
 
 def calibrate(classifier: SexClassifier, images: Tensor, labels: Tensor) -> None:

@@ -36,8 +36,8 @@ class Clip(nn.Module):
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1), persistent=False)
 
     def embed_images(self, images: Tensor) -> Tensor:
-        """Unit embeddings [N, D], differentiable in the images."""
-        images = images.expand(-1, self.channels, -1, -1)
+        """Unit embeddings [N, D] on this model's device, differentiable in the images."""
+        images = images.to(self.mean.device).expand(-1, self.channels, -1, -1)
         if images.shape[-1] != self.size:
             images = F.interpolate(images, size=(self.size, self.size), mode="bilinear", antialias=True)
         if self.unit_range:
@@ -46,7 +46,7 @@ class Clip(nn.Module):
 
     def embed_texts(self, texts: list[str]) -> Tensor:
         """Unit embeddings [N, D] of captions."""
-        return F.normalize(self.model.encode_text(self.tokenizer(texts)).float(), dim=-1)
+        return F.normalize(self.model.encode_text(self.tokenizer(texts).to(self.mean.device)).float(), dim=-1)
 
 
 def build_clip(vocabulary_folder: str | Path, config: dict = SMALL) -> Clip:
@@ -91,6 +91,7 @@ def fit_clip(clip: Clip, images: Tensor, captions: list[str], settings: FitSetti
         if mirrored:
             batch, words = torch.cat([batch, batch.flip(-1)]), torch.cat([words, flipped[rows]])
         batch = torch.roll(batch, shifts=tuple(torch.randint(-4, 5, (2,), generator=chance).tolist()), dims=(-2, -1))
+        words = words.to(clip.mean.device)
         image, text = clip.embed_images(batch), F.normalize(clip.model.encode_text(words), dim=-1)
         contrast = contrastive_loss(clip, image, text, words)
         return contrast + direction_loss(image, text, words) if mirrored else contrast

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from ..errors import WeightsError
 from ..files import read_json, read_tensors, sha256
-from .training import FitSettings, FitStep, Trainer, batch_indices, generator_for
+from .training import FitSettings, FitStep, Trainer, batch_indices, device_of, generator_for
 
 TRAINING_STEPS = 1000
 MEAN_LATENT = "mean_latent.safetensors"
@@ -60,13 +60,14 @@ def fit_denoiser(denoiser: nn.Module, latents: Tensor, embeds: Tensor, caption_o
     latents: scaled, [N, 4, h, w]; embeds: distinct caption embeddings [M, L, D]; caption_of: [N] rows of `embeds`;
     null: embedding [1, L, D] of the empty prompt, used with probability `dropout` (classifier-free guidance).
     """
-    trainer = trainer or Trainer(denoiser, settings)
+    trainer, device = trainer or Trainer(denoiser, settings), device_of(denoiser)
 
     def loss(step: int) -> Tensor:
         rows = batch_indices(settings.seed, step, len(latents), settings.batch_size)
         chance = generator_for(settings.seed, 3, step)
         noisy, time, noise = add_noise(latents[rows], chance)
-        return F.mse_loss(denoiser(noisy, time, drop_words(embeds[caption_of[rows]], null, dropout, chance)).sample, noise)
+        words = drop_words(embeds[caption_of[rows]], null, dropout, chance)
+        return F.mse_loss(denoiser(noisy.to(device), time.to(device), words.to(device)).sample, noise.to(device))
 
     yield from trainer.run(loss)
 

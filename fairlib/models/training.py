@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import chain
 from typing import Callable, Iterator
 
 import torch
@@ -60,6 +61,11 @@ def batch_indices(seed: int, step: int, count: int, batch_size: int) -> Tensor:
         order = torch.randperm(count, generator=generator_for(seed, 7, epoch))
         found.extend(order[offset : offset + batch_size - len(found)].tolist())
     return torch.tensor(found)
+
+
+def device_of(module: nn.Module) -> torch.device:
+    """Where the parameters of `module` lie, or its buffers; the CPU for a module without either."""
+    return next(chain(module.parameters(), module.buffers()), torch.empty(0)).device
 
 
 class Trainer:
@@ -125,7 +131,7 @@ class Trainer:
         for name, parameter in self.named.items():
             parameter.data.copy_(tensors[f"weight/{name}"])
             if f"exp_avg/{name}" in tensors:
-                self.optimiser.state[parameter] = {key: tensors[f"{key}/{name}"].clone()
-                                                   for key in ("step", "exp_avg", "exp_avg_sq")}
+                self.optimiser.state[parameter] = {"step": tensors[f"step/{name}"].clone()} | {
+                    key: tensors[f"{key}/{name}"].clone().to(parameter.device) for key in ("exp_avg", "exp_avg_sq")}
         for name in self.ema:
-            self.ema[name] = tensors[f"ema/{name}"].clone()
+            self.ema[name] = tensors[f"ema/{name}"].clone().to(self.named[name].device)

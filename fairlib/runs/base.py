@@ -26,6 +26,7 @@ from ..models import generator as gen
 from ..models.training import FitSettings, Trainer
 from ..settings import to_dict
 from .manifest import write_manifest
+from .places import accelerator
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,7 @@ def clip_phase(work: Path, folder: Path, images: Tensor, captions: list[str], se
         merges = cl.learn_merges(captions)
         cl.write_vocabulary(folder, merges)
         torch.manual_seed(settings.initial_seed)
-        clip = cl.build_clip(folder)
+        clip = cl.build_clip(folder).to(accelerator())
         trainer = Trainer(clip, settings.clip)
         drive(work / "clip-state.safetensors", trainer, cl.fit_clip(clip, images, captions, settings.clip, trainer, mirrored),
               "clip", say)
@@ -113,7 +114,7 @@ def clip_phase(work: Path, folder: Path, images: Tensor, captions: list[str], se
 
 def pixel_phases(work: Path, images: Tensor, settings: BaseSettings, say, build=ae.build_autoencoder) -> nn.Module:
     torch.manual_seed(settings.initial_seed)
-    autoencoder = build().to(memory_format=torch.channels_last)
+    autoencoder = build().to(accelerator(), memory_format=torch.channels_last)
     for number, phase in enumerate(settings.pixels):
         if phase.decoder_only and not settings.pixels[number - 1].decoder_only:
             ae.standardise_latents(autoencoder, images[:1000])
@@ -150,7 +151,7 @@ def noise_phase(work: Path, encoder: nn.Module, tokenizer, latents: Tensor, capt
     rows = {text: row for row, text in enumerate(distinct)}
     embeds = embed(encoder, tokenizer, ["", *distinct])
     torch.manual_seed(settings.initial_seed)
-    denoiser = gen.build_denoiser(text_width=embeds.shape[-1]).to(memory_format=torch.channels_last)
+    denoiser = gen.build_denoiser(text_width=embeds.shape[-1]).to(accelerator(), memory_format=torch.channels_last)
     trainer = Trainer(denoiser, settings.noise)
     steps = gen.fit_denoiser(denoiser, latents, embeds[1:], torch.tensor([rows[text] for text in captions]), embeds[:1],
                              settings.noise, trainer=trainer)

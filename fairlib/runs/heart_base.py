@@ -31,6 +31,7 @@ from ..models.training import FitSettings, Trainer
 from ..settings import to_dict
 from .base import PixelPhase, drive, embed, noise_phase, pixel_phases, to_bytes
 from .manifest import write_manifest
+from .places import accelerator
 
 CLIP = {**cl.SMALL, "vision_cfg": {**cl.SMALL["vision_cfg"], "image_size": 64, "patch_size": 8, "layers": 2}}
 PIXELS = (24, 48, 64)  # channels of the autoencoder: two halvings, 64 x 64 to 16 x 16
@@ -130,7 +131,7 @@ def control_phase(work: Path, denoiser: nn.Module, encoder: nn.Module, tokenizer
     rows = {text: row for row, text in enumerate(distinct)}
     embeds = embed(encoder, tokenizer, ["", *distinct])
     torch.manual_seed(settings.initial_seed)
-    controlnet = co.build_controlnet(denoiser).to(memory_format=torch.channels_last).train()
+    controlnet = co.build_controlnet(denoiser).to(accelerator(), memory_format=torch.channels_last).train()
     trainer = Trainer(controlnet, settings.control)
     steps = fit_controlnet(denoiser, controlnet, latents, control_image(masks), embeds[1:],
                            torch.tensor([rows[text] for text in prompts]), embeds[:1], settings.control,

@@ -58,3 +58,22 @@ def test_the_state_of_another_network_is_refused():
     trainer = Trainer(nn.Linear(2, 1), FitSettings(1, 1, 1e-3))
     with pytest.raises(WeightsError, match="does not fit this network"):
         trainer.from_tensors({"step": torch.tensor(1), "weight/other": torch.zeros(1)})
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
+def test_a_fit_saved_on_one_device_goes_on_on_another(tmp_path):
+    settings = FitSettings(steps=6, batch_size=4, learning_rate=1e-2, ema_decay=0.9)
+    torch.manual_seed(0)
+    layer = torch.nn.Linear(3, 1)
+    trainer = Trainer(layer, settings)
+    steps = trainer.run(lambda step: layer(torch.full((4, 3), float(step))).square().mean())
+    for _ in range(3):
+        next(steps)
+    other = torch.nn.Linear(3, 1).cuda()
+    again = Trainer(other, settings)
+    again.from_tensors(trainer.to_tensors())
+    for _ in steps:
+        pass
+    for _ in again.run(lambda step: other(torch.full((4, 3), float(step), device="cuda")).square().mean()):
+        pass
+    torch.testing.assert_close(other.weight.cpu(), layer.weight, atol=1e-5, rtol=1e-4)

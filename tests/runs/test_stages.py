@@ -11,9 +11,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from fairlib import SettingsError, WeightsError
 from fairlib.runs.manifest import content_digest
+from fairlib.runs.places import accelerator
 from fairlib.runs.stages import WORKING, clean_working, stage, stage_key
 
 
@@ -167,3 +169,10 @@ def test_killed_twice_and_resumed_ends_with_the_same_bits(tmp_path):
 def test_default_place_is_below_the_runs_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("FAIRLIB_RUNS", str(tmp_path))
     assert stage(None, "fit", {}, [], write("a")).parent == Path(tmp_path) / "stages"
+
+
+def test_networks_run_where_one_says(monkeypatch):
+    monkeypatch.setenv("FAIRLIB_DEVICE", "meta")
+    assert accelerator().type == "meta"
+    monkeypatch.delenv("FAIRLIB_DEVICE")
+    assert accelerator().type == ("cuda" if torch.cuda.is_available() else "cpu")

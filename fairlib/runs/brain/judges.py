@@ -13,6 +13,7 @@ from ...measures.oracle import AnatomyOracle, fit_oracle
 from ...models.classifier import (ClassifierSettings, SexClassifier, calibrate, class_accuracies, fit_classifier,
                                   load_classifier, predict, save_classifier)
 from ..manifest import code_digest, content_digest
+from ..places import accelerator
 from ..stages import stage
 from .cohorts import splits
 from .settings import Study
@@ -45,7 +46,7 @@ def classifier_settings(study: Study) -> dict[str, ClassifierSettings]:
 
 def fit_judges(study: Study) -> Judges:
     """Fit (or find) all judges of `study`."""
-    classifiers = {name: load_classifier(_fit(study, name, settings))
+    classifiers = {name: load_classifier(_fit(study, name, settings)).to(accelerator())
                    for name, settings in classifier_settings(study).items()}
     auditor = classifiers.pop("auditor")
     return Judges(classifiers, auditor, AnatomyOracle.load(_fit_oracle(study) / "oracle.json"))
@@ -61,7 +62,7 @@ def _fit(study: Study, name: str, settings: ClassifierSettings) -> Path:
     def build(out: Path, progress) -> None:
         inner = splits(study)[part].split({"fit": 0.75, "hold": 0.25}, seed=study.split_seed)
         torch.manual_seed(settings.seed)
-        classifier = SexClassifier(settings.architecture)
+        classifier = SexClassifier(settings.architecture).to(accelerator())
         fit = inner["fit"]
         for _ in progress.track(fit_classifier(classifier, fit.load(), fit.labels(), settings), settings.steps, name):
             pass

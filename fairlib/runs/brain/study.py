@@ -24,7 +24,7 @@ from ...models.generator import Generator
 from ...models.training import FitSettings
 from ...settings import to_dict
 from ..manifest import code_digest, commit, content_digest, device, versions
-from ..places import repository
+from ..places import accelerator, repository
 from ..stages import stage
 from .cohorts import PHANTOM, splits, training_cohort
 from .judges import Judges, fit_judges, judges_digest
@@ -59,14 +59,14 @@ def attributes(study: Study) -> AttributeClassifier:
         cohort = training_cohort(study, seed=31)
         images = ((cohort.load() + 1) * 127.5).round().to(torch.uint8)
         torch.manual_seed(settings.seed)
-        classifier = AttributeClassifier()
+        classifier = AttributeClassifier().to(accelerator())
         steps = fit_attributes(classifier, images, codes(cohort.table), settings)
         for _ in progress.track(steps, settings.steps, "attributes"):
             pass
         save_attributes(out, classifier)
 
     return load_attributes(stage(None, "attributes", settings, [study.effect, str(study.radiology)], build,
-                                 code=code_digest("models/attributes.py", "models/training.py", *PHANTOM)))
+                                 code=code_digest("models/attributes.py", "models/training.py", *PHANTOM))).to(accelerator())
 
 
 def fidelity(study: Study, classifier: AttributeClassifier, generator: Generator, seed: int, images: int) -> dict[str, float]:
@@ -84,7 +84,7 @@ def fidelity(study: Study, classifier: AttributeClassifier, generator: Generator
 def consistency(clip, guide, images: Tensor, base: Tensor) -> dict[str, float]:
     """Mean CLIP cosine to the same-noise original, over all images and over those whose class stays."""
     with torch.no_grad():
-        now, before = to_images(images), to_images(base)
+        now, before = (to_images(images.to(accelerator())) for images in (images, base))
         cosine = torch.cat([(clip.embed_images(a) * clip.embed_images(b)).sum(-1)
                             for a, b in zip(now.split(50), before.split(50), strict=True)])
         stays = torch.cat([(guide(a) > 0) == (guide(b) > 0) for a, b in zip(now.split(50), before.split(50), strict=True)])
@@ -96,7 +96,7 @@ def run_study(study: Study, arms: list[str], seeds: list[int], out: Path | None 
     """Tune, sample, read and measure every arm at every seed; write the tables after every seed. Returns their folder."""
     out = out or repository() / "results" / "brain"
     judges, key = fit_judges(study), judges_digest(study)
-    base, clip, seen = Generator.load(study.weights), load_clip(study.clip), attributes(study)
+    base, clip, seen = Generator.load(study.weights, accelerator()), load_clip(study.clip).to(accelerator()), attributes(study)
     slices = slice_readings(study, judges, key)
     test = splits(study)["test"]
     target = _features(seen, test.load()), test.table.subject.to_numpy(str)

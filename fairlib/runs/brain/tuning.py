@@ -17,6 +17,7 @@ from ...models.clip import load_clip
 from ...models.generator import Generator
 from ...settings import to_dict
 from ..manifest import code_digest, content_digest
+from ..places import accelerator
 from ..stages import stage
 from .cohorts import splits, target_share
 from .judges import Judges
@@ -50,8 +51,8 @@ def tune_arm(study: Study, judges: Judges, judges_key: list[str], arm: str, seed
     chosen, settings = arm_settings(study, arm, seed, **changes)
 
     def build(out: Path, progress) -> None:
-        generator = Generator.load(study.weights)
-        clip = load_clip(study.clip)
+        generator = Generator.load(study.weights, accelerator())
+        clip = load_clip(study.clip).to(accelerator())
         checkpoint = out / "working" / "state.safetensors"
         state = AlignmentState.from_tensors(read_tensors(checkpoint)) if checkpoint.is_file() else None
         log = out / "working" / "history.csv"

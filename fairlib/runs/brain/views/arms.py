@@ -12,6 +12,7 @@ from ....files import read_tensors, write_bytes, write_tensors
 from ....models.clip import load_clip
 from ....models.generator import Generator
 from ...manifest import code_digest, content_digest
+from ...places import accelerator
 from ...stages import stage
 from ..cohorts import splits
 from ..judges import Judges, fit_judges, judges_digest
@@ -33,7 +34,7 @@ def judges_of(study: Study) -> tuple[Judges, tuple[str, ...]]:
 @lru_cache(maxsize=2)
 def base_generator(study: Study) -> Generator:
     """The untuned model, its hashes checked."""
-    return Generator.load(study.weights)
+    return Generator.load(study.weights, accelerator())
 
 
 def judged_slices(study: Study) -> pd.DataFrame:
@@ -77,7 +78,7 @@ def arms_measures(study: Study, names, seed: int, tuning: dict) -> pd.DataFrame:
     _, images = arms_readings(study, ["base", *names], seed, tuning)
 
     def build(out: Path, progress) -> None:
-        seen, clip, test = attributes(study), load_clip(study.clip), splits(study)["test"]
+        seen, clip, test = attributes(study), load_clip(study.clip).to(accelerator()), splits(study)["test"]
         target = _features(seen, test.load()), test.table.subject.to_numpy(str)
         base = _features(seen, to_images(images["base"]))
         rows = []

@@ -10,6 +10,7 @@ from torch import Tensor
 from ....cohorts.captions import EVALUATION_PROMPTS
 from ....models import solvers
 from ....models.generator import Generator
+from ....models.training import device_of
 from ..judges import Judges
 from ..settings import Study
 from .tables import READERS
@@ -21,8 +22,8 @@ def denoising_path(generator: Generator, study: Study, noise: Tensor, texts: lis
     embeds = generator.encode_prompts(texts)
     solver = solvers.dpm_solver_2m(generator.alphas_cumprod, study.sampling_steps)
     steps = list(solver.sample(lambda x, t: generator.predict_noise(x, t, embeds, study.guidance_scale), noise))
-    path = [(step.timestep, generator.decode(step.data_prediction)) for step in steps]
-    return [*path, (0, generator.decode(steps[-1].next_latents))]
+    path = [(step.timestep, generator.decode(step.data_prediction).cpu()) for step in steps]
+    return [*path, (0, generator.decode(steps[-1].next_latents).cpu())]
 
 
 @torch.no_grad()
@@ -49,8 +50,8 @@ def solver_errors(generator: Generator, study: Study, noise: Tensor, texts: list
 
 def saliency(classifier, images: Tensor) -> Tensor:
     """Gradient of each image's logit with respect to its pixels: what a small change of each would do; shape of `images`."""
-    pixels = images.detach().clone().requires_grad_()
-    return torch.autograd.grad(classifier(pixels).sum(), pixels)[0]
+    pixels = images.detach().clone().to(device_of(classifier)).requires_grad_()
+    return torch.autograd.grad(classifier(pixels).sum(), pixels)[0].cpu()
 
 
 def rim_share(values: Tensor, shapes: list, width: float = 5.0) -> float:
@@ -95,4 +96,5 @@ def prompt_grid(generator: Generator, study: Study, seed: int) -> Tensor:
     embeds = generator.encode_prompts([prompt.text for prompt in EVALUATION_PROMPTS])
     noise = generator.noise(seed, [0]).expand(len(embeds), -1, -1, -1)
     with torch.no_grad():
-        return generator.decode(solver.run(lambda x, t: generator.predict_noise(x, t, embeds, study.guidance_scale), noise))
+        latents = solver.run(lambda x, t: generator.predict_noise(x, t, embeds, study.guidance_scale), noise)
+        return generator.decode(latents).cpu()
