@@ -16,7 +16,7 @@ from ..errors import DataError, FairlibError, SettingsError
 from ..files import read_json, sha256
 from .notebooks import executed_path
 from .places import repository
-from .profiles import load_profile, notebooks
+from .profiles import chapters, load_profile
 from .progress import Progress, duration
 from .publish import publish
 
@@ -59,7 +59,7 @@ def assemble(profile: str) -> Path:
     if not (source / "_toc.yml").is_file():
         raise DataError(f"{root}/_toc.yml: missing; the book has no order of chapters")
     shutil.copytree(root / "book", source / "book", ignore=shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints"))
-    for stem in notebooks():
+    for stem in chapters():
         publish(executed_path(profile, stem), source / "notebooks" / f"{stem}.ipynb")
     return source
 
@@ -67,7 +67,7 @@ def assemble(profile: str) -> Path:
 def _check_runs(profile: str) -> None:
     load_profile(profile)
     remedy = f"run `python -m fairlib run --profile {profile}`"
-    for stem, path in notebooks().items():
+    for stem, path in chapters().items():
         executed = executed_path(profile, stem)
         record = executed.with_suffix(".json")
         if not executed.is_file() or not record.is_file():

@@ -14,7 +14,7 @@ from ..files import read_json, sha256, write_json
 from ..settings import digest, unknown_key
 from .manifest import code_digest, commit, device, versions
 from .places import PACKAGE, repository, runs_folder
-from .profiles import Profile, load_profile, notebooks
+from .profiles import Profile, chapters, load_profile, notebooks
 from .progress import Progress, duration
 
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
@@ -25,15 +25,15 @@ class NotebookError(FairlibError):
 
 
 def run_profile(name: str, only: list[str] | None = None, force: bool = False) -> list[Path]:
-    """Execute the notebooks of profile `name` in order, but for those up to date; returns the executed copies.
+    """Execute the book's notebooks under profile `name` in order, but for those up to date; returns the executed copies.
 
-    `only` picks notebooks by stem; `force` runs them even if nothing changed. A notebook is up to date when its
-    source, its parameters, fairlib's code, and the files below `weights/` and `results/` are those of its last run.
-    Raises `NotebookError` with the traceback of the cell that failed.
+    `only` picks notebooks by stem, also such as the book does not list; `force` runs them even if nothing changed. A
+    notebook is up to date when its source, its parameters, fairlib's code, and the files below `weights/` and
+    `results/` are those of its last run. Raises `NotebookError` with the traceback of the cell that failed.
     """
     profile, sources, say = load_profile(name), notebooks(), Progress().say
     paths = []
-    for count, stem in enumerate(chosen := _choose(only, list(sources)), 1):
+    for count, stem in enumerate(chosen := _choose(only, list(sources)) if only else list(chapters()), 1):
         head = f"[{count}/{len(chosen)}] {stem}"
         if not force and is_current(profile, stem):
             say(f"{head}: up to date")
@@ -126,11 +126,11 @@ def glued(path: Path) -> dict[str, str]:
     }
 
 
-def _choose(only: list[str] | None, known: list[str]) -> list[str]:
-    for stem in only or []:
+def _choose(only: list[str], known: list[str]) -> list[str]:
+    for stem in only:
         if stem not in known:
             raise SettingsError(unknown_key(stem, known, "the notebooks"))
-    return [stem for stem in known if not only or stem in only]
+    return [stem for stem in known if stem in only]
 
 
 def _kernel_environment() -> dict[str, str]:

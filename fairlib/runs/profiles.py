@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,16 +27,21 @@ class Parameter:
 
 @dataclass(frozen=True)
 class Profile:
-    """What a profile sets: `common` for every notebook, `sections` for one notebook each (by its file stem)."""
+    """What a profile sets: `common` for every notebook that has such a parameter, `sections` for one notebook each (by its stem).
+
+    `declared`: the parameters that each notebook has.
+    """
 
     name: str
     path: Path
     common: dict[str, Any]
     sections: dict[str, dict[str, Any]]
+    declared: dict[str, frozenset[str]]
 
     def parameters(self, notebook: str) -> dict[str, Any]:
-        """The parameters of one notebook: the common ones, and over them its own."""
-        return {**self.common, **self.sections.get(notebook, {})}
+        """The parameters of one notebook: the common ones that it has, and over them its own."""
+        known = self.declared.get(notebook, frozenset())
+        return {**{key: value for key, value in self.common.items() if key in known}, **self.sections.get(notebook, {})}
 
 
 def known_profiles(root: Path | None = None) -> list[str]:
@@ -54,14 +60,25 @@ def load_profile(name: str, root: Path | None = None) -> Profile:
     if name not in known_profiles(root):
         raise SettingsError(f"unknown profile {name!r}; known profiles: {', '.join(known_profiles(root)) or 'none'}")
     sections = _parse(path)
-    profile = Profile(name, path, sections.pop(COMMON, {}), sections)
-    _check(profile, {stem: notebook_parameters(file) for stem, file in notebooks(root).items()})
+    declared = {stem: notebook_parameters(file) for stem, file in notebooks(root).items()}
+    known = {stem: frozenset(found) for stem, found in declared.items()}
+    profile = Profile(name, path, sections.pop(COMMON, {}), sections, known)
+    _check(profile, declared)
     return profile
 
 
 def notebooks(root: Path | None = None) -> dict[str, Path]:
     """`{stem: path}` of the source notebooks, in reading order."""
     return {path.stem: path for path in sorted(((root or repository()) / "notebooks").glob("[0-9]*.ipynb"))}
+
+
+def chapters(root: Path | None = None) -> dict[str, Path]:
+    """`{stem: path}` of the notebooks that the book's `_toc.yml` lists, in reading order; of all where there is no such list."""
+    contents, found = (root or repository()) / "_toc.yml", notebooks(root)
+    if not contents.is_file():
+        return found
+    listed = set(re.findall(r"file: *notebooks/(\S+)", contents.read_text()))
+    return {stem: path for stem, path in found.items() if stem in listed}
 
 
 def notebook_parameters(path: Path) -> dict[str, Parameter]:
@@ -106,6 +123,10 @@ def _check(profile: Profile, declared: dict[str, dict[str, Parameter]]) -> None:
     for section in profile.sections:
         if section not in declared:
             raise SettingsError(unknown_key(section, [COMMON, *declared], str(profile.path)))
+    everywhere = sorted({key for known in declared.values() for key in known})
+    for key in profile.common:
+        if key not in everywhere:
+            raise SettingsError(unknown_key(str(key), everywhere, str(profile.path)))
     for notebook, known in declared.items():
         for key, value in profile.parameters(notebook).items():
             if key not in known:

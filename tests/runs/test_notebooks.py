@@ -9,7 +9,7 @@ import pytest
 from fairlib import SettingsError
 from fairlib.runs.book import BookError, assemble, build_book
 from fairlib.runs.notebooks import NotebookError, executed_path, run_profile
-from fairlib.runs.profiles import notebooks
+from fairlib.runs.profiles import load_profile, notebooks
 
 CONFIG = """
 title: Tiny
@@ -141,6 +141,27 @@ def test_changed_code_makes_a_run_stale(house, monkeypatch):
 def test_book_wants_every_notebook_run(house):
     with pytest.raises(SettingsError, match="01_first.ipynb: not there or not finished; run `python -m fairlib run"):
         assemble("tiny")
+
+
+def test_a_notebook_outside_of_the_contents_waits_until_it_is_asked_for(house, monkeypatch):
+    pretend_run(house)
+    (house / "_toc.yml").write_text(TOC.replace("- file: notebooks/02_second\n", ""))
+    (house / "book" / "preface.md").write_text("# Preface\n")
+    executed_path("tiny", "02_second").unlink()
+    source = assemble("tiny")  # nobody misses the one that is not listed
+    assert [path.name for path in (source / "notebooks").iterdir()] == ["01_first.ipynb"]
+    monkeypatch.setattr("fairlib.runs.notebooks.is_current", lambda profile, stem: True)
+    assert [path.stem for path in run_profile("tiny")] == ["01_first"]
+    assert [path.stem for path in run_profile("tiny", only=["02_second"])] == ["02_second"]
+
+
+def test_a_common_parameter_goes_to_the_notebooks_that_have_it(house):
+    path = house / "notebooks" / "02_second.ipynb"
+    path.write_text(path.read_text().replace("rate: float = 0.5", "pace: float = 0.5"))
+    (house / "profiles" / "tiny.yml").write_text("common: {seed: 1, rate: 2, pace: 3}")
+    profile = load_profile("tiny")
+    assert profile.parameters("01_first") == {"seed": 1, "rate": 2}
+    assert profile.parameters("02_second") == {"seed": 1, "pace": 3}
 
 
 def test_assembled_book_holds_prose_and_runs_only(house):
