@@ -187,6 +187,13 @@ def test_downstream_tables_in_closed_form():
     assert right["real", 0.01] == pytest.approx(0.01 * 0.7 / (0.01 * 0.7 + 0.99 * 0.1))  # Bayes
 
 
+def test_small_subgroups_are_left_out_and_named():
+    _, table = answers({"real": {"F": 1, "M": 1}}, count=12)
+    few = table[~((table["sex"] == "F") & (table["label"] == 1) & (table["image"] % 12 > 4))]
+    left = heart.excluded(pd.concat([few, few.assign(bmi_group="30 and above", subject=few["subject"] + "b")]), 10)
+    assert left["group"].tolist() == ["F, lower, 30 and above", "F, lower, below 25"] and left["ill"].tolist() == [5, 5]
+
+
 def test_the_best_arm_is_chosen_on_other_people_than_it_is_judged_on():
     good, bad = {"F": 0.9, "M": 0.9}, {"F": 0.3, "M": 0.9}
     chosen, some = answers({"mixed": good, "pretrained": bad}, "choice")

@@ -11,7 +11,7 @@ import torch
 
 from ...errors import DataError
 from ...files import write_bytes
-from ...measures.groups import prevalence_weights
+from ...measures.groups import count_subjects, keep_large, prevalence_weights
 from ...measures.paired import BootstrapSettings, PairedAnswers, arm_differences, arm_values, paired_answers
 from ...methods.baselines import RecipeSettings
 from ...methods.downstream import DownstreamSettings, ImageTable, compare_arms
@@ -121,11 +121,23 @@ def tables_of(margins: pd.DataFrame, people: pd.DataFrame, rng: np.random.Genera
             weight, settings = prevalence_weights(answers.label, prevalence), BootstrapSettings(replicates, n_min=n_min)
             seed = rng.integers(2**31)  # one set of draws for both tables
             made_values = arm_values(answers, np.random.default_rng(seed), settings, weight)
-            values.append(made_values.assign(by=name, prevalence=prevalence))
+            values.append(_plain(made_values).assign(by=name, prevalence=prevalence))
             if "real" in answers.arms and len(answers.arms) > 1:
                 made_differences = arm_differences(answers, "real", np.random.default_rng(seed), settings, weight)
-                differences.append(made_differences.assign(by=name, prevalence=prevalence))
+                differences.append(_plain(made_differences).assign(by=name, prevalence=prevalence))
     return pd.concat(values, ignore_index=True), pd.concat(differences, ignore_index=True) if differences else pd.DataFrame()
+
+
+def _plain(table: pd.DataFrame) -> pd.DataFrame:
+    """Without the excluded subgroups in its `attrs`, over which pandas stumbles when tables are joined; see `excluded`."""
+    table.attrs.clear()
+    return table
+
+
+def excluded(people: pd.DataFrame, n_min: int = 10, by: tuple[str, ...] = BY["all three"]) -> pd.DataFrame:
+    """The subgroups that are too small to be judged: group, ill, healthy (test people) and the reason."""
+    test = people[people["part"] == "test"]
+    return keep_large(count_subjects(test["label"], test[list(by)], test["subject"]), n_min)[1]
 
 
 def best_synthetic(margins: pd.DataFrame, people: pd.DataFrame, by: tuple[str, ...] = BY["all three"], n_min: int = 10) -> str:
