@@ -20,6 +20,7 @@ from ...models.control import ControlledGenerator
 from ...settings import digest
 from ..base import to_bytes
 from ..manifest import code_digest, content_digest
+from ..places import accelerator
 from ..stages import stage
 from .cohorts import Hearts, _join, hearts, to_images
 from .settings import WAYS, HeartStudy
@@ -34,8 +35,7 @@ SAMPLING = ("models/control.py", "models/generator.py", "models/solvers.py", "me
 @lru_cache(maxsize=2)
 def heart_generator(study: HeartStudy) -> ControlledGenerator:
     """The generator of the study, on the accelerator if there is one."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    return ControlledGenerator.load(study.weights, device, controlnet=study.controlnet or None)
+    return ControlledGenerator.load(study.weights, accelerator(), controlnet=study.controlnet or None)
 
 
 def generator_digest(study: HeartStudy) -> list[str]:
