@@ -10,7 +10,7 @@ import pandas as pd
 from ...errors import DataError
 from ...files import read_json
 from ...measures.bounds import COLUMNS, Exam, exam, verdict
-from ...measures.readings import share_table, within_sex_table
+from ...measures.readings import group_table, share_table, within_sex_table
 from ...measures.resampling import Interval
 from ..places import repository
 from .settings import ARMS
@@ -74,7 +74,18 @@ def headline(results: dict[str, pd.DataFrame], tuned: str = "robust", replicates
                   f"long_{arm}_seeds": int(part.seed.nunique())}
         measures = results["measures"][results["measures"].arm == arm]
         found |= {f"long_{arm}_{name}": float(measures[name].mean()) for name in (*FIDELITY, "cosine_kept")}
-    return found
+    return found | _conditional(readings, slices, rng, replicates)
+
+
+def _conditional(readings, slices, rng, replicates: int) -> dict[str, float]:
+    """Each grade's share under the conditional target, by the auditor, and how many seeds it stands on; nothing without one."""
+    part = readings[readings.arm == "conditional"]
+    if part.empty:
+        return {}
+    wanted = dict(Exam().conditional_targets)
+    table = group_table(part, slices, wanted, rng, {"auditor": "auditor"}, ("arm",), replicates)
+    shares = {f"long_conditional_{row.group}": row.share for row in table.itertuples()}
+    return shares | {"long_conditional_seeds": int(part.seed.nunique())}
 
 
 def _over_seeds(values: pd.Series) -> Interval:
