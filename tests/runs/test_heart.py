@@ -40,7 +40,7 @@ def study(tmp_path_factory):
     pipeline = co.assemble_control(encoder, cl.pipeline_tokenizer(place / "words"), vae, denoiser, co.build_controlnet(denoiser))
     co.save_control_pipeline(place / "weights", pipeline)
     write_manifest(place / "weights", {"hearts": to_dict(TRAINED_ON)}, 0.0)
-    return heart.HeartStudy(weights=str(place / "weights"), segmenter_steps=2, judge_steps=2, classifier_steps=2, judge_people=20,
+    return heart.HeartStudy(weights=str(place / "weights"), segmenter_steps=2, judge_steps=2, classifier_steps=2, judge_people=60,
                             hold_people=20, validation_people=60, choice_people=16, test_people=40, images=16, synthetic=12,
                             flips=6, sampling_steps=2, guidance_scale=1.0, batch_size=8)
 

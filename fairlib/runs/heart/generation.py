@@ -64,7 +64,7 @@ def requests(study: HeartStudy, way: str) -> tuple[pd.DataFrame, Tensor]:
     else:
         table, _ = new_combinations(people.table, people.masks, study.images, NOISE[way], present_only=True)
         height = table["sex"].map({sex: mean for sex, (mean, _) in HEIGHT_CM.items()}).to_numpy(float)
-    return table.assign(height=height), people.masks[torch.from_numpy(table["source"].to_numpy())]
+    return table.assign(height=height), people.masks[torch.tensor(table["source"].to_numpy())]
 
 
 def flipped(table: pd.DataFrame, word: str) -> pd.DataFrame:
