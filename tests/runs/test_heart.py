@@ -94,11 +94,11 @@ def test_weights_that_do_not_say_whom_they_saw_are_refused(tmp_path):
 def test_masks_and_prompts_belong_together(study, runs):
     train, hold = heart.hearts(study, "train"), heart.hearts(study, "hold")
     copies, masks = heart.requests(study, "copies")
-    assert torch.equal(masks, train.masks[copies["source"].to_numpy()])
+    assert torch.equal(masks, train.masks[copies["source"].tolist()])
     assert list(copies["prompt"]) == [train.table["prompt"][i] for i in copies["source"]]
     mixed, masks = heart.requests(study, "combinations")
     owners = train.table.iloc[mixed["source"]]
-    assert list(owners["diagnosis"]) == list(mixed["diagnosis"]) and torch.equal(masks, train.masks[mixed["source"].to_numpy()])
+    assert list(owners["diagnosis"]) == list(mixed["diagnosis"]) and torch.equal(masks, train.masks[mixed["source"].tolist()])
     unseen, masks = heart.requests(study, "unseen")
     assert list(unseen["subject"]) == list(hold.table["subject"][:16]) and torch.equal(masks, hold.masks[:16])
     with pytest.raises(SettingsError, match="unknown way"):

@@ -92,9 +92,9 @@ def memorisation_of(study: HeartStudy, rng: np.random.Generator, replicates: int
                 rows.append({"way": way, "reading": reading, **row, "median_ratio": ratio.estimate, "ratio_low": ratio.low,
                              "ratio_high": ratio.high, "n": len(given)})
             if way == "unseen":
-                pairs = {name: column.to_numpy() for name, column in found.closest(4).items()}
+                pairs = found.closest(4).to_dict("list")
                 closest = {"made": given.images[pairs["synthetic"]], "training": train.images[pairs["training"]],
-                           "distance": pairs["distance"]}
+                           "distance": np.array(pairs["distance"])}
     return pd.DataFrame(rows), closest
 
 
