@@ -39,7 +39,10 @@ def verdict(
     at_least: bool = False,
     floor: float = np.nan,
 ) -> dict:
-    """One row of the exam. `holds`: the estimate keeps the bound; `certain`: so does its whole interval."""
+    """One row of the exam. `holds`: the estimate keeps the bound; `certain`: so does its whole interval.
+
+    A bound of NaN is none: the figure stands there for comparison, and both are true.
+    """
     worst = found.low if at_least else found.high
     keeps = (lambda value: value >= bound) if at_least else (lambda value: value <= bound)
     values = (
@@ -51,8 +54,8 @@ def verdict(
         found.high,
         floor,
         bound,
-        bool(keeps(found.estimate)),
-        bool(keeps(worst)),
+        bool(np.isnan(bound) or keeps(found.estimate)),
+        bool(np.isnan(bound) or keeps(worst)),
         n,
     )
     return dict(zip(COLUMNS, values, strict=True))
@@ -84,6 +87,11 @@ def exam(
     whole = [_base_share, _prompt_gaps, _conditional, _ambiguous, _anatomy]
     rows = [row for part in whole for row in part(readings, slices, rng, settings, judges, replicates)]
     return pd.DataFrame(rows, columns=list(COLUMNS))
+
+
+def _bound(settings, arm: str, bound: float) -> float:
+    """The bound of a tuned arm; none for the untuned model, whose figures stand beside for comparison."""
+    return np.nan if arm == settings.base else bound
 
 
 def _arm(readings, name) -> pd.DataFrame:
@@ -120,7 +128,7 @@ def _prompt_gaps(readings, slices, rng, settings, judges, replicates) -> list[di
             for table in (part, cells)
         )
         for name, bound in settings.gaps:
-            rows += _gap_rows(arm, name, bound, joined.loc[name], apart.loc[name])
+            rows += _gap_rows(arm, name, _bound(settings, arm, bound), joined.loc[name], apart.loc[name])
     return rows
 
 
@@ -162,7 +170,7 @@ def _ambiguous(readings, slices, rng, settings, judges, replicates) -> list[dict
             row.arm,
             row.judge,
             magnitude(_interval(row, "points")),
-            settings.ambiguous_points,
+            _bound(settings, row.arm, settings.ambiguous_points),
             row.n,
         )
         for _, row in table.iterrows()
@@ -179,7 +187,7 @@ def _anatomy(readings, slices, rng, settings, judges, replicates) -> list[dict]:
             row.arm,
             row.judge,
             magnitude(_interval(row, "difference")),
-            settings.anatomy,
+            _bound(settings, row.arm, settings.anatomy),
             row.n,
         )
         for _, row in table.iterrows()

@@ -182,6 +182,7 @@ class TestExam:
         tuned = table[(table.arm != "base") & ~table.figure.str.startswith("anatomy")]
         assert tuned.holds.all(), tuned[~tuned.holds]
         assert table.holds[table.figure == "female share below target, points"].all()
+        assert set(table.figure[(table.arm == "base") & table.bound.notna()]) == {"female share below target, points"}
         assert set(table.figure) == {
             "female share below target, points",
             "mean gap over prompts",
@@ -219,6 +220,8 @@ class TestExam:
     def test_verdicts(self):
         row = verdict("x", "tuned", "auditor", Interval(0.04, 0.02, 0.07), 0.05, 100)
         assert row["holds"] and not row["certain"]
+        row = verdict("x", "base", "oracle", Interval(0.3, 0.2, 0.4), np.nan, 100)
+        assert row["holds"] and row["certain"]
         row = verdict("x", "base", "oracle", Interval(25, 21, 29), 20, 100, at_least=True)
         assert row["holds"] and row["certain"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ....cohorts.captions import EVALUATION_PROMPTS
 from ....models import solvers
@@ -50,7 +50,8 @@ def solver_errors(generator: Generator, study: Study, noise: Tensor, texts: list
 
 def saliency(classifier, images: Tensor) -> Tensor:
     """Gradient of each image's logit with respect to its pixels: what a small change of each would do; shape of `images`."""
-    pixels = images.detach().clone().to(device_of(classifier)).requires_grad_()
+    where = device_of(classifier) if isinstance(classifier, nn.Module) else images.device
+    pixels = images.detach().clone().to(where).requires_grad_()
     return torch.autograd.grad(classifier(pixels).sum(), pixels)[0].cpu()
 
 

@@ -103,11 +103,12 @@ def disagreement(readings: pd.DataFrame, tuned: str = "robust", other: str = "or
 
 
 def bounds_table() -> pd.DataFrame | None:
-    """The bounds of the long runs in words, `holds` as yes or no; None when `results/brain` holds none."""
+    """The bounds of the long runs in words, `holds` as yes, no or (no bound) a dash; None when `results/brain` holds none."""
     try:
         table = report()
     except DataError:
         return None
-    bounds = [f"{row.bound:.{_decimals(row.figure)}f}" for row in table.itertuples()]
-    text = {"bound": bounds, "long runs": _with_interval(table), "holds": np.where(table.holds, "yes", "no")}
+    none = table.bound.isna()  # of the untuned model: shown for comparison
+    bounds = ["–" if np.isnan(row.bound) else f"{row.bound:.{_decimals(row.figure)}f}" for row in table.itertuples()]
+    text = {"bound": bounds, "long runs": _with_interval(table), "holds": np.where(none, "–", np.where(table.holds, "yes", "no"))}
     return table[["figure", "arm", "judge"]].assign(**text)
