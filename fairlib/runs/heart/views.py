@@ -115,8 +115,8 @@ def mask_slider(study: HeartStudy, prompt: str, masks: Tensor) -> tuple[list[byt
 
 
 def pair(image: Tensor) -> bytes:
-    """ED beside ES of one image [3, H, W], as a PNG twice the size."""
-    return strip(ends(image[None])[0][:, None], enlarge=3)
+    """ED beside ES of one image [3, H, W], as a PNG of twice the size."""
+    return strip(ends(image[None])[0][:, None], enlarge=2)
 
 
 def spread(images: Tensor) -> float:
