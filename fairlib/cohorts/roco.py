@@ -68,8 +68,8 @@ def sex_in_caption(caption: str) -> str:
     )
 
 
-def read_picture(path: Path, size: int) -> np.ndarray:
-    """One picture as grey float32 [size, size] in [-1, 1]: padded to a square with black, then resized.
+def open_picture(path: Path, mode: str = "L"):
+    """One picture as a PIL image in `mode` ("L" grey, "RGB" colour).
 
     Raises `DataError` naming a file that cannot be decoded or is too large.
     """
@@ -79,7 +79,7 @@ def read_picture(path: Path, size: int) -> np.ndarray:
         with Image.open(path) as picture:
             if picture.width * picture.height > MAX_PIXELS:
                 raise DataError(f"{path}: {picture.width} x {picture.height} pixels; make it smaller")
-            grey = picture.convert("L")
+            return picture.convert(mode)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise (
             error
@@ -88,6 +88,16 @@ def read_picture(path: Path, size: int) -> np.ndarray:
                 f"{path}: cannot be decoded ({error}); fetch it again or delete it, then it is counted as missing"
             )
         ) from error
+
+
+def read_picture(path: Path, size: int) -> np.ndarray:
+    """One picture as grey float32 [size, size] in [-1, 1]: padded to a square with black, then resized.
+
+    Raises `DataError` as `open_picture`.
+    """
+    from PIL import Image
+
+    grey = open_picture(path)
     side = max(grey.size)
     square = Image.new("L", (side, side))
     square.paste(grey, ((side - grey.width) // 2, (side - grey.height) // 2))

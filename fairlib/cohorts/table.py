@@ -29,7 +29,8 @@ class Cohort:
 
     table: one row per image, with at least `subject`, `sex` ("F", "M" or missing) and `image` (the reader's key);
     brain cohorts add grade, contrast, slice, side, caption, age (years). Its index is always 0..N-1.
-    reader: key -> float32 [H, W] in [-1, 1], row 0 anterior, column 0 the patient's right; only `load` reads.
+    reader: key -> float32 [H, W] in [-1, 1] (brains: row 0 anterior, column 0 the patient's right), or [3, H, W] where the
+    pictures have colours; only `load` reads.
     excluded: what was left out; notes: what was kept but wants a word (columns item, reason, detail).
     Raises `DataError` on a missing column, another word for a sex, or an image named twice.
     """
@@ -51,7 +52,7 @@ class Cohort:
         return replace(self, table=self.table.iloc[_positions(rows, len(self))])
 
     def load(self, rows=None) -> torch.Tensor:
-        """Images of these rows (all by default): float32 [N, 1, H, W] in [-1, 1]."""
+        """Images of these rows (all by default): float32 [N, 1, H, W] in [-1, 1], [N, 3, H, W] in colour."""
         chosen = np.arange(len(self)) if rows is None else _positions(rows, len(self))
         if not len(chosen):
             raise DataError(f"{self.name}: no rows to load; choose at least one")
@@ -182,7 +183,8 @@ def _stack(name: str, images: list[np.ndarray]) -> torch.Tensor:
     shapes = {image.shape for image in images}
     if len(shapes) > 1:
         raise DataError(f"{name}: images of several shapes {sorted(shapes)}; read the cohort with one size")
-    stack = torch.from_numpy(np.stack(images)[:, None].astype(np.float32, copy=False))
+    stack = torch.from_numpy(np.stack(images).astype(np.float32, copy=False))
+    stack = stack[:, None] if stack.ndim == 3 else stack
     low, high = float(stack.min()), float(stack.max())
     if not (low >= -1 and high <= 1):
         raise DataError(f"{name}: image values reach from {low} to {high}; the reader must return [-1, 1]")
