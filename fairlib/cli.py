@@ -1,4 +1,4 @@
-"""The command line: `python -m fairlib doctor | run | resume | html | report | study | heart | base`."""
+"""The command line: `python -m fairlib doctor | run | resume | html | report | study | ablation | heart | base`."""
 
 from __future__ import annotations
 
@@ -62,6 +62,14 @@ def study(options) -> None:
     print(run_study(Study(images=options.images), options.arms, options.seeds, options.out and Path(options.out)))
 
 
+def ablation(options) -> None:
+    """Tune the default again with one part at a time taken away, and write results/ablation (it resumes)."""
+    from .runs.brain import ABLATIONS, Study, run_ablation
+
+    study = Study(images=options.images)
+    print(run_ablation(study, options.arms or list(ABLATIONS), options.seeds, options.out and Path(options.out)))
+
+
 def heart(options) -> None:
     """Run the heart study over arms and seeds and write results/heart (hours on two slow cores; it resumes)."""
     from .runs.heart import HeartStudy, run_heart_study
@@ -103,6 +111,11 @@ def _parser() -> argparse.ArgumentParser:
     whole.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3, 4, 5], metavar="SEED")
     whole.add_argument("--out", default="", help="where the tables go (default: results/brain)")
     whole.add_argument("--images", type=int, default=1000, help="images of each arm and seed (default: 1000)")
+    parts = _command(commands, "ablation", ablation)
+    parts.add_argument("--arms", nargs="*", default=[], metavar="ARM", help="default: all")
+    parts.add_argument("--seeds", nargs="+", type=int, default=[1], metavar="SEED")
+    parts.add_argument("--out", default="", help="where the table goes (default: results/ablation)")
+    parts.add_argument("--images", type=int, default=500, help="images of each variant and seed (default: 500)")
     _add_heart(commands)
     return parser
 

@@ -61,7 +61,7 @@ def test_targets_are_counted_in_subjects(study, runs):
 
 
 def test_the_study_writes_what_the_report_reads(study, runs, tmp_path, monkeypatch):
-    monkeypatch.setattr("fairlib.runs.brain.study._quality", lambda *_: {"mmd": 0.0, "mmd_low": 0.0, "mmd_high": 0.0,
+    monkeypatch.setattr("fairlib.runs.brain.study.quality", lambda *_: {"mmd": 0.0, "mmd_low": 0.0, "mmd_high": 0.0,
                         "mmd_change": 0.0, "mmd_change_low": 0.0, "mmd_change_high": 0.0})  # sixteen images are too few
     monkeypatch.setattr("fairlib.measures.anatomy.SMALLEST_MM2", 0.0)
     out = brain.run_study(study, ["robust", "conditional"], [0], tmp_path, fidelity_images=12, **TINY)
@@ -78,6 +78,48 @@ def test_the_study_writes_what_the_report_reads(study, runs, tmp_path, monkeypat
                                   readings[readings.arm == "robust"].reset_index(drop=True))
 
 
+def test_what_each_part_contributes(study, runs, tmp_path, monkeypatch):
+    from fairlib.models.classifier import predict
+    from fairlib.runs.brain import ablation
+
+    monkeypatch.setattr(ablation, "quality", lambda *_: {"mmd_change": 0.0})
+    monkeypatch.setattr(ablation, "shares", lambda *_: {"images": 16})  # judges of three steps know too little for them
+    out = brain.run_ablation(study, ["ensemble", "robust"], [0], tmp_path, **TINY)
+    table = brain.load_ablation(out)
+    assert list(table.arm) == ["robust", "ensemble"] and (table.cosine < 1).all()  # in the order of ABLATIONS; tuned
+    judges, key = ablation.with_guide(study, brain.fit_judges(study), ["key"], "ensemble")
+    members = [ablation.load_classifier(ablation.fit_judge(study, "ensemble", s)) for s in ablation.guide_settings(study, "ensemble")]
+    images = torch.rand(4, 1, 128, 128) * 2 - 1
+    mean = sum(predict(member, images) for member in members) / len(members)
+    torch.testing.assert_close(predict(judges.guides["ensemble"], images), mean)
+    assert len(key) == 4 and len({member.body[1].weight.sum().item() for member in members}) == 3
+    with pytest.raises(SettingsError, match="unknown arm 'blunt'"):
+        brain.run_ablation(study, ["blunt"], [0], tmp_path)
+    assert brain.load_ablation(tmp_path / "nothing").empty
+
+
+def test_shares_of_a_variant_are_read_by_its_own_guide():
+    from fairlib.runs.brain.ablation import shares
+
+    p = np.tile([0.1, 0.9], 50)
+    slices = pd.DataFrame({"subject": [f"s{i}" for i in range(100)], "sex": np.where(p > 0.5, "F", "M"), "guide_bare": p,
+                           "guide_robust": p, "auditor": p, "oracle": p, "extent_mm": 100 + 10 * (p < 0.5) + np.arange(100) % 7})
+    readings = slices.assign(arm="bare", guide_bare=0.9, guide_robust=0.1)
+    found = shares(readings, slices, "bare")
+    assert found["guide"] == 1 and found["auditor"] == pytest.approx(0.5) and found["disagree"] == 0.5
+    assert found["size_F"] == pytest.approx(0) and found["images"] == 100
+
+
+def test_variants_differ_from_the_default_in_what_they_say():
+    settings = {arm: brain.arm_settings(brain.Study(), arm, 1)[1] for arm in brain.ABLATIONS}
+    default = settings["robust"]
+    for arm, chosen in brain.ABLATIONS.items():
+        other = {f.name for f in dataclasses.fields(default) if getattr(settings[arm], f.name) != getattr(default, f.name)}
+        if chosen.family == "monge":
+            assert other == {name for name, _ in chosen.changes}, arm
+        assert arm == "robust" or other or chosen.guide != "robust"
+
+
 def test_mistakes_are_named(study, runs, tmp_path):
     with pytest.raises(SettingsError, match="unknown arm 'robusted'"):
         brain.arm_settings(study, "robusted", 0)
@@ -92,14 +134,14 @@ def test_mistakes_are_named(study, runs, tmp_path):
 
 def test_results_grow_and_are_never_mixed(tmp_path):
     from fairlib.files import write_json
-    from fairlib.runs.brain.study import _merged, _same_study, _write_table
+    from fairlib.runs.brain.study import same_study, merged, write_table
 
     old = pd.DataFrame({"arm": ["base", "robust", "base"], "seed": [1, 1, 2], "auditor": [0.1, 0.2, 0.3]})
-    _write_table(tmp_path / "table.csv.gz", old)
+    write_table(tmp_path / "table.csv.gz", old)
     new = pd.DataFrame({"arm": ["robust", "plain"], "seed": [1, 2], "auditor": [0.9, 0.8]})
-    found = _merged(tmp_path / "table.csv.gz", new).set_index(["arm", "seed"]).auditor.to_dict()
+    found = merged(tmp_path / "table.csv.gz", new).set_index(["arm", "seed"]).auditor.to_dict()
     assert found == {("base", 1): 0.1, ("robust", 1): 0.9, ("base", 2): 0.3, ("plain", 2): 0.8}
     write_json(tmp_path / "study.json", {"study": {"images": 1000}, "changes": {}})
-    _same_study(tmp_path / "study.json", {"study": {"images": 1000}, "changes": {}})
+    same_study(tmp_path / "study.json", {"study": {"images": 1000}, "changes": {}})
     with pytest.raises(DataError, match="another study"):
-        _same_study(tmp_path / "study.json", {"study": {"images": 10}, "changes": {}})
+        same_study(tmp_path / "study.json", {"study": {"images": 10}, "changes": {}})

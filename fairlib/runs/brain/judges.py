@@ -46,7 +46,7 @@ def classifier_settings(study: Study) -> dict[str, ClassifierSettings]:
 
 def fit_judges(study: Study) -> Judges:
     """Fit (or find) all judges of `study`."""
-    classifiers = {name: load_classifier(_fit(study, name, settings)).to(accelerator())
+    classifiers = {name: load_classifier(fit_judge(study, name, settings)).to(accelerator())
                    for name, settings in classifier_settings(study).items()}
     auditor = classifiers.pop("auditor")
     return Judges(classifiers, auditor, AnatomyOracle.load(_fit_oracle(study) / "oracle.json"))
@@ -56,7 +56,8 @@ def _data_key(study: Study) -> list[str]:
     return [study.cohort, study.data_dir, study.effect, str(study.subjects), str(study.cohort_seed), str(study.split_seed)]
 
 
-def _fit(study: Study, name: str, settings: ClassifierSettings) -> Path:
+def fit_judge(study: Study, name: str, settings: ClassifierSettings) -> Path:
+    """The stage folder of one classifier, fitted on the auditor's subjects or on the guides'."""
     part = "auditor" if name == "auditor" else "guide"
 
     def build(out: Path, progress) -> None:
@@ -86,5 +87,5 @@ def _fit_oracle(study: Study) -> Path:
 
 def judges_digest(study: Study) -> list[str]:
     """What a stage that uses the judges depends on."""
-    folders = [_fit(study, name, settings) for name, settings in classifier_settings(study).items()]
+    folders = [fit_judge(study, name, settings) for name, settings in classifier_settings(study).items()]
     return [content_digest(folder) for folder in (*folders, _fit_oracle(study))]

@@ -17,8 +17,15 @@ from ...cohorts.captions import EVALUATION_PROMPTS, FIDELITY_PROMPTS
 from ...errors import DataError
 from ...files import read_json, write_bytes, write_json
 from ...measures.quality import mmd_difference, mmd_interval
-from ...models.attributes import (CLASSES, AttributeClassifier, codes, fit_attributes, load_attributes, read_attributes,
-                                  save_attributes)
+from ...models.attributes import (
+    CLASSES,
+    AttributeClassifier,
+    codes,
+    fit_attributes,
+    load_attributes,
+    read_attributes,
+    save_attributes,
+)
 from ...models.clip import load_clip
 from ...models.generator import Generator
 from ...models.training import FitSettings
@@ -99,7 +106,7 @@ def run_study(study: Study, arms: list[str], seeds: list[int], out: Path | None 
     base, clip, seen = Generator.load(study.weights, accelerator()), load_clip(study.clip).to(accelerator()), attributes(study)
     slices = slice_readings(study, judges, key)
     test = splits(study)["test"]
-    target = _features(seen, test.load()), test.table.subject.to_numpy(str)
+    target = features_of(seen, test.load()), test.table.subject.to_numpy(str)
     tables: dict[str, list] = {"readings": [], "measures": [], "history": []}
     for seed in seeds:
         original = None
@@ -113,19 +120,20 @@ def run_study(study: Study, arms: list[str], seeds: list[int], out: Path | None 
             tables["readings"].append(readings)
             tables["measures"].append({"arm": arm, "seed": seed, **fidelity(study, seen, generator, seed, fidelity_images),
                                        **consistency(clip, guide, images, original),
-                                       **_quality(_features(seen, to_images(images)),
-                                                  _features(seen, to_images(original)), target, seed)})
+                                       **quality(features_of(seen, to_images(images)),
+                                                  features_of(seen, to_images(original)), target, seed)})
             if folder is not None:
                 tables["history"].append(history(folder).assign(arm=arm, seed=seed))
         _write(out, study, tables, slices, changes)
     return out
 
 
-def _features(classifier: AttributeClassifier, images: Tensor) -> np.ndarray:
+def features_of(classifier: AttributeClassifier, images: Tensor) -> np.ndarray:
+    """What quality is measured on: the attribute classifier's last layer, [N, D]."""
     return read_attributes(classifier, images)[1]
 
 
-def _quality(features: np.ndarray, base: np.ndarray, target: tuple[np.ndarray, np.ndarray], seed: int) -> dict[str, float]:
+def quality(features: np.ndarray, base: np.ndarray, target: tuple[np.ndarray, np.ndarray], seed: int) -> dict[str, float]:
     """Unbiased MMD to an equal number of target slices, and its difference to the base's, with intervals.
 
     Features are in standard deviations of the target's, so that none of them rules for its scale alone.
@@ -145,19 +153,25 @@ def _quality(features: np.ndarray, base: np.ndarray, target: tuple[np.ndarray, n
 def _write(out: Path, study: Study, tables: dict[str, list], slices: pd.DataFrame, changes: dict) -> None:
     """Write the tables, beside what earlier calls left there: arms and seeds made anew take the place of the old."""
     made = {"study": to_dict(study), "changes": changes}
-    _same_study(out / "study.json", made)
-    readings = _merged(out / "readings.csv.gz", pd.concat(tables["readings"]))
-    _write_table(out / "readings.csv.gz", readings)
-    _write_table(out / "slices.csv.gz", slices)
-    _write_table(out / "measures.csv", _merged(out / "measures.csv", pd.DataFrame(tables["measures"]).round(5)))
+    same_study(out / "study.json", made)
+    readings = merged(out / "readings.csv.gz", pd.concat(tables["readings"]))
+    write_table(out / "readings.csv.gz", readings)
+    write_table(out / "slices.csv.gz", slices)
+    write_table(out / "measures.csv", merged(out / "measures.csv", pd.DataFrame(tables["measures"]).round(5)))
     if tables["history"]:
-        _write_table(out / "history.csv", _merged(out / "history.csv", pd.concat(tables["history"]).round(6)))
-    runs = {arm: sorted(map(int, rows.seed.unique())) for arm, rows in readings.groupby("arm")}
-    write_json(out / "study.json", made | {"runs": runs, "commit": commit(), "device": device(), "packages": versions(),
-                                           "people": "synthetic", "prompts": [p.text for p in EVALUATION_PROMPTS]})
+        write_table(out / "history.csv", merged(out / "history.csv", pd.concat(tables["history"]).round(6)))
+    write_record(out / "study.json", made, readings)
 
 
-def _same_study(path: Path, made: dict) -> None:
+def write_record(path: Path, made: dict, table: pd.DataFrame) -> None:
+    """What `table` (columns arm, seed) was made with and by: settings, versions, device, commit."""
+    runs = {arm: sorted(map(int, rows.seed.unique())) for arm, rows in table.groupby("arm")}
+    write_json(path, made | {"runs": runs, "commit": commit(), "device": device(), "packages": versions(),
+                             "people": "synthetic", "prompts": [p.text for p in EVALUATION_PROMPTS]})
+
+
+def same_study(path: Path, made: dict) -> None:
+    """Raise `DataError` when the record at `path` was made with other settings."""
     found = read_json(path) if path.is_file() else made
     odd = [key for key in made if found.get(key) != made[key]]
     if odd:
@@ -165,7 +179,8 @@ def _same_study(path: Path, made: dict) -> None:
                         "or delete the folder")
 
 
-def _merged(path: Path, new: pd.DataFrame) -> pd.DataFrame:
+def merged(path: Path, new: pd.DataFrame) -> pd.DataFrame:
+    """`new` (columns arm, seed) with what `path` holds of other arms and seeds."""
     keys = ["arm", "seed"]
     if path.is_file():
         old = pd.read_csv(path, keep_default_na=False, na_values=[""])
@@ -174,7 +189,8 @@ def _merged(path: Path, new: pd.DataFrame) -> pd.DataFrame:
     return new.sort_values(keys, kind="stable", ignore_index=True)
 
 
-def _write_table(path: Path, table: pd.DataFrame) -> None:
+def write_table(path: Path, table: pd.DataFrame) -> None:
+    """CSV, gzipped where the name says so; the same bytes every time."""
     data = table.to_csv(index=False).encode()
     write_bytes(path, gzip.compress(data, mtime=0) if path.suffix == ".gz" else data)
 

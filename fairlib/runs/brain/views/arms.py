@@ -18,7 +18,7 @@ from ..cohorts import splits
 from ..judges import Judges, fit_judges, judges_digest
 from ..readings import arm_readings, generate, prompts_of, read_images, to_images
 from ..settings import ARMS, Study
-from ..study import _features, _quality, attributes, consistency, fidelity, slice_readings
+from ..study import attributes, consistency, features_of, fidelity, quality, slice_readings
 from ..tuning import base_digest, history, tune_arm, tuned_generator
 
 JUDGES = ("measures/anatomy.py", "measures/oracle.py", "models/classifier.py")
@@ -79,14 +79,14 @@ def arms_measures(study: Study, names, seed: int, tuning: dict) -> pd.DataFrame:
 
     def build(out: Path, progress) -> None:
         seen, clip, test = attributes(study), load_clip(study.clip).to(accelerator()), splits(study)["test"]
-        target = _features(seen, test.load()), test.table.subject.to_numpy(str)
-        base = _features(seen, to_images(images["base"]))
+        target = features_of(seen, test.load()), test.table.subject.to_numpy(str)
+        base = features_of(seen, to_images(images["base"]))
         rows = []
         for name in progress.track(names, len(names), "measures"):
             guide = judges.guides[ARMS[name].guide if name in ARMS else "robust"]
             rows.append({"arm": name, **fidelity(study, seen, arm(study, name, seed, tuning)[0], seed, study.images),
                          **consistency(clip, guide, images[name], images["base"]),
-                         **_quality(_features(seen, to_images(images[name])), base, target, seed)})
+                         **quality(features_of(seen, to_images(images[name])), base, target, seed)})
         write_bytes(out / "measures.csv", pd.DataFrame(rows).to_csv(index=False).encode())
 
     settings = {"seed": seed, "images": study.images, "judge_steps": study.judge_steps, "radiology": study.radiology}
