@@ -327,3 +327,21 @@ def test_a_subject_in_two_parts_is_refused(cohort):
         twice.parts()
     with pytest.raises(DataError, match="gives no split"):
         replace(cohort, table=cohort.table.drop(columns="use")).parts()
+
+
+def test_flipped_bytes_give_the_same_arrays_or_one_error(tmp_path):
+    wanted = {"slo_fundus": picture(0), "race": np.array(2)}
+    path = tmp_path / "data.npz"
+    np.savez_compressed(path, **wanted)
+    good, rng, refused = path.read_bytes(), np.random.default_rng(0), 0
+    for _ in range(300):
+        data = bytearray(good)
+        data[rng.integers(len(data))] ^= int(rng.integers(1, 256))
+        path.write_bytes(data)
+        try:
+            found = read_npz(path, list(wanted))
+        except DataError:
+            refused += 1
+        else:
+            assert all(np.array_equal(found[name], value) for name, value in wanted.items())
+    assert refused > 200
