@@ -78,7 +78,7 @@ def arm_values(answers: PairedAnswers, rng: np.random.Generator, settings: Boots
     group: every subgroup that is large enough, "all" (every row), "worst" (lowest balanced accuracy or tpr, highest fpr) and
     "gap" (highest less lowest). "Worst" and "gap" pick an extreme of noisy values: they look worse than they are, the more so
     the smaller the subgroups; compare them between arms, where this is alike. weight: [N], see `groups.prevalence_weights`.
-    Excluded subgroups are listed in `attrs["excluded"]`.
+    Excluded subgroups are listed in `attrs["excluded"]`, a dictionary each.
     """
     values, draws, names, excluded = _bootstrap(answers, rng, settings, weight)
     parts = [(arm, values[..., a], draws[..., a]) for a, arm in enumerate(answers.arms)]
@@ -117,7 +117,7 @@ def crossed_interval(estimate: float, draws: np.ndarray, seeds: int) -> Interval
     both, patients, luck = draws.var(axis=1)
     luck_alone = max(0.0, luck * seeds / (seeds - 1) - max(0.0, both - patients - luck))
     variance = patients + luck_alone
-    if variance == 0:
+    if variance == 0 or both == 0:
         return found
     freedom = min(1e6, (seeds - 1) * variance**2 / luck_alone**2) if luck_alone else 1e6
     scale = np.sqrt(variance / both) * t.ppf(0.975, freedom) / t.ppf(0.975, 1e6)
@@ -135,7 +135,7 @@ def _table(parts: list, names: list[str], excluded: pd.DataFrame, seeds: int) ->
                 found = crossed_interval(float(estimate[m, g]), draws[:, :, m, g], seeds)
                 rows.append({"arm": arm, "group": name, "metric": metric, **vars(found)})
     table = pd.DataFrame(rows)
-    table.attrs["excluded"] = excluded
+    table.attrs["excluded"] = excluded.to_dict("records")  # plain, so that pandas can compare it when tables are joined
     return table
 
 

@@ -171,11 +171,11 @@ def drive(path: Path, trainer: Trainer, steps, label: str, say, every: int = 250
     if path.is_file():
         trainer.from_tensors(read_tensors(path))
         say(f"{label}: going on at step {trainer.step}")
-    start, first, total = time.time(), trainer.step, 0.0
+    start, first, losses = time.time(), trainer.step, []
     for state in steps:
-        total += state.loss
+        losses.append(state.loss)
         if state.step % every == 0 or state.step == trainer.settings.steps:
             write_tensors(path, trainer.to_tensors())
             left = (time.time() - start) / (state.step - first) * (trainer.settings.steps - state.step) / 60
-            say(f"{label}: step {state.step} of {trainer.settings.steps}, mean loss {total / every:.4f}, {left:.0f} min left")
-            total = 0.0
+            say(f"{label}: step {state.step} of {trainer.settings.steps}, mean loss {sum(losses) / len(losses):.4f}, {left:.0f} min left")
+            losses = []

@@ -145,7 +145,7 @@ def test_small_subgroups_are_listed_and_the_rest_is_reported():
     table = predictions(np.random.default_rng(5))
     table["bmi"] = np.where(table.subject < 5, "below 25", "above")
     found = arm_differences(paired_answers(table, ["sex", "bmi"]), "real", np.random.default_rng(0), FEW)
-    assert sorted(found.attrs["excluded"].group) == ["F, below 25", "M, below 25"]
+    assert sorted(row["group"] for row in found.attrs["excluded"]) == ["F, below 25", "M, below 25"]
     assert set(found.group) == {"all", "F, above", "M, above", "worst", "gap"} and found[["low", "high"]].notna().all(axis=None)
     with pytest.raises(DataError, match="F, below 25"):
         arm_values(paired_answers(table, ["sex", "bmi"]), np.random.default_rng(0), BootstrapSettings(10, small="error"))

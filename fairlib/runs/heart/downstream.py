@@ -121,17 +121,11 @@ def tables_of(margins: pd.DataFrame, people: pd.DataFrame, rng: np.random.Genera
             weight, settings = prevalence_weights(answers.label, prevalence), BootstrapSettings(replicates, n_min=n_min)
             seed = rng.integers(2**31)  # one set of draws for both tables
             made_values = arm_values(answers, np.random.default_rng(seed), settings, weight)
-            values.append(_plain(made_values).assign(by=name, prevalence=prevalence))
+            values.append(made_values.assign(by=name, prevalence=prevalence))
             if "real" in answers.arms and len(answers.arms) > 1:
                 made_differences = arm_differences(answers, "real", np.random.default_rng(seed), settings, weight)
-                differences.append(_plain(made_differences).assign(by=name, prevalence=prevalence))
+                differences.append(made_differences.assign(by=name, prevalence=prevalence))
     return pd.concat(values, ignore_index=True), pd.concat(differences, ignore_index=True) if differences else pd.DataFrame()
-
-
-def _plain(table: pd.DataFrame) -> pd.DataFrame:
-    """Without the excluded subgroups in its `attrs`, over which pandas stumbles when tables are joined; see `excluded`."""
-    table.attrs.clear()
-    return table
 
 
 def excluded(people: pd.DataFrame, n_min: int = 10, by: tuple[str, ...] = BY["all three"]) -> pd.DataFrame:

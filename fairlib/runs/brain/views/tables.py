@@ -112,3 +112,11 @@ def bounds_table() -> pd.DataFrame | None:
     bounds = ["–" if np.isnan(row.bound) else f"{row.bound:.{_decimals(row.figure)}f}" for row in table.itertuples()]
     text = {"bound": bounds, "long runs": _with_interval(table), "holds": np.where(none, "–", np.where(table.holds, "yes", "no"))}
     return table[["figure", "arm", "judge"]].assign(**text)
+
+
+def ablation_shares(table: pd.DataFrame) -> pd.DataFrame:
+    """The table of `load_ablation` with one row a variant, seed and judge: variant, judge, share, share_low, share_high."""
+    rows = [{"variant": row["arm"], "judge": judge, "share": row[judge], "share_low": row[f"{judge}_low"],
+             "share_high": row[f"{judge}_high"]}
+            for row in table.to_dict("records") for judge in ("guide", "auditor", "oracle")]
+    return pd.DataFrame(rows)
