@@ -75,7 +75,7 @@ def heart(options) -> None:
     from .runs.heart import HeartStudy, run_heart_study
 
     study = HeartStudy(cohort=options.cohort, data_dir=options.data_dir, weights=options.weights, images=options.images,
-                       synthetic=options.synthetic)
+                       synthetic=options.synthetic, classifier_people=options.people)
     print(run_heart_study(study, options.arms, options.seeds, options.out and Path(options.out)))
 
 
@@ -130,7 +130,9 @@ def _add_heart(commands) -> None:
     command.add_argument("--weights", default="weights/heart", help="the generator's folder (default: weights/heart)")
     command.add_argument("--images", type=int, default=1000, help="images of each way that are measured (default: 1000)")
     command.add_argument("--synthetic", type=int, default=3000, help="images that classifiers train on (default: 3000)")
-    command.add_argument("--out", default="", help="where the tables go (default: results/heart)")
+    command.add_argument("--people", type=int, default=0,
+                         help="real people that classifiers train on (default: all whom the generator saw)")
+    command.add_argument("--out", default="", help="where the tables go (default: results/heart; with --people, heart-shared)")
 
 
 def _command(commands, name: str, function) -> argparse.ArgumentParser:
