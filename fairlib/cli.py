@@ -1,4 +1,4 @@
-"""The command line: `python -m fairlib doctor | run | resume | html | report | study | ablation | heart | base`."""
+"""The command line: `python -m fairlib doctor | run | resume | html | report | study | ablation | heart | statistics | base`."""
 
 from __future__ import annotations
 
@@ -79,6 +79,14 @@ def heart(options) -> None:
     print(run_heart_study(study, options.arms, options.seeds, options.out and Path(options.out)))
 
 
+def statistics(options) -> None:
+    """Simulate what published statistics do where nothing is to be found, and write results/statistics (minutes)."""
+    from .runs.statistics import load_statistics, run_statistics, statistics_report
+
+    folder = run_statistics(out=options.out or None)
+    print(statistics_report(load_statistics(folder)).to_string(index=False, float_format="{:.3f}".format))
+
+
 def base(options) -> int:
     """Train the base weights of one chapter's model."""
     if options.model == "heart":
@@ -117,6 +125,8 @@ def _parser() -> argparse.ArgumentParser:
     parts.add_argument("--out", default="", help="where the table goes (default: results/ablation)")
     parts.add_argument("--images", type=int, default=500, help="images of each variant and seed (default: 500)")
     _add_heart(commands)
+    chapter = _command(commands, "statistics", statistics)
+    chapter.add_argument("--out", default="", help="where the tables go (default: results/statistics)")
     return parser
 
 
