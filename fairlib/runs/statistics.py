@@ -51,7 +51,7 @@ class StatisticsSettings:
     null_replicates: int = 400
     published: tuple[int, ...] = (100, 1000, 5000)
     shrink: float = 1.0
-    worst_repeats: int = 2000
+    worst_repeats: int = 4000
     worst_replicates: int = 200
     naive_repeats: int = 400
     rare: tuple[int, ...] = (5, 10, 20, 30, 50)
