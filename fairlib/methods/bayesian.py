@@ -3,8 +3,9 @@
     f ~ GP(0, s^2 Matern-5/2 with a length of its own for each axis),  y = f(x) + noise,  y standardised
     next x = argmax over [0, 1]^d of  mean(x) + sqrt(beta) * standard deviation of f(x)
 
-The kernel, the priors of its hyperparameters and the convention sqrt(beta) are those of BoTorch's `SingleTaskGP` and
-`UpperConfidenceBound` up to version 0.11, which Luo et al. (arXiv 2412.20374) used; the process is scikit-learn's.
+The kernel, the priors of its hyperparameters and the convention sqrt(beta) are the defaults of BoTorch's `SingleTaskGP` and
+`UpperConfidenceBound` up to version 0.11 (before September 2024), taken to be those of Luo et al. (arXiv 2412.20374), who use
+these two classes; the process itself is scikit-learn's.
 """
 
 from __future__ import annotations

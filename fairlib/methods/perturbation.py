@@ -86,6 +86,7 @@ class NoisyWeights:
         self.observes = "batch" if settings.form == "released" else "probe"
         self.candidate = torch.full((sum(self.sizes),), settings.initial_sigma, dtype=torch.float64)
         self.since = 0
+        self._reached = (self.candidate, 0, self.candidate)  # spares the way from the candidate; the result is the same
 
     def sigma(self, step: int) -> Tensor:
         """Standard deviations of the 0-based `step`, float64 [sum of sizes]: the candidate, moved by every step since.
@@ -94,10 +95,13 @@ class NoisyWeights:
         """
         if step < self.since:
             raise SettingsError(f"sigma of step {step} is gone: the last choice was at step {self.since}")
-        rho, found = self.settings.exploitation, self.candidate
-        for past in range(self.since, step):
+        rho, (candidate, reached, found) = self.settings.exploitation, self._reached
+        if candidate is not self.candidate or reached > step:
+            reached, found = self.since, self.candidate
+        for past in range(reached, step):
             drawn = torch.rand(len(found), dtype=torch.float64, generator=generator_for(self.settings.seed, 23, past))
             found = rho * found + (1 - rho) * drawn
+        self._reached = (self.candidate, step, found)
         return found.clone()
 
     def weights(self, groups, step: int) -> Tensor:

@@ -128,7 +128,7 @@ def test_arms_of_one_seed_see_the_same_batches_and_noises(task):
 
 @pytest.mark.parametrize("form", ["released", "repaired"])
 def test_in_expectation_the_gradient_is_the_plain_one(task, form):
-    """The gradient of the weighted loss is linear in the weights, so the mean over 3,000 draws of the noise must agree with
+    """The gradient of the weighted loss is linear in the weights, so the mean over 1,000 draws of the noise must agree with
     the plain gradient to within its standard error, in every parameter; and single draws do differ from it."""
     latents, embeds, prompts, codes = task
     module, batch = Tiny(), torch.arange(8)
@@ -138,8 +138,8 @@ def test_in_expectation_the_gradient_is_the_plain_one(task, form):
         torch.cat([g.flatten() for g in torch.autograd.grad(one, list(module.parameters()), retain_graph=True)]) for one in each
     ]).double()  # fmt: skip
     weights = RandomSigma(SIZES, PerturbationSettings(form=form), fixed=1.0)
-    draws = torch.stack([weights.weights(codes[batch], step) for step in range(3000)]) @ gradients / 8
-    error = draws.std(0) / 3000**0.5
+    draws = torch.stack([weights.weights(codes[batch], step) for step in range(1000)]) @ gradients / 8
+    error = draws.std(0) / 1000**0.5
     assert bool(((draws.mean(0) - gradients.mean(0)).abs() < 4.5 * error).all())
     assert float((draws[0] - gradients.mean(0)).norm()) > 0.1 * float(gradients.mean(0).norm())
 
@@ -164,11 +164,11 @@ def test_the_weighted_loss_is_the_mean_of_weight_times_loss(task):
 
 def test_the_share_of_negative_weights_is_the_known_one(task):
     """Sigma one throughout, two attributes: Phi(-1 / sqrt(2)); none in the repaired form."""
-    settings = FinetuneSettings(steps=150, batch_size=32, learning_rate=1e-5, seed=1)
+    settings = FinetuneSettings(steps=100, batch_size=32, learning_rate=1e-5, seed=1)
     state = FinetuneState(Tiny(), RandomSigma(SIZES, PerturbationSettings(seed=1), fixed=1.0), settings)
     _, steps = fitted(task, settings=settings, state=state, probe=None)
     share = share_negative(2**0.5)
-    assert np.mean([step.share_negative for step in steps]) == pytest.approx(share, abs=4.5 * (share / 4800) ** 0.5)
+    assert np.mean([step.share_negative for step in steps]) == pytest.approx(share, abs=4.5 * (share / 3200) ** 0.5)
     assert max(step.share_negative for step in fitted(task, "repaired")[1]) == 0
 
 
@@ -188,7 +188,7 @@ def test_the_probe_is_looked_at_by_every_arm_and_shown_to_the_repaired_one(task)
 
 def test_weights_for_the_rare_group_lower_its_loss(task):
     """Twice the weight on what is rare moves the fit towards it: against plain, same seed, on all people."""
-    settings = FinetuneSettings(steps=150, batch_size=16, learning_rate=2e-2, seed=3)
+    settings = FinetuneSettings(steps=100, batch_size=16, learning_rate=2e-2, seed=3)
     probe = choose_probe(task[0], task[2], task[3], SIZES, per_group=8, times=8)
     losses = {arm: group_means(probe_losses(fitted(task, arm, settings, probe=None)[0].module, probe, task[1]),
                                probe.group_codes, SIZES) for arm in ("plain", "inverse", "dro")}  # fmt: skip
