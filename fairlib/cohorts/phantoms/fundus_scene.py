@@ -74,7 +74,7 @@ def make_eye(rng: np.random.Generator, patient: Patient) -> Eye:
 
 def draw_scene(rng: np.random.Generator, patient: Patient, eye: Eye) -> Scene:
     """Random surroundings: as many draws whatever the patient, so that one seed gives one scene under other attributes."""
-    hub = (eye.cup[0] + 0.55 * eye.cup_axes[0], eye.cup[1])  # vessels keep to the nasal side of the cup
+    hub = (eye.cup[0] + 0.8 * eye.cup_axes[0] + 0.8, eye.cup[1])  # vessels keep to the nasal side of the cup
     winding = 2.0 if patient.refraction == "hyperopia" else 1.0
     vessels = grow_vessels(rng, hub, CALIBRE[patient.sex] * float(np.exp(0.05 * rng.standard_normal())), winding)
     network, blotches, grain, lamina = (rng.standard_normal(shape, dtype=np.float32)
@@ -94,8 +94,8 @@ def render(patient: Patient, eye: Eye, scene: Scene, size: int = 128) -> np.ndar
     x, y = np.meshgrid(axis, axis)
     disc, cup = _depth(x, y, eye.disc, eye.axes, eye.tilt), _depth(x, y, eye.cup, eye.cup_axes, eye.tilt)
     value = _background(patient, scene, axis, size) + _striae(patient, eye, scene, x, y)
-    value = _over(value, value + 0.26, _crescent(eye, x, y, disc))
-    value = value + 0.05 * np.exp(-((disc + 1.2) ** 2) / 3.0)  # the thin ring around the disc
+    value = _over(value, value + 0.15, _crescent(eye, x, y, disc))
+    value = value + 0.03 * np.exp(-((disc + 1.2) ** 2) / 3.0)  # the thin ring around the disc
     rim = CUP - (0.31 - 0.17 * patient.pigment)
     value = _over(value, rim + 0.25 * (value - value.mean()) - 0.0025 * (x - eye.disc[0]), _soft(disc, DISC_EDGE))
     floor = CUP + 0.030 * _texture(scene.lamina, size) * np.clip(cup / 6, 0, 1)
@@ -113,7 +113,7 @@ def finish(picture: np.ndarray, scene: Scene, rng: np.random.Generator) -> np.nd
     grain = rng.standard_normal(picture.shape, dtype=np.float32)
     noisy = smooth + scene.noise * np.sqrt(np.clip(0.5 + smooth, 0.2, None)) * grain
     low, high = float(noisy.min()), float(noisy.max())
-    return ((noisy - low) * (2 / (high - low)) - 1).astype(np.float32)
+    return np.clip((noisy - low) * (2 / (high - low)) - 1, -1, 1).astype(np.float32)
 
 
 def _background(patient: Patient, scene: Scene, axis: np.ndarray, size: int) -> np.ndarray:
