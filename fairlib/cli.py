@@ -91,6 +91,8 @@ def base(options) -> int:
     """Train the base weights of one chapter's model."""
     if options.model == "heart":
         from .runs.heart_base import main as train
+    elif options.model == "fundus":
+        from .runs.fundus_base import main as train
     else:
         from .runs.base import main as train
     train()
@@ -113,7 +115,7 @@ def _parser() -> argparse.ArgumentParser:
     examine.add_argument("--cohort", default="brats", choices=["brats", "roco"])
     _command(commands, "report", report)
     model = _command(commands, "base", base)
-    model.add_argument("model", nargs="?", default="brain", choices=["brain", "heart"], help="which (default: brain)")
+    model.add_argument("model", nargs="?", default="brain", choices=["brain", "heart", "fundus"], help="which (default: brain)")
     whole = _command(commands, "study", study)
     whole.add_argument("--arms", nargs="*", default=["plain", "robust", "conditional"], metavar="ARM")
     whole.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3, 4, 5], metavar="SEED")

@@ -53,7 +53,7 @@ def build_clip(vocabulary_folder: str | Path, config: dict = SMALL) -> Clip:
     """An untrained small CLIP over the vocabulary in `vocabulary_folder`."""
     from open_clip.model import CLIP
 
-    tokenizer = clip_tokenizer(vocabulary_folder)
+    tokenizer = clip_tokenizer(vocabulary_folder, config["text_cfg"]["context_length"])
     vision = {**config["vision_cfg"]}
     text = {**config["text_cfg"], "vocab_size": tokenizer.vocab_size, "eos_id": tokenizer.vocab_size - 1}
     model = CLIP(embed_dim=config["embed_dim"], vision_cfg=vision, text_cfg=text)
@@ -151,7 +151,7 @@ def text_encoder_of(clip: Clip) -> nn.Module:
     heads, size = model.transformer.resblocks[0].attn.num_heads, model.token_embedding.weight.shape[0]
     encoder = CLIPTextModel(CLIPTextConfig(
         vocab_size=size, hidden_size=width, intermediate_size=4 * width, num_hidden_layers=layers,
-        num_attention_heads=heads, max_position_embeddings=CONTEXT_LENGTH, hidden_act="gelu", projection_dim=128,
+        num_attention_heads=heads, max_position_embeddings=len(model.positional_embedding), hidden_act="gelu", projection_dim=128,
         bos_token_id=size - 2, eos_token_id=size - 1, pad_token_id=0))
     wanted = encoder.state_dict()
     prefix = "text_model." if any(key.startswith("text_model.") for key in wanted) else ""

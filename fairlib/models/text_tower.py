@@ -7,7 +7,7 @@ A prompt here is a list of attributes between commas: "Female, age in 60s, overw
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -28,12 +28,14 @@ def attributes_of(prompt: str) -> tuple[str, ...]:
 class TextTower(nn.Module):
     """A `Clip` with one reading head an attribute.
 
-    `prompts` are all that it must keep apart, those that no image has included; `values` lists what each attribute can be.
+    `prompts` are all that it must keep apart, those that no image has included; `values` lists what each attribute can be;
+    `split` gives the attributes of a prompt (by default what stands between commas), always as many and in one order.
     """
 
-    def __init__(self, clip: Clip, prompts: Sequence[str]):
+    def __init__(self, clip: Clip, prompts: Sequence[str], split: Callable[[str], tuple[str, ...]] = attributes_of):
         super().__init__()
-        rows = sorted({attributes_of(prompt) for prompt in prompts})
+        self.split = split
+        rows = sorted({split(prompt) for prompt in prompts})
         if len({len(row) for row in rows}) != 1:
             raise DataError("prompts name different numbers of attributes; write each as 'sex, age, BMI, diagnosis'")
         self.clip, self.prompts = clip, list(prompts)
@@ -44,7 +46,7 @@ class TextTower(nn.Module):
     def codes(self, prompts: Sequence[str]) -> Tensor:
         """Which value each attribute has, int64 [N, attributes]."""
         table = [{value: i for i, value in enumerate(values)} for values in self.values]
-        return torch.tensor([[codes[part] for codes, part in zip(table, attributes_of(prompt), strict=True)]
+        return torch.tensor([[codes[part] for codes, part in zip(table, self.split(prompt), strict=True)]
                              for prompt in prompts])
 
     def hidden(self, tokens: Tensor) -> Tensor:
@@ -88,7 +90,8 @@ def fit_text_tower(tower: TextTower, images: Tensor, prompts: list[str], setting
 
 
 @torch.no_grad()
-def attribute_distances(embeds: Tensor, prompts: Sequence[str]) -> dict[tuple[str, str], float]:
+def attribute_distances(embeds: Tensor, prompts: Sequence[str],
+                        split: Callable[[str], tuple[str, ...]] = attributes_of) -> dict[tuple[str, str], float]:
     """How far apart hidden states are when one attribute alone differs, {(value, other value): distance}.
 
     `embeds` [N, L, D] of the distinct `prompts`. The distance is the norm of the difference, a mean over all pairs of
@@ -97,7 +100,7 @@ def attribute_distances(embeds: Tensor, prompts: Sequence[str]) -> dict[tuple[st
     """
     flat = embeds.flatten(1)
     scale = float((flat - flat.mean(0)).square().sum(1).mean().sqrt())
-    rows = {attributes_of(prompt): state for prompt, state in zip(prompts, flat, strict=True)}
+    rows = {split(prompt): state for prompt, state in zip(prompts, flat, strict=True)}
     found: dict[tuple[str, str], list[float]] = {}
     for one, state in rows.items():
         for other, partner in rows.items():

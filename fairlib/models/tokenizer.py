@@ -67,19 +67,19 @@ def write_vocabulary(folder: str | Path, merges: list[tuple[str, str]]) -> None:
     (folder / "bpe.txt.gz").write_bytes(gzip.compress(lines.encode(), mtime=0))
 
 
-def pipeline_tokenizer(folder: str | Path):
-    """transformers' CLIPTokenizer of a folder written by `write_vocabulary`.
+def pipeline_tokenizer(folder: str | Path, length: int = CONTEXT_LENGTH):
+    """transformers' CLIPTokenizer of a folder written by `write_vocabulary`; longer texts are cut at `length` tokens.
 
     Padding is id 0, as in open_clip; that id is the exclamation mark, so one in a prompt reads as padding.
     """
     from transformers import CLIPTokenizer
 
     return CLIPTokenizer(str(Path(folder) / "vocab.json"), str(Path(folder) / "merges.txt"), pad_token="!",
-                         model_max_length=CONTEXT_LENGTH)
+                         model_max_length=length)
 
 
-def clip_tokenizer(folder: str | Path):
-    """open_clip's SimpleTokenizer on the same vocabulary: list of texts -> ids [N, 32]."""
+def clip_tokenizer(folder: str | Path, length: int = CONTEXT_LENGTH):
+    """open_clip's SimpleTokenizer on the same vocabulary: list of texts -> ids [N, length]."""
     from open_clip.tokenizer import SimpleTokenizer
 
-    return SimpleTokenizer(bpe_path=str(Path(folder) / "bpe.txt.gz"), context_length=CONTEXT_LENGTH)
+    return SimpleTokenizer(bpe_path=str(Path(folder) / "bpe.txt.gz"), context_length=length)

@@ -26,7 +26,7 @@ from ..methods.control import TYPICAL_BMI, fit_controlnet
 from ..models import autoencoder as ae
 from ..models import clip as cl
 from ..models import control as co
-from ..models.text_tower import TextTower, attribute_distances, fit_text_tower
+from ..models.text_tower import TextTower, attribute_distances, attributes_of, fit_text_tower
 from ..models.training import FitSettings, Trainer
 from ..settings import to_dict
 from .base import PixelPhase, drive, embed, noise_phase, pixel_phases, to_bytes
@@ -108,16 +108,20 @@ def every_prompt() -> list[str]:
             for sex, age, name, diagnosis in product(SEXES, DECADES, BMI_CLASSES, DIAGNOSES)]
 
 
-def words_phase(work: Path, images: Tensor, prompts: list[str], settings: HeartBaseSettings, say):
-    """The text encoder (frozen, as transformers' CLIPTextModel) and its tokenizer."""
-    folder = work / "words"
-    cl.write_vocabulary(folder, cl.learn_merges(every_prompt()))
+def words_phase(work: Path, images: Tensor, prompts: list[str], settings: HeartBaseSettings, say,
+                known: list[str] | None = None, config: dict = CLIP, split=attributes_of):
+    """The text encoder (frozen, as transformers' CLIPTextModel) and its tokenizer.
+
+    known: all prompts to keep apart (those of the hearts); config: of the CLIP; split: a prompt's attributes.
+    """
+    folder, known = work / "words", every_prompt() if known is None else known
+    cl.write_vocabulary(folder, cl.learn_merges(known))
     torch.manual_seed(settings.initial_seed)
-    tower = TextTower(cl.build_clip(folder, CLIP), every_prompt())
+    tower = TextTower(cl.build_clip(folder, config), known, split)
     trainer = Trainer(tower, settings.words)
     drive(work / "words-state.safetensors", trainer, fit_text_tower(tower, images, prompts, settings.words, trainer=trainer),
           "words", say)
-    return cl.text_encoder_of(tower.clip), cl.pipeline_tokenizer(folder)
+    return cl.text_encoder_of(tower.clip), cl.pipeline_tokenizer(folder, config["text_cfg"]["context_length"])
 
 
 def build_autoencoder() -> nn.Module:
@@ -141,10 +145,10 @@ def control_phase(work: Path, denoiser: nn.Module, encoder: nn.Module, tokenizer
     return controlnet.requires_grad_(False).eval()
 
 
-def distances(encoder: nn.Module, tokenizer, say=print) -> dict[str, float]:
+def distances(encoder: nn.Module, tokenizer, say=print, known: list[str] | None = None, split=attributes_of) -> dict[str, float]:
     """How far apart the text tower keeps any two values of an attribute (see `attribute_distances`); says the least."""
-    prompts = every_prompt()
-    found = attribute_distances(embed(encoder, tokenizer, prompts), prompts)
+    prompts = every_prompt() if known is None else known
+    found = attribute_distances(embed(encoder, tokenizer, prompts), prompts, split)
     least = min(found, key=found.get)
     say(f"words: closest are {least[0]!r} and {least[1]!r}, {found[least]:.2f} apart (two unrelated prompts: 1.41)")
     return {f"{one} | {other}": round(value, 3) for (one, other), value in found.items()}

@@ -55,12 +55,14 @@ def test_doctor_counts_a_brats_folder(house):
     assert counts["name_mapping.csv"].startswith("none, expected in ")
 
 
-@pytest.mark.parametrize("arguments, trained", [([], "brain"), (["brain"], "brain"), (["heart"], "heart")])
+@pytest.mark.parametrize("arguments, trained", [([], "brain"), (["brain"], "brain"), (["heart"], "heart"),
+                                                (["fundus"], "fundus")])
 def test_base_trains(monkeypatch, arguments, trained):
     import types
 
     calls = []
-    for name, module in {"brain": "fairlib.runs.base", "heart": "fairlib.runs.heart_base"}.items():
+    for name, module in {"brain": "fairlib.runs.base", "heart": "fairlib.runs.heart_base",
+                         "fundus": "fairlib.runs.fundus_base"}.items():
         trainer = types.ModuleType(module)
         trainer.main = lambda name=name: calls.append(name)
         monkeypatch.setitem(sys.modules, module, trainer)
