@@ -1,6 +1,7 @@
 # The few verbs. `make book` and `make test` set up everything they need; nothing but Python 3.11+ has to be there.
 
 PROFILE ?= quick
+MODEL   ?= brain
 PYTHON  ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11 python; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
 CORES   := $(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2)
@@ -39,8 +40,8 @@ test: $(STAMP)    ## all tests
 smoke:            ## the whole book, quickly and badly
 	@$(MAKE) --no-print-directory book PROFILE=smoke
 
-base: $(STAMP)    ## train the base weights (minutes on a GPU, hours without)
-	@$(RUN) -m fairlib base
+base: $(STAMP)    ## train base weights (MODEL=brain, heart or fundus; minutes on a GPU, hours without)
+	@$(RUN) -m fairlib base $(MODEL)
 
 bench: $(STAMP)   ## what measures speed and memory
 	@for file in benchmarks/*.py; do echo "$$file"; $(RUN) "$$file" || exit 1; done

@@ -20,7 +20,7 @@ from ...models.diagnosis import DiagnosisSettings
 from ...settings import to_dict
 from ..manifest import code_digest
 from ..stages import stage
-from .cohorts import hearts, part_digest
+from .cohorts import Hearts, hearts, part_digest
 from .generation import generator_digest, made
 from .settings import ARMS, SYNTHETIC_ARMS, HeartStudy
 
@@ -48,7 +48,7 @@ def downstream_settings(study: HeartStudy) -> DownstreamSettings:
 def train_arm(study: HeartStudy, arm: str, seed: int) -> pd.DataFrame:
     """One training: `part` ("choice" or "test"), image (position in it) and margin (logit less the threshold, ill above 0).
 
-    The real images are exactly the generator's training people; the threshold is the best on validation people at
+    The real images are those of `own_people`; the threshold is the best on validation people at
     prevalence 0.10. Arms of one seed start from the same first weights.
     """
     settings = downstream_settings(study)
@@ -61,13 +61,13 @@ def train_arm(study: HeartStudy, arm: str, seed: int) -> pd.DataFrame:
         progress.say(f"training {arm}, seed {seed}")
         write_bytes(out / "margins.csv", _margins(study, settings, arm, seed).to_csv(index=False).encode())
 
-    chosen = {"arm": arm, "seed": seed, **to_dict(settings)}
+    chosen = {"arm": arm, "seed": seed, "people": study.classifier_people, **to_dict(settings)}
     folder = stage(None, "downstream", chosen, inputs, build, code=code_digest(*TRAINING))
     return pd.read_csv(folder / "margins.csv")
 
 
 def _margins(study: HeartStudy, settings: DownstreamSettings, arm: str, seed: int) -> pd.DataFrame:
-    train, validation, choice, test = (hearts(study, name) for name in ("train", "validation", "choice", "test"))
+    train, (validation, choice, test) = own_people(study), (hearts(study, name) for name in ("validation", "choice", "test"))
     synthetic = _copies(study) if arm not in ("real", "reweighted", "resampled", "extra_real") else None
     extra = hearts(study, "extra") if arm == "extra_real" else None
     both = ImageTable(torch.cat([choice.images, test.images]), pd.concat([choice.table, test.table], ignore_index=True))
@@ -76,6 +76,17 @@ def _margins(study: HeartStudy, settings: DownstreamSettings, arm: str, seed: in
     margin = np.where(margin > 0, margin.round(3).clip(0.001), margin.round(3).clip(max=0))  # rounding changes no answer
     part = np.repeat(["choice", "test"], [len(choice), len(test)])
     return pd.DataFrame({"part": part, "image": [*range(len(choice)), *range(len(test))], "margin": margin})
+
+
+def own_people(study: HeartStudy) -> Hearts:
+    """The real hearts that classifiers train on: the generator's, or the first `classifier_people` of them.
+
+    Raises `DataError` when there are fewer.
+    """
+    whole, count = hearts(study, "train"), study.classifier_people
+    if count > len(whole):
+        raise DataError(f"classifier_people {count}: the generator was trained on {len(whole)} hearts; 0 takes all")
+    return whole.take(range(count)) if count else whole
 
 
 def _copies(study: HeartStudy) -> ImageTable:
@@ -92,7 +103,7 @@ def predictions_of(study: HeartStudy, arms=ARMS, seeds=(0,)) -> pd.DataFrame:
 
 def people_of(study: HeartStudy) -> pd.DataFrame:
     """Who is tested: part, image, subject, label (1 = heart failure), sex, age_tertile (of the training people), bmi_group."""
-    edges = age_edges(hearts(study, "train").table)
+    edges = age_edges(own_people(study).table)
     tables = []
     for part in ("choice", "test"):
         table = with_groups(hearts(study, part).table, edges)

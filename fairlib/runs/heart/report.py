@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from ...errors import DataError
+from ...files import read_json
 from ...measures.bounds import COLUMNS, verdict
 from ...measures.resampling import Interval
 from ..places import repository
@@ -33,6 +34,16 @@ def load_heart_results(folder: str | Path | None = None) -> dict[str, pd.DataFra
                         "`python -m fairlib heart`")
     found = {name: read_table(folder / f"{name}.csv.gz") for name in ("people", "margins", "hearts")}
     return found | {name: read_table(folder / f"{name}.csv") for name in TABLES if (folder / f"{name}.csv").is_file()}
+
+
+def load_shared_results() -> dict | None:
+    """The tables of the small hospital (`python -m fairlib heart --people N`) and its record `study`; None where not made."""
+    folder = repository() / "results" / "heart-shared"
+    if not (folder / "differences.csv").is_file():
+        return None
+    found = {name: read_table(folder / f"{name}.csv.gz") for name in ("people", "margins")}
+    found |= {name: read_table(folder / f"{name}.csv") for name in ("values", "differences")}
+    return found | {"study": read_json(folder / "study.json")}
 
 
 def heart_report(folder: str | Path | None = None, results: dict[str, pd.DataFrame] | None = None) -> pd.DataFrame:

@@ -33,16 +33,17 @@ def run_heart_study(study: HeartStudy, arms=ARMS, seeds=tuple(range(1, 9)), out:
                     n_min: int = 10) -> Path:
     """Generate, measure, train every arm at every seed, and write the tables; returns their folder.
 
-    Run again it finds its stages; answers of arms and seeds that are already in the folder are kept, made anew they take the
+    With `classifier_people` the folder is `results/heart-shared`, and holds the downstream tables alone. Run again it finds its stages; answers of arms and seeds that are already in the folder are kept, made anew they take the
     place of the old. Raises `SettingsError` on an unknown arm, `DataError` when the folder holds another study.
     """
-    out = Path(out or repository() / "results" / "heart")
+    out = Path(out or repository() / "results" / ("heart-shared" if study.classifier_people else "heart"))
     for arm in arms:
         if arm not in KNOWN:
             raise SettingsError(unknown_key(arm, list(KNOWN), "the arms"))
     _same_study(out / "study.json", _identity(study))
-    for name, table in measured(study, replicates).items():
-        write_table(out / name, table)
+    if not study.classifier_people:  # else the hearts are the same, and lie there already
+        for name, table in measured(study, replicates).items():
+            write_table(out / name, table)
     people = downstream.people_of(study)
     write_table(out / "people.csv.gz", people)
     margins = read_table(out / "margins.csv.gz") if (out / "margins.csv.gz").is_file() else None
