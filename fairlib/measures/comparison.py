@@ -5,6 +5,8 @@ equity-scaled AUC. `difference`, `low`, `high`: the paired percentile bootstrap;
 class, the same for both arms. `p`: the arms' scores swapped at random within patients (a permutation test). If it makes no
 difference which arm scored a patient, p below 0.05 comes at most one time in twenty, for every statistic and every number of
 people; scores of both arms must then be on one scale (probabilities from the same kind of classifier).
+Simulated (`measures.replication`, results/statistics), the swap rejects 4 to 6 % at a nominal 5 % in every statistic; the
+bootstrap 6 % for the AUC, but 0 to 3 % for the other three: an extreme of groups is spread wider in its draws than in truth.
 
 One row is one patient. For several trainings of each arm, and answers at a threshold, see `measures.paired`.
 """

@@ -42,13 +42,17 @@ class EquityReport:
     excluded: pd.DataFrame
 
 
-def equity_scaled(overall: float, groups, alpha: float = 1.0) -> float:
+def equity_scaled(overall: float, groups, alpha: float = 1.0, weights=None) -> float:
     """M / (1 + alpha * sum_g |M_g - M|): `overall` in [0, 1], `groups` [G] the same measure in each group.
 
-    Raises `DataError` on a value that is not finite, no group, or a negative alpha.
+    weights: [G], at least 0, mean one: of each group's term; one each as released. (By numbers of people, a rare group hardly
+    counts.) Raises `DataError` on a value that is not finite, no group, a negative alpha, or other weights.
     """
     values = _finite(overall, groups, alpha)
-    return float(overall / (1 + alpha * np.abs(values - overall).sum()))
+    weights = np.ones(len(values)) if weights is None else np.asarray(weights, float)
+    if weights.shape != values.shape or not (weights >= 0).all() or abs(weights.mean() - 1) > 1e-9:
+        raise DataError(f"weights {weights.tolist()} for {len(values)} groups; give one of at least 0 for each, mean one")
+    return float(overall / (1 + alpha * (weights * np.abs(values - overall)).sum()))
 
 
 def equity_scaled_distance(overall: float, groups: Mapping[str, float], images: Mapping[str, int], alpha: float = 1.0) -> float:

@@ -36,6 +36,7 @@ def test_by_hand():
     """0.8 overall, groups 0.9, 0.8, 0.6: 0.8 / (1 + 0.1 + 0 + 0.2) = 8 / 13."""
     assert equity_scaled(0.8, [0.9, 0.8, 0.6]) == pytest.approx(8 / 13, abs=1e-12)
     assert equity_scaled(0.8, [0.9, 0.8, 0.6], alpha=2) == pytest.approx(0.5, abs=1e-12)
+    assert equity_scaled(0.8, [0.9, 0.8, 0.6], weights=[2, 1, 0]) == pytest.approx(0.8 / 1.2, abs=1e-12)
     found = spread(0.8, [0.9, 0.8, 0.6])
     assert found["max_min"] == pytest.approx(0.3) and found["max_min_scaled"] == pytest.approx(0.375)
     mean = 2.3 / 3
@@ -143,6 +144,12 @@ def test_distances_at_unequal_numbers_are_refused(images):
 def test_values_that_are_none_are_refused(overall, values, alpha):
     with pytest.raises(DataError, match="expected finite values"):
         equity_scaled(overall, values, alpha)
+
+
+@pytest.mark.parametrize("weights", [[1, 1], [2, 2, 2], [3, 1, -1], [np.nan, 1, 2]])
+def test_weights_that_are_none_are_refused(weights):
+    with pytest.raises(DataError, match="mean one"):
+        equity_scaled(0.8, [0.9, 0.8, 0.6], weights=weights)
 
 
 def test_bad_input_is_named():
