@@ -33,8 +33,9 @@ def run_heart_study(study: HeartStudy, arms=ARMS, seeds=tuple(range(1, 9)), out:
                     n_min: int = 10) -> Path:
     """Generate, measure, train every arm at every seed, and write the tables; returns their folder.
 
-    With `classifier_people` the folder is `results/heart-shared`, and holds the downstream tables alone. Run again it finds its stages; answers of arms and seeds that are already in the folder are kept, made anew they take the
-    place of the old. Raises `SettingsError` on an unknown arm, `DataError` when the folder holds another study.
+    With `classifier_people` the folder is `results/heart-shared`, and holds the downstream tables alone. Run again it finds
+    its stages; answers of arms and seeds that are already in the folder are kept, made anew they take the place of the old.
+    Raises `SettingsError` on an unknown arm, `DataError` when the folder holds another study.
     """
     out = Path(out or repository() / "results" / ("heart-shared" if study.classifier_people else "heart"))
     for arm in arms:
