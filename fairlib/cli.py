@@ -44,13 +44,16 @@ def html(options) -> None:
 
 
 def report(options) -> int:
-    """Print the figures, intervals and bounds of the brain study, and of the heart study where its results are there."""
+    """Print the figures, intervals and bounds of every study whose results are there."""
     from .runs.brain import report as brain_report
     from .runs.heart.report import heart_report, heart_results_folder
+    from .runs.statistics import statistics_folder, statistics_report
 
     tables = [brain_report()]
     if (heart_results_folder() / "study.json").is_file():
         tables.append(heart_report())
+    if (statistics_folder() / "study.json").is_file():
+        tables.append(statistics_report())
     print("\n\n".join(table.to_string(index=False, float_format="{:.3f}".format, na_rep="-") for table in tables))
     return 0 if all(table["holds"].all() for table in tables) else 1
 
