@@ -42,16 +42,16 @@ class HeartStudy:
     classifier_people: int = 0
     segmenter_steps: int = 800
     judge_steps: int = 800
-    classifier_steps: int = 600
+    classifier_steps: int = 400
     judge_people: int = 3000
-    hold_people: int = 1000
+    hold_people: int = 800
     validation_people: int = 2000
     choice_people: int = 2000
     test_people: int = 4000
-    images: int = 1000
-    synthetic: int = 3000
-    flips: int = 200
-    sampling_steps: int = 10
+    images: int = 800
+    synthetic: int = 2000
+    flips: int = 100
+    sampling_steps: int = 8
     guidance_scale: float = 4.0
     batch_size: int = 50
 
