@@ -16,21 +16,29 @@ SOFT = np.array([1.3, 1.8])  # px: half width of the disc's edge and of the cup'
 LEAST_STEP = 0.08  # of the picture's range: from background to rim
 LEAST_CUP = 0.03  # from rim to cup
 DARKER, BRIGHTER = 1.3, 2.5  # of the typical error: what is further from the model hardly counts; vessels are darker
+HAZE = 2.0  # step from rim to cup over that from background to rim
 ROUNDS, HARMONICS = 14, 5
 
 
 def best_fit(rays: np.ndarray, known: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, float] | None:
     """Radii of disc and cup [RAYS], brightness (background, rim, cup) and misfit of the model; None where no pair of steps is.
 
-    The fit starts from the best circles with a small cup and from the best with a large one, and the better end is taken.
+    The fit starts from the best circles with a small cup and from the best with a large one, and the better end is taken. An
+    end whose outer step is far lower than its inner one took the disc for a cup, and the haze around it for a rim: it is
+    taken only if there is no other.
     """
     profile = _median(rays, known)
     fits = [_refine(rays, known, _levels(profile, start), start) for start in _circles(profile)]
     if not fits:
         return None
-    values, misfit = min(fits, key=lambda found: found[1])
+    values, misfit = min(fits, key=lambda found: (_hazy(found[0]), found[1]))
     disc, cup = (values[i : i + HARMONICS] @ _waves() for i in (0, HARMONICS))
     return disc, cup, values[2 * HARMONICS :][[0, 4, 7]], misfit
+
+
+def _hazy(values: np.ndarray) -> bool:
+    ground, rim, cup = values[2 * HARMONICS :][[0, 4, 7]]
+    return bool(cup - rim > HAZE * (rim - ground))
 
 
 def _refine(rays: np.ndarray, known: np.ndarray, levels: np.ndarray, start: tuple[float, float]) -> tuple[np.ndarray, float]:
