@@ -1,4 +1,5 @@
-"""The command line: `python -m fairlib doctor | run | resume | html | report | study | ablation | heart | statistics | base`."""
+"""The command line: `python -m fairlib doctor | run | resume | html | report | study | ablation | heart | fundus | statistics |
+base`."""
 
 from __future__ import annotations
 
@@ -46,6 +47,8 @@ def html(options) -> None:
 def report(options) -> int:
     """Print the figures, intervals and bounds of every study whose results are there."""
     from .runs.brain import report as brain_report
+    from .runs.fundus.report import fundus_report
+    from .runs.fundus.study import fundus_results_folder
     from .runs.heart.report import heart_report, heart_results_folder
     from .runs.statistics import statistics_folder, statistics_report
 
@@ -54,6 +57,8 @@ def report(options) -> int:
         tables.append(heart_report())
     if (statistics_folder() / "study.json").is_file():
         tables.append(statistics_report())
+    if (fundus_results_folder() / "study.json").is_file():
+        tables.append(fundus_report())
     print("\n\n".join(table.to_string(index=False, float_format="{:.3f}".format, na_rep="-") for table in tables))
     return 0 if all(table["holds"].all() for table in tables) else 1
 
@@ -80,6 +85,16 @@ def heart(options) -> None:
     study = HeartStudy(cohort=options.cohort, data_dir=options.data_dir, weights=options.weights, images=options.images,
                        synthetic=options.synthetic, classifier_people=options.people)
     print(run_heart_study(study, options.arms, options.seeds, options.out and Path(options.out)))
+
+
+def fundus(options) -> None:
+    """Run the fundus study over arms and seeds and write results/fundus (hours on two slow cores; it resumes)."""
+    from .runs.fundus import FundusStudy, run_fundus_study
+
+    study = FundusStudy(cohort=options.cohort, data_dir=options.data_dir, weights=options.weights, images=options.images,
+                        reference_people=max(options.images, FundusStudy.reference_people), steps=options.steps,
+                        learning_rate=options.learning_rate)
+    print(run_fundus_study(study, options.arms, options.seeds, options.out and Path(options.out)))
 
 
 def statistics(options) -> None:
@@ -130,6 +145,7 @@ def _parser() -> argparse.ArgumentParser:
     parts.add_argument("--out", default="", help="where the table goes (default: results/ablation)")
     parts.add_argument("--images", type=int, default=500, help="images of each variant and seed (default: 500)")
     _add_heart(commands)
+    _add_fundus(commands)
     chapter = _command(commands, "statistics", statistics)
     chapter.add_argument("--out", default="", help="where the tables go (default: results/statistics)")
     return parser
@@ -148,6 +164,20 @@ def _add_heart(commands) -> None:
     command.add_argument("--people", type=int, default=0,
                          help="real people that classifiers train on (default: all whom the generator saw)")
     command.add_argument("--out", default="", help="where the tables go (default: results/heart; with --people, heart-shared)")
+
+
+def _add_fundus(commands) -> None:
+    command = _command(commands, "fundus", fundus)
+    arms = ["plain", "released", "repaired", "random", "random-repaired", "inverse", "dro"]
+    command.add_argument("--arms", nargs="*", default=arms, metavar="ARM")
+    command.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3, 4, 5], metavar="SEED")
+    command.add_argument("--cohort", default="phantom", choices=["phantom", "fairgenmed"])
+    command.add_argument("--data-dir", default="", help="the folder that holds data_summary.csv, for fairgenmed")
+    command.add_argument("--weights", default="weights/fundus", help="the generator's folder (default: weights/fundus)")
+    command.add_argument("--images", type=int, default=600, help="pictures of each arm and seed (default: 600)")
+    command.add_argument("--steps", type=int, default=240, help="optimiser steps of each fine-tuning (default: 240)")
+    command.add_argument("--learning-rate", type=float, default=5e-5, help="of every arm (default: 5e-5)")
+    command.add_argument("--out", default="", help="where the tables go (default: results/fundus)")
 
 
 def _command(commands, name: str, function) -> argparse.ArgumentParser:

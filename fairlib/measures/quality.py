@@ -111,6 +111,14 @@ def mmd_difference(
     return interval(difference(ones, ones), np.array(draws))
 
 
+def mmd_draws(x, y, x_times, y_times, kernel: Callable = polynomial_kernel, n_min: int = N_MIN) -> np.ndarray:
+    """`mmd` [R] of draws in which row i of x [N, D] was drawn x_times[r, i] times, and of y alike. Copies of one image never form
+    a pair. With draws that several arms share, differences between arms are paired."""
+    check_sets(x, y, n_min=n_min)
+    terms = _Terms(x, y, kernel, None, None)
+    return np.array([terms.value(a, b) for a, b in zip(np.asarray(x_times, float), np.asarray(y_times, float), strict=True)])
+
+
 class _Terms:
     """The three kernel matrices of an MMD, so that a bootstrap draw is only a reweighting of their rows."""
 

@@ -1,0 +1,174 @@
+"""The whole fundus study, written down: `python -m fairlib fundus` makes `results/fundus`.
+
+    people.csv.gz       asked and reference people, one row each, with the ratio that the words of the prompt stand for
+    readings.csv.gz     one row a picture: arm, seed, image, what was asked, what the ruler and the reader found, and what a
+                        classifier trained on real people says
+    answers.csv.gz      one row a reference person: what a classifier trained on an arm's pictures says
+    distances.csv.gz    MMD of each race, as observed (draw 0) and in every bootstrap draw
+    history.csv.gz      the diary of every fine-tuning;  probe.csv.gz  losses of the finished denoisers on the held-out probe
+    values.csv, differences.csv, excluded.csv
+    study.json          settings, commit, packages, device, arms and seeds
+
+The last three tables follow from the others alone (`figures_from`), so a copy of the folder is all that a reader needs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from ...cohorts.fundus import PROMPTED
+from ...errors import DataError, SettingsError
+from ...files import read_json, write_json
+from ...settings import unknown_key
+from ..heart.study import read_table, write_table
+from ..manifest import commit, device, versions
+from ..places import repository
+from . import finetuning
+from .asked import asked_ratios
+from .cohorts import fundi
+from .comparison import differences_table, values_table
+from .distances import race_distances, times
+from .judges import readings
+from .semantics import answers
+from .settings import ARMS, BASE, REAL, FundusStudy, identity
+from .statistics import Figures, People, excluded, figures_of
+
+RAW = ("readings", "answers", "distances", "probe", "history")
+NO_LAW = "cup-to-disc error: only a phantom's law says which ratio the words of a prompt stand for"
+
+
+def run_fundus_study(study: FundusStudy, arms: Iterable[str] = ARMS, seeds: Iterable[int] = (1, 2, 3, 4, 5),
+                     out: str | Path | None = None) -> Path:
+    """Fine-tune, draw, measure and compare every arm at every seed; returns the folder of the tables.
+
+    Rows "base" (no fine-tuning) and "real" are made for every seed. Tables are written after every arm and seed; those of arms
+    and seeds that are already in the folder are kept, made anew they take the place of the old. Raises `SettingsError` on an
+    unknown arm, `DataError` when the folder holds another study.
+    """
+    arms, out = tuple(arms), Path(out or fundus_results_folder())
+    for arm in arms:
+        if arm not in ARMS:
+            raise SettingsError(unknown_key(arm, list(ARMS), "the arms"))
+    same_study(out / "study.json", _identity(study))
+    write_table(out / "people.csv.gz", people_table(study))
+    known: dict[tuple[str, int], Figures] = {}
+    for seed in seeds:
+        for arm in (REAL, BASE, *arms):
+            tables = raw_tables(study, arm, seed)
+            for name, table in tables.items():
+                path = out / f"{name}.csv.gz"
+                write_table(path, _merged(read_table(path) if path.is_file() else None, table, arm, seed))
+            known.pop((arm, seed), None)
+            _say_what(out, study)
+        write_summary(out, known)
+    return out
+
+
+def raw_tables(study: FundusStudy, arm: str, seed: int) -> dict[str, pd.DataFrame]:
+    """What one arm and seed leaves behind, by name of `RAW`: "real" has no probe, and neither "real" nor "base" a history."""
+    said, tried = answers(study, arm, seed)
+    asked = fundi(study, "asked").table[list(PROMPTED)].reset_index(drop=True)
+    found = pd.concat([asked, readings(study, arm, seed), tried], axis=1)
+    tables = {"readings": found.assign(image=range(len(found))), "answers": said.assign(person=range(len(said))),
+              "distances": (drawn := race_distances(study, arm, seed)).assign(draw=range(len(drawn)))}
+    if arm != REAL:
+        tables["probe"] = pd.DataFrame([finetuning.final_probe(study, arm, seed)])
+    if arm not in (REAL, BASE):
+        tables["history"] = finetuning.history(study, arm, seed)
+    return {name: table.assign(arm=arm, seed=seed) for name, table in tables.items()}
+
+
+def people_table(study: FundusStudy) -> pd.DataFrame:
+    """Asked and reference people: part, person, attributes, and `asked_cdr` where the cohort is the phantom."""
+    parts = []
+    for part in ("asked", "reference"):
+        table = fundi(study, part).table[list(PROMPTED)].reset_index(drop=True)
+        ratios = asked_ratios(table) if study.cohort == "phantom" else np.nan
+        parts.append(table.assign(part=part, person=range(len(table)), asked_cdr=ratios))
+    return pd.concat(parts, ignore_index=True)
+
+
+def people_from(table: pd.DataFrame, replicates: int, n_min: int) -> People:
+    """The people of `people.csv.gz` with their bootstrap draws."""
+    asked, reference = (table[table["part"] == part].reset_index(drop=True) for part in ("asked", "reference"))
+    return People(asked, reference, times(asked, replicates, 0), times(reference, replicates, 1), n_min)
+
+
+def figures_from(tables: dict[str, pd.DataFrame], replicates: int, n_min: int,
+                 known: dict[tuple[str, int], Figures] | None = None) -> dict[tuple[str, int], Figures]:
+    """The figures of every arm and seed in the raw tables; `known` ones are not computed again, and new ones are added to it."""
+    known = {} if known is None else known
+    people = people_from(tables["people"], replicates, n_min)
+    parts = {name: dict(iter(tables[name].groupby(["arm", "seed"]))) for name in ("readings", "answers", "distances")}
+    order = {arm: place for place, arm in enumerate((REAL, BASE, *ARMS))}
+    keys = sorted(parts["readings"], key=lambda key: (order.get(key[0], len(order)), key[1]))
+    for arm, seed in keys:
+        if (arm, seed) not in known:
+            rows = {name: parts[name][arm, seed].reset_index(drop=True) for name in parts}
+            real = None if arm == REAL else parts["readings"].get((REAL, seed))
+            known[arm, seed] = figures_of(people, rows["readings"], rows["answers"], rows["distances"],
+                                          None if real is None else real.reset_index(drop=True))
+    return {key: known[key] for key in keys}
+
+
+def write_summary(out: Path, known: dict[tuple[str, int], Figures] | None = None) -> None:
+    """values.csv, differences.csv and excluded.csv from the raw tables in the folder."""
+    study = read_json(out / "study.json")["study"]
+    tables = {name: read_table(out / f"{name}.csv.gz") for name in ("people", "readings", "answers", "distances")}
+    found = figures_from(tables, study["replicates"], study["n_min"], known)
+    write_table(out / "values.csv", values_table(found))
+    write_table(out / "differences.csv", differences_table(found))
+    write_table(out / "excluded.csv", excluded(people_from(tables["people"], 1, study["n_min"])))
+
+
+def fundus_results_folder() -> Path:
+    """Where the long run of the fundus study lies."""
+    return repository() / "results" / "fundus"
+
+
+def load_fundus_results(folder: str | Path | None = None) -> dict:
+    """The tables that `python -m fairlib fundus` wrote, by name, and `study` (study.json).
+
+    Raises `DataError` when they are not there.
+    """
+    folder = Path(folder or fundus_results_folder())
+    names = {**{name: f"{name}.csv.gz" for name in ("people", *RAW)},
+             **{name: f"{name}.csv" for name in ("values", "differences", "excluded")}, "study": "study.json"}
+    missing = [file for file in names.values() if not (folder / file).is_file()]
+    if missing:
+        raise DataError(f"{folder}: no results here ({missing[0]} is missing); make them with `python -m fairlib fundus`")
+    return {name: read_json(folder / file) if name == "study" else read_table(folder / file) for name, file in names.items()}
+
+
+def same_study(path: Path, wanted: dict) -> None:
+    """Raise `DataError` when study.json at `path` is there and tells of another study."""
+    found = read_json(path) if path.is_file() else wanted
+    odd = [key for key in wanted if found.get(key) != wanted[key]]
+    if odd:
+        raise DataError(f"{path}: these results come from another study (they differ in {odd[0]!r}); choose another --out, "
+                        "or delete the folder")
+
+
+def _identity(study: FundusStudy) -> dict:
+    return {"study": identity(study), "weights": finetuning.generator_digest(study)}
+
+
+def _say_what(out: Path, study: FundusStudy) -> None:
+    done = read_table(out / "readings.csv.gz")[["arm", "seed"]].drop_duplicates()
+    runs = {arm: sorted(map(int, rows["seed"])) for arm, rows in done.groupby("arm")}
+    people = "synthetic" if study.cohort == "phantom" else "patients of FairGenMed"
+    write_json(out / "study.json", {**_identity(study), "runs": runs, "commit": commit(), "device": device(),
+                                    "packages": versions(), "people": people,
+                                    "left_out": [] if study.cohort == "phantom" else [NO_LAW]})
+
+
+def _merged(old: pd.DataFrame | None, new: pd.DataFrame, arm: str, seed: int) -> pd.DataFrame:
+    if old is not None:
+        new = pd.concat([old[(old["arm"] != arm) | (old["seed"] != seed)], new], ignore_index=True)
+    order = {name: place for place, name in enumerate((REAL, BASE, *ARMS))}
+    return new.assign(_place=new["arm"].map(order)).sort_values(["seed", "_place"], kind="stable",
+                                                               ignore_index=True).drop(columns="_place")
