@@ -6,7 +6,7 @@
     noise    the denoiser, on latents and prompt embeddings
     control  the ControlNet on the masks, the denoiser locked, rows drawn by capped inverse frequency
 
-About an hour and a quarter on one slow core. Killed at any moment, it goes on where it was.
+About an hour and a half on one slow core. Killed at any moment, it goes on where it was.
 """
 
 from __future__ import annotations
@@ -54,7 +54,10 @@ class HeartBaseSettings:
         PixelPhase(64, True, FitSettings(1000, 8, 1e-3, seed=2, ema_decay=0.995)),
     )
     noise: FitSettings = field(default_factory=lambda: FitSettings(2500, 32, 1.5e-3, warmup=200, ema_decay=0.998, seed=3))
-    control: FitSettings = field(default_factory=lambda: FitSettings(1750, 32, 1e-3, warmup=100, ema_decay=0.998, seed=4))
+    control: tuple[FitSettings, ...] = (
+        FitSettings(1750, 32, 1e-3, warmup=100, ema_decay=0.998, seed=4),
+        FitSettings(1750, 32, 6e-4, warmup=50, ema_decay=0.998, seed=5),
+    )
     balance: float = 1.0
     initial_seed: int = 0
 
@@ -64,7 +67,7 @@ TINY = HeartBaseSettings(  # a rehearsal of every phase in seconds, for the test
     words=FitSettings(steps=2, batch_size=8, learning_rate=1e-3),
     pixels=(PixelPhase(32, False, FitSettings(2, 2, 1e-3)), PixelPhase(64, True, FitSettings(1, 2, 1e-3))),
     noise=FitSettings(steps=2, batch_size=4, learning_rate=1e-3, ema_decay=0.9),
-    control=FitSettings(steps=2, batch_size=4, learning_rate=1e-3, ema_decay=0.9),
+    control=(FitSettings(steps=2, batch_size=4, learning_rate=1e-3, ema_decay=0.9),),
 )
 
 
@@ -130,18 +133,21 @@ def build_autoencoder() -> nn.Module:
 
 def control_phase(work: Path, denoiser: nn.Module, encoder: nn.Module, tokenizer, latents: Tensor, masks: Tensor,
                   prompts: list[str], settings: HeartBaseSettings, say) -> nn.Module:
-    """The ControlNet, trained on real pairs of prompt and mask; the denoiser is locked."""
+    """The ControlNet, trained on real pairs of prompt and mask while the denoiser is locked; each phase goes on from the
+
+    averaged weights of the one before."""
     distinct = list(dict.fromkeys(prompts))
     rows = {text: row for row, text in enumerate(distinct)}
     embeds = embed(encoder, tokenizer, ["", *distinct])
     torch.manual_seed(settings.initial_seed)
     controlnet = co.build_controlnet(denoiser).to(accelerator(), memory_format=torch.channels_last).train()
-    trainer = Trainer(controlnet, settings.control)
-    steps = fit_controlnet(denoiser, controlnet, latents, control_image(masks), embeds[1:],
-                           torch.tensor([rows[text] for text in prompts]), embeds[:1], settings.control,
-                           weights=balancing_weights(prompts, settings.balance), trainer=trainer)
-    drive(work / "controlnet-state.safetensors", trainer, steps, "control", say)
-    trainer.use_average()
+    images, asked = control_image(masks), torch.tensor([rows[text] for text in prompts])
+    for number, fit in enumerate(settings.control):
+        trainer = Trainer(controlnet, fit)
+        steps = fit_controlnet(denoiser, controlnet, latents, images, embeds[1:], asked, embeds[:1], fit,
+                               weights=balancing_weights(prompts, settings.balance), trainer=trainer)
+        drive(work / f"controlnet-state-{number}.safetensors", trainer, steps, f"control {number}", say)
+        trainer.use_average()
     return controlnet.requires_grad_(False).eval()
 
 

@@ -27,7 +27,7 @@ def test_the_recipe_makes_a_pipeline_that_draws_under_a_mask(made):
     drawn = generator.sample(prompts[:2], hb.control_image(masks[:2]), generator.noise(0, [0, 1]), steps=2)
     assert drawn.shape == (2, 3, 64, 64) and drawn.isfinite().all()
     assert generator.latent_shape == (4, 16, 16) and generator.mean_latent.shape == (4, 16, 16)
-    assert any("control: step 2 of 2" in line for line in lines)
+    assert any("control 0: step 2 of 2" in line for line in lines)
 
 
 def test_the_weights_stay_within_twenty_five_megabytes(made):
