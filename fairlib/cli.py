@@ -130,7 +130,8 @@ def _parser() -> argparse.ArgumentParser:
     _add_profile(book)
     examine = _command(commands, "doctor", doctor)
     examine.add_argument("--data-dir", default="", help="the folder of a real cohort, to check its layout")
-    examine.add_argument("--cohort", default="brats", choices=["brats", "roco"])
+    examine.add_argument("--cohort", default="brats",
+                         choices=["brats", "roco", "mnms", "acdc", "fairgenmed", "ham10000", "chexpert"])
     _command(commands, "report", report)
     model = _command(commands, "base", base)
     model.add_argument("model", nargs="?", default="brain", choices=["brain", "heart", "fundus"], help="which (default: brain)")
@@ -159,8 +160,8 @@ def _add_heart(commands) -> None:
     command.add_argument("--cohort", default="phantom", choices=["phantom", "mnms"])
     command.add_argument("--data-dir", default="", help="the folder that holds OpenDataset, for mnms")
     command.add_argument("--weights", default="weights/heart", help="the generator's folder (default: weights/heart)")
-    command.add_argument("--images", type=int, default=1000, help="images of each way that are measured (default: 1000)")
-    command.add_argument("--synthetic", type=int, default=3000, help="images that classifiers train on (default: 3000)")
+    command.add_argument("--images", type=int, default=800, help="images of each way that are measured (default: 800)")
+    command.add_argument("--synthetic", type=int, default=2000, help="images that classifiers train on (default: 2000)")
     command.add_argument("--people", type=int, default=0,
                          help="real people that classifiers train on (default: all whom the generator saw)")
     command.add_argument("--out", default="", help="where the tables go (default: results/heart; with --people, heart-shared)")

@@ -24,6 +24,30 @@ LAYOUTS = {
         "captions.txt": "*/radiology/captions.txt",
         "images": "*/radiology/images/*",
     },
+    "mnms": {
+        "the table (*Dataset_information*.csv)": "**/*Dataset_information*.csv",
+        "hearts (*_sa.nii.gz)": "**/*_sa.nii*",
+        "segmentations (*_sa_gt.nii.gz)": "**/*_sa_gt.nii*",
+    },
+    "acdc": {
+        "patients (Info.cfg)": "**/patient*/Info.cfg",
+        "segmentations (*_gt.nii.gz)": "**/patient*/*_gt.nii*",
+    },
+    "fairgenmed": {
+        "data_summary.csv": "data_summary.csv",
+        "training subjects (Training/*.npz)": "Training/*.npz",
+        "validation subjects (Validation/*.npz)": "Validation/*.npz",
+        "test subjects (Test/*.npz)": "Test/*.npz",
+    },
+    "ham10000": {
+        "HAM10000_metadata": "HAM10000_metadata*",
+        "pictures (*_images_part_*/*.jpg)": "*_[iI]mages_[pP]art_*/*.jpg",
+    },
+    "chexpert": {
+        "train.csv": "**/train.csv",
+        "radiographs (view*_*.jpg)": "**/patient*/study*/view*.jpg",
+        "the demographic sheet (*DEMO*)": "**/*DEMO*",
+    },
 }
 
 

@@ -70,10 +70,14 @@ def test_base_trains(monkeypatch, arguments, trained):
 
 
 @pytest.mark.parametrize("holds, status", [([True, True], 0), ([True, False], 1)])
-def test_report_prints_the_table_and_tells_whether_it_holds(monkeypatch, capsys, holds, status):
+def test_report_prints_the_table_and_tells_whether_it_holds(monkeypatch, capsys, tmp_path, holds, status):
     import types
 
     import pandas as pd
+
+    for module, folder in (("heart.report", "heart_results_folder"), ("fundus.study", "fundus_results_folder"),
+                           ("statistics", "statistics_folder")):
+        monkeypatch.setattr(f"fairlib.runs.{module}.{folder}", lambda: tmp_path)  # the other studies were not run
 
     study = types.ModuleType("fairlib.runs.brain")
     study.report = lambda: pd.DataFrame({"figure": ["a", "b"], "bound": [0.03, 0.05], "holds": holds})
