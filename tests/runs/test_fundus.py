@@ -16,11 +16,12 @@ from fairlib.errors import DataError, SettingsError, WeightsError
 from fairlib.files import read_tensors
 from fairlib.measures.equity import equity_report
 from fairlib.measures.quality import mmd
+from fairlib.methods.perturbation import share_negative
 from fairlib.models import clip as cl
 from fairlib.models import generator as gen
 from fairlib.models.autoencoder import build_autoencoder
 from fairlib.runs import fundus
-from fairlib.runs.fundus import comparison, distances, finetuning, generation, judges, semantics, statistics
+from fairlib.runs.fundus import comparison, distances, finetuning, generation, judges, semantics, statistics, views
 from fairlib.runs.fundus import study as whole
 from fairlib.runs.fundus.cohorts import real_rows
 from fairlib.runs.fundus.settings import HEADS, PART_SEEDS, TASKS, check_people, even_settings
@@ -263,6 +264,46 @@ def test_the_sentence_says_when_nothing_can_be_told():
         assert words in fundus.in_words(table, "mmd") and "5 seeds" in fundus.in_words(table, "mmd")
     with pytest.raises(DataError, match="were not compared"):
         fundus.in_words(table, "mmd", arm="dro")
+
+
+# ---- what the notebook looks at -------------------------------------------------------------------------------------
+
+def test_weights_are_told_as_their_formulas_say():
+    told = views.weights_told(views.sample_weights([1, 1, 1], "released"))
+    assert told["share_negative"] == pytest.approx(share_negative(3**0.5), abs=0.01)
+    assert told["pictures"] == pytest.approx(32 / (1 + 3), rel=0.03)  # mean one, variance three
+    repaired = views.sample_weights([1, 0.5, 0], "repaired")
+    assert repaired.min() == 0 and repaired.mean() == pytest.approx(1, abs=0.02)
+    assert views.weights_told(views.sample_weights([0, 0, 0], "released"))["pictures"] == pytest.approx(32)
+    with pytest.raises(DataError, match="released and repaired"):
+        views.sample_weights([1, 1, 1], "restored")
+
+
+def test_points_and_tables_of_the_arms(people):
+    shifts = {"real": 0.01, "plain": 0.02, "released": 0.05}
+    found = {(arm, seed): figures(people, 0.5 + shift, True) for arm, shift in shifts.items() for seed in (1, 2)}
+    values, differences = fundus.values_table(found), fundus.differences_table(found)
+    table = views.arm_table(values).set_index("arm")
+    assert list(table.index) == ["real", "plain", "released"]
+    assert table["error"].to_list() == pytest.approx([0.01, 0.02, 0.05]) and table.loc["plain", "MMD, gap"] == pytest.approx(0.3)
+    points = views.race_points(values, views.CDR)
+    assert set(points["lane"]) == {"real", "plain", "released"} and set(points["series"]) == set(RACES)
+    lanes = views.difference_points(differences, views.CDR)
+    assert list(lanes["lane"].unique()) == ["released less plain"] and list(lanes["series"]) == ["over people", "over seeds"]
+    told = views.bounds({"values": values, "differences": differences,
+                         "people": pd.concat([people.asked.assign(part="asked"), people.reference.assign(part="reference")])})
+    cups = told[told["figure"].str.contains("cup-to-disc")].set_index("arm")
+    assert cups["holds"].to_dict() == {"plain": "yes", "released": "yes"} and cups.loc["plain", "floor"] == "0.010"
+
+
+def test_groups_are_counted_and_arms_without_noise_have_no_sigma():
+    table = views.counts(everybody(96)).set_index("group")["people"]
+    assert table["Asian"] == 32 and table["F"] == 48 and len(table) == 7
+    empty = pd.DataFrame({"step": [1, 2], **{f"sigma_{name}": np.nan for name in finetuning.GROUPS}})
+    with pytest.raises(DataError, match="no arm here has a sigma"):
+        views.sigma_path({"plain": empty})
+    rows = views.gaps(pd.DataFrame({"step": [1, 2, 3], "gap": [0.1, 0.2, 0.3], "probe_gap": [np.nan, 0.15, np.nan]}))
+    assert rows.groupby("measured").size().to_dict() == {"probe": 1, "training batch": 3}
 
 
 # ---- fine-tuning ---------------------------------------------------------------------------------------------------

@@ -94,6 +94,7 @@ def in_words(differences: pd.DataFrame, measure: str, task: str = NO_TASK, arm: 
     if row is None:
         raise DataError(f"arms {arm!r} and {reference!r} were not compared; run both with one seed in common")
     found, over = interval_of(row)
+    over += ", one training each" if row["seeds"] == 1 else ""
     said = f"{found.estimate:+.3f} ({found.low:+.3f} to {found.high:+.3f}, {over})"
     if found.low > 0:
         return f"The gap over races is wider under {arm} than under {reference}: {said}."

@@ -68,6 +68,16 @@ def run_fundus_study(study: FundusStudy, arms: Iterable[str] = ARMS, seeds: Iter
     return out
 
 
+def measured(study: FundusStudy, arms: Iterable[str], seeds: Iterable[int]) -> dict[str, pd.DataFrame]:
+    """The same tables in memory, as a notebook wants them: people, `RAW`, values, differences, excluded; nothing is written."""
+    found = [raw_tables(study, arm, seed) for seed in seeds for arm in (REAL, BASE, *arms)]
+    tables = {name: pd.concat([one[name] for one in found if name in one], ignore_index=True) for name in RAW}
+    tables["people"] = people_table(study)
+    figures = figures_from(tables, study.replicates, study.n_min)
+    people = people_from(tables["people"], 1, study.n_min)
+    return tables | {"values": values_table(figures), "differences": differences_table(figures), "excluded": excluded(people)}
+
+
 def raw_tables(study: FundusStudy, arm: str, seed: int) -> dict[str, pd.DataFrame]:
     """What one arm and seed leaves behind, by name of `RAW`: "real" has no probe, and neither "real" nor "base" a history."""
     said, tried = answers(study, arm, seed)
