@@ -59,7 +59,7 @@ def test_no_two_parts_draw_the_same_people():
     parts = part_settings(heart.HeartStudy(), HeartSettings(subjects=6000, seed=101))
     assert len({settings.seed for settings in parts.values()}) == len(parts)
     assert parts["train"] == HeartSettings(subjects=6000, seed=101)
-    assert vars(parts["extra"]) == {**vars(parts["train"]), "seed": parts["extra"].seed, "subjects": 3000}
+    assert vars(parts["extra"]) == {**vars(parts["train"]), "seed": parts["extra"].seed, "subjects": heart.HeartStudy().synthetic}
     assert parts["validation"].heart_failure == 0.10 and parts["test"].female_heart_failure == 0.5
     with pytest.raises(SettingsError, match="part 'test' draws too"):
         part_settings(heart.HeartStudy(), HeartSettings(seed=parts["test"].seed))
@@ -249,6 +249,8 @@ def test_the_study_writes_what_the_report_reads(study, runs, tmp_path, monkeypat
     assert table["figure"].str.contains("worst subgroup").sum() == 2 and table["holds"].dtype == bool
     monkeypatch.setattr("fairlib.runs.heart.report.heart_results_folder", lambda: out)
     monkeypatch.setattr("fairlib.runs.brain.report", lambda: table.head(1))
+    for module, name in (("fundus.study", "fundus_results_folder"), ("statistics", "statistics_folder")):
+        monkeypatch.setattr(f"fairlib.runs.{module}.{name}", lambda: tmp_path / "nothing")
     assert cli.main(["report"]) == 1
     said = capsys.readouterr().out
     assert said.count("figure") == 2 and "worst subgroup" in said

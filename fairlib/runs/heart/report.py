@@ -52,6 +52,9 @@ def heart_report(folder: str | Path | None = None, results: dict[str, pd.DataFra
     rows = [*_control(found), *_memorisation(found["memorisation"])]
     if "margins" in found:
         rows += _downstream(found)
+    shared = load_shared_results() if folder is None and results is None else None
+    if shared is not None:
+        rows += _downstream(shared, f", {shared['study']['study']['classifier_people']} own hearts")
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
@@ -87,7 +90,7 @@ def _memorisation(table: pd.DataFrame) -> list[dict]:
     return rows
 
 
-def _downstream(found: dict[str, pd.DataFrame]) -> list[dict]:
+def _downstream(found: dict[str, pd.DataFrame], where: str = "") -> list[dict]:
     """The worst subgroup of the best synthetic arm against real-only; `floor` is what as many real images more would give.
 
     This bound holds only with its whole interval above zero.
@@ -97,7 +100,7 @@ def _downstream(found: dict[str, pd.DataFrame]) -> list[dict]:
     for arm in [best, *(arm for arm in ("reweighted", "resampled") if arm in set(found["differences"]["arm"]))]:
         row = worst_difference(found["differences"], arm)
         ideal = worst_difference(found["differences"], "extra_real")
-        made = verdict("worst subgroup, balanced accuracy less real-only", arm, "diagnosis", row, 0.0, people, True,
+        made = verdict(f"worst subgroup, balanced accuracy less real-only{where}", arm, "diagnosis", row, 0.0, people, True,
                        ideal.estimate if ideal else np.nan)
         rows.append(made | {"holds": made["certain"]})
     return rows[:1] + [row | {"figure": row["figure"] + " (for comparison)", "bound": np.nan, "holds": True} for row in rows[1:]]
