@@ -84,7 +84,8 @@ def test_dials_refuse(count, axes, start):
 
 def test_leaves_are_linked_in_the_page():
     """The link is a model of its own in the saved state, from the slider's value to the tab that is seen."""
-    ipywidgets = pytest.importorskip("ipywidgets")
+    import ipywidgets
+
     box = widgets.leaves(["<p>one</p>", "<p>two</p>"], ["1", "2"], "leaf")
     slider, tab = box.children
     links = [model for model in ipywidgets.Widget.get_manager_state()["state"].values() if model["model_name"] == "LinkModel"]
@@ -111,7 +112,8 @@ def test_strip_refuses_what_is_no_picture():
 
 
 def test_explore_draws_every_value_once_and_the_same_each_time():
-    plt = pytest.importorskip("matplotlib.pyplot")
+    import matplotlib.pyplot as plt
+
     drawn = []
 
     def draw(value):

@@ -44,6 +44,7 @@ def test_every_formula_is_set(built, browser, name):
     assert browser.run('document.querySelectorAll("[data-mml-node=merror]").length') == 0
 
 
+# With BOOK_HTML these tests look at a real book, whose chapter 1 has no slider made for this test.
 @pytest.mark.skipif("BOOK_HTML" in os.environ, reason="the slider is in the stand-in for chapter 1")
 def test_a_slider_turns_the_leaves_without_a_kernel_on_a_page_with_formulas(built, browser):
     visit = browser.visit(built[0] / "notebooks/01_cohort.html")

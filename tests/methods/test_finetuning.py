@@ -296,6 +296,7 @@ def test_settings_out_of_range_are_refused(wrong):
         FinetuneSettings(**wrong)
 
 
+# No machine of CI has a CUDA device, and nothing can stand in for one; on the processor the same call is tested above.
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
 def test_it_runs_where_the_denoiser_is(task):

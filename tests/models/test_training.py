@@ -60,6 +60,7 @@ def test_the_state_of_another_network_is_refused():
         trainer.from_tensors({"step": torch.tensor(1), "weight/other": torch.zeros(1)})
 
 
+# No machine of CI has a CUDA device, and nothing can stand in for one; saving and going on is tested above on the processor.
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
 def test_a_fit_saved_on_one_device_goes_on_on_another(tmp_path):
     settings = FitSettings(steps=6, batch_size=4, learning_rate=1e-2, ema_decay=0.9)

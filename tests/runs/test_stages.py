@@ -151,6 +151,7 @@ def kill_at(root, step):
     assert process.returncode == -signal.SIGKILL
 
 
+# Windows has no signal that ends a process without a last word, so there is nothing to test there.
 @pytest.mark.skipif(os.name != "posix", reason="SIGKILL")
 def test_killed_twice_and_resumed_ends_with_the_same_bits(tmp_path):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
