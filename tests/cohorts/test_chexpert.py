@@ -249,7 +249,8 @@ def test_xlsx_is_read_through_openpyxl(tmp_path, monkeypatch):
 
 
 def test_a_real_xlsx_is_read(tmp_path):
-    openpyxl = pytest.importorskip("openpyxl")
+    import openpyxl
+
     book = openpyxl.Workbook()
     book.active.append(["PATIENT", "GENDER", "AGE_AT_CXR", "PRIMARY_RACE", "ETHNICITY"])
     book.active.append(["patient00001", "Female", 54, "White", "Unknown"])
