@@ -99,6 +99,11 @@ def to_bytes(image: Tensor) -> Tensor:
     return ((image + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
 
+def to_images(values: Tensor) -> Tensor:
+    """0 ... 255 to float32 [-1, 1]."""
+    return values.float() / 127.5 - 1
+
+
 def clip_phase(work: Path, folder: Path, images: Tensor, captions: list[str], settings: BaseSettings, say) -> cl.Clip:
     if not (folder / "clip.safetensors").is_file():
         merges = cl.learn_merges(captions)
@@ -177,5 +182,6 @@ def drive(path: Path, trainer: Trainer, steps, label: str, say, every: int = 250
         if state.step % every == 0 or state.step == trainer.settings.steps:
             write_tensors(path, trainer.to_tensors())
             left = (time.time() - start) / (state.step - first) * (trainer.settings.steps - state.step) / 60
-            say(f"{label}: step {state.step} of {trainer.settings.steps}, mean loss {sum(losses) / len(losses):.4f}, {left:.0f} min left")
+            say(f"{label}: step {state.step} of {trainer.settings.steps}, mean loss {sum(losses) / len(losses):.4f}, "
+                f"{left:.0f} min left")
             losses = []

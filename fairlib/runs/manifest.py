@@ -10,7 +10,7 @@ from typing import Any
 
 from ..errors import WeightsError
 from ..files import read_json, sha256, write_json
-from ..settings import digest
+from ..settings import digest, from_dict
 from .places import PACKAGE, repository
 
 FORMAT = 1
@@ -51,6 +51,23 @@ def read_manifest(folder: str | Path, verify: bool = True) -> dict[str, Any]:
     for name, expected in manifest["files"].items():
         _check(Path(folder) / name, expected, verify)
     return manifest
+
+
+def training_people(weights: str | Path, kind: type, key: str, model: str, otherwise: str):
+    """The settings (of class `kind`) of the synthetic people that a generator was trained on, by name `key` of its manifest.
+
+    model, otherwise: for the error, what to train and what to do where a manifest does not tell. Raises `WeightsError` when
+    there is no manifest, or none of a model made from synthetic people.
+    """
+    path = Path(weights) / NAME
+    if not path.is_file():
+        raise WeightsError(f"{weights}: no {model} generator here ({NAME} is missing); make it with "
+                           f"`python -m fairlib base {model}`")
+    found = _parsed(path)["parameters"].get(key)
+    if not isinstance(found, dict):
+        raise WeightsError(f"{path}: does not say which synthetic people the generator was trained on; {otherwise}, or make the "
+                           "weights anew")
+    return from_dict(kind, found)
 
 
 def content_digest(folder: str | Path) -> str:

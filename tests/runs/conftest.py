@@ -35,6 +35,15 @@ def notebook(stem, cells):
     return made
 
 
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Stages of the tests of one file lie in a folder of their own."""
+    patch = pytest.MonkeyPatch()
+    patch.setenv("FAIRLIB_RUNS", str(tmp_path_factory.mktemp("runs")))
+    yield
+    patch.undo()
+
+
 @pytest.fixture
 def house(tmp_path, monkeypatch):
     """The root of the miniature repository; everything in fairlib.runs takes it for the real one."""

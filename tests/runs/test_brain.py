@@ -38,14 +38,6 @@ def study(tmp_path_factory):
                        images=16, sampling_steps=2, batch_size=8)
 
 
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory):
-    patch = pytest.MonkeyPatch()
-    patch.setenv("FAIRLIB_RUNS", str(tmp_path_factory.mktemp("runs")))
-    yield
-    patch.undo()
-
-
 def test_subjects_are_never_shared_between_splits(study, runs):
     parts = [set(part.subjects()) for part in brain.splits(study).values()]
     assert not parts[0] & parts[1] and not parts[0] & parts[2] and not parts[1] & parts[2]
@@ -88,7 +80,8 @@ def test_what_each_part_contributes(study, runs, tmp_path, monkeypatch):
     table = brain.load_ablation(out)
     assert list(table.arm) == ["robust", "ensemble"] and (table.seconds > 0).all()  # in the order of ABLATIONS
     judges, key = ablation.with_guide(study, brain.fit_judges(study), ["key"], "ensemble")
-    members = [ablation.load_classifier(ablation.fit_judge(study, "ensemble", s)) for s in ablation.guide_settings(study, "ensemble")]
+    members = [ablation.load_classifier(ablation.fit_judge(study, "ensemble", settings))
+               for settings in ablation.guide_settings(study, "ensemble")]
     images = torch.rand(4, 1, 128, 128) * 2 - 1
     mean = sum(predict(member, images) for member in members) / len(members)
     torch.testing.assert_close(predict(judges.guides["ensemble"], images), mean)
@@ -134,7 +127,7 @@ def test_mistakes_are_named(study, runs, tmp_path):
 
 def test_results_grow_and_are_never_mixed(tmp_path):
     from fairlib.files import write_json
-    from fairlib.runs.brain.study import merged, same_study, write_table
+    from fairlib.runs.results import merged, same_study, write_table
 
     old = pd.DataFrame({"arm": ["base", "robust", "base"], "seed": [1, 1, 2], "auditor": [0.1, 0.2, 0.3]})
     write_table(tmp_path / "table.csv.gz", old)

@@ -51,14 +51,6 @@ def study(tmp_path_factory):
                               semantic_steps=3, replicates=20, n_min=1)
 
 
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory):
-    patch = pytest.MonkeyPatch()
-    patch.setenv("FAIRLIB_RUNS", str(tmp_path_factory.mktemp("runs")))
-    yield
-    patch.undo()
-
-
 # ---- who is in which part ------------------------------------------------------------------------------------------
 
 def test_even_parts_hold_every_combination_equally_often():

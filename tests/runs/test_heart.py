@@ -18,9 +18,9 @@ from fairlib.models import generator as gen
 from fairlib.models.autoencoder import build_autoencoder
 from fairlib.runs import heart
 from fairlib.runs.heart import control, downstream, generation, realism, report
-from fairlib.runs.heart import study as whole
 from fairlib.runs.heart.settings import part_settings
 from fairlib.runs.manifest import write_manifest
+from fairlib.runs.results import merged, write_table
 from fairlib.settings import to_dict
 
 CONFIG = {"embed_dim": 16, "vision_cfg": {"image_size": 32, "patch_size": 8, "width": 32, "head_width": 16, "layers": 1},
@@ -43,14 +43,6 @@ def study(tmp_path_factory):
     return heart.HeartStudy(weights=str(place / "weights"), segmenter_steps=2, judge_steps=2, classifier_steps=2, judge_people=60,
                             hold_people=20, validation_people=60, choice_people=16, test_people=40, images=16, synthetic=12,
                             flips=6, sampling_steps=2, guidance_scale=1.0, batch_size=8)
-
-
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory):
-    patch = pytest.MonkeyPatch()
-    patch.setenv("FAIRLIB_RUNS", str(tmp_path_factory.mktemp("runs")))
-    yield
-    patch.undo()
 
 
 # ---- who is in which part ------------------------------------------------------------------------------------------
@@ -271,10 +263,11 @@ def test_results_that_are_not_there_are_named(tmp_path):
         heart.load_heart_results(tmp_path)
 
 
-def test_results_grow_arm_by_arm():
+def test_results_grow_arm_by_arm(tmp_path):
     old = pd.DataFrame({"arm": ["real", "mixed"], "seed": [1, 1], "margin": [0.1, 0.2]})
     new = pd.DataFrame({"arm": ["mixed", "real"], "seed": [1, 2], "margin": [0.9, 0.8]})
-    found = whole._merged(old, new).set_index(["arm", "seed"])["margin"].to_dict()
+    write_table(tmp_path / "margins.csv.gz", old)
+    found = merged(tmp_path / "margins.csv.gz", new).set_index(["arm", "seed"])["margin"].to_dict()
     assert found == {("real", 1): 0.1, ("mixed", 1): 0.9, ("real", 2): 0.8}
 
 

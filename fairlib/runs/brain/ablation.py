@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 from torch import nn
 
+from ...cohorts.captions import EVALUATION_PROMPTS
 from ...measures.readings import share_table, within_sex_table
 from ...models.classifier import ClassifierSettings, Ensemble, load_classifier
 from ...models.clip import load_clip
@@ -20,11 +21,12 @@ from ...models.generator import Generator
 from ...settings import to_dict
 from ..manifest import content_digest
 from ..places import accelerator, repository
+from ..results import merged, read_table, same_study, write_record, write_table
 from .cohorts import splits
 from .judges import Judges, classifier_settings, fit_judge, fit_judges, judges_digest
 from .readings import arm_readings, to_images
 from .settings import ABLATIONS, Study, arm_settings
-from .study import attributes, consistency, features_of, merged, quality, same_study, slice_readings, write_record, write_table
+from .study import attributes, consistency, features_of, quality, slice_readings
 from .tuning import base_digest, history, tune_arm, tuned_generator
 
 ENSEMBLE_SEEDS = (10, 11, 12)
@@ -91,9 +93,9 @@ def shares(readings: pd.DataFrame, slices: pd.DataFrame, guide: str) -> dict[str
 
 def _write(out: Path, study: Study, row: dict) -> None:
     same_study(out / "study.json", {"study": to_dict(study)})
-    table = merged(out / "ablation.csv", pd.DataFrame([row]).round(5))
+    table = merged(out / "ablation.csv", pd.DataFrame([row]))
     write_table(out / "ablation.csv", table)
-    write_record(out / "study.json", {"study": to_dict(study)}, table)
+    write_record(out / "study.json", {"study": to_dict(study)}, table, prompts=[p.text for p in EVALUATION_PROMPTS])
 
 
 def load_ablation(folder: str | Path | None = None) -> pd.DataFrame:
@@ -101,7 +103,7 @@ def load_ablation(folder: str | Path | None = None) -> pd.DataFrame:
     path = Path(folder or repository() / "results" / "ablation") / "ablation.csv"
     if not path.is_file():
         return pd.DataFrame(columns=["arm", "seed", "says"])
-    table = pd.read_csv(path)
+    table = read_table(path)
     table["says"] = table.arm.map({name: arm.says for name, arm in ABLATIONS.items()})
     return table.sort_values(["arm", "seed"], key=lambda column: column.map({n: i for i, n in enumerate(ABLATIONS)})
                              if column.name == "arm" else column, ignore_index=True)

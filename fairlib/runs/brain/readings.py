@@ -13,6 +13,7 @@ from ...cohorts.captions import EVALUATION_PROMPTS, Prompt
 from ...files import read_tensors, write_bytes, write_tensors
 from ...models import solvers
 from ...models.generator import Generator
+from ..base import to_images
 from ..manifest import code_digest
 from ..stages import stage
 from .judges import Judges
@@ -44,11 +45,6 @@ def generate(generator: Generator, study: Study, seed: int, count: int, prompts=
                              generator.noise(NOISE + seed, list(rows)))
         found.append(((generator.decode(latents) + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).cpu())
     return torch.cat(found)
-
-
-def to_images(values: Tensor) -> Tensor:
-    """uint8 0 ... 255 to float32 [-1, 1]."""
-    return values.float() / 127.5 - 1
 
 
 def read_images(judges: Judges, images: Tensor, prompts: list[Prompt], arm: str, seed: int) -> pd.DataFrame:

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import gzip
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +13,7 @@ import torch
 from torch import Tensor
 
 from ...cohorts.captions import EVALUATION_PROMPTS, FIDELITY_PROMPTS
-from ...errors import DataError
-from ...files import read_json, write_bytes, write_json
+from ...files import write_bytes
 from ...measures.quality import mmd_difference, mmd_interval
 from ...models.attributes import (
     CLASSES,
@@ -30,8 +28,9 @@ from ...models.clip import load_clip
 from ...models.generator import Generator
 from ...models.training import FitSettings
 from ...settings import to_dict
-from ..manifest import code_digest, commit, content_digest, device, versions
+from ..manifest import code_digest, content_digest
 from ..places import accelerator, repository
+from ..results import merged, same_study, write_record, write_table
 from ..stages import stage
 from .cohorts import PHANTOM, splits, training_cohort
 from .judges import Judges, fit_judges, judges_digest
@@ -157,42 +156,10 @@ def _write(out: Path, study: Study, tables: dict[str, list], slices: pd.DataFram
     readings = merged(out / "readings.csv.gz", pd.concat(tables["readings"]))
     write_table(out / "readings.csv.gz", readings)
     write_table(out / "slices.csv.gz", slices)
-    write_table(out / "measures.csv", merged(out / "measures.csv", pd.DataFrame(tables["measures"]).round(5)))
+    write_table(out / "measures.csv", merged(out / "measures.csv", pd.DataFrame(tables["measures"])))
     if tables["history"]:
-        write_table(out / "history.csv", merged(out / "history.csv", pd.concat(tables["history"]).round(6)))
-    write_record(out / "study.json", made, readings)
-
-
-def write_record(path: Path, made: dict, table: pd.DataFrame) -> None:
-    """What `table` (columns arm, seed) was made with and by: settings, versions, device, commit."""
-    runs = {arm: sorted(map(int, rows.seed.unique())) for arm, rows in table.groupby("arm")}
-    write_json(path, made | {"runs": runs, "commit": commit(), "device": device(), "packages": versions(),
-                             "people": "synthetic", "prompts": [p.text for p in EVALUATION_PROMPTS]})
-
-
-def same_study(path: Path, made: dict) -> None:
-    """Raise `DataError` when the record at `path` was made with other settings."""
-    found = read_json(path) if path.is_file() else made
-    odd = [key for key in made if found.get(key) != made[key]]
-    if odd:
-        raise DataError(f"{path}: these results come from another study (they differ in {odd[0]!r}); choose another --out, "
-                        "or delete the folder")
-
-
-def merged(path: Path, new: pd.DataFrame) -> pd.DataFrame:
-    """`new` (columns arm, seed) with what `path` holds of other arms and seeds."""
-    keys = ["arm", "seed"]
-    if path.is_file():
-        old = pd.read_csv(path, keep_default_na=False, na_values=[""])
-        done = set(zip(new.arm, new.seed, strict=True))
-        new = pd.concat([old[[key not in done for key in zip(old.arm, old.seed, strict=True)]], new])
-    return new.sort_values(keys, kind="stable", ignore_index=True)
-
-
-def write_table(path: Path, table: pd.DataFrame) -> None:
-    """CSV, gzipped where the name says so; the same bytes every time."""
-    data = table.to_csv(index=False).encode()
-    write_bytes(path, gzip.compress(data, mtime=0) if path.suffix == ".gz" else data)
+        write_table(out / "history.csv", merged(out / "history.csv", pd.concat(tables["history"])), decimals=6)
+    write_record(out / "study.json", made, readings, prompts=[p.text for p in EVALUATION_PROMPTS])
 
 
 __all__ = ["attributes", "consistency", "fidelity", "read_images", "run_study", "slice_readings"]

@@ -15,12 +15,12 @@ from ...cohorts.fairgenmed import read_fairgenmed
 from ...cohorts.fundus import RACES, USES, group_codes
 from ...cohorts.phantoms.fundus import FundusSettings, draw_fundus
 from ...cohorts.prompted import PromptCohort
-from ...errors import DataError, WeightsError
-from ...files import read_json, read_tensors, write_bytes, write_tensors
+from ...errors import DataError
+from ...files import read_tensors, write_bytes, write_tensors
 from ...methods.downstream import ImageTable
-from ...settings import digest, from_dict
-from ..base import to_bytes
-from ..manifest import code_digest, content_digest
+from ...settings import digest
+from ..base import to_bytes, to_images
+from ..manifest import code_digest, content_digest, training_people
 from ..stages import stage
 from .settings import PART_SEEDS, FundusStudy, check_people, even_settings, part_people
 
@@ -39,7 +39,7 @@ class Fundi(ImageTable):
 
     def pictures(self) -> Tensor:
         """float32 [N, 1, 128, 128] in [-1, 1]."""
-        return self.images.float() / 127.5 - 1
+        return to_images(self.images)
 
     def groups(self) -> np.ndarray:
         """Codes [N, 3] of race, sex and ethnicity."""
@@ -48,15 +48,8 @@ class Fundi(ImageTable):
 
 def trained_on(study: FundusStudy) -> FundusSettings:
     """Whom the generator was trained on, as its manifest says. Raises `WeightsError` when it does not say so."""
-    path = Path(study.weights) / "manifest.json"
-    if not path.is_file():
-        raise WeightsError(f"{study.weights}: no fundus generator here (manifest.json is missing); make it with "
-                           "`python -m fairlib base fundus`")
-    found = read_json(path)["parameters"].get("fundi")
-    if not isinstance(found, dict):
-        raise WeightsError(f"{path}: does not say which synthetic people the generator was trained on; fine-tuning goes on with "
-                           "them: use cohort 'fairgenmed', or make the weights anew")
-    return from_dict(FundusSettings, found)
+    return training_people(study.weights, FundusSettings, "fundi", "fundus",
+                           "fine-tuning goes on with them: use cohort 'fairgenmed'")
 
 
 def part_folder(study: FundusStudy, part: str) -> Path:

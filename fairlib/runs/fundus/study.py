@@ -22,11 +22,10 @@ import pandas as pd
 
 from ...cohorts.fundus import PROMPTED
 from ...errors import DataError, SettingsError
-from ...files import read_json, write_json
+from ...files import read_json
 from ...settings import unknown_key
-from ..heart.study import read_table, write_table
-from ..manifest import commit, device, versions
 from ..places import repository
+from ..results import merged, read_table, same_study, write_record, write_table
 from . import finetuning
 from .asked import asked_ratios
 from .cohorts import fundi
@@ -61,7 +60,7 @@ def run_fundus_study(study: FundusStudy, arms: Iterable[str] = ARMS, seeds: Iter
             tables = raw_tables(study, arm, seed)
             for name, table in tables.items():
                 path = out / f"{name}.csv.gz"
-                write_table(path, _merged(read_table(path) if path.is_file() else None, table, arm, seed))
+                write_table(path, _ordered(merged(path, table)))
             known.pop((arm, seed), None)
             _say_what(out, study)
         write_summary(out, known)
@@ -154,31 +153,18 @@ def load_fundus_results(folder: str | Path | None = None) -> dict:
     return {name: read_json(folder / file) if name == "study" else read_table(folder / file) for name, file in names.items()}
 
 
-def same_study(path: Path, wanted: dict) -> None:
-    """Raise `DataError` when study.json at `path` is there and tells of another study."""
-    found = read_json(path) if path.is_file() else wanted
-    odd = [key for key in wanted if found.get(key) != wanted[key]]
-    if odd:
-        raise DataError(f"{path}: these results come from another study (they differ in {odd[0]!r}); choose another --out, "
-                        "or delete the folder")
-
-
 def _identity(study: FundusStudy) -> dict:
     return {"study": identity(study), "weights": finetuning.generator_digest(study)}
 
 
 def _say_what(out: Path, study: FundusStudy) -> None:
-    done = read_table(out / "readings.csv.gz")[["arm", "seed"]].drop_duplicates()
-    runs = {arm: sorted(map(int, rows["seed"])) for arm, rows in done.groupby("arm")}
-    people = "synthetic" if study.cohort == "phantom" else "patients of FairGenMed"
-    write_json(out / "study.json", {**_identity(study), "runs": runs, "commit": commit(), "device": device(),
-                                    "packages": versions(), "people": people,
-                                    "left_out": [] if study.cohort == "phantom" else [NO_LAW]})
+    phantom = study.cohort == "phantom"
+    write_record(out / "study.json", _identity(study), read_table(out / "readings.csv.gz"),
+                 "synthetic" if phantom else "patients of FairGenMed", left_out=[] if phantom else [NO_LAW])
 
 
-def _merged(old: pd.DataFrame | None, new: pd.DataFrame, arm: str, seed: int) -> pd.DataFrame:
-    if old is not None:
-        new = pd.concat([old[(old["arm"] != arm) | (old["seed"] != seed)], new], ignore_index=True)
+def _ordered(table: pd.DataFrame) -> pd.DataFrame:
+    """Seed by seed, arms in the order of the study."""
     order = {name: place for place, name in enumerate((REAL, BASE, *ARMS))}
-    return new.assign(_place=new["arm"].map(order)).sort_values(["seed", "_place"], kind="stable",
-                                                               ignore_index=True).drop(columns="_place")
+    return table.assign(_place=table["arm"].map(order)).sort_values(["seed", "_place"], kind="stable",
+                                                                   ignore_index=True).drop(columns="_place")

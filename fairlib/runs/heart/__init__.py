@@ -13,6 +13,6 @@ from .study import measured, run_heart_study
 __all__ = ["ARMS", "BY", "PREVALENCES", "SYNTHETIC_ARMS", "WAYS", "HeartJudges", "HeartStudy", "Hearts", "age_class",
            "best_synthetic", "dice_of", "distances_of", "excluded", "fit_heart_judges", "frechet_floor", "geometry_of",
            "heart_generator", "heart_report", "hearts", "in_words", "load_heart_results", "load_shared_results",
-           "lowest_dice", "made", "made_flipped", "measured", "memorisation_of", "part_settings", "people_of", "ppv", "predictions_of",
-           "prompt_or_mask", "readings", "recovered", "requests", "run_heart_study", "subgroups", "subsampled", "swatches",
-           "tables_of", "to_images", "trained_on", "worst_difference"]
+           "lowest_dice", "made", "made_flipped", "measured", "memorisation_of", "part_settings", "people_of", "ppv",
+           "predictions_of", "prompt_or_mask", "readings", "recovered", "requests", "run_heart_study", "subgroups",
+           "subsampled", "swatches", "tables_of", "to_images", "trained_on", "worst_difference"]

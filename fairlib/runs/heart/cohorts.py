@@ -14,12 +14,12 @@ from ...cohorts.cardiac import stack
 from ...cohorts.cardiac_cohort import HeartCohort
 from ...cohorts.mnms import read_mnms
 from ...cohorts.phantoms.heart import HeartSettings, draw_hearts
-from ...errors import DataError, WeightsError
-from ...files import read_json, read_tensors, write_bytes, write_tensors
+from ...errors import DataError
+from ...files import read_tensors, write_bytes, write_tensors
 from ...methods.downstream import ImageTable
-from ...settings import digest, from_dict
-from ..base import to_bytes
-from ..manifest import code_digest, content_digest
+from ...settings import digest
+from ..base import to_bytes, to_images
+from ..manifest import code_digest, content_digest, training_people
 from ..places import runs_folder
 from ..stages import stage
 from .settings import HeartStudy, part_settings
@@ -50,15 +50,8 @@ class Hearts(ImageTable):
 
 def trained_on(study: HeartStudy) -> HeartSettings:
     """Whom the generator was trained on, as its manifest says. Raises `WeightsError` when it does not say so."""
-    path = Path(study.weights) / "manifest.json"
-    if not path.is_file():
-        raise WeightsError(f"{study.weights}: no heart generator here (manifest.json is missing); make it with "
-                           "`python -m fairlib base heart`")
-    found = read_json(path)["parameters"].get("hearts")
-    if not isinstance(found, dict):
-        raise WeightsError(f"{path}: does not say which synthetic people the generator was trained on; a comparison with real "
-                           "images of the same people needs them: use cohort 'mnms', or make the weights anew")
-    return from_dict(HeartSettings, found)
+    return training_people(study.weights, HeartSettings, "hearts", "heart",
+                           "a comparison with real images of the same people needs them: use cohort 'mnms'")
 
 
 def part_folder(study: HeartStudy, part: str) -> Path:
@@ -84,11 +77,6 @@ def hearts(study: HeartStudy, part: str) -> Hearts:
 def part_digest(study: HeartStudy, part: str) -> str:
     """What a stage that reads a part depends on."""
     return content_digest(part_folder(study, part))
-
-
-def to_images(values: Tensor) -> Tensor:
-    """uint8 0 ... 255 to float32 [-1, 1]."""
-    return values.float() / 127.5 - 1
 
 
 def age_class(table: pd.DataFrame) -> pd.Series:

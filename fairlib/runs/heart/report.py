@@ -12,10 +12,10 @@ from ...files import read_json
 from ...measures.bounds import COLUMNS, verdict
 from ...measures.resampling import Interval
 from ..places import repository
+from ..results import read_table
 from .control import as_interval, lowest_dice
 from .downstream import best_synthetic
 from .settings import WAYS
-from .study import read_table
 
 DICE_LEAST, DICE_LOSS, RECOVERED = 0.85, -0.05, 0.9
 TABLES = ("dice", "geometry", "recovered", "flips", "distances", "frechet", "memorisation", "values", "differences")

@@ -11,18 +11,17 @@
 
 from __future__ import annotations
 
-import gzip
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from ...errors import DataError, SettingsError
-from ...files import read_json, write_bytes, write_json
+from ...errors import SettingsError
 from ...methods.baselines import ARMS as KNOWN
 from ...settings import to_dict, unknown_key
-from ..manifest import commit, content_digest, device, versions
+from ..manifest import content_digest
 from ..places import repository
+from ..results import merged, read_table, same_study, write_record, write_table
 from . import control, downstream, realism
 from .settings import ARMS, WAYS, HeartStudy
 
@@ -41,18 +40,18 @@ def run_heart_study(study: HeartStudy, arms=ARMS, seeds=tuple(range(1, 9)), out:
     for arm in arms:
         if arm not in KNOWN:
             raise SettingsError(unknown_key(arm, list(KNOWN), "the arms"))
-    _same_study(out / "study.json", _identity(study))
+    same_study(out / "study.json", _identity(study))
     if not study.classifier_people:  # else the hearts are the same, and lie there already
         for name, table in measured(study, replicates).items():
             write_table(out / name, table)
     people = downstream.people_of(study)
     write_table(out / "people.csv.gz", people)
-    margins = read_table(out / "margins.csv.gz") if (out / "margins.csv.gz").is_file() else None
     for seed in seeds:
-        margins = _merged(margins, downstream.predictions_of(study, arms, [seed]))
+        margins = merged(out / "margins.csv.gz", downstream.predictions_of(study, arms, [seed]))
         write_table(out / "margins.csv.gz", margins)
-        _say_what(out, study, margins)
-    write_downstream(out, margins, people, replicates, n_min)
+        write_record(out / "study.json", _identity(study), margins,
+                     "synthetic" if study.cohort == "phantom" else "patients of M&Ms")
+    write_downstream(out, read_table(out / "margins.csv.gz"), people, replicates, n_min)
     return out
 
 
@@ -81,17 +80,6 @@ def write_downstream(out: Path, margins: pd.DataFrame, people: pd.DataFrame, rep
     write_table(out / "differences.csv", differences)
 
 
-def write_table(path: Path, table: pd.DataFrame) -> None:
-    """A table as CSV, numbers in five decimals, compressed where the name ends in .gz; the same table gives the same bytes."""
-    data = table.round(5).to_csv(index=False).encode()
-    write_bytes(path, gzip.compress(data, mtime=0) if path.suffix == ".gz" else data)
-
-
-def read_table(path: Path) -> pd.DataFrame:
-    """A table written by `write_table`."""
-    return pd.read_csv(path, keep_default_na=False, na_values=[""])
-
-
 def _kept(table: pd.DataFrame, source: str) -> pd.DataFrame:
     found = [name for name in table if name.startswith(("dice_", "measured_", "read_"))]
     return table[[*KEEP, *found]].round(3).assign(hearts=source)
@@ -106,25 +94,3 @@ def _identity(study: HeartStudy) -> dict:
     settings = {name: value for name, value in to_dict(study).items() if name not in ("weights", "controlnet", "data_dir")}
     folder = Path(study.weights)
     return {"study": settings, "weights": content_digest(folder) if (folder / "manifest.json").is_file() else study.weights}
-
-
-def _say_what(out: Path, study: HeartStudy, margins: pd.DataFrame) -> None:
-    runs = {arm: sorted(map(int, rows["seed"].unique())) for arm, rows in margins.groupby("arm")}
-    people = "synthetic" if study.cohort == "phantom" else "patients of M&Ms"
-    write_json(out / "study.json", {**_identity(study), "runs": runs, "commit": commit(), "device": device(),
-                                    "packages": versions(), "people": people})
-
-
-def _same_study(path: Path, identity: dict) -> None:
-    found = read_json(path) if path.is_file() else identity
-    odd = [key for key in identity if found.get(key) != identity[key]]
-    if odd:
-        raise DataError(f"{path}: these results come from another study (they differ in {odd[0]!r}); choose another --out, "
-                        "or delete the folder")
-
-
-def _merged(old: pd.DataFrame | None, new: pd.DataFrame) -> pd.DataFrame:
-    if old is not None:
-        done = set(zip(new["arm"], new["seed"], strict=True))
-        new = pd.concat([old[[key not in done for key in zip(old["arm"], old["seed"], strict=True)]], new])
-    return new.sort_values(["arm", "seed"], kind="stable", ignore_index=True)
