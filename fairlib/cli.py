@@ -33,7 +33,7 @@ def run(options) -> None:
     """Execute the notebooks of a profile that are not up to date."""
     from .runs.notebooks import run_profile
 
-    for path in run_profile(options.profile, options.only, options.force):
+    for path in run_profile(options.profile, options.only, options.force, options.jobs):
         print(path)
 
 
@@ -124,6 +124,8 @@ def _parser() -> argparse.ArgumentParser:
         command = _command(commands, name, function)
         command.add_argument("--only", nargs="+", metavar="NOTEBOOK", help="these notebooks only, as 03_classifier")
         command.add_argument("--force", action="store_true", help="run notebooks that are up to date, too")
+        command.add_argument("--jobs", type=int, metavar="N", help="parts of the book to run at the same time (default: "
+                             "two, but one on a single core or a GPU)")
         _add_profile(command)
     book = _command(commands, "html", html)
     book.add_argument("--lenient", action="store_true", help="let warnings pass")

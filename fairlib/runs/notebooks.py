@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import sys
 import time
@@ -12,46 +11,73 @@ from typing import Any
 from ..errors import FairlibError, SettingsError
 from ..files import read_json, sha256, write_json
 from ..settings import digest, unknown_key
+from .kernel import this_interpreter
 from .manifest import code_digest, commit, device, versions
-from .places import PACKAGE, repository, runs_folder
-from .profiles import Profile, chapters, load_profile, notebooks
+from .parallel import Company, Lines, Stop, cores, in_lanes, jobs_for
+from .places import repository, runs_folder
+from .profiles import Profile, chapters, lanes, load_profile, notebooks
 from .progress import Progress, duration
 
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
 
 
 class NotebookError(FairlibError):
-    """A cell of a notebook failed; the message holds its traceback."""
+    """A cell of a notebook failed; the message holds its traceback. Or the kernel died."""
 
 
-def run_profile(name: str, only: list[str] | None = None, force: bool = False) -> list[Path]:
-    """Execute the book's notebooks under profile `name` in order, but for those up to date; returns the executed copies.
+def run_profile(name: str, only: list[str] | None = None, force: bool = False, jobs: int | None = None) -> list[Path]:
+    """Execute the book's notebooks under profile `name`, but for those up to date; returns the executed copies in order.
 
     `only` picks notebooks by stem, also such as the book does not list; `force` runs them even if nothing changed. A
     notebook is up to date when its source, its parameters, fairlib's code, and the files below `weights/` and
-    `results/` are those of its last run. Raises `NotebookError` with the traceback of the cell that failed.
+    `results/` are those of its last run. `jobs` parts of the book run at the same time (None: as many as make sense, see
+    `parallel.jobs_for`), each in the order of the book; with 1, so does the whole.
+
+    Raises `NotebookError` with the traceback of the cell that failed, `SettingsError` when `jobs` is no number above zero.
     """
-    profile, sources, say = load_profile(name), notebooks(), Progress().say
-    paths = []
-    for count, stem in enumerate(chosen := _choose(only, list(sources)) if only else list(chapters()), 1):
-        head = f"[{count}/{len(chosen)}] {stem}"
-        if not force and is_current(profile, stem):
-            say(f"{head}: up to date")
-        else:
-            say(f"{head}: running (profile {name})")
-            say(f"{head}: done in {duration(run_notebook(profile, stem))}")
-        paths.append(executed_path(name, stem))
-    return paths
+    profile, known = load_profile(name), list(notebooks())
+    chosen = _choose(only, known) if only else list(chapters())
+    rows = _lanes(chosen)
+    jobs = jobs_for(jobs, len(rows))
+
+    def alone(stem: str, company: Company | None = None) -> None:
+        _bring_up_to_date(profile, stem, f"[{chosen.index(stem) + 1}/{len(chosen)}] {stem}", force, company)
+
+    def beside_others(stem: str, stop: Stop) -> None:
+        stream = Lines(sys.stderr, f"{stem.split('_')[0]} | ")
+        alone(stem, Company(stream, stop, threads=max(1, cores() // jobs)))
+        stream.end()
+
+    if jobs > 1:
+        in_lanes(rows, jobs, beside_others)
+    else:
+        for stem in chosen:
+            alone(stem)
+    return [executed_path(name, stem) for stem in chosen]
 
 
-def run_notebook(profile: Profile, stem: str) -> float:
+def _bring_up_to_date(profile: Profile, stem: str, head: str, force: bool, company: Company | None) -> None:
+    say = Progress(stream=Lines(sys.stderr)).say
+    if not force and is_current(profile, stem):
+        return say(f"{head}: up to date")
+    say(f"{head}: running (profile {profile.name})")
+    try:
+        seconds = run_notebook(profile, stem, company)
+    except BaseException:
+        if company:
+            say(f"{head}: {'stopped' if company.stop.is_set() else 'failed'}")
+        raise
+    say(f"{head}: done in {duration(seconds)}")
+
+
+def run_notebook(profile: Profile, stem: str, company: Company | None = None) -> float:
     """Execute one notebook and record what it was run with; returns the seconds it took."""
     source, output = notebooks()[stem], executed_path(profile.name, stem)
     record = output.with_suffix(".json")
     output.parent.mkdir(parents=True, exist_ok=True)
     record.unlink(missing_ok=True)
     key, start = run_key(profile, stem), time.monotonic()
-    execute(source, output, profile.parameters(stem))
+    execute(source, output, profile.parameters(stem), company)
     seconds = time.monotonic() - start
     write_json(record, {
         "key": key,
@@ -66,20 +92,26 @@ def run_notebook(profile: Profile, stem: str) -> float:
     return seconds
 
 
-def execute(source: Path, output: Path, parameters: dict[str, Any]) -> None:
+def execute(source: Path, output: Path, parameters: dict[str, Any], company: Company | None = None) -> None:
     """Run the notebook at `source` in a kernel of this very interpreter, from the repository's root.
 
     What cells print to stderr (progress) is passed on as it comes. Raises `NotebookError`; the executed copy up to the
-    failing cell is then at `output`.
+    failing cell is then at `output`. `company` is for notebooks that run in threads, at the same time.
     """
     import papermill
+    from nbclient.exceptions import DeadKernelError
     from papermill.exceptions import PapermillExecutionError
 
     try:
+        # not papermill's `cwd`, which would change the folder of this process, and with it that of every thread
         papermill.execute_notebook(
-            str(source), str(output), parameters, kernel_name="python3", cwd=str(repository()), progress_bar=False,
-            stderr_file=sys.stderr, kernel_manager_class=_this_interpreter(),
+            str(source), str(output), parameters, kernel_name="python3", progress_bar=False,
+            stderr_file=company.stream if company else sys.stderr,
+            kernel_manager_class=this_interpreter(repository(), company),
         )
+    except DeadKernelError:
+        raise NotebookError(f"{source}: its kernel died or was killed; where memory ran out, close other programs, or run "
+                            "one notebook at a time (--jobs 1)") from None
     except PapermillExecutionError as error:
         lines = [ANSI.sub("", line) for line in error.traceback]
         text = "\n".join(lines)
@@ -133,28 +165,8 @@ def _choose(only: list[str], known: list[str]) -> list[str]:
     return [stem for stem in known if stem in only]
 
 
-def _kernel_environment() -> dict[str, str]:
-    """This very fairlib first on the path; no bars of other libraries, which each leave a widget in a notebook."""
-    path = os.pathsep.join(filter(None, [str(PACKAGE.parent), os.environ.get("PYTHONPATH")]))
-    return {"PYTHONPATH": path, "TQDM_DISABLE": "1"}
-
-
-def _this_interpreter() -> type:
-    """A kernel manager that starts `sys.executable`, whatever kernels a user has installed under the name python3."""
-    from jupyter_client.kernelspec import KernelSpec
-    from jupyter_client.manager import AsyncKernelManager
-    from jupyter_core.paths import jupyter_runtime_dir
-    from traitlets import default
-
-    class ThisInterpreter(AsyncKernelManager):
-        @default("transport")
-        def _transport(self):
-            # local sockets, which nobody else on the machine can listen to, where their path is short enough
-            return "ipc" if os.name == "posix" and len(jupyter_runtime_dir()) < 45 else "tcp"
-
-        @property
-        def kernel_spec(self):
-            argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
-            return KernelSpec(argv=argv, display_name="Python 3", language="python", env=_kernel_environment())
-
-    return ThisInterpreter
+def _lanes(chosen: list[str]) -> list[list[str]]:
+    """`chosen` by part of the book; those that the book does not list make one more lane."""
+    parts = lanes()
+    rest = [stem for stem in chosen if not any(stem in part for part in parts)]
+    return [lane for part in [*parts, rest] if (lane := [stem for stem in part if stem in chosen])]

@@ -77,8 +77,25 @@ def chapters(root: Path | None = None) -> dict[str, Path]:
     contents, found = (root or repository()) / "_toc.yml", notebooks(root)
     if not contents.is_file():
         return found
-    listed = set(re.findall(r"file: *notebooks/(\S+)", contents.read_text()))
+    listed = _listed(contents.read_text())
     return {stem: path for stem, path in found.items() if stem in listed}
+
+
+def lanes(root: Path | None = None) -> list[list[str]]:
+    """The stems of `chapters()` by part of the book, each part in reading order.
+
+    In a part, notebooks take up what earlier ones left behind; parts share nothing, and so may run at the same time. All
+    notebooks are one lane where `_toc.yml` is missing or has no captions.
+    """
+    contents = (root or repository()) / "_toc.yml"
+    if not contents.is_file():
+        return [list(chapters(root))]
+    parts = map(_listed, re.split(r"(?m)^\W*caption:", contents.read_text()))
+    return [lane for part in parts if (lane := [stem for stem in chapters(root) if stem in part])]
+
+
+def _listed(contents: str) -> set[str]:
+    return set(re.findall(r"file: *notebooks/(\S+)", contents))
 
 
 def notebook_parameters(path: Path) -> dict[str, Parameter]:

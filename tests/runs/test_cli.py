@@ -16,6 +16,14 @@ def test_mistake_is_one_line_and_status_two(house, capsys):
     assert error == "fairlib: unknown profile 'quik'; known profiles: tiny\n"
 
 
+def test_jobs_reach_the_run(house, capsys, monkeypatch):
+    assert main(["run", "--profile", "tiny", "--jobs", "0"]) == 2
+    assert capsys.readouterr().err.startswith("fairlib: jobs is 0; ")
+    monkeypatch.setattr("fairlib.runs.notebooks.run_profile", lambda *given: [given])
+    assert main(["run", "--profile", "tiny"]) == main(["resume", "--profile", "tiny", "--jobs", "3"]) == 0
+    assert capsys.readouterr().out == "('tiny', None, False, None)\n('tiny', None, False, 3)\n"
+
+
 @pytest.mark.parametrize("arguments", [[], ["dance"], ["run", "--prfile", "tiny"], ["doctor", "--cohort", "x"]])
 def test_misspelt_command_shows_usage(arguments, capsys):
     with pytest.raises(SystemExit) as ended:

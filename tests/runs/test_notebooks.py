@@ -1,7 +1,11 @@
 """Running and building, on a miniature repository: real kernels, real papermill, the real book builder."""
 
 import json
+import os
 import re
+import sys
+import threading
+import time
 
 import nbformat
 import pytest
@@ -29,6 +33,19 @@ def edit(path, old, new):
     text = path.read_text()
     assert old in text
     path.write_text(text.replace(old, new))
+
+
+def write_cell(house, stem, code):
+    """Let `code` be all that the notebook does."""
+    path = house / "notebooks" / f"{stem}.ipynb"
+    made = nbformat.read(path, 4)
+    made.cells = [*made.cells[:2], nbformat.v4.new_code_cell(code, id="only")]
+    nbformat.write(made, path)
+
+
+def in_two_parts(house, first="01_first", second="02_second"):
+    parts = [f"  - caption: {stem}\n    chapters:\n      - file: notebooks/{stem}\n" for stem in (first, second)]
+    (house / "_toc.yml").write_text("".join(["format: jb-book\nroot: book/preface\nparts:\n", *parts]))
 
 
 def pretend_run(house):
@@ -95,8 +112,6 @@ def test_failing_cell_is_named_with_its_traceback(house):
 
 def test_kernel_is_this_interpreter(house, tmp_path, monkeypatch):
     """Whatever kernel the user has registered as `python3`, the one that runs is ours."""
-    import sys
-
     from fairlib.runs.notebooks import execute
 
     place = tmp_path / "jupyter" / "kernels" / "python3"
@@ -110,6 +125,101 @@ def test_kernel_is_this_interpreter(house, tmp_path, monkeypatch):
     nbformat.write(made, path)
     execute(path, tmp_path / "out.ipynb", {"seed": 1})
     assert f"KERNEL {sys.executable} {house}" in (tmp_path / "out.ipynb").read_text()
+
+
+MEETING = """
+import os, sys, time
+from pathlib import Path
+Path("MINE.here").touch()
+end = time.monotonic() + 100
+while not Path("OTHER.here").exists():
+    assert time.monotonic() < end, "the other notebook did not come"
+    time.sleep(0.01)
+for number in range(200):
+    sys.stderr.write(f"line {number}")
+    sys.stderr.flush()
+    sys.stderr.write(" of MINE\\n")
+print("THREADS", os.environ["OMP_NUM_THREADS"], os.getcwd())
+"""
+
+
+def test_parts_of_the_book_run_at_the_same_time(house, capfd, monkeypatch):
+    """Two notebooks that wait for each other; their progress arrives in whole lines that say whose they are."""
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr("fairlib.runs.notebooks.cores", lambda: 6)
+    write_cell(house, "01_first", MEETING.replace("MINE", "a").replace("OTHER", "b"))
+    write_cell(house, "02_second", MEETING.replace("MINE", "b").replace("OTHER", "a"))
+    in_two_parts(house)
+    folder = os.getcwd()
+    assert [path.stem for path in run_profile("tiny", jobs=2)] == ["01_first", "02_second"]
+    said = capfd.readouterr().err.splitlines()
+    for label, name in (("01 | ", "a"), ("02 | ", "b")):
+        assert [line for line in said if line.startswith(label)] == [f"{label}line {n} of {name}" for n in range(200)]
+    heads = [re.sub(r"in \d+ s", "in", line) for line in said if "|" not in line]
+    assert sorted(heads) == ["[1/2] 01_first: done in", "[1/2] 01_first: running (profile tiny)",
+                             "[2/2] 02_second: done in", "[2/2] 02_second: running (profile tiny)"]
+    assert f"THREADS 3 {house}" in executed_path("tiny", "02_second").read_text()
+    assert os.getcwd() == folder and not list(house.glob("kernel-ipc*"))
+    run_profile("tiny", jobs=2)
+    assert capfd.readouterr().err.count("up to date") == 2
+
+
+def test_a_failure_ends_the_notebooks_beside_it(house, capfd):
+    write_cell(house, "01_first", """
+import os, time
+from pathlib import Path
+Path("pid").write_text(str(os.getpid()))
+Path("started").touch()
+time.sleep(300)
+""")
+    write_cell(house, "02_second", """
+import time
+from pathlib import Path
+while not Path("started").exists():
+    time.sleep(0.01)
+1 / 0
+""")
+    in_two_parts(house)
+    start = time.monotonic()
+    with pytest.raises(NotebookError, match=r"(?s)02_second.ipynb, cell \d+: ZeroDivisionError.*1 / 0"):
+        run_profile("tiny", jobs=2)
+    assert time.monotonic() - start < 200
+    with pytest.raises(ProcessLookupError):
+        os.kill(int((house / "pid").read_text()), 0)
+    said = capfd.readouterr().err
+    assert "[1/2] 01_first: stopped" in said and "[2/2] 02_second: failed" in said and "done" not in said
+    assert not list((house / "runs" / "tiny").glob("*.json")), "neither may look up to date"
+
+
+def test_a_kernel_that_dies_is_a_clear_error(house):
+    write_cell(house, "01_first", "import os; os.kill(os.getpid(), 9)")
+    with pytest.raises(NotebookError, match="01_first.ipynb: its kernel died .*--jobs 1"):
+        run_profile("tiny", only=["01_first"])
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_one_job_goes_through_the_book_in_order_and_in_this_thread(house, monkeypatch, jobs):
+    """The parts stand in the contents in another order than the notebooks' numbers; only with one job nothing differs."""
+    calls = []
+    monkeypatch.setattr("fairlib.runs.notebooks.run_notebook", lambda profile, stem, company: calls.append(
+        (stem, company is None, threading.current_thread() is threading.main_thread())) or 0)
+    in_two_parts(house, "02_second", "01_first")
+    paths = run_profile("tiny", jobs=jobs)
+    assert [path.stem for path in paths] == ["01_first", "02_second"]
+    if jobs == 1:
+        assert calls == [("01_first", True, True), ("02_second", True, True)]
+    else:
+        assert sorted(calls) == [("01_first", False, False), ("02_second", False, False)]
+
+
+def test_notebooks_that_the_book_does_not_list_follow_each_other(house, monkeypatch):
+    rows = []
+    monkeypatch.setattr("fairlib.runs.notebooks.in_lanes", lambda lanes, jobs, work: rows.extend(lanes))
+    for stem in ("03_third", "04_fourth"):
+        (house / "notebooks" / f"{stem}.ipynb").write_bytes((house / "notebooks" / "01_first.ipynb").read_bytes())
+    in_two_parts(house)
+    run_profile("tiny", only=["04_fourth", "03_third", "02_second"], jobs=2)
+    assert rows == [["02_second"], ["03_third", "04_fourth"]]
 
 
 def test_unknown_notebook_is_refused(house):

@@ -5,7 +5,7 @@ import ast
 import pytest
 
 from fairlib import SettingsError
-from fairlib.runs.profiles import fits, known_profiles, load_profile, notebook_parameters, notebooks
+from fairlib.runs.profiles import chapters, fits, known_profiles, lanes, load_profile, notebook_parameters, notebooks
 
 
 def test_own_section_goes_over_common(house):
@@ -82,6 +82,29 @@ def test_notebook_without_parameters_is_refused(house):
 )
 def test_fits(value, kind, answer):
     assert fits(value, kind) is answer
+
+
+@pytest.mark.parametrize(
+    "contents, expected",
+    [
+        (None, [["01_first", "02_second"]]),
+        ("chapters:\n- file: notebooks/01_first\n- file: notebooks/02_second\n", [["01_first", "02_second"]]),
+        ("parts:\n  - caption: Words\n    chapters:\n      - file: book/a\n  - caption: One\n    chapters:\n"
+         "      - file: notebooks/02_second\n  - caption: Two\n    chapters:\n      - file: notebooks/01_first\n",
+         [["02_second"], ["01_first"]]),
+        ("parts:\n  - caption: One\n    chapters:\n      - file: notebooks/02_second\n      - file: notebooks/01_first\n",
+         [["01_first", "02_second"]]),
+    ],
+)
+def test_lanes_are_the_parts_of_the_contents(house, contents, expected):
+    if contents:
+        (house / "_toc.yml").write_text(contents)
+    assert lanes() == expected
+
+
+def test_the_book_has_a_lane_for_each_paper():
+    assert [[stem[:2] for stem in lane] for lane in lanes()] == [["01", "02", "03", "04", "05", "06"], ["07", "08"], ["09", "10"]]
+    assert [stem for lane in lanes() for stem in lane] == list(chapters())
 
 
 def test_the_four_profiles_exist_and_are_valid():
