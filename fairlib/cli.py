@@ -79,11 +79,11 @@ def ablation(options) -> None:
 
 
 def heart(options) -> None:
-    """Run the heart study over arms and seeds and write results/heart (hours on two slow cores; it resumes)."""
+    """Run the heart study, or a half of it with --people or --guidance; write results/heart (hours on slow cores; it resumes)."""
     from .runs.heart import HeartStudy, run_heart_study
 
     study = HeartStudy(cohort=options.cohort, data_dir=options.data_dir, weights=options.weights, images=options.images,
-                       synthetic=options.synthetic, classifier_people=options.people)
+                       synthetic=options.synthetic, classifier_people=options.people, guidance_scale=options.guidance)
     print(run_heart_study(study, options.arms, options.seeds, options.out and Path(options.out)))
 
 
@@ -165,8 +165,13 @@ def _add_heart(commands) -> None:
     command.add_argument("--images", type=int, default=800, help="images of each way that are measured (default: 800)")
     command.add_argument("--synthetic", type=int, default=2000, help="images that classifiers train on (default: 2000)")
     command.add_argument("--people", type=int, default=0,
-                         help="real people that classifiers train on (default: all whom the generator saw)")
-    command.add_argument("--out", default="", help="where the tables go (default: results/heart; with --people, heart-shared)")
+                         help="real people that classifiers train on, and the downstream tables alone (default: all whom the "
+                              "generator saw)")
+    command.add_argument("--guidance", type=float, default=4.0, metavar="SCALE",
+                         help="another guidance scale than the paper's 4, and the tables on the hearts alone, no classifiers")
+    command.add_argument("--out", default="",
+                         help="where the tables go (default: results/heart; heart-shared with --people, heart-guidanceSCALE "
+                              "with --guidance)")
 
 
 def _add_fundus(commands) -> None:

@@ -19,7 +19,9 @@ from fairlib.models.autoencoder import build_autoencoder
 from fairlib.runs import heart
 from fairlib.runs.heart import control, downstream, generation, realism, report
 from fairlib.runs.heart.settings import part_settings
+from fairlib.runs.heart.study import run_heart_study
 from fairlib.runs.manifest import write_manifest
+from fairlib.runs.places import stages_folder
 from fairlib.runs.results import merged, write_table
 from fairlib.settings import to_dict
 
@@ -42,7 +44,7 @@ def study(tmp_path_factory):
     write_manifest(place / "weights", {"hearts": to_dict(TRAINED_ON)}, 0.0)
     return heart.HeartStudy(weights=str(place / "weights"), segmenter_steps=2, judge_steps=2, classifier_steps=2, judge_people=60,
                             hold_people=20, validation_people=60, choice_people=16, test_people=40, images=16, synthetic=12,
-                            flips=6, sampling_steps=2, guidance_scale=1.0, batch_size=8)
+                            flips=6, sampling_steps=2, batch_size=8)
 
 
 # ---- who is in which part ------------------------------------------------------------------------------------------
@@ -78,6 +80,10 @@ def test_weights_that_do_not_say_whom_they_saw_are_refused(tmp_path):
         heart.HeartStudy(cohort="brats")
     with pytest.raises(SettingsError, match="images"):
         heart.HeartStudy(images=0)
+    with pytest.raises(SettingsError, match="guidance_scale nan"):
+        heart.HeartStudy(guidance_scale=float("nan"))
+    with pytest.raises(SettingsError, match="one of them at a time"):
+        heart.HeartStudy(guidance_scale=2.0, classifier_people=150)
 
 
 # ---- what is asked -------------------------------------------------------------------------------------------------
@@ -95,6 +101,15 @@ def test_masks_and_prompts_belong_together(study, runs):
     assert list(unseen["subject"]) == list(hold.table["subject"][:16]) and torch.equal(masks, hold.masks[:16])
     with pytest.raises(SettingsError, match="unknown way"):
         heart.requests(study, "copied")
+
+
+@pytest.mark.slow
+def test_another_scale_asks_for_the_same_hearts_and_for_no_more_than_are_measured(study, runs):
+    many, masks = heart.requests(replace(study, synthetic=40), "copies")
+    few, same = heart.requests(replace(study, synthetic=40, guidance_scale=2.0), "copies")
+    assert len(many) == 40 and len(few) == 16
+    pd.testing.assert_frame_equal(few, many.iloc[:16])
+    assert torch.equal(same, masks[:16])
 
 
 @pytest.mark.parametrize("word", generation.FLIPS)
@@ -239,13 +254,39 @@ def test_the_study_writes_what_the_report_reads(study, runs, tmp_path, monkeypat
     table = heart.heart_report(out)
     assert table["figure"].str.contains("Dice, lowest subgroup").sum() == 3
     assert table["figure"].str.contains("worst subgroup").sum() == 2 and table["holds"].dtype == bool
-    monkeypatch.setattr("fairlib.runs.heart.report.heart_results_folder", lambda: out)
+    before = set(stages_folder().iterdir())
+    run_beside(study, tmp_path)
+    made = {path.name.rpartition("-")[0] for path in set(stages_folder().iterdir()) - before}
+    drawn = {*(f"heart-{way}" for way in heart.WAYS), *(f"heart-flipped-{word}" for word in generation.FLIPS)}
+    assert made == drawn | {"heart-readings"}, "people and instruments are those of the main study"
+    monkeypatch.setattr("fairlib.runs.heart.report.heart_results_folder", lambda name="heart": tmp_path / name)
     monkeypatch.setattr("fairlib.runs.brain.report", lambda: table.head(1))
     for module, name in (("fundus.study", "fundus_results_folder"), ("statistics", "statistics_folder")):
         monkeypatch.setattr(f"fairlib.runs.{module}.{name}", lambda: tmp_path / "nothing")
     assert cli.main(["report"]) == 1
     said = capsys.readouterr().out
-    assert said.count("figure") == 2 and "worst subgroup" in said
+    assert said.count("figure") == 2 and "worst subgroup" in said and ", guidance 2" in said
+    check_beside(heart.heart_report(), len(table))
+
+
+def run_beside(study, place):
+    """The same study at guidance scale 2 by the command, which is given the tiny study's settings and this place."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("fairlib.runs.heart.HeartStudy", lambda guidance_scale, **_: replace(study, guidance_scale=guidance_scale))
+        patch.setattr("fairlib.runs.heart.run_heart_study", lambda given, arms, seeds, _: run_heart_study(
+            given, arms, seeds, place / given.name, replicates=20))
+        assert cli.main(["heart", "--guidance", "2"]) == 0
+    written = {path.name for path in (place / "heart-guidance2").iterdir()}
+    assert written == {"study.json", "hearts.csv.gz", "dice.csv", "geometry.csv", "recovered.csv", "flips.csv", "distances.csv",
+                       "frechet.csv", "memorisation.csv"}
+
+
+def check_beside(whole, main_rows):
+    """The whole report: every row on hearts again at the other scale, with the same bound; nothing downstream."""
+    main, other = whole.iloc[:main_rows], whole.iloc[main_rows:]
+    hearts = main[~main["figure"].str.contains("worst subgroup")]
+    assert len(other) == len(hearts) and other["figure"].str.endswith(", guidance 2").all()
+    assert other["bound"].tolist() == hearts["bound"].tolist() and other["arm"].tolist() == hearts["arm"].tolist()
 
 
 @pytest.mark.slow

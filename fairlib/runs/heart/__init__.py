@@ -6,13 +6,21 @@ from .downstream import BY, PREVALENCES, best_synthetic, excluded, people_of, pp
 from .generation import heart_generator, made, made_flipped, requests, swatches
 from .judges import HeartJudges, fit_heart_judges
 from .realism import distances_of, frechet_floor, memorisation_of
-from .report import heart_report, in_words, load_heart_results, load_shared_results, worst_difference
-from .settings import ARMS, SYNTHETIC_ARMS, WAYS, HeartStudy, part_settings
+from .report import (
+    heart_report,
+    in_words,
+    load_guidance_results,
+    load_heart_results,
+    load_shared_results,
+    worst_difference,
+)
+from .settings import ARMS, PAPER_GUIDANCE, SYNTHETIC_ARMS, WAYS, HeartStudy, part_settings
 from .study import measured, run_heart_study
 
-__all__ = ["ARMS", "BY", "PREVALENCES", "SYNTHETIC_ARMS", "WAYS", "HeartJudges", "HeartStudy", "Hearts", "age_class",
-           "best_synthetic", "dice_of", "distances_of", "excluded", "fit_heart_judges", "frechet_floor", "geometry_of",
-           "heart_generator", "heart_report", "hearts", "in_words", "load_heart_results", "load_shared_results",
-           "lowest_dice", "made", "made_flipped", "measured", "memorisation_of", "part_settings", "people_of", "ppv",
-           "predictions_of", "prompt_or_mask", "readings", "recovered", "requests", "run_heart_study", "subgroups",
-           "subsampled", "swatches", "tables_of", "to_images", "trained_on", "worst_difference"]
+__all__ = ["ARMS", "BY", "PAPER_GUIDANCE", "PREVALENCES", "SYNTHETIC_ARMS", "WAYS", "HeartJudges", "HeartStudy", "Hearts",
+           "age_class", "best_synthetic", "dice_of", "distances_of", "excluded", "fit_heart_judges", "frechet_floor",
+           "geometry_of", "heart_generator", "heart_report", "hearts", "in_words",
+           "load_guidance_results", "load_heart_results", "load_shared_results", "lowest_dice", "made", "made_flipped",
+           "measured", "memorisation_of", "part_settings", "people_of", "ppv", "predictions_of", "prompt_or_mask", "readings",
+           "recovered", "requests", "run_heart_study", "subgroups", "subsampled", "swatches", "tables_of", "to_images",
+           "trained_on", "worst_difference"]

@@ -32,10 +32,14 @@ YOUNG_OLD, THIN_FAT = (55.0, 85.0), (22.0, 33.0)  # what an age and a body-mass 
 SAMPLING = ("models/control.py", "models/generator.py", "models/solvers.py", "methods/control.py")
 
 
-@lru_cache(maxsize=2)
 def heart_generator(study: HeartStudy) -> ControlledGenerator:
     """The generator of the study, on the accelerator if there is one."""
-    return ControlledGenerator.load(study.weights, accelerator(), controlnet=study.controlnet or None)
+    return _generator(study.weights, study.controlnet)
+
+
+@lru_cache(maxsize=2)
+def _generator(weights: str, controlnet: str) -> ControlledGenerator:
+    return ControlledGenerator.load(weights, accelerator(), controlnet=controlnet or None)
 
 
 def generator_digest(study: HeartStudy) -> list[str]:
@@ -48,7 +52,8 @@ def requests(study: HeartStudy, way: str) -> tuple[pd.DataFrame, Tensor]:
     """What is asked for in one of `WAYS`: a table (prompt, sex, age, bmi, height, decade, bmi_class, diagnosis, source,
 
     subject: whose mask) and the masks uint8 [N, 2, H, W]. A height is that of the mask's person, but for a new combination,
-    where it is the mean of the sex asked for. Raises `SettingsError` on an unknown way.
+    where it is the mean of the sex asked for. Copies are as many as the study needs, and fewer are the first of more.
+    Raises `SettingsError` on an unknown way.
     """
     if way not in WAYS:
         raise SettingsError(f"unknown way of asking {way!r}; known ways: {', '.join(WAYS)}")
@@ -59,7 +64,8 @@ def requests(study: HeartStudy, way: str) -> tuple[pd.DataFrame, Tensor]:
         return people.table.iloc[rows.numpy()][columns].assign(source=rows.numpy()), people.masks[rows]
     people = hearts(study, "train")
     if way == "copies":
-        table, _ = copies(people.table, people.masks, max(study.images, study.synthetic), NOISE[way])
+        count = max(study.images, study.synthetic) if study.trains_classifiers else study.images
+        table, _ = copies(people.table, people.masks, count, NOISE[way])
         height = people.table["height"].to_numpy(float)[table["source"].to_numpy()]
     else:
         table, _ = new_combinations(people.table, people.masks, study.images, NOISE[way], present_only=True)

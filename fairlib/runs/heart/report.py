@@ -18,12 +18,11 @@ from .downstream import best_synthetic
 from .settings import WAYS
 
 DICE_LEAST, DICE_LOSS, RECOVERED = 0.85, -0.05, 0.9
-TABLES = ("dice", "geometry", "recovered", "flips", "distances", "frechet", "memorisation", "values", "differences")
 
 
-def heart_results_folder() -> Path:
-    """Where the long run of the heart study lies."""
-    return repository() / "results" / "heart"
+def heart_results_folder(name: str = "heart") -> Path:
+    """Where a long run of the heart study lies, by `HeartStudy.name`; without one the main study's."""
+    return repository() / "results" / name
 
 
 def load_heart_results(folder: str | Path | None = None) -> dict[str, pd.DataFrame]:
@@ -32,30 +31,57 @@ def load_heart_results(folder: str | Path | None = None) -> dict[str, pd.DataFra
     if not (folder / "margins.csv.gz").is_file() or not (folder / "differences.csv").is_file():
         raise DataError(f"{folder}: no results here (margins.csv.gz or differences.csv is missing); make them with "
                         "`python -m fairlib heart`")
-    found = {name: read_table(folder / f"{name}.csv.gz") for name in ("people", "margins", "hearts")}
-    return found | {name: read_table(folder / f"{name}.csv") for name in TABLES if (folder / f"{name}.csv").is_file()}
+    return _tables(folder)
 
 
 def load_shared_results() -> dict | None:
     """The tables of the small hospital (`python -m fairlib heart --people N`) and its record `study`; None where not made."""
-    folder = repository() / "results" / "heart-shared"
-    if not (folder / "differences.csv").is_file():
-        return None
-    found = {name: read_table(folder / f"{name}.csv.gz") for name in ("people", "margins")}
-    found |= {name: read_table(folder / f"{name}.csv") for name in ("values", "differences")}
-    return found | {"study": read_json(folder / "study.json")}
+    folder = heart_results_folder("heart-shared")
+    return _with_record(folder) if (folder / "differences.csv").is_file() else None
+
+
+def load_guidance_results() -> dict[float, dict]:
+    """The tables and the record `study` of every guidance scale beside the paper's (`python -m fairlib heart --guidance S`) that
+    was run to its end, by scale; empty where none was."""
+    folders = heart_results_folder().parent.glob("heart-guidance*")
+    found = [_with_record(folder) for folder in folders if (folder / "study.json").is_file()]
+    by_scale = {float(one["study"]["study"]["guidance_scale"]): one for one in found}
+    return {scale: by_scale[scale] for scale in sorted(by_scale)}
+
+
+def _with_record(folder: Path) -> dict:
+    return _tables(folder) | {"study": read_json(folder / "study.json")}
+
+
+def _tables(folder: Path) -> dict[str, pd.DataFrame]:
+    """Every table of a folder, by its name without the ending."""
+    return {path.name.split(".")[0]: read_table(path) for path in sorted([*folder.glob("*.csv"), *folder.glob("*.csv.gz")])}
 
 
 def heart_report(folder: str | Path | None = None, results: dict[str, pd.DataFrame] | None = None) -> pd.DataFrame:
-    """All bounds, columns `measures.bounds.COLUMNS`; from `results` (as a notebook has them) or from the folder."""
+    """All bounds, columns `measures.bounds.COLUMNS`; from `results` (as a notebook has them) or from the folder.
+
+    With neither, the long run's: the main study, then the small hospital and the other guidance scales as far as they were run.
+    """
     found = load_heart_results(folder) if results is None else results
-    rows = [*_control(found), *_memorisation(found["memorisation"])]
-    if "margins" in found:
-        rows += _downstream(found)
-    shared = load_shared_results() if folder is None and results is None else None
+    rows = _hearts(found) + (_downstream(found) if "margins" in found else [])
+    if folder is None and results is None:
+        rows += _beside()
+    return pd.DataFrame(rows, columns=list(COLUMNS))
+
+
+def _beside() -> list[dict]:
+    """The same bounds for what was run beside the main study, each row saying where."""
+    shared, rows = load_shared_results(), []
     if shared is not None:
         rows += _downstream(shared, f", {shared['study']['study']['classifier_people']} own hearts")
-    return pd.DataFrame(rows, columns=list(COLUMNS))
+    for scale, found in load_guidance_results().items():
+        rows += [row | {"figure": f"{row['figure']}, guidance {scale:g}"} for row in _hearts(found)]
+    return rows
+
+
+def _hearts(found: dict[str, pd.DataFrame]) -> list[dict]:
+    return [*_control(found), *_memorisation(found["memorisation"])]
 
 
 def _control(found: dict[str, pd.DataFrame]) -> list[dict]:

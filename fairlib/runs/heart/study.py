@@ -1,5 +1,8 @@
 """The whole heart study, written down: `python -m fairlib heart` makes `results/heart`.
 
+Beside it lie a half of it each: `--people 150` makes `results/heart-shared`, the downstream tables alone; `--guidance 2`
+makes `results/heart-guidance2`, the tables on the hearts alone. What a half has in common with the main study is its stages.
+
     hearts.csv.gz       what was asked for and what the instruments found, one row a heart (generated, or real and unseen)
     dice.csv            asked and found masks, per subgroup;  geometry.csv  measured geometry against the law
     recovered.csv       is the person asked in the image;     flips.csv     prompt or mask
@@ -20,9 +23,9 @@ from ...errors import SettingsError
 from ...methods.baselines import ARMS as KNOWN
 from ...settings import to_dict, unknown_key
 from ..manifest import content_digest
-from ..places import repository
 from ..results import merged, read_table, same_study, write_record, write_table
 from . import control, downstream, realism
+from .report import heart_results_folder
 from .settings import ARMS, WAYS, HeartStudy
 
 KEEP = ("sex", "age", "bmi", "height", "decade", "bmi_class", "diagnosis", "subject")
@@ -30,29 +33,39 @@ KEEP = ("sex", "age", "bmi", "height", "decade", "bmi_class", "diagnosis", "subj
 
 def run_heart_study(study: HeartStudy, arms=ARMS, seeds=tuple(range(1, 9)), out: Path | None = None, replicates: int = 1000,
                     n_min: int = 10) -> Path:
-    """Generate, measure, train every arm at every seed, and write the tables; returns their folder.
+    """Generate, measure, train every arm at every seed, and write the tables; returns their folder, `results/<study.name>`.
 
-    With `classifier_people` the folder is `results/heart-shared`, and holds the downstream tables alone. Run again it finds
-    its stages; answers of arms and seeds that are already in the folder are kept, made anew they take the place of the old.
+    A study that `draws_hearts` gets the tables on the hearts, one that `trains_classifiers` the downstream tables. Run again it
+    finds its stages; answers of arms and seeds that are already in the folder are kept, made anew they take the place of the old.
     Raises `SettingsError` on an unknown arm, `DataError` when the folder holds another study.
     """
-    out = Path(out or repository() / "results" / ("heart-shared" if study.classifier_people else "heart"))
+    out = Path(out or heart_results_folder(study.name))
     for arm in arms:
         if arm not in KNOWN:
             raise SettingsError(unknown_key(arm, list(KNOWN), "the arms"))
     same_study(out / "study.json", _identity(study))
-    if not study.classifier_people:  # else the hearts are the same, and lie there already
+    if study.draws_hearts:
         for name, table in measured(study, replicates).items():
             write_table(out / name, table)
-    people = downstream.people_of(study)
-    write_table(out / "people.csv.gz", people)
+    if study.trains_classifiers:
+        _train(study, arms, seeds, out)
+        write_downstream(out, read_table(out / "margins.csv.gz"), downstream.people_of(study), replicates, n_min)
+    else:
+        _record(study, pd.DataFrame(columns=["arm", "seed"]), out)
+    return out
+
+
+def _train(study: HeartStudy, arms, seeds, out: Path) -> None:
+    write_table(out / "people.csv.gz", downstream.people_of(study))
     for seed in seeds:
         margins = merged(out / "margins.csv.gz", downstream.predictions_of(study, arms, [seed]))
         write_table(out / "margins.csv.gz", margins)
-        write_record(out / "study.json", _identity(study), margins,
-                     "synthetic" if study.cohort == "phantom" else "patients of M&Ms")
-    write_downstream(out, read_table(out / "margins.csv.gz"), people, replicates, n_min)
-    return out
+        _record(study, margins, out)
+
+
+def _record(study: HeartStudy, trained: pd.DataFrame, out: Path) -> None:
+    people = "synthetic" if study.cohort == "phantom" else "patients of M&Ms"
+    write_record(out / "study.json", _identity(study), trained, people)
 
 
 def measured(study: HeartStudy, replicates: int = 1000) -> dict[str, pd.DataFrame]:
