@@ -91,7 +91,8 @@ def fundus(options) -> None:
     """Run the fundus study over arms and seeds and write results/fundus (hours on two slow cores; it resumes)."""
     from .runs.fundus import FundusStudy, run_fundus_study
 
-    study = FundusStudy(cohort=options.cohort, data_dir=options.data_dir, weights=options.weights, images=options.images,
+    study = FundusStudy(cohort=options.cohort, data_dir=options.data_dir, weights=options.weights, everyone=options.everyone,
+                        images=options.images,
                         reference_people=max(options.images, FundusStudy.reference_people), steps=options.steps,
                         learning_rate=options.learning_rate)
     print(run_fundus_study(study, options.arms, options.seeds, options.out and Path(options.out)))
@@ -181,10 +182,13 @@ def _add_fundus(commands) -> None:
     command.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3, 4, 5], metavar="SEED")
     command.add_argument("--cohort", default="phantom", choices=["phantom", "fairgenmed"])
     command.add_argument("--data-dir", default="", help="the folder that holds data_summary.csv, for fairgenmed")
-    command.add_argument("--weights", default="weights/fundus", help="the generator's folder (default: weights/fundus)")
+    command.add_argument("--weights", default="weights/fundus-white",
+                         help="the generator that fine-tuning starts from (default: weights/fundus-white)")
+    command.add_argument("--everyone", default="weights/fundus",
+                         help="a generator trained on everybody, shown beside the arms; '' for none (default: weights/fundus)")
     command.add_argument("--images", type=int, default=600, help="pictures of each arm and seed (default: 600)")
-    command.add_argument("--steps", type=int, default=240, help="optimiser steps of each fine-tuning (default: 240)")
-    command.add_argument("--learning-rate", type=float, default=5e-5, help="of every arm (default: 5e-5)")
+    command.add_argument("--steps", type=int, default=180, help="optimiser steps of each fine-tuning (default: 180)")
+    command.add_argument("--learning-rate", type=float, default=3e-4, help="of every arm (default: 3e-4)")
     command.add_argument("--out", default="", help="where the tables go (default: results/fundus)")
 
 

@@ -24,7 +24,7 @@ from fairlib.runs import fundus
 from fairlib.runs.fundus import comparison, distances, finetuning, generation, judges, semantics, statistics, views
 from fairlib.runs.fundus import study as whole
 from fairlib.runs.fundus.cohorts import real_rows
-from fairlib.runs.fundus.settings import HEADS, PART_SEEDS, TASKS, check_people, even_settings
+from fairlib.runs.fundus.settings import HEADS, PART_SEEDS, TASKS, check_people, even_settings, rows_of
 from fairlib.runs.manifest import write_manifest
 from fairlib.settings import to_dict
 
@@ -45,10 +45,13 @@ def study(tmp_path_factory):
                             gen.build_denoiser(channels=(16, 32), text_width=32))
     gen.save_pipeline(place / "weights", pipeline)
     write_manifest(place / "weights", {"fundi": to_dict(TRAINED_ON)}, 0.0)
-    return fundus.FundusStudy(weights=str(place / "weights"), steps=6, batch_size=8, window=2, learning_rate=1e-3,
-                              probe_people=24, probe_per_group=2, probe_times=1, probe_every=1, images=24, reference_people=24,
-                              sampling_steps=1, guidance_scale=1.0, sample_batch=10, judge_people=24, judge_steps=3,
-                              semantic_steps=3, replicates=20, n_min=1)
+    pipeline.unet.conv_out.weight.data += 0.1
+    gen.save_pipeline(place / "everyone", pipeline)
+    write_manifest(place / "everyone", {"fundi": to_dict(TRAINED_ON)}, 0.0)
+    return fundus.FundusStudy(weights=str(place / "weights"), everyone=str(place / "everyone"), steps=6, batch_size=8, window=2,
+                              learning_rate=1e-3, probe_people=24, probe_per_group=2, probe_times=1, probe_every=1, images=24,
+                              reference_people=24, sampling_steps=1, guidance_scale=1.0, sample_batch=10, judge_people=24,
+                              judge_steps=3, semantic_steps=3, replicates=20, n_min=1)
 
 
 # ---- who is in which part ------------------------------------------------------------------------------------------
@@ -340,6 +343,19 @@ def test_arms_of_a_seed_start_from_one_noise_and_one_denoiser(study, runs):
 
 
 @pytest.mark.slow
+def test_the_row_of_everyone_is_drawn_by_the_other_generator_from_the_same_noise(study, runs):
+    other = replace(study, weights=study.everyone)
+    shown, start = fundus.made(study, "everyone", 1).images, fundus.made(study, "base", 1).images
+    assert torch.equal(shown, fundus.made(other, "base", 1).images) and not torch.equal(shown, start)
+    losses = [fundus.final_probe(one, arm, 1) for one, arm in ((study, "everyone"), (other, "base"), (study, "base"))]
+    assert losses[0] == losses[1] != losses[2]
+    seen = views.by_arm(study, ["base", "everyone"], 0, 1)
+    assert seen.shape == (6, 1, 128, 128) and not torch.equal(seen[0], seen[1]), "two arms in one row"
+    assert rows_of(study, ["plain"]) == ("real", "base", "everyone", "plain")
+    assert rows_of(replace(study, everyone=""), ["plain"]) == ("real", "base", "plain")
+
+
+@pytest.mark.slow
 def test_distances_are_those_of_the_public_measure(study, runs):
     table = fundus.race_distances(study, "real", 1)
     x, y = fundus.features(study, "real"), fundus.features(study, "reference")
@@ -355,12 +371,14 @@ def test_the_study_writes_what_the_report_reads(study, runs, tmp_path, monkeypat
     out = fundus.run_fundus_study(study, ARMS, [1], tmp_path / "fundus")
     fundus.run_fundus_study(study, ["plain", "released"], [2], out)
     found = fundus.load_fundus_results(out)
-    assert found["study"]["runs"] == {"base": [1, 2], "plain": [1, 2], "real": [1, 2], "released": [1, 2], "repaired": [1]}
+    assert found["study"]["runs"] == {
+        "base": [1, 2], "everyone": [1, 2], "plain": [1, 2], "real": [1, 2], "released": [1, 2], "repaired": [1]}
     assert found["readings"].groupby(["arm", "seed"]).size().eq(24).all() and len(found["people"]) == 48
     assert parse_prompt(fundus.fundi(study, "asked").table["prompt"][0])["race"] == found["readings"]["race"][0]
-    assert set(found["history"]["arm"]) == set(ARMS) and set(found["probe"]["arm"]) == {"base", *ARMS}
+    assert set(found["history"]["arm"]) == set(ARMS) and set(found["probe"]["arm"]) == {"base", "everyone", *ARMS}
     assert set(zip(found["differences"]["arm"], found["differences"]["reference"], strict=True)) == {
-        ("released", "plain"), ("repaired", "plain"), ("repaired", "released"), ("plain", "base")}
+        ("released", "plain"), ("repaired", "plain"), ("repaired", "released"), ("plain", "base"),
+        ("everyone", "plain")}
     seeds = found["differences"].groupby(["arm", "reference"])["seeds"].first()
     assert seeds["released", "plain"] == 2 and seeds["repaired", "released"] == 1
     tables = {path.name: path.read_bytes() for path in out.glob("*.csv*")}
@@ -372,7 +390,7 @@ def test_the_study_writes_what_the_report_reads(study, runs, tmp_path, monkeypat
         fundus.run_fundus_study(study, ["plane"], [1], out)
 
     table = fundus.fundus_report(out)
-    assert table["figure"].str.contains("cup-to-disc error").sum() <= 4 and table["holds"].dtype == bool
+    assert table["figure"].str.contains("cup-to-disc error").sum() <= 5 and table["holds"].dtype == bool
     assert table["figure"].str.contains("less that of released").sum() >= 3
     assert set(table[table["arm"] == "released"]["judge"]) >= {"t over 2 seeds"}
     monkeypatch.setattr("fairlib.runs.fundus.study.fundus_results_folder", lambda: out)

@@ -32,6 +32,21 @@ def test_the_recipe_makes_a_pipeline_that_draws(made):
     assert any("noise: step 2 of 2" in line for line in lines)
 
 
+def test_the_second_denoiser_has_seen_the_white_people_alone(made):
+    place, folder, _ = made
+    white = folder.with_name("fundus-white")
+    prompts = fb.fundi(place / "work", fb.TINY.fundi)[1]
+    rows = fb.white_rows(prompts)
+    assert rows == [row for row, prompt in enumerate(prompts) if " White " in prompt] and 0 < len(rows) < len(prompts)
+    latents = read_tensors(place / "work" / "latents.safetensors")["latents"]
+    one, other = Generator.load(white), Generator.load(folder)
+    torch.testing.assert_close(one.mean_latent, latents[rows].mean(0), atol=1e-3, rtol=0)
+    same = [torch.equal(a, b) for a, b in zip(one.pipeline.vae.parameters(), other.pipeline.vae.parameters(), strict=True)]
+    assert all(same) and not torch.equal(one.denoiser.conv_in.weight, other.denoiser.conv_in.weight)
+    assert read_json(white / "manifest.json")["people_seen"] == len(rows)
+    assert read_json(folder / "manifest.json")["people_seen"] == len(prompts)
+
+
 def test_the_weights_stay_within_fourteen_megabytes(made):
     assert sum(file.stat().st_size for file in made[1].rglob("*") if file.is_file()) <= 14e6
 
@@ -40,7 +55,7 @@ def test_made_again_it_goes_on_where_it_was_and_ends_the_same(made, tmp_path):
     place, folder, _ = made
     lines = []
     again = fb.main(tmp_path / "weights", place / "work", fb.TINY, lines.append)
-    assert sum("going on at step 2" in line for line in lines) == 2  # words, noise
+    assert sum("going on at step" in line for line in lines) == 3  # words, noise, white
     names = [file.relative_to(folder) for file in folder.rglob("*.safetensors")]
     assert len(names) == 4 and all((again / name).read_bytes() == (folder / name).read_bytes() for name in names)
 

@@ -9,12 +9,13 @@ from .generation import made, swatches
 from .judges import features, fundus_reader, readings
 from .report import fundus_report, in_words, race_gap
 from .semantics import answers
-from .settings import ARMS, BASE, REAL, FundusStudy
+from .settings import ARMS, BASE, EVERYONE, REAL, FundusStudy
 from .statistics import figures_of
 from .study import figures_from, fundus_results_folder, load_fundus_results, measured, people_table, raw_tables, run_fundus_study
 
-__all__ = ["ARMS", "BASE", "REAL", "Fundi", "FundusStudy", "answers", "asked_cdr", "asked_ratios", "differences_table",
-           "features", "figures_from", "figures_of", "final_probe", "fundi", "fundus_generator", "fundus_reader",
-           "fundus_report", "fundus_results_folder", "history", "in_words", "latents", "load_fundus_results", "made",
-           "measured", "people_table", "race_distances", "race_gap", "raw_tables", "readings", "run_fundus_study", "swatches",
-           "trained_on", "tuned", "tuned_generator", "tuning", "values_table", "weights_of"]
+__all__ = ["ARMS", "BASE", "EVERYONE", "REAL", "Fundi", "FundusStudy", "answers", "asked_cdr", "asked_ratios",
+           "differences_table", "features", "figures_from", "figures_of", "final_probe", "fundi", "fundus_generator",
+           "fundus_reader", "fundus_report", "fundus_results_folder", "history", "in_words", "latents",
+           "load_fundus_results", "made", "measured", "people_table", "race_distances", "race_gap", "raw_tables",
+           "readings", "run_fundus_study", "swatches", "trained_on", "tuned", "tuned_generator", "tuning",
+           "values_table", "weights_of"]

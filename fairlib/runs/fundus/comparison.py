@@ -14,11 +14,12 @@ import numpy as np
 import pandas as pd
 
 from ...errors import DataError
-from .settings import BASE
+from .settings import BASE, REAL
 from .statistics import INDEX, Figures
 
 PAIRS = (("released", "random"), ("repaired", "random-repaired"), ("repaired", "released"), ("plain", BASE))
-"""Beside every arm less plain: what the optimiser does, what the repair does, and what fine-tuning does."""
+"""Beside every arm less plain, and what long training on everybody would reach less plain: what the optimiser does, what the
+repair does, and what fine-tuning does."""
 ENDS = ["people_low", "people_high", "seed_low", "seed_high"]
 
 
@@ -35,7 +36,7 @@ def differences_table(found: Mapping[tuple[str, int], Figures], reference: str =
     """Each arm less `reference`, and `PAIRS`, over the seeds that both have: columns of `statistics.INDEX`, arm, reference,
     difference, `ENDS`, seeds. Empty where no pair has a seed in common."""
     arms = list(dict.fromkeys(arm for arm, _ in found))
-    chosen = [(arm, reference) for arm in arms if arm != reference and reference in arms and arm not in ("real", BASE)]
+    chosen = [(arm, reference) for arm in arms if arm != reference and reference in arms and arm not in (REAL, BASE)]
     parts = []
     for arm, other in [*chosen, *(pair for pair in PAIRS if set(pair) <= set(arms))]:
         seeds = [seed for seed in _seeds(found, arm) if (other, seed) in found]

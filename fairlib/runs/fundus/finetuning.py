@@ -25,7 +25,7 @@ from ..manifest import code_digest, content_digest
 from ..places import accelerator
 from ..stages import stage
 from .cohorts import fundi, part_digest
-from .settings import ARMS, BASE, FundusStudy
+from .settings import ARMS, UNTUNED, FundusStudy, untuned
 
 SIZES = tuple(len(values) for values in ATTRIBUTES.values())
 GROUPS = tuple(value for _, value in group_names())
@@ -150,16 +150,17 @@ def history(study: FundusStudy, arm: str, seed: int) -> pd.DataFrame:
 
 
 def final_probe(study: FundusStudy, arm: str, seed: int) -> dict:
-    """Losses of the finished, averaged denoiser on the probe: probe_loss, probe_gap, probe_<group>; "base": of the generator."""
-    if arm == BASE:
-        return _look(study, fundus_generator(study).denoiser)
+    """Losses of the finished, averaged denoiser on the probe: probe_loss, probe_gap, probe_<group>; also of rows of `UNTUNED`."""
+    if arm in UNTUNED:
+        start = untuned(study, arm)
+        return _look(start, fundus_generator(start).denoiser)
     return pd.read_csv(tuned(study, arm, seed) / "probe.csv").iloc[0].to_dict()
 
 
 def tuned_generator(study: FundusStudy, arm: str, seed: int) -> Generator:
-    """The generator as an arm leaves it; the base generator itself for "base"."""
-    if arm == BASE:
-        return fundus_generator(study)
+    """The generator as an arm leaves it; those of `UNTUNED` as they are."""
+    if arm in UNTUNED:
+        return fundus_generator(untuned(study, arm))
     generator = fundus_generator(study).frozen_copy()
     generator.denoiser.load_state_dict(read_tensors(tuned(study, arm, seed) / "denoiser.safetensors"))
     return generator

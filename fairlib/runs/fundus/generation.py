@@ -19,7 +19,7 @@ from ..manifest import code_digest, content_digest
 from ..stages import stage
 from .cohorts import Fundi, fundi, join
 from .finetuning import fundus_generator, generator_digest, tuned, tuned_generator
-from .settings import BASE, REAL, FundusStudy
+from .settings import BASE, REAL, UNTUNED, FundusStudy, untuned
 
 NOISE = 9000  # bank of starting noise of seed 0
 SIDE = 128
@@ -34,7 +34,7 @@ def pictures_folder(study: FundusStudy, arm: str, seed: int) -> Path:
     prompts = fundi(study, "asked").table["prompt"].tolist()
     settings = {"steps": study.sampling_steps, "guidance": study.guidance_scale, "noise": NOISE + seed, "count": len(prompts),
                 "batch": study.sample_batch}
-    source = generator_digest(study) if arm == BASE else content_digest(tuned(study, arm, seed))
+    source = source_digest(study, arm, seed)
 
     def build(out: Path, progress) -> None:
         generator, size = tuned_generator(study, arm, seed), study.sample_batch
@@ -48,6 +48,11 @@ def pictures_folder(study: FundusStudy, arm: str, seed: int) -> Path:
 
     return stage(None, f"fundus-pictures-{arm}", settings, [generator_digest(study), source, digest(prompts)], build,
                  code=code_digest(*SAMPLING), verify=False)
+
+
+def source_digest(study: FundusStudy, arm: str, seed: int) -> str:
+    """What draws the pictures of an arm."""
+    return generator_digest(untuned(study, arm)) if arm in UNTUNED else content_digest(tuned(study, arm, seed))
 
 
 @lru_cache(maxsize=4)
@@ -69,7 +74,7 @@ def swatches(study: FundusStudy, prompts: list[str], seed: int = 0, arm: str = B
     if not prompts:
         raise DataError("no prompts; give at least one")
     settings = {"steps": study.sampling_steps, "guidance": study.guidance_scale, "seed": seed, "prompts": prompts}
-    source = generator_digest(study) if arm == BASE else content_digest(tuned(study, arm, tuning_seed))
+    source = source_digest(study, arm, tuning_seed)
     folder = stage(None, "fundus-swatches", settings, [generator_digest(study), source], build, code=code_digest(*SAMPLING))
     return read_tensors(folder / "pictures.safetensors")["images"].float() / 127.5 - 1
 

@@ -11,7 +11,7 @@ from ...cohorts.fundus import RACES
 from ...errors import DataError
 from ...measures.bounds import COLUMNS, verdict
 from ...measures.resampling import Interval
-from .settings import ARMS, BASE, REAL
+from .settings import ARMS, BASE, REAL, UNTUNED
 from .statistics import CDR, GAP, MMD, NO_TASK, TO_GENERATED, TO_REAL
 from .study import load_fundus_results
 
@@ -35,17 +35,20 @@ def fundus_report(folder: str | Path | None = None, results: dict | None = None)
 
 
 def _cups(found: dict) -> list[dict]:
-    """One row an arm, of the race whose error is largest; `floor` is the error of real people of that race and those words."""
+    """One row an arm, of the race whose error is largest; `floor` is the error of real people of that race and those words.
+
+    What has seen White people alone is not bound.
+    """
     values, people = found["values"], found["people"]
     table = values[(values["measure"] == CDR) & (values["by"] == "race") & values["group"].isin(RACES)]
     floors = table[table["arm"] == REAL].set_index("group")["value"]
     rows = []
-    for arm in [name for name in (BASE, *ARMS) if name in set(table["arm"])]:
+    for arm in [name for name in (*UNTUNED, *ARMS) if name in set(table["arm"])]:
         part = table[table["arm"] == arm]
         row = part.loc[part["value"].idxmax()]
         n = int(((people["part"] == "asked") & (people["race"] == row["group"])).sum() * row["seeds"])
         rows.append(verdict(f"cup-to-disc error, worst race ({row['group']})", arm, JUDGES[CDR],
-                            Interval(row["value"], row["people_low"], row["people_high"]), CDR_MOST, n,
+                            Interval(row["value"], row["people_low"], row["people_high"]), np.nan if arm == BASE else CDR_MOST, n,
                             floor=float(floors.get(row["group"], np.nan))))
     return rows
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from ...cohorts.fundus import CDR_STATUSES, ETHNICITIES, GLAUCOMA, RACES, SEVERITIES, SEXES
@@ -14,8 +15,10 @@ from ...settings import to_dict
 ARMS = ("plain", "released", "repaired", "random", "random-repaired", "inverse", "dro")
 """Weights of the loss: one for all; Fair Bayesian Perturbation as released and repaired; both forms' noise with a sigma that is
 drawn at random; inverse frequency over the attributes; group DRO over the attributes."""
-BASE, REAL = "base", "real"
-"""Two more rows of every table: the generator before any fine-tuning, and real pictures of the people who were asked for."""
+BASE, EVERYONE, REAL = "base", "everyone", "real"
+"""Three more rows of every table: the generator before any fine-tuning, which has seen White people alone; one that was trained
+on everybody from the beginning and for much longer; and real pictures of the people who were asked for."""
+UNTUNED = (BASE, EVERYONE)
 HEADS = {"race": RACES, "sex": SEXES, "ethnicity": ETHNICITIES, "glaucoma": GLAUCOMA, "md_severity": SEVERITIES,
          "cdr_status": CDR_STATUSES}
 """What the reader of real pictures learns to read."""
@@ -28,8 +31,9 @@ PART_SEEDS = {"judges": 311, "probe": 312, "asked": 313, "reference": 314}
 class FundusStudy:
     """Everything that the stages of the fundus study depend on.
 
-    cohort: "phantom", or "fairgenmed" (the real layout under `data_dir`). weights: the pipeline folder; the phantom's training
-    people are read from its manifest, so that fine-tuning brings in nobody new. train_people: 0, all of them.
+    cohort: "phantom", or "fairgenmed" (the real layout under `data_dir`). weights: the pipeline folder that fine-tuning starts
+    from; the phantom's training people are read from its manifest. everyone: the folder of row "everyone"; empty, without that
+    row. train_people: 0, all of them.
     steps ... window: see `methods.finetuning` and `methods.perturbation`; one learning rate for all arms.
     probe_people: held-out people, even over the groups, from whom the probe takes `probe_per_group` of every group; it is
     looked at every `probe_every` steps, each person at `probe_times` noise levels.
@@ -41,12 +45,13 @@ class FundusStudy:
 
     cohort: Literal["phantom", "fairgenmed"] = "phantom"
     data_dir: str = ""
-    weights: str = "weights/fundus"
+    weights: str = "weights/fundus-white"
+    everyone: str = "weights/fundus"
     split_seed: int = 0
     train_people: int = 0
-    steps: int = 240
+    steps: int = 180
     batch_size: int = 32
-    learning_rate: float = 5e-5
+    learning_rate: float = 3e-4
     warmup: int = 0
     ema_decay: float = 0.99
     window: int = 30
@@ -93,6 +98,16 @@ def even_settings(seed: int, index: int) -> FundusSettings:
                           hispanic=float(index // 6 % 2), glaucoma=float(index // 12 % 2))
 
 
+def rows_of(study: FundusStudy, arms: Iterable[str] = ()) -> tuple[str, ...]:
+    """The rows of a table of these arms: real pictures first, then the generators without fine-tuning."""
+    return (REAL, *(UNTUNED if study.everyone else (BASE,)), *arms)
+
+
+def untuned(study: FundusStudy, arm: str) -> FundusStudy:
+    """The study whose `weights` draw the pictures of a row of `UNTUNED`."""
+    return replace(study, weights=study.everyone) if arm == EVERYONE else study
+
+
 def part_people(study: FundusStudy) -> dict[str, int]:
     """How many people each part but "train" has. judges: whom the reader and the classifiers "trained on real" are fitted on.
     probe: see `FundusStudy`. asked: whose prompts are asked for, and whose real pictures are the floor of every measure.
@@ -113,4 +128,4 @@ def check_people(trained_on: FundusSettings, study: FundusStudy) -> None:
 
 def identity(study: FundusStudy) -> dict:
     """All settings but the names of folders."""
-    return {name: value for name, value in to_dict(study).items() if name not in ("weights", "data_dir")}
+    return {name: value for name, value in to_dict(study).items() if name not in ("weights", "everyone", "data_dir")}

@@ -33,7 +33,7 @@ from .comparison import differences_table, values_table
 from .distances import race_distances, times
 from .judges import readings
 from .semantics import answers
-from .settings import ARMS, BASE, REAL, FundusStudy, identity
+from .settings import ARMS, REAL, UNTUNED, FundusStudy, identity, rows_of, untuned
 from .statistics import Figures, People, excluded, figures_of
 
 RAW = ("readings", "answers", "distances", "probe", "history")
@@ -44,9 +44,9 @@ def run_fundus_study(study: FundusStudy, arms: Iterable[str] = ARMS, seeds: Iter
                      out: str | Path | None = None) -> Path:
     """Fine-tune, draw, measure and compare every arm at every seed; returns the folder of the tables.
 
-    Rows "base" (no fine-tuning) and "real" are made for every seed. Tables are written after every arm and seed; those of arms
-    and seeds that are already in the folder are kept, made anew they take the place of the old. Raises `SettingsError` on an
-    unknown arm, `DataError` when the folder holds another study.
+    Rows "base" and "everyone" (no fine-tuning here) and "real" are made for every seed. Tables are written after every arm and
+    seed; those of arms and seeds that are already in the folder are kept, made anew they take the place of the old. Raises
+    `SettingsError` on an unknown arm, `DataError` when the folder holds another study.
     """
     arms, out = tuple(arms), Path(out or fundus_results_folder())
     for arm in arms:
@@ -56,7 +56,7 @@ def run_fundus_study(study: FundusStudy, arms: Iterable[str] = ARMS, seeds: Iter
     write_table(out / "people.csv.gz", people_table(study))
     known: dict[tuple[str, int], Figures] = {}
     for seed in seeds:
-        for arm in (REAL, BASE, *arms):
+        for arm in rows_of(study, arms):
             tables = raw_tables(study, arm, seed)
             for name, table in tables.items():
                 path = out / f"{name}.csv.gz"
@@ -69,7 +69,7 @@ def run_fundus_study(study: FundusStudy, arms: Iterable[str] = ARMS, seeds: Iter
 
 def measured(study: FundusStudy, arms: Iterable[str], seeds: Iterable[int]) -> dict[str, pd.DataFrame]:
     """The same tables in memory, as a notebook wants them: people, `RAW`, values, differences, excluded; nothing is written."""
-    found = [raw_tables(study, arm, seed) for seed in seeds for arm in (REAL, BASE, *arms)]
+    found = [raw_tables(study, arm, seed) for seed in seeds for arm in rows_of(study, arms)]
     tables = {name: pd.concat([one[name] for one in found if name in one], ignore_index=True) for name in RAW}
     tables["people"] = people_table(study)
     figures = figures_from(tables, study.replicates, study.n_min)
@@ -78,7 +78,7 @@ def measured(study: FundusStudy, arms: Iterable[str], seeds: Iterable[int]) -> d
 
 
 def raw_tables(study: FundusStudy, arm: str, seed: int) -> dict[str, pd.DataFrame]:
-    """What one arm and seed leaves behind, by name of `RAW`: "real" has no probe, and neither "real" nor "base" a history."""
+    """What one arm and seed leaves behind, by name of `RAW`: "real" has no probe, and no row without fine-tuning a history."""
     said, tried = answers(study, arm, seed)
     asked = fundi(study, "asked").table[list(PROMPTED)].reset_index(drop=True)
     found = pd.concat([asked, readings(study, arm, seed), tried], axis=1)
@@ -86,7 +86,7 @@ def raw_tables(study: FundusStudy, arm: str, seed: int) -> dict[str, pd.DataFram
               "distances": (drawn := race_distances(study, arm, seed)).assign(draw=range(len(drawn)))}
     if arm != REAL:
         tables["probe"] = pd.DataFrame([finetuning.final_probe(study, arm, seed)])
-    if arm not in (REAL, BASE):
+    if arm not in (REAL, *UNTUNED):
         tables["history"] = finetuning.history(study, arm, seed)
     return {name: table.assign(arm=arm, seed=seed) for name, table in tables.items()}
 
@@ -113,7 +113,7 @@ def figures_from(tables: dict[str, pd.DataFrame], replicates: int, n_min: int,
     known = {} if known is None else known
     people = people_from(tables["people"], replicates, n_min)
     parts = {name: dict(iter(tables[name].groupby(["arm", "seed"]))) for name in ("readings", "answers", "distances")}
-    order = {arm: place for place, arm in enumerate((REAL, BASE, *ARMS))}
+    order = {arm: place for place, arm in enumerate((REAL, *UNTUNED, *ARMS))}
     keys = sorted(parts["readings"], key=lambda key: (order.get(key[0], len(order)), key[1]))
     for arm, seed in keys:
         if (arm, seed) not in known:
@@ -154,7 +154,8 @@ def load_fundus_results(folder: str | Path | None = None) -> dict:
 
 
 def _identity(study: FundusStudy) -> dict:
-    return {"study": identity(study), "weights": finetuning.generator_digest(study)}
+    starts = (arm for arm in rows_of(study) if arm != REAL)
+    return {"study": identity(study), "weights": {arm: finetuning.generator_digest(untuned(study, arm)) for arm in starts}}
 
 
 def _say_what(out: Path, study: FundusStudy) -> None:
@@ -165,6 +166,6 @@ def _say_what(out: Path, study: FundusStudy) -> None:
 
 def _ordered(table: pd.DataFrame) -> pd.DataFrame:
     """Seed by seed, arms in the order of the study."""
-    order = {name: place for place, name in enumerate((REAL, BASE, *ARMS))}
+    order = {name: place for place, name in enumerate((REAL, *UNTUNED, *ARMS))}
     return table.assign(_place=table["arm"].map(order)).sort_values(["seed", "_place"], kind="stable",
                                                                    ignore_index=True).drop(columns="_place")

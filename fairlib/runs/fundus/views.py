@@ -28,7 +28,7 @@ from .comparison import PAIRS
 from .finetuning import GROUPS, SIZES
 from .generation import swatches
 from .report import CDR_MOST, fundus_report, race_gap
-from .settings import ARMS, BASE, REAL, FundusStudy
+from .settings import ARMS, BASE, REAL, UNTUNED, FundusStudy
 from .statistics import CDR, GAP, MMD, NO_DISC, NO_TASK, SCALED, TO_GENERATED, TO_REAL, WORST
 
 CONDITIONS = (("non-glaucoma", "normal", "normal"), ("glaucoma", "mild", "borderline"), ("glaucoma", "severe", "abnormal"))
@@ -51,13 +51,13 @@ def twins(seed: int = 3) -> tuple[Tensor, list[str], list[str]]:
     return torch.from_numpy(np.stack(images)), list(RACES), [f"ratio {ratio:.2f}" for ratio in ratios]
 
 
-def by_group(study: FundusStudy, seed: int, sex: str = "F") -> tuple[Tensor, pd.DataFrame]:
-    """The base model's pictures of three races under `CONDITIONS`, all from one noise: images [9, 1, 128, 128], and a table
+def by_group(study: FundusStudy, seed: int, sex: str = "F", arm: str = BASE) -> tuple[Tensor, pd.DataFrame]:
+    """An arm's pictures of three races under `CONDITIONS`, all from one noise: images [9, 1, 128, 128], and a table
     (race, glaucoma, md_severity, cdr_status, asked: the law's ratio, measured: NaN where no disc was found)."""
     rows = [{"race": race, "sex": sex, "ethnicity": "Non-Hispanic", "glaucoma": glaucoma, "md_severity": severity,
              "cdr_status": status, "refraction": "emmetropia"}
             for race, (glaucoma, severity, status) in product(RACES, CONDITIONS)]
-    images = swatches(study, [prompt_of(row) for row in rows], seed)
+    images = swatches(study, [prompt_of(row) for row in rows], seed, arm)
     asked = [asked_cdr(row["glaucoma"], row["md_severity"], row["cdr_status"]) for row in rows]
     return images, pd.DataFrame(rows).assign(asked=asked, measured=measure_cdr(images)["cdr"].to_numpy())
 
@@ -67,6 +67,15 @@ def grid(images: Tensor, told: pd.DataFrame) -> Figure:
     titles = [f"asked {row.asked:.2f}, found " + ("no disc" if np.isnan(row.measured) else f"{row.measured:.2f}")
               for row in told.itertuples()]
     return image_grid(images, len(CONDITIONS), titles, list(RACES), cell=1.9)
+
+
+def by_arm(study: FundusStudy, arms: Sequence[str], seed: int, tuning_seed: int, condition: int = 1) -> Tensor:
+    """One prompt in three races under every arm, all from one noise: images [3 * arms, 1, 128, 128], race by race."""
+    glaucoma, severity, status = CONDITIONS[condition]
+    asked = [prompt_of({"race": race, "sex": "F", "ethnicity": "Non-Hispanic", "glaucoma": glaucoma, "md_severity": severity,
+                        "cdr_status": status, "refraction": "emmetropia"}) for race in RACES]
+    drawn = [swatches(study, asked, seed, arm, tuning_seed) for arm in arms]
+    return torch.stack(drawn, dim=1).flatten(0, 1)
 
 
 def sample_weights(sigma: Sequence[float], form: str, count: int = 20000, seed: int = 0) -> np.ndarray:
@@ -175,7 +184,7 @@ def arm_table(values: pd.DataFrame) -> pd.DataFrame:
               "equity-scaled": (TO_REAL, "glaucoma", "race", SCALED), "AUC, gap": (TO_REAL, "glaucoma", "race", GAP),
               "AUC from real": (TO_GENERATED, "glaucoma", "all", "all")}
     known = values.set_index(["arm", "measure", "task", "by", "group"])["value"]
-    order = [arm for arm in (REAL, BASE, *ARMS) if arm in set(values["arm"])]
+    order = [arm for arm in (REAL, *UNTUNED, *ARMS) if arm in set(values["arm"])]
     return pd.DataFrame([{"arm": arm, **{name: known.get((arm, *key), np.nan) for name, key in wanted.items()}} for arm in order])
 
 
@@ -194,6 +203,6 @@ def bounds(results: dict | None = None) -> pd.DataFrame | None:
         holds=np.where(found["bound"].isna(), "-", np.where(found["holds"], "yes", "no")))
 
 
-__all__ = ["CDR", "CDR_MOST", "MMD", "SIZES", "TO_GENERATED", "TO_REAL", "arm_table", "bounds", "by_group", "chosen", "counts",
-           "difference_points", "gaps", "grid", "lanes", "race_points", "sample_weights", "sigma_path", "table", "twins",
-           "weight_dials", "weights_histogram", "weights_told"]
+__all__ = ["CDR", "CDR_MOST", "MMD", "SIZES", "TO_GENERATED", "TO_REAL", "arm_table", "bounds", "by_arm", "by_group", "chosen",
+           "counts", "difference_points", "gaps", "grid", "lanes", "race_points", "sample_weights", "sigma_path", "table",
+           "twins", "weight_dials", "weights_histogram", "weights_told"]
