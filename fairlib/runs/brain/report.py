@@ -78,13 +78,13 @@ def headline(results: dict[str, pd.DataFrame], tuned: str = "robust", replicates
 
 
 def _conditional(readings, slices, rng, replicates: int) -> dict[str, float]:
-    """Each grade's share under the conditional target, by the auditor, and how many seeds it stands on; nothing without one."""
+    """Each grade's share under the conditional target, by every judge, and how many seeds it stands on; nothing without one."""
     part = readings[readings.arm == "conditional"]
     if part.empty:
         return {}
     wanted = dict(Exam().conditional_targets)
-    table = group_table(part, slices, wanted, rng, {"auditor": "auditor"}, ("arm",), replicates)
-    shares = {f"long_conditional_{row.group}": row.share for row in table.itertuples()}
+    table = group_table(part, slices, wanted, rng, judge_columns(ARMS["conditional"].guide), ("arm",), replicates)
+    shares = {f"long_conditional_{row.group}_{row.judge}": row.share for row in table.itertuples()}
     return shares | {"long_conditional_seeds": int(part.seed.nunique())}
 
 

@@ -163,7 +163,7 @@ def race_points(values: pd.DataFrame, measure: str, task: str = NO_TASK) -> pd.D
 
 def difference_points(differences: pd.DataFrame, measure: str, task: str = NO_TASK) -> pd.DataFrame:
     """Rows for `lanes`: the gap over races of an arm less that of its rival, with both intervals; a lane a comparison."""
-    pairs = [("released", "plain"), ("repaired", "plain"), *PAIRS[:3], ("inverse", "plain"), ("dro", "plain")]
+    pairs = [("released", "plain"), ("repaired", "plain"), *PAIRS[:3], ("inverse", "plain"), ("dro", "plain"), ("everyone", "plain")]
     rows = []
     for arm, reference in pairs:
         row = race_gap(differences, measure, task, arm, reference)
