@@ -177,7 +177,7 @@ def _add_heart(commands) -> None:
 
 def _add_fundus(commands) -> None:
     command = _command(commands, "fundus", fundus)
-    arms = ["plain", "released", "repaired", "random", "random-repaired", "inverse", "dro"]
+    arms = ["plain", "released", "repaired", "random", "random-repaired", "inverse", "dro", "balanced"]
     command.add_argument("--arms", nargs="*", default=arms, metavar="ARM")
     command.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3, 4, 5], metavar="SEED")
     command.add_argument("--cohort", default="phantom", choices=["phantom", "fairgenmed"])

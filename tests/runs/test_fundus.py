@@ -314,6 +314,21 @@ def test_every_arm_has_its_weights(study):
         fundus.weights_of(study, "repared", 3, codes)
 
 
+def test_batches_of_the_balanced_arm_are_a_third_of_each_race():
+    groups = np.stack([np.repeat([0, 1, 2], [4, 9, 40]), np.zeros(53, int), np.zeros(53, int)], axis=1)
+    assert np.array_equal(finetuning.training_rows("released", groups, 1), np.arange(53))
+    rows = finetuning.training_rows("balanced", groups, 1)
+    races = np.bincount(groups[rows, 0])
+    assert len(rows) == 53 and races.max() - races.min() <= 1
+    for race in range(3):
+        counts = np.bincount(rows, minlength=53)[groups[:, 0] == race]
+        assert counts.max() - counts.min() <= 1, "nobody of a race is dealt twice more than another"
+    assert np.array_equal(rows, finetuning.training_rows("balanced", groups, 1))
+    assert not np.array_equal(rows, finetuning.training_rows("balanced", groups, 2))
+    with pytest.raises(SettingsError, match="nobody of race Black"):
+        finetuning.training_rows("balanced", groups[groups[:, 0] != 1], 1)
+
+
 @pytest.mark.slow
 def test_a_killed_tuning_goes_on_to_the_same_bits(study, runs, tmp_path, monkeypatch):
     monkeypatch.setattr(finetuning, "SAVE", 2)

@@ -1,4 +1,7 @@
-"""Every arm's fine-tuning: the same start, batches, time steps and noises in a seed, and weights of the loss that differ."""
+"""Every arm's fine-tuning: the same start, batches, time steps and noises in a seed, and weights of the loss that differ.
+
+One arm, "balanced", weighs nobody and deals other batches instead.
+"""
 
 from __future__ import annotations
 
@@ -76,7 +79,7 @@ def weights_of(study: FundusStudy, arm: str, seed: int, codes) -> SampleWeights:
     """The weights of one arm; `codes` [N, 3] are the groups of the training set. Raises `SettingsError` on an unknown arm."""
     if arm not in ARMS:
         raise SettingsError(unknown_key(arm, list(ARMS), "the arms"))
-    if arm == "plain":
+    if arm in ("plain", "balanced"):
         return Plain(SIZES)
     if arm == "inverse":
         return InverseFrequency(codes, SIZES)
@@ -87,11 +90,25 @@ def weights_of(study: FundusStudy, arm: str, seed: int, codes) -> SampleWeights:
     return kind(SIZES, PerturbationSettings(form, window=study.window, seed=seed))
 
 
+def training_rows(arm: str, groups: np.ndarray, seed: int) -> np.ndarray:
+    """Rows [N] that an arm's batches are dealt from; `groups` [N, 3], race first. Everybody once, or for "balanced" as many rows,
+    a third of each race: all of a race equally often, but for one time that chance decides."""
+    if arm != "balanced":
+        return np.arange(len(groups))
+    rng, places = np.random.default_rng([seed, 43]), np.array_split(np.arange(len(groups)), SIZES[0])
+    of_race = [rng.permutation(np.flatnonzero(groups[:, 0] == race)) for race in range(SIZES[0])]
+    missing = [GROUPS[race] for race, rows in enumerate(of_race) if not len(rows)]
+    if missing:
+        raise SettingsError(f"arm 'balanced' deals every race alike, but nobody of race {missing[0]} is among the {len(groups)} "
+                            "training people; give more of them")
+    return np.concatenate([np.resize(rows, len(place)) for rows, place in zip(of_race, places, strict=True)])
+
+
 def tuned(study: FundusStudy, arm: str, seed: int) -> Path:
     """The stage folder of one fine-tuning: `denoiser.safetensors` (the averaged weights), `history.csv`, `probe.csv`."""
     chosen = {"arm": arm, "window": study.window, "probe": [study.probe_per_group, study.probe_times],
               **vars(study.finetune(seed))}
-    parts = LOOP if arm in ("plain", "inverse", "dro") else LOOP + NOISY
+    parts = LOOP if arm in ("plain", "inverse", "dro", "balanced") else LOOP + NOISY
     inputs = [generator_digest(study), part_digest(study, "train"), part_digest(study, "probe")]
     weights_of(study, arm, seed, fundi(study, "train").groups())  # an unknown arm is refused before any work
     return stage(None, f"fundus-{arm}", chosen, inputs, lambda out, progress: _tune(study, arm, seed, out, progress),
@@ -113,7 +130,7 @@ def tuning(study: FundusStudy, arm: str, seed: int, working: Path | None = None,
     """
     generator, train, settings = fundus_generator(study).frozen_copy(), fundi(study, "train"), study.finetune(seed)
     weights = weights_of(study, arm, seed, train.groups())
-    state, rows = FinetuneState(generator.denoiser, weights, settings), []
+    state, rows, dealt = FinetuneState(generator.denoiser, weights, settings), [], training_rows(arm, train.groups(), seed)
     paths = None if working is None else (working / "history.csv", working / "state.safetensors")
     if paths and paths[1].is_file():
         state.from_tensors(read_tensors(paths[1]))
@@ -121,8 +138,9 @@ def tuning(study: FundusStudy, arm: str, seed: int, working: Path | None = None,
         if state.step == settings.steps:
             yield state, rows
     probe, embeds = _probing(study)
-    loop = finetune(generator.denoiser, latents(study, "train"), embeds, _rows(study, "train"), train.groups(), weights, settings,
-                    null=generator.encode_prompts([""]), scheduler=generator.pipeline.scheduler, state=state, probe=probe)
+    loop = finetune(generator.denoiser, latents(study, "train")[dealt], embeds, _rows(study, "train")[dealt],
+                    train.groups()[dealt], weights, settings, null=generator.encode_prompts([""]),
+                    scheduler=generator.pipeline.scheduler, state=state, probe=probe)
     left = settings.steps - state.step
     for done in loop if progress is None else progress.track(loop, left, f"fine-tuning {arm}, seed {seed}"):
         rows.append(diary(done))

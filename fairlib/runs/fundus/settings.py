@@ -12,9 +12,10 @@ from ...errors import SettingsError
 from ...methods.finetuning import FinetuneSettings
 from ...settings import to_dict
 
-ARMS = ("plain", "released", "repaired", "random", "random-repaired", "inverse", "dro")
+ARMS = ("plain", "released", "repaired", "random", "random-repaired", "inverse", "dro", "balanced")
 """Weights of the loss: one for all; Fair Bayesian Perturbation as released and repaired; both forms' noise with a sigma that is
-drawn at random; inverse frequency over the attributes; group DRO over the attributes."""
+drawn at random; inverse frequency over the attributes; group DRO over the attributes. "balanced" weighs nobody, and deals its
+batches from as many rows in which every race is a third."""
 BASE, EVERYONE, REAL = "base", "everyone", "real"
 """Three more rows of every table: the generator before any fine-tuning, which has seen White people alone; one that was trained
 on everybody from the beginning and for much longer; and real pictures of the people who were asked for."""

@@ -28,7 +28,7 @@ from .comparison import PAIRS
 from .finetuning import GROUPS, SIZES
 from .generation import swatches
 from .report import CDR_MOST, fundus_report, race_gap
-from .settings import ARMS, BASE, REAL, UNTUNED, FundusStudy
+from .settings import ARMS, BASE, EVERYONE, REAL, UNTUNED, FundusStudy
 from .statistics import CDR, GAP, MMD, NO_DISC, NO_TASK, SCALED, TO_GENERATED, TO_REAL, WORST
 
 CONDITIONS = (("non-glaucoma", "normal", "normal"), ("glaucoma", "mild", "borderline"), ("glaucoma", "severe", "abnormal"))
@@ -163,7 +163,8 @@ def race_points(values: pd.DataFrame, measure: str, task: str = NO_TASK) -> pd.D
 
 def difference_points(differences: pd.DataFrame, measure: str, task: str = NO_TASK) -> pd.DataFrame:
     """Rows for `lanes`: the gap over races of an arm less that of its rival, with both intervals; a lane a comparison."""
-    pairs = [("released", "plain"), ("repaired", "plain"), *PAIRS[:3], ("inverse", "plain"), ("dro", "plain"), ("everyone", "plain")]
+    rivals = ("inverse", "dro", "balanced", EVERYONE)
+    pairs = [("released", "plain"), ("repaired", "plain"), *PAIRS[:3], *((arm, "plain") for arm in rivals)]
     rows = []
     for arm, reference in pairs:
         row = race_gap(differences, measure, task, arm, reference)
