@@ -12,12 +12,13 @@ from ...errors import DataError
 from ...measures.bounds import COLUMNS, verdict
 from ...measures.resampling import Interval
 from .settings import ARMS, BASE, REAL, UNTUNED
-from .statistics import CDR, GAP, MMD, NO_TASK, TO_GENERATED, TO_REAL
+from .statistics import CDR, FOUND, GAP, MMD, NO_TASK, TO_GENERATED, TO_REAL
 from .study import load_fundus_results
 
 CDR_MOST = 0.08
-GAPS = ((MMD, NO_TASK), (TO_REAL, "glaucoma"), (TO_REAL, "cdr_status"), (TO_GENERATED, "glaucoma"), (TO_GENERATED, "cdr_status"))
-"""The gaps over races that arms are compared by: quality, and semantic correlation both ways."""
+GAPS = ((MMD, NO_TASK), (FOUND, "race"), (TO_REAL, "glaucoma"), (TO_REAL, "cdr_status"), (TO_GENERATED, "glaucoma"),
+        (TO_GENERATED, "cdr_status"))
+"""The gaps over races that arms are compared by: quality, the race that was asked for, and semantic correlation both ways."""
 COMPARED = (("released", "plain"), ("released", "random"), ("repaired", "plain"), ("repaired", "random-repaired"),
             ("inverse", "plain"), ("balanced", "plain"))
 JUDGES = {CDR: "ruler", MMD: "reader's features"}

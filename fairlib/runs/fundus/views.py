@@ -29,7 +29,7 @@ from .finetuning import GROUPS, SIZES
 from .generation import swatches
 from .report import CDR_MOST, fundus_report, race_gap
 from .settings import ARMS, BASE, EVERYONE, REAL, UNTUNED, FundusStudy
-from .statistics import CDR, GAP, MMD, NO_DISC, NO_TASK, SCALED, TO_GENERATED, TO_REAL, WORST
+from .statistics import CDR, FOUND, GAP, MMD, NO_DISC, NO_TASK, SCALED, TO_GENERATED, TO_REAL, WORST
 
 CONDITIONS = (("non-glaucoma", "normal", "normal"), ("glaucoma", "mild", "borderline"), ("glaucoma", "severe", "abnormal"))
 """Diagnosis, severity and class of the ratio, from a small cup to a large one."""
@@ -204,6 +204,6 @@ def bounds(results: dict | None = None) -> pd.DataFrame | None:
         holds=np.where(found["bound"].isna(), "-", np.where(found["holds"], "yes", "no")))
 
 
-__all__ = ["CDR", "CDR_MOST", "MMD", "SIZES", "TO_GENERATED", "TO_REAL", "arm_table", "bounds", "by_arm", "by_group", "chosen",
-           "counts", "difference_points", "gaps", "grid", "lanes", "race_points", "sample_weights", "sigma_path", "table",
+__all__ = ["CDR", "CDR_MOST", "FOUND", "MMD", "SIZES", "TO_GENERATED", "TO_REAL", "arm_table", "bounds", "by_arm", "by_group",
+           "chosen", "counts", "difference_points", "gaps", "grid", "lanes", "race_points", "sample_weights", "sigma_path", "table",
            "twins", "weight_dials", "weights_histogram", "weights_told"]
