@@ -205,5 +205,5 @@ def bounds(results: dict | None = None) -> pd.DataFrame | None:
 
 
 __all__ = ["CDR", "CDR_MOST", "FOUND", "MMD", "SIZES", "TO_GENERATED", "TO_REAL", "arm_table", "bounds", "by_arm", "by_group",
-           "chosen", "counts", "difference_points", "gaps", "grid", "lanes", "race_points", "sample_weights", "sigma_path", "table",
-           "twins", "weight_dials", "weights_histogram", "weights_told"]
+           "chosen", "counts", "difference_points", "gaps", "grid", "lanes", "race_points", "sample_weights", "sigma_path",
+           "table", "twins", "weight_dials", "weights_histogram", "weights_told"]
