@@ -4,7 +4,7 @@
     words    a small CLIP on the prompts; every attribute must stay readable in its text tower
     pixels   AutoencoderKL: crops first, then whole pictures, then the decoder alone
     noise    the denoiser, on latents and prompt embeddings, every picture counting the same
-    white    another denoiser, from nothing, on the White people alone: `weights/fundus-white`, a model that has seen nobody else
+    white    another denoiser, from nothing, on the White people alone: `weights/fundus-white`; words and autoencoder are shared
 
 About 80 minutes on one slow core. Killed at any moment, it goes on where it was. What is to be made fair starts from the second
 denoiser; the first one shows where plain training on everybody arrives when it is given much longer.

@@ -92,7 +92,7 @@ def weights_of(study: FundusStudy, arm: str, seed: int, codes) -> SampleWeights:
 
 def training_rows(arm: str, groups: np.ndarray, seed: int) -> np.ndarray:
     """Rows [N] that an arm's batches are dealt from; `groups` [N, 3], race first. Everybody once, or for "balanced" as many rows,
-    a third of each race: all of a race equally often, but for one time that chance decides."""
+    a third of each race: within a race the counts differ by one at most."""
     if arm != "balanced":
         return np.arange(len(groups))
     rng, places = np.random.default_rng([seed, 43]), np.array_split(np.arange(len(groups)), SIZES[0])

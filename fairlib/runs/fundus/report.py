@@ -39,7 +39,7 @@ def fundus_report(folder: str | Path | None = None, results: dict | None = None)
 def _cups(found: dict) -> list[dict]:
     """One row an arm, of the race whose error is largest; `floor` is the error of real people of that race and those words.
 
-    What has seen White people alone is not bound.
+    The start, whose denoiser has seen White people alone, has no bound.
     """
     values, people = found["values"], found["people"]
     table = values[(values["measure"] == CDR) & (values["by"] == "race") & values["group"].isin(RACES)]
@@ -68,7 +68,8 @@ def _gaps(found: dict) -> list[dict]:
 
 
 def _repair(found: dict) -> list[dict]:
-    """Is the repaired form no worse than the released one? It holds unless the whole interval lies above zero."""
+    """Is the repaired form shown to be worse than the released one? It holds unless the whole interval lies above zero, which a
+    wide interval does easily."""
     rows = []
     for measure, task in GAPS:
         row = race_gap(found["differences"], measure, task, "repaired", "released")

@@ -14,11 +14,11 @@ from ...settings import to_dict
 
 ARMS = ("plain", "released", "repaired", "random", "random-repaired", "inverse", "dro", "balanced")
 """Weights of the loss: one for all; Fair Bayesian Perturbation as released and repaired; both forms' noise with a sigma that is
-drawn at random; inverse frequency over the attributes; group DRO over the attributes. "balanced" weighs nobody, and deals its
+drawn at random; inverse frequency over the attributes; group DRO over the attributes. "balanced" weights nobody, and deals its
 batches from as many rows in which every race is a third."""
 BASE, EVERYONE, REAL = "base", "everyone", "real"
-"""Three more rows of every table: the generator before any fine-tuning, which has seen White people alone; one that was trained
-on everybody from the beginning and for much longer; and real pictures of the people who were asked for."""
+"""Three more rows of every table: the generator before any fine-tuning, whose denoiser has seen White people alone; one that was
+trained on everybody from the beginning; and real pictures of the people who were asked for."""
 UNTUNED = (BASE, EVERYONE)
 HEADS = {"race": RACES, "sex": SEXES, "ethnicity": ETHNICITIES, "glaucoma": GLAUCOMA, "md_severity": SEVERITIES,
          "cdr_status": CDR_STATUSES}
@@ -33,8 +33,8 @@ class FundusStudy:
     """Everything that the stages of the fundus study depend on.
 
     cohort: "phantom", or "fairgenmed" (the real layout under `data_dir`). weights: the pipeline folder that fine-tuning starts
-    from; the phantom's training people are read from its manifest. everyone: the folder of row "everyone"; empty, without that
-    row. train_people: 0, all of them.
+    from; the phantom's cohort to fine-tune on is read from its manifest. everyone: the folder of row "everyone"; empty, without
+    that row. train_people: 0, all of the cohort.
     steps ... window: see `methods.finetuning` and `methods.perturbation`; one learning rate for all arms.
     probe_people: held-out people, even over the groups, from whom the probe takes `probe_per_group` of every group; it is
     looked at every `probe_every` steps, each person at `probe_times` noise levels.
@@ -84,7 +84,8 @@ class FundusStudy:
                                 "taken at equal numbers, so give at least as many")
 
     def finetune(self, seed: int) -> FinetuneSettings:
-        """The settings of one fine-tuning; the same for every arm of a seed, so that arms see the same batches and noises."""
+        """The settings of one fine-tuning; the same for every arm of a seed, so that arms see the same noises and,
+        but for "balanced", the same batches."""
         return FinetuneSettings(steps=self.steps, batch_size=self.batch_size, learning_rate=self.learning_rate,
                                 warmup=self.warmup, ema_decay=self.ema_decay, probe_every=self.probe_every, seed=seed)
 
