@@ -83,7 +83,15 @@ def test_the_first_error_stops_every_lane():
     assert done == ["a"]
 
 
-def test_interrupt_stops_every_lane():
+@pytest.fixture
+def heard():
+    """Ctrl-C is heard in the test, though whoever started it in the background had it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_interrupt_stops_every_lane(heard):
     both, ended = threading.Barrier(3), []
 
     def work(item, stop):
