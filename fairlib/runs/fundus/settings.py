@@ -50,6 +50,7 @@ class FundusStudy:
     everyone: str = "weights/fundus"
     split_seed: int = 0
     train_people: int = 0
+    # Steps and rate were chosen on the probe's loss of plain fine-tuning at seed 0 (3e-4 ends lower than 1e-3), on no judge.
     steps: int = 180
     batch_size: int = 32
     learning_rate: float = 3e-4
