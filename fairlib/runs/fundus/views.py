@@ -54,12 +54,17 @@ def twins(seed: int = 3) -> tuple[Tensor, list[str], list[str]]:
 def by_group(study: FundusStudy, seed: int, sex: str = "F", arm: str = BASE) -> tuple[Tensor, pd.DataFrame]:
     """An arm's pictures of three races under `CONDITIONS`, all from one noise: images [9, 1, 128, 128], and a table
     (race, glaucoma, md_severity, cdr_status, asked: the law's ratio, measured: NaN where no disc was found)."""
-    rows = [{"race": race, "sex": sex, "ethnicity": "Non-Hispanic", "glaucoma": glaucoma, "md_severity": severity,
-             "cdr_status": status, "refraction": "emmetropia"}
-            for race, (glaucoma, severity, status) in product(RACES, CONDITIONS)]
+    rows = [_asked_row(race, condition, sex) for race, condition in product(RACES, CONDITIONS)]
     images = swatches(study, [prompt_of(row) for row in rows], seed, arm)
     asked = [asked_cdr(row["glaucoma"], row["md_severity"], row["cdr_status"]) for row in rows]
     return images, pd.DataFrame(rows).assign(asked=asked, measured=measure_cdr(images)["cdr"].to_numpy())
+
+
+def _asked_row(race: str, condition: tuple[str, str, str], sex: str = "F") -> dict[str, str]:
+    """Everything that a prompt states, of a person who differs from others here in race, condition and sex alone."""
+    glaucoma, severity, status = condition
+    return {"race": race, "sex": sex, "ethnicity": "Non-Hispanic", "glaucoma": glaucoma, "md_severity": severity,
+            "cdr_status": status, "refraction": "emmetropia"}
 
 
 def grid(images: Tensor, told: pd.DataFrame) -> Figure:
@@ -71,9 +76,7 @@ def grid(images: Tensor, told: pd.DataFrame) -> Figure:
 
 def by_arm(study: FundusStudy, arms: Sequence[str], seed: int, tuning_seed: int, condition: int = 1) -> Tensor:
     """One prompt in three races under every arm, all from one noise: images [3 * arms, 1, 128, 128], race by race."""
-    glaucoma, severity, status = CONDITIONS[condition]
-    asked = [prompt_of({"race": race, "sex": "F", "ethnicity": "Non-Hispanic", "glaucoma": glaucoma, "md_severity": severity,
-                        "cdr_status": status, "refraction": "emmetropia"}) for race in RACES]
+    asked = [prompt_of(_asked_row(race, CONDITIONS[condition])) for race in RACES]
     drawn = [swatches(study, asked, seed, arm, tuning_seed) for arm in arms]
     return torch.stack(drawn, dim=1).flatten(0, 1)
 
