@@ -26,7 +26,7 @@ def pytest_addoption(parser):
 
 
 def pytest_collection_modifyitems(config, items):
-    # For whoever works on one room and wants an answer in seconds. `make test` and CI never give it, so nothing is left out there.
+    # For whoever works on one room and wants an answer in seconds. `make test` and CI never give it: nothing is left out there.
     if config.getoption("--skip-slow"):
         for item in items:
             if item.get_closest_marker("slow"):
