@@ -92,6 +92,7 @@ def heard():
 
 
 def test_interrupt_stops_every_lane(heard):
+    before = set(threading.enumerate())  # libraries keep threads of their own
     both, ended = threading.Barrier(3), []
 
     def work(item, stop):
@@ -108,7 +109,7 @@ def test_interrupt_stops_every_lane(heard):
     with pytest.raises(KeyboardInterrupt):
         in_lanes([["a", "b"], ["c"]], 2, work)
     other.join()
-    assert sorted(ended) == ["a", "c"] and threading.active_count() == 1
+    assert sorted(ended) == ["a", "c"] and set(threading.enumerate()) <= before
 
 
 def test_stop_makes_its_calls_once_and_late_ones_at_once():
