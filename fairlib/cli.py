@@ -46,6 +46,7 @@ def html(options) -> None:
 
 def report(options) -> int:
     """Print the figures, intervals and bounds of every study whose results are there."""
+    from .runs.brain import many_images_folder
     from .runs.brain import report as brain_report
     from .runs.fundus.report import fundus_report
     from .runs.fundus.study import fundus_results_folder
@@ -53,6 +54,8 @@ def report(options) -> int:
     from .runs.statistics import statistics_folder, statistics_report
 
     tables = [brain_report()]
+    if many_images_folder():
+        tables.append(brain_report(many_images_folder()))
     if (heart_results_folder() / "study.json").is_file():
         tables.append(heart_report())
     if (statistics_folder() / "study.json").is_file():
@@ -67,7 +70,8 @@ def study(options) -> None:
     """Run the brain study over arms and seeds and write results/brain (hours on two slow cores; it resumes)."""
     from .runs.brain import Study, run_study
 
-    print(run_study(Study(images=options.images), options.arms, options.seeds, options.out and Path(options.out)))
+    print(run_study(Study(images=options.images), options.arms, options.seeds, options.out and Path(options.out),
+                    readings_only=options.readings_only))
 
 
 def ablation(options) -> None:
@@ -141,8 +145,11 @@ def _parser() -> argparse.ArgumentParser:
     whole = _command(commands, "study", study)
     whole.add_argument("--arms", nargs="*", default=["plain", "robust", "conditional"], metavar="ARM")
     whole.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3, 4, 5], metavar="SEED")
-    whole.add_argument("--out", default="", help="where the tables go (default: results/brain)")
+    whole.add_argument("--out", default="", help="where the tables go (default: results/brain, or beside it with "
+                       "--images, as results/brain-4000)")
     whole.add_argument("--images", type=int, default=1000, help="images of each arm and seed (default: 1000)")
+    whole.add_argument("--readings-only", action="store_true", help="only what the judges read in these arms; neither the untuned "
+                       "model beside them nor fidelity, likeness and quality")
     parts = _command(commands, "ablation", ablation)
     parts.add_argument("--arms", nargs="*", default=[], metavar="ARM", help="default: all")
     parts.add_argument("--seeds", nargs="+", type=int, default=[1], metavar="SEED")

@@ -80,7 +80,7 @@ def exam(
     Columns of `readings` and `slices`: see `fairlib.measures.readings`; judges:
     `{"guide": column, "auditor": column, "oracle": column}`. Each seed's prompts are cells of their own, so gaps of
     opposite sign in two seeds do not cancel; "beyond chance" takes the noise of a finite number of images out of them.
-    "Seeds joined" is the milder figure beside it: what the recipe makes of a prompt on average over its seeds.
+    An arm that is not among the readings has no rows. "Seeds joined" is the milder figure beside it: what the recipe makes of a prompt on average over its seeds.
     """
     settings = settings or Exam()
     judges = judges or {name: name for name in ("guide", "auditor", "oracle")}
@@ -107,6 +107,8 @@ def _interval(row, name: str) -> Interval:
 
 
 def _base_share(readings, slices, rng, settings, judges, replicates) -> list[dict]:
+    if _arm(readings, settings.base).empty:
+        return []
     row = share_table(_arm(readings, settings.base), slices, rng, _one(judges, "oracle"), ("arm",), replicates).iloc[0]
     below = Interval(
         *(100 * (settings.target - row[name]) for name in ("corrected", "corrected_high", "corrected_low"))
@@ -122,6 +124,8 @@ def _prompt_gaps(readings, slices, rng, settings, judges, replicates) -> list[di
     rows = []
     for arm in (settings.base, settings.tuned):
         part = _arm(readings, arm)
+        if part.empty:
+            continue
         cells = part.assign(prompt=part.prompt.astype(str) + " seed " + part.seed.astype(str))
         joined, apart = (
             gap_table(table, slices, settings.target, rng, judges, ("arm",), replicates).set_index("judge")

@@ -201,6 +201,14 @@ class TestExam:
         gaps = table[(table.arm == "tuned") & table.figure.str.contains("gap")]
         assert len(gaps) == 9 and not gaps.holds.any() and not table.figure.str.contains("HGG").any()
 
+    def test_an_arm_that_is_not_there_has_no_rows(self, study, slices):
+        whole, part = (exam(some, slices, RNG(0), replicates=20) for some in (study, study[study.arm == "tuned"]))
+        assert set(part.arm) == {"tuned"}
+        known = ["figure", "arm", "judge"]
+        pd.testing.assert_frame_equal(
+            part[[*known, "value", "floor"]], whole[whole.arm == "tuned"][[*known, "value", "floor"]].reset_index(drop=True)
+        )
+
     def test_seeds_on_either_side_do_not_cancel(self, slices):
         rng = RNG(5)
         both = pd.concat(

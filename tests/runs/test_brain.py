@@ -2,6 +2,7 @@
 
 import dataclasses
 import shutil
+import sys
 
 import numpy as np
 import pandas as pd
@@ -68,6 +69,35 @@ def test_the_study_writes_what_the_report_reads(study, runs, tmp_path, monkeypat
     same = pd.read_csv(again / "readings.csv.gz")
     pd.testing.assert_frame_equal(same[same.arm == "robust"].reset_index(drop=True),
                                   readings[readings.arm == "robust"].reset_index(drop=True))
+    few = brain.run_study(study, ["robust"], [0], tmp_path / "few", readings_only=True, **TINY)
+    pd.testing.assert_frame_equal(pd.read_csv(few / "readings.csv.gz"), same[same.arm == "robust"].reset_index(drop=True))
+    assert sorted(brain.load_results(few)) == ["history", "readings", "slices"]  # and nothing measured against the base
+
+
+def test_more_images_have_a_folder_of_their_own(monkeypatch, tmp_path):
+    from fairlib.runs.brain import report, views
+    from fairlib.runs.brain.study import results_folder
+
+    for module in ("study", "report"):  # a function of the package hides the module `report`
+        monkeypatch.setattr(sys.modules[f"fairlib.runs.brain.{module}"], "repository", lambda: tmp_path)
+    assert brain.many_images_folder() is None and views.many_images_table() is None
+    folders = [results_folder(brain.Study(images=images)) for images in (1000, 900, 4000)]
+    assert [folder.name for folder in folders] == ["brain", "brain-900", "brain-4000"]
+    for name in ("brain", "brain-900", "brain-4000", "brain-old"):
+        (tmp_path / "results" / name).mkdir(parents=True)
+    assert brain.many_images_folder() == folders[2]
+    p = np.tile([0.1, 0.9], 200)
+    slices = pd.DataFrame({"subject": [f"s{i}" for i in range(400)], "sex": np.where(p > 0.5, "F", "M"), "guide_robust": p,
+                           "auditor": p, "oracle": p, "extent_mm": 100 + 10 * (p < 0.5) + np.arange(400) % 7})
+    readings = slices.assign(arm="robust", seed=0, prompt=np.repeat(["one", "two"], 200), group="HGG", auditor=0.9)
+    for name, table in (("readings", readings), ("slices", slices)):
+        table.to_csv(folders[2] / f"{name}.csv.gz", index=False)
+    assert set(report(folders[2]).arm) == {"robust"}
+    shown = views.many_images_table().set_index(["figure", "judge"])
+    assert len(shown) == 9 and (shown.n == 400).all()
+    gaps = shown.loc["mean gap over prompts"]
+    assert gaps.found.str[:5].to_dict() == {"guide": "0.042", "auditor": "0.542", "oracle": "0.042"}  # |1/2 - 76/166|, 1 - 76/166
+    assert gaps.holds.to_dict() == {"guide": "no", "auditor": "no", "oracle": "yes"}
 
 
 def test_what_each_part_contributes(study, runs, tmp_path, monkeypatch):

@@ -88,6 +88,7 @@ def test_report_prints_the_table_and_tells_whether_it_holds(monkeypatch, capsys,
         monkeypatch.setattr(f"fairlib.runs.{module}.{folder}", lambda: tmp_path)  # the other studies were not run
 
     study = types.ModuleType("fairlib.runs.brain")
+    study.many_images_folder = lambda: None
     study.report = lambda: pd.DataFrame({"figure": ["a", "b"], "bound": [0.03, 0.05], "holds": holds})
     monkeypatch.setitem(sys.modules, "fairlib.runs.brain", study)
     assert main(["report"]) == status

@@ -32,6 +32,13 @@ def load_results(folder: str | Path | None = None) -> dict[str, pd.DataFrame]:
                     if (folder / f"{name}.csv").is_file()}
 
 
+def many_images_folder() -> Path | None:
+    """The folder beside `results/brain` whose runs drew the most images (`brain-4000`); None when there is none."""
+    found = {int(path.name.split("-")[1]): path for path in (repository() / "results").glob("brain-*")
+             if path.name.split("-")[1].isdigit()}
+    return found[max(found)] if found else None
+
+
 def judge_columns(guide: str = "robust") -> dict[str, str]:
     """Which columns of the readings are the guide, the auditor and the oracle."""
     return {"guide": f"guide_{guide}", "auditor": "auditor", "oracle": "oracle"}
@@ -45,8 +52,13 @@ def exam_table(results: dict[str, pd.DataFrame], tuned: str = "robust", guide: s
 
 
 def report(folder: str | Path | None = None, tuned: str = "robust") -> pd.DataFrame:
-    """All bounds of the study: those of `exam_table`, prompt fidelity, quality, consistency and cost."""
+    """All bounds of the study: those of `exam_table`, prompt fidelity, quality, consistency and cost.
+
+    Of a folder that holds readings only (`results/brain-4000`), the bounds that these decide.
+    """
     results = load_results(folder)
+    if "measures" not in results:
+        return exam_table(results, tuned)
     rows = [*_measured(results["measures"], tuned), *_cost(repository() / "results" / "cost.json")]
     return pd.concat([exam_table(results, tuned), pd.DataFrame(rows, columns=list(COLUMNS))], ignore_index=True)
 

@@ -1,10 +1,12 @@
 """The whole study over seeds: every arm tuned, sampled, read by every judge, and written down.
 
-`python -m fairlib study` makes `results/brain`: readings of every image, so that anyone can recompute every share.
+`python -m fairlib study` makes `results/brain`: readings of every image, so that anyone can recompute every share. With
+`--images 4000` it makes `results/brain-4000`, in which shares by prompt are told more finely.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -97,34 +99,53 @@ def consistency(clip, guide, images: Tensor, base: Tensor) -> dict[str, float]:
     return {"cosine": float(cosine.mean()), "cosine_kept": float(cosine[stays].mean()), "kept": float(stays.float().mean())}
 
 
+def results_folder(study: Study) -> Path:
+    """Where the study's tables belong: `results/brain`, or beside it for another number of images, as `results/brain-4000`."""
+    return repository() / "results" / ("brain" if study.images == Study.images else f"brain-{study.images}")
+
+
 def run_study(study: Study, arms: list[str], seeds: list[int], out: Path | None = None, fidelity_images: int = 240,
-              **changes) -> Path:
-    """Tune, sample, read and measure every arm at every seed; write the tables after every seed. Returns their folder."""
-    out = out or repository() / "results" / "brain"
+              readings_only: bool = False, **changes) -> Path:
+    """Tune, sample, read and measure every arm at every seed; write the tables after every seed. Returns their folder.
+
+    With `readings_only` nothing but the judges' readings of `arms` is made: no untuned images to measure against, unless
+    `arms` names them ("base").
+    """
+    out = out or results_folder(study)
     judges, key = fit_judges(study), judges_digest(study)
-    base, clip, seen = Generator.load(study.weights, accelerator()), load_clip(study.clip).to(accelerator()), attributes(study)
-    slices = slice_readings(study, judges, key)
-    test = splits(study)["test"]
-    target = features_of(seen, test.load()), test.table.subject.to_numpy(str)
+    base, slices = Generator.load(study.weights, accelerator()), slice_readings(study, judges, key)
+    measures = None if readings_only else _measures_against(study, judges, fidelity_images)
     tables: dict[str, list] = {"readings": [], "measures": [], "history": []}
     for seed in seeds:
         original = None
-        for arm in ["base", *arms]:
+        for arm in arms if readings_only else ["base", *arms]:
             folder = None if arm == "base" else tune_arm(study, judges, key, arm, seed, **changes)
             generator = base if folder is None else tuned_generator(base, folder)
             name = base_digest(study) if folder is None else content_digest(folder)
             readings, images = arm_readings(study, judges, key, generator, name, arm, seed)
-            original = images if arm == "base" else original
-            guide = judges.guides[ARMS[arm].guide if arm in ARMS else "robust"]
             tables["readings"].append(readings)
-            tables["measures"].append({"arm": arm, "seed": seed, **fidelity(study, seen, generator, seed, fidelity_images),
-                                       **consistency(clip, guide, images, original),
-                                       **quality(features_of(seen, to_images(images)),
-                                                  features_of(seen, to_images(original)), target, seed)})
+            if measures is not None:
+                original = images if arm == "base" else original
+                tables["measures"].append(measures(arm, seed, generator, images, original))
             if folder is not None:
                 tables["history"].append(history(folder).assign(arm=arm, seed=seed))
         _write(out, study, tables, slices, changes)
     return out
+
+
+def _measures_against(study: Study, judges: Judges, fidelity_images: int) -> Callable[..., dict]:
+    """The function that measures one arm at one seed against the test slices and the untuned images: one row of a table."""
+    clip, seen = load_clip(study.clip).to(accelerator()), attributes(study)
+    test = splits(study)["test"]
+    target = features_of(seen, test.load()), test.table.subject.to_numpy(str)
+
+    def measure(arm: str, seed: int, generator: Generator, images: Tensor, original: Tensor) -> dict:
+        guide = judges.guides[ARMS[arm].guide if arm in ARMS else "robust"]
+        return {"arm": arm, "seed": seed, **fidelity(study, seen, generator, seed, fidelity_images),
+                **consistency(clip, guide, images, original),
+                **quality(features_of(seen, to_images(images)), features_of(seen, to_images(original)), target, seed)}
+
+    return measure
 
 
 def features_of(classifier: AttributeClassifier, images: Tensor) -> np.ndarray:
@@ -156,10 +177,11 @@ def _write(out: Path, study: Study, tables: dict[str, list], slices: pd.DataFram
     readings = merged(out / "readings.csv.gz", pd.concat(tables["readings"]))
     write_table(out / "readings.csv.gz", readings)
     write_table(out / "slices.csv.gz", slices)
-    write_table(out / "measures.csv", merged(out / "measures.csv", pd.DataFrame(tables["measures"])))
+    if tables["measures"]:
+        write_table(out / "measures.csv", merged(out / "measures.csv", pd.DataFrame(tables["measures"])))
     if tables["history"]:
         write_table(out / "history.csv", merged(out / "history.csv", pd.concat(tables["history"])), decimals=6)
     write_record(out / "study.json", made, readings, prompts=[p.text for p in EVALUATION_PROMPTS])
 
 
-__all__ = ["attributes", "consistency", "fidelity", "read_images", "run_study", "slice_readings"]
+__all__ = ["attributes", "consistency", "fidelity", "read_images", "results_folder", "run_study", "slice_readings"]

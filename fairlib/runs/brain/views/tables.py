@@ -9,7 +9,7 @@ from ....errors import DataError
 from ....measures.proportions import logit
 from ....measures.resampling import Sample, bootstrap_interval
 from ....methods.targets import Target
-from ..report import exam_table, report
+from ..report import exam_table, many_images_folder, report
 from ..settings import ARMS
 
 READERS = {"guide_plain": "plain guide", "guide_robust": "robust guide", "auditor": "auditor", "oracle": "oracle"}
@@ -108,10 +108,29 @@ def bounds_table() -> pd.DataFrame | None:
         table = report()
     except DataError:
         return None
+    return _in_words(table, "long runs")
+
+
+def _in_words(table: pd.DataFrame, name: str) -> pd.DataFrame:
+    """figure, arm, judge, bound, `name` (value with its interval), holds as yes, no or, without a bound, a dash."""
     none = table.bound.isna()  # of the untuned model: shown for comparison
     bounds = ["–" if np.isnan(row.bound) else f"{row.bound:.{_decimals(row.figure)}f}" for row in table.itertuples()]
-    text = {"bound": bounds, "long runs": _with_interval(table), "holds": np.where(none, "–", np.where(table.holds, "yes", "no"))}
+    text = {"bound": bounds, name: _with_interval(table), "holds": np.where(none, "–", np.where(table.holds, "yes", "no"))}
     return table[["figure", "arm", "judge"]].assign(**text)
+
+
+def many_images_table() -> pd.DataFrame | None:
+    """Gaps by prompt where many more images were drawn: figure, judge, bound, found (with its interval), holds, floor, n.
+
+    n: images of all seeds; floor: as in `measures.gaps`. None where no such run is stored.
+    """
+    folder = many_images_folder()
+    if folder is None:
+        return None
+    table = report(folder)
+    table = table[table.figure.str.contains("gap")].reset_index(drop=True)
+    floor = ["–" if np.isnan(value) else f"{value:.3f}" for value in table.floor]
+    return _in_words(table, "found").drop(columns="arm").assign(floor=floor, n=table.n)
 
 
 def ablation_shares(table: pd.DataFrame) -> pd.DataFrame:
