@@ -148,8 +148,8 @@ def _parser() -> argparse.ArgumentParser:
     whole.add_argument("--out", default="", help="where the tables go (default: results/brain, or beside it with "
                        "--images, as results/brain-4000)")
     whole.add_argument("--images", type=int, default=1000, help="images of each arm and seed (default: 1000)")
-    whole.add_argument("--readings-only", action="store_true", help="only what the judges read in these arms; neither the untuned "
-                       "model beside them nor fidelity, likeness and quality")
+    whole.add_argument("--readings-only", action="store_true", help="only what the judges read in these arms; neither the "
+                       "untuned model beside them nor fidelity, likeness and quality")
     parts = _command(commands, "ablation", ablation)
     parts.add_argument("--arms", nargs="*", default=[], metavar="ARM", help="default: all")
     parts.add_argument("--seeds", nargs="+", type=int, default=[1], metavar="SEED")

@@ -50,6 +50,11 @@ def test_lock_satisfies_what_is_declared(requirement):
     assert all(requirement.specifier.contains(pin) for pin in pins)
 
 
+def test_code_keeps_the_rules_that_the_project_names():
+    result = subprocess.run([sys.executable, "-m", "ruff", "check", "--no-cache", ROOT], capture_output=True, text=True, cwd=ROOT)
+    assert result.returncode == 0, result.stdout
+
+
 def test_torch_that_torchvision_cannot_stand_is_excluded():
     [torch] = [requirement for requirement in declared() if requirement.name == "torch"]
     assert not torch.specifier.contains("2.13.0") and torch.specifier.contains("2.11.0")

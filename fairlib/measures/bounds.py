@@ -80,7 +80,8 @@ def exam(
     Columns of `readings` and `slices`: see `fairlib.measures.readings`; judges:
     `{"guide": column, "auditor": column, "oracle": column}`. Each seed's prompts are cells of their own, so gaps of
     opposite sign in two seeds do not cancel; "beyond chance" takes the noise of a finite number of images out of them.
-    An arm that is not among the readings has no rows. "Seeds joined" is the milder figure beside it: what the recipe makes of a prompt on average over its seeds.
+    "Seeds joined" is the milder figure beside it: what the recipe makes of a prompt on average over its seeds.
+    An arm that is not among the readings has no rows.
     """
     settings = settings or Exam()
     judges = judges or {name: name for name in ("guide", "auditor", "oracle")}

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -127,7 +127,7 @@ def transport(bank: FrozenBank, targets: Sequence[Target]) -> dict[int, Tensor]:
     for members in groups.values():
         base = torch.cat([bank.all_logits(prompt) for prompt in members])
         mapped = transport_map(base, targets[members[0]].distribution())
-        fixed |= dict(zip(members, mapped.split(bank.size)))
+        fixed |= dict(zip(members, mapped.split(bank.size), strict=True))
     return fixed
 
 
@@ -169,9 +169,9 @@ class _Run:
     def _batch(self, step: int) -> Batch:
         s, prompts = self.settings, len(self.objective.targets)
         pairs = schedule(s.seed, step, prompts, s.prompts_per_step, s.images_per_prompt, s.bank_size)
-        logits, embeds = zip(*(self.bank.read(prompt, indices) for prompt, indices in pairs))
+        logits, embeds = zip(*(self.bank.read(prompt, indices) for prompt, indices in pairs), strict=True)
         each = [(prompt, index) for prompt, indices in pairs for index in indices]
-        return Batch(*zip(*each), torch.cat(logits), torch.cat(embeds))
+        return Batch(*zip(*each, strict=True), torch.cat(logits), torch.cat(embeds))
 
     def _read(self, sample: Tensor, batch: Batch) -> tuple[Tensor, dict]:
         """dL/dx_0 `[N, C, h, w]`, and what was seen, for the step's record.
@@ -185,7 +185,8 @@ class _Run:
             loss, seen = self._loss(logits, embeds, batch)
             return torch.autograd.grad(loss, leaf)[0], seen | {"images": images.detach()}
         with torch.no_grad():
-            images, logits, embeds = (torch.cat(part) for part in zip(*(self._look(sample[rows]) for rows in pieces)))
+            looked = [self._look(sample[rows]) for rows in pieces]
+            images, logits, embeds = (torch.cat(part) for part in zip(*looked, strict=True))
         loss, seen = self._loss(logits.requires_grad_(), embeds.requires_grad_(), batch)
         pulls = torch.autograd.grad(loss, (logits, embeds))
         cotangents = [self._pull(sample[rows], [pull[rows] for pull in pulls]) for rows in pieces]

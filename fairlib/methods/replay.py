@@ -9,8 +9,9 @@ steps, and a random part of the steps gives an unbiased estimate. "Detached" is 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Callable
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -88,7 +89,7 @@ def choose_steps(
 
 def _one_in_each_run(weights: np.ndarray, count: int, generator: torch.Generator) -> None:
     edges = [round(k * len(weights) / count) for k in range(count + 1)]
-    for start, end in zip(edges, edges[1:]):
+    for start, end in pairwise(edges):
         weights[start + int(torch.randint(end - start, (1,), generator=generator))] = end - start
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Iterator
 
 import torch
 from torch import Tensor
@@ -37,7 +37,7 @@ class AlignmentState:
         return self.step - self.updates
 
     @torch.no_grad()
-    def bind(self, parameters: dict[str, Tensor]) -> "AlignmentState":
+    def bind(self, parameters: dict[str, Tensor]) -> AlignmentState:
         """Make `parameters` the live ones: they take the saved values, if there are any.
 
         Raises `WeightsError` when the saved names or shapes are not theirs.
@@ -96,7 +96,7 @@ class AlignmentState:
         return {name: value.detach().clone() for name, value in named.items()}
 
     @classmethod
-    def from_tensors(cls, tensors: dict[str, Tensor]) -> "AlignmentState":
+    def from_tensors(cls, tensors: dict[str, Tensor]) -> AlignmentState:
         """The state that `to_tensors` wrote; `WeightsError` when `tensors` are something else."""
         if not {"counts", "cosine"} <= tensors.keys():
             raise WeightsError("these tensors are no saved tuning state (no 'counts'); start the tuning afresh")

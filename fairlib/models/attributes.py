@@ -5,8 +5,8 @@ It measures prompt fidelity, and its features the distance between sets of image
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Iterator
 
 import numpy as np
 import pandas as pd

@@ -6,9 +6,10 @@ subjects and seed. What they can know is how a synthetic cohort drew "sex"; noth
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Iterator, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn

@@ -5,8 +5,8 @@ Its text tower becomes the (frozen) text encoder of the generator, its image tow
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Callable, Iterator
 
 import torch
 from torch import Tensor, nn

@@ -7,8 +7,8 @@ that the methods here need: prompts to embeddings, latents to noise, latents to 
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Iterator
 
 import torch
 from torch import Tensor, nn

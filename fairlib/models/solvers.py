@@ -12,8 +12,8 @@ No thresholding, no clipping: either would break the linearity that `fairlib.met
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Callable, Iterator
 
 import numpy as np
 import torch
@@ -64,10 +64,10 @@ class Solver:
 
     def run(self, predict_noise: PredictNoise, noise: Tensor) -> Tensor:
         """x_0 alone; `noise` as in `sample`."""
-        step = None
+        latents = noise
         for step in self.sample(predict_noise, noise):
-            pass
-        return step.next_latents
+            latents = step.next_latents
+        return latents
 
     def advance(self, index: int, latents, prediction, before):
         """`(x0_i, x_{i+1})` of step `index`; `before` is x0_{i-1}, or None at the first step."""

@@ -7,9 +7,9 @@ bits as one that was never interrupted.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import chain
-from typing import Callable, Iterator
 
 import torch
 from torch import Tensor, nn

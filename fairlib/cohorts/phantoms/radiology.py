@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from ...files import write_bytes
-from ..captions import CONTRASTS, SIDES, caption
+from ..captions import CONTRASTS, caption
 from .anatomy import draw_subject, normalise, render_slice, slice_height
 
 

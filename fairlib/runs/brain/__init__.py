@@ -11,6 +11,6 @@ from .tuning import base_digest, history, targets_of, tune_arm, tuned_generator
 
 __all__ = ["ABLATIONS", "ARMS", "Judges", "Study", "arm_readings", "arm_settings", "attributes", "base_digest",
            "brain_cohort", "consistency", "exam_table", "fidelity", "fit_judges", "generate", "headline", "history",
-           "judge_columns", "judges_digest", "load_ablation", "load_results", "many_images_folder", "prompts_of", "read_images", "report",
-           "run_ablation", "run_study", "slice_readings", "splits", "target_share", "targets_of", "to_images",
+           "judge_columns", "judges_digest", "load_ablation", "load_results", "many_images_folder", "prompts_of", "read_images",
+           "report", "run_ablation", "run_study", "slice_readings", "splits", "target_share", "targets_of", "to_images",
            "training_cohort", "tune_arm", "tuned_generator"]

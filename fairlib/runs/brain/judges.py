@@ -10,8 +10,16 @@ import torch
 from torch import Tensor
 
 from ...measures.oracle import AnatomyOracle, fit_oracle
-from ...models.classifier import (ClassifierSettings, SexClassifier, calibrate, class_accuracies, fit_classifier,
-                                  load_classifier, predict, save_classifier)
+from ...models.classifier import (
+    ClassifierSettings,
+    SexClassifier,
+    calibrate,
+    class_accuracies,
+    fit_classifier,
+    load_classifier,
+    predict,
+    save_classifier,
+)
 from ..manifest import code_digest, content_digest
 from ..places import accelerator
 from ..stages import stage

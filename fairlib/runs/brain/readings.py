@@ -41,7 +41,7 @@ def generate(generator: Generator, study: Study, seed: int, count: int, prompts=
     for start in progress(range(0, count, study.batch_size)):
         rows = range(start, min(start + study.batch_size, count))
         embeds = generator.encode_prompts([texts[i] for i in rows])
-        latents = solver.run(lambda x, t: generator.predict_noise(x, t, embeds, scale),
+        latents = solver.run(lambda x, t, embeds=embeds: generator.predict_noise(x, t, embeds, scale),
                              generator.noise(NOISE + seed, list(rows)))
         found.append(((generator.decode(latents) + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).cpu())
     return torch.cat(found)

@@ -10,8 +10,7 @@ import pandas as pd
 
 from ...cohorts.captions import EVALUATION_PROMPTS
 from ...files import read_tensors, write_bytes, write_tensors
-from ...methods.alignment import (AlignmentSettings, AlignmentState, FrozenBank, Target, apply_ema, frozen_bank,
-                                  tune)
+from ...methods.alignment import AlignmentSettings, AlignmentState, FrozenBank, Target, apply_ema, frozen_bank, tune
 from ...models.classifier import predict
 from ...models.clip import load_clip
 from ...models.generator import Generator

@@ -22,5 +22,5 @@ from .tables import (
 __all__ = ["READERS", "ablation_shares", "accuracy_table", "arm", "arms_measures", "arms_readings", "base_generator",
            "bounds_table", "changed_images", "cohort_images", "cost_table", "denoising_path", "disagreement",
            "disturbance_table", "disturbed", "examples", "guidance_sweep", "histories", "judged_slices", "judges_of",
-           "logit_table", "long_readings", "many_images_table", "one_slice_each", "own_exam", "phantom_truth", "prompt_grid", "rim_share", "saliency",
-           "solver_errors", "table", "target_logits"]
+           "logit_table", "long_readings", "many_images_table", "one_slice_each", "own_exam", "phantom_truth", "prompt_grid",
+           "rim_share", "saliency", "solver_errors", "table", "target_logits"]
