@@ -117,17 +117,26 @@ def saerens_em(probabilities: np.ndarray, prior: np.ndarray, tolerance: float = 
     return shares
 
 
-def platt(logits: np.ndarray, truth: np.ndarray, steps: int = 25) -> tuple[float, float]:
-    """(slope, intercept) of the logistic recalibration of `logits` [N] on `truth` [N] (Platt 1999), by Newton."""
+def platt(logits: np.ndarray, truth: np.ndarray, steps: int = 50) -> tuple[float, float]:
+    """(slope, intercept) of the logistic recalibration of `logits` [N] on `truth` [N] (Platt 1999).
+
+    By Newton's method with halved steps: logits of a sure judge lie so far out that a whole step can lead away.
+    """
     design = np.stack([logits, np.ones_like(logits)])
-    weights = np.array([1.0, 0.0])
-    ridge = 1e-4 * len(truth) * np.diag([1.0, 0.0])  # a judge that separates perfectly has no finite slope
+    ridge = 1e-4 * len(truth)  # toward slope one: a judge that separates perfectly has no finite slope
+
+    def loss(weights: np.ndarray) -> float:
+        values = weights @ design
+        return float(np.logaddexp(0, values).sum() - values @ truth + ridge / 2 * (weights[0] - 1) ** 2)
+
+    weights, pull = np.array([1.0, 0.0]), np.array([1.0, 0.0])
     for _ in range(steps):
         p = sigmoid(weights @ design)
-        gradient = design @ (p - truth) + ridge @ (weights - [1, 0])
-        move = np.linalg.solve((design * (p * (1 - p))) @ design.T + ridge + 1e-9 * np.eye(2), gradient)
-        weights = weights - np.clip(move, -2, 2)
-        if np.abs(move).max() < 1e-9:
+        gradient = design @ (p - truth) + ridge * (weights - pull) * pull
+        move = np.linalg.solve((design * (p * (1 - p))) @ design.T + np.diag([ridge, 0]) + 1e-9 * np.eye(2), gradient)
+        size = next((size for size in 0.5 ** np.arange(30) if loss(weights - size * move) < loss(weights)), 0.0)
+        weights = weights - size * move
+        if size * np.abs(move).max() < 1e-9:
             break
     return float(weights[0]), float(weights[1])
 

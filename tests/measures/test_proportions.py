@@ -115,6 +115,16 @@ class TestSaerens:
         theirs = LogisticRegression(C=np.inf).fit(logits[:, None], truth)
         assert pr.platt(logits, truth) == pytest.approx((theirs.coef_[0, 0], theirs.intercept_[0]), abs=2e-3)
 
+    def test_recalibration_of_a_judge_that_is_too_sure(self):
+        """Right in nine of ten cases, and as sure of the tenth: whole Newton steps lead away from the minimum."""
+        rng = RNG(3)
+        truth = rng.random(5000) < 0.4
+        right = np.where(rng.random(5000) < 0.9, 1, -1)
+        logits = right * np.where(truth, 1, -1) * rng.normal(9, 2, 5000) - 2
+        theirs = LogisticRegression(C=np.inf, tol=1e-8, max_iter=1000).fit(logits[:, None], truth)
+        assert pr.platt(logits, truth) == pytest.approx((theirs.coef_[0, 0], theirs.intercept_[0]), abs=1e-3)
+        assert theirs.coef_[0, 0] > 0.1
+
     def test_recalibration_survives_a_perfect_judge(self):
         slope, intercept = pr.platt(np.array([-5.0, -4, 4, 5]), np.array([0, 0, 1, 1]))
         assert np.isfinite([slope, intercept]).all() and slope > 0
