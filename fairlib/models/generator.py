@@ -75,9 +75,10 @@ def fit_denoiser(denoiser: nn.Module, latents: Tensor, embeds: Tensor, caption_o
 def add_noise(clean: Tensor, chance: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
     """Noisy latents [N, 4, h, w], their time steps [N] and the noise in them; time steps are stratified over the batch."""
     noise = torch.randn(clean.shape, generator=chance)
-    # Stratified time steps: the same average as uniform ones with less variance.
+    # Stratified time steps: the same average as uniform ones with less variance. In single precision the last can round up
+    # to one, which is a step too far.
     spread = (torch.arange(len(clean)) + torch.rand(len(clean), generator=chance)) / len(clean)
-    time = (spread * TRAINING_STEPS).long()[torch.randperm(len(clean), generator=chance)]
+    time = (spread * TRAINING_STEPS).long().clamp(max=TRAINING_STEPS - 1)[torch.randperm(len(clean), generator=chance)]
     alpha = alphas_cumprod().float()[time].view(-1, 1, 1, 1)
     return alpha.sqrt() * clean + (1 - alpha).sqrt() * noise, time, noise
 

@@ -7,7 +7,7 @@ from fairlib.models import clip as cl
 from fairlib.models import generator as gen
 from fairlib.models.autoencoder import build_autoencoder
 from fairlib.models.solvers import ddim
-from fairlib.models.training import FitSettings
+from fairlib.models.training import FitSettings, generator_for
 from fairlib.runs.manifest import write_manifest
 
 CONFIG = {"embed_dim": 16, "vision_cfg": {"image_size": 32, "patch_size": 8, "width": 32, "head_width": 16, "layers": 1},
@@ -100,6 +100,15 @@ def test_lora_starts_as_the_original_and_is_all_that_trains(generator):
 
 def test_the_schedule_is_stable_diffusions(generator):
     assert np.allclose(generator.alphas_cumprod.numpy(), gen.alphas_cumprod().numpy(), atol=1e-6)
+
+
+def test_a_draw_that_rounds_up_to_one_still_gets_a_time_step():
+    """In single precision (127 + 0.99999...) / 128 is 1.0; step 955 of seed 3 draws such a number."""
+    noisy, time, noise = gen.add_noise(torch.ones(128, 1, 1, 1), generator_for(3, 21, 955))
+    assert int(time.max()) == gen.TRAINING_STEPS - 1
+    last = gen.alphas_cumprod().float()[-1]
+    row = int(time.argmax())
+    assert torch.equal(noisy[row], last.sqrt() + (1 - last).sqrt() * noise[row])
 
 
 def test_denoising_loss_falls(folder):
