@@ -6,7 +6,7 @@ import pytest
 
 from fairlib.errors import DataError
 from fairlib.measures import readings as rd
-from fairlib.measures.bounds import COLUMNS, Exam, exam, magnitude, verdict
+from fairlib.measures.bounds import COLUMNS, Exam, exam, holds_in_words, magnitude, verdict
 from fairlib.measures.proportions import sigmoid
 from fairlib.measures.resampling import Interval
 
@@ -199,7 +199,17 @@ class TestExam:
         same = pd.concat([study[study.arm == "base"], study[study.arm == "base"].assign(arm="tuned")])
         table = exam(same, slices, RNG(0), replicates=20)
         gaps = table[(table.arm == "tuned") & table.figure.str.contains("gap")]
-        assert len(gaps) == 9 and not gaps.holds.any() and not table.figure.str.contains("HGG").any()
+        bound = gaps[gaps.bound.notna()]
+        assert len(gaps) == 9 and len(bound) == 6 and not bound.holds.any() and not table.figure.str.contains("HGG").any()
+        assert gaps[gaps.bound.isna()].figure.str.endswith("seeds joined").all()  # added after the first results
+
+    def test_what_holds_is_said_in_a_word(self):
+        rows = [verdict("plain", "a", "b", Interval(value, 0.0, 1.0), bound, 5)
+                for value, bound in ((0.1, 0.2), (0.3, 0.2), (0.3, np.nan))]  # fmt: skip
+        rows += [verdict("lenient, so far", "a", "b", Interval(value, 0.0, 1.0), 0.2, 5) | {"holds": holds}
+                 for value, holds in ((0.1, True), (0.3, True), (0.3, False))]  # fmt: skip
+        words = holds_in_words(pd.DataFrame(rows), "lenient")
+        assert words == ["yes", "no", "-", "yes", "not contradicted", "no"]
 
     def test_an_arm_that_is_not_there_has_no_rows(self, study, slices):
         whole, part = (exam(some, slices, RNG(0), replicates=20) for some in (study, study[study.arm == "tuned"]))

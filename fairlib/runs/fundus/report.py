@@ -20,7 +20,7 @@ GAPS = ((MMD, NO_TASK), (FOUND, "race"), (TO_REAL, "glaucoma"), (TO_REAL, "cdr_s
         (TO_GENERATED, "cdr_status"))
 """The gaps over races that arms are compared by: quality, the race that was asked for, and semantic correlation both ways."""
 COMPARED = (("released", "plain"), ("released", "random"), ("repaired", "plain"), ("repaired", "random-repaired"),
-            ("inverse", "plain"), ("balanced", "plain"))
+            ("inverse", "plain"), ("dro", "plain"), ("balanced", "plain"))
 JUDGES = {CDR: "ruler", MMD: "reader's features"}
 
 
@@ -61,7 +61,7 @@ def _gaps(found: dict) -> list[dict]:
     rows = []
     for measure, task in GAPS:
         for arm, reference in COMPARED:
-            row = race_gap(found["differences"], measure, task, arm, reference)
+            row = race_difference(found["differences"], measure, task, arm, reference)
             if row is not None:
                 rows.append(_difference(row, found, np.nan))
     return rows
@@ -72,17 +72,18 @@ def _repair(found: dict) -> list[dict]:
     wide interval does easily."""
     rows = []
     for measure, task in GAPS:
-        row = race_gap(found["differences"], measure, task, "repaired", "released")
+        row = race_difference(found["differences"], measure, task, "repaired", "released")
         if row is not None:
             made = _difference(row, found, 0.0)
             rows.append(made | {"holds": bool(made["low"] <= 0)})
     return rows
 
 
-def race_gap(differences: pd.DataFrame, measure: str, task: str, arm: str, reference: str) -> pd.Series | None:
-    """The row of differences.csv on the gap over races; None where the two arms were not compared."""
+def race_difference(differences: pd.DataFrame, measure: str, task: str, arm: str, reference: str,
+                    group: str = GAP) -> pd.Series | None:
+    """The row of differences.csv on the gap over races, or on one race; None where the two arms were not compared."""
     chosen = differences[(differences["measure"] == measure) & (differences["task"] == task)
-                         & (differences["by"] == "race") & (differences["group"] == GAP)
+                         & (differences["by"] == "race") & (differences["group"] == group)
                          & (differences["arm"] == arm) & (differences["reference"] == reference)]
     return chosen.iloc[0] if len(chosen) else None
 
@@ -97,7 +98,7 @@ def interval_of(row: pd.Series) -> tuple[Interval, str]:
 def in_words(differences: pd.DataFrame, measure: str, task: str = NO_TASK, arm: str = "released",
              reference: str = "random") -> str:
     """One plain sentence on the gap over races. Raises `DataError` when the two arms were not compared."""
-    row = race_gap(differences, measure, task, arm, reference)
+    row = race_difference(differences, measure, task, arm, reference)
     if row is None:
         raise DataError(f"arms {arm!r} and {reference!r} were not compared; run both with one seed in common")
     found, over = interval_of(row)
@@ -119,4 +120,4 @@ def _difference(row: pd.Series, found: dict, bound: float) -> dict:
     return verdict(figure, row["arm"], over, interval, bound, n)
 
 
-__all__ = ["COMPARED", "GAPS", "fundus_report", "in_words", "interval_of", "race_gap"]
+__all__ = ["COMPARED", "GAPS", "fundus_report", "in_words", "interval_of", "race_difference"]

@@ -17,6 +17,7 @@ from ...cohorts.phantoms.fundus import draw_fundus_with
 from ...errors import DataError
 from ...figures.images import image_grid
 from ...figures.style import INK, LOOKS, percent
+from ...measures.bounds import holds_in_words
 from ...measures.fundus import measure_cdr
 from ...methods.perturbation import positive_weights
 from ...models.training import generator_for
@@ -27,7 +28,7 @@ from .asked import asked_cdr
 from .comparison import PAIRS
 from .finetuning import GROUPS, SIZES
 from .generation import swatches
-from .report import CDR_MOST, fundus_report, race_gap
+from .report import CDR_MOST, COMPARED, fundus_report, interval_of, race_difference
 from .settings import ARMS, BASE, EVERYONE, REAL, UNTUNED, FundusStudy
 from .statistics import CDR, FOUND, GAP, MMD, NO_DISC, NO_TASK, SCALED, TO_GENERATED, TO_REAL, WORST
 
@@ -170,13 +171,26 @@ def difference_points(differences: pd.DataFrame, measure: str, task: str = NO_TA
     pairs = [("released", "plain"), ("repaired", "plain"), *PAIRS[:3], *((arm, "plain") for arm in rivals)]
     rows = []
     for arm, reference in pairs:
-        row = race_gap(differences, measure, task, arm, reference)
+        row = race_difference(differences, measure, task, arm, reference)
         if row is not None:
             lane = f"{arm} less {reference}"
             rows += [{"lane": lane, "series": f"over {name}", "value": row["difference"], "low": row[f"{end}_low"],
                       "high": row[f"{end}_high"]} for name, end in (("people", "people"), ("seeds", "seed"))
                      if end == "people" or row["seeds"] > 1]
     return pd.DataFrame(rows, columns=["lane", "series", "value", "low", "high"])
+
+
+def by_race(differences: pd.DataFrame, measure: str, task: str = NO_TASK) -> pd.DataFrame:
+    """What an arm changes in each race by itself, in words: arm, less that of, and a column a race, with intervals as
+    `interval_of` gives them."""
+    rows = []
+    for arm, reference in (*COMPARED, ("repaired", "released")):
+        found = {race: race_difference(differences, measure, task, arm, reference, race) for race in RACES}
+        if all(row is not None for row in found.values()):
+            ends = {race: interval_of(row)[0] for race, row in found.items()}
+            said = {race: f"{end.estimate:+.2f} ({end.low:+.2f}\u00a0to\u00a0{end.high:+.2f})" for race, end in ends.items()}
+            rows.append({"arm": arm, "less that of": reference, **said})
+    return pd.DataFrame(rows)
 
 
 def arm_table(values: pd.DataFrame) -> pd.DataFrame:
@@ -193,8 +207,8 @@ def arm_table(values: pd.DataFrame) -> pd.DataFrame:
 
 
 def bounds(results: dict | None = None) -> pd.DataFrame | None:
-    """A fundus report in words: value with its interval, bound, yes or no; of the long run when `results` is None, and None
-    when there is none."""
+    """A fundus report in words: value with its interval, bound, and `holds_in_words`; of the long run when `results` is
+    None, and None when there is none."""
     try:
         found = fundus_report(results=results)
     except DataError:
@@ -204,9 +218,9 @@ def bounds(results: dict | None = None) -> pd.DataFrame | None:
     return found[["figure", "arm", "judge"]].assign(
         value=[f"{number:.3f}{end}" for number, end in zip(found["value"], ends, strict=True)],
         floor=found["floor"].map(lambda f: "-" if pd.isna(f) else f"{f:.3f}"), bound=bound,
-        holds=np.where(found["bound"].isna(), "-", np.where(found["holds"], "yes", "no")))
+        holds=holds_in_words(found, "gap over races"))
 
 
 __all__ = ["CDR", "CDR_MOST", "FOUND", "MMD", "SIZES", "TO_GENERATED", "TO_REAL", "arm_table", "bounds", "by_arm", "by_group",
-           "chosen", "counts", "difference_points", "gaps", "grid", "lanes", "race_points", "sample_weights", "sigma_path",
-           "table", "twins", "weight_dials", "weights_histogram", "weights_told"]
+           "by_race", "chosen", "counts", "difference_points", "gaps", "grid", "lanes", "race_points", "sample_weights",
+           "sigma_path", "table", "twins", "weight_dials", "weights_histogram", "weights_told"]

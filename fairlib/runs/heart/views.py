@@ -15,6 +15,7 @@ from ...cohorts.cardiac import prompt_of
 from ...cohorts.phantoms.heart import draw_heart_with, expected_geometry
 from ...errors import DataError
 from ...figures.style import LOOKS, percent
+from ...measures.bounds import holds_in_words
 from ...methods.control import TYPICAL_BMI
 from ...widgets import strip
 from ..brain.views.display import table
@@ -195,8 +196,8 @@ def arm_table(values: pd.DataFrame, by: str, prevalence: float = 0.01) -> pd.Dat
 
 
 def bounds(found: pd.DataFrame | None = None) -> pd.DataFrame | None:
-    """A heart report in words: value with its interval, bound, yes or no; that of the long run when `found` is None, and None
-    when there is no long run."""
+    """A heart report in words: value with its interval, bound, and `holds_in_words`; that of the long run when `found`
+    is None, and None when there is no long run."""
     if found is None:
         try:
             found = heart_report()
@@ -205,8 +206,7 @@ def bounds(found: pd.DataFrame | None = None) -> pd.DataFrame | None:
     ends = [f" ({row.low:.3f} to {row.high:.3f})" if np.isfinite(row.low) else "" for row in found.itertuples()]
     value = [f"{number:.3f}{end}" for number, end in zip(found["value"], ends, strict=True)]
     bound = found["bound"].map(lambda b: "-" if pd.isna(b) else f"{b:.3f}")
-    holds = np.where(found["bound"].isna(), "-", np.where(found["holds"], "yes", "no"))
-    return found[["figure", "arm", "judge"]].assign(value=value, bound=bound, holds=holds)
+    return found[["figure", "arm", "judge"]].assign(value=value, bound=bound, holds=holds_in_words(found, "nearer to training"))
 
 
 __all__ = ["arm_points", "arm_table", "bounds", "counts", "dice_points", "difference_points", "lanes",
