@@ -322,11 +322,24 @@ def test_the_rate_warms_up_and_anneals():
 @pytest.mark.parametrize(
     "change",
     [{"steps": 0}, {"replay_steps": 5}, {"bank_size": 9}, {"ema_decay": 1.0}, {"learning_rate": 0.0},
-     {"confidence_threshold": 0.3}],
+     {"confidence_threshold": 0.3}, {"bank_block": 0}, {"pool_size": -3}, {"warmup": -2}, {"micro_batch": -1},
+     {"seed": -1}, {"noise_seed": -1}, {"guidance_scale": -3.0}, {"guidance_scale": math.nan}, {"learning_rate": math.inf},
+     {"weight_decay": -0.1}, {"alignment_weight": -1.0}, {"consistency_weight": -4.0}, {"consistency_weight": math.nan},
+     {"consistency_change_factor": -0.2}, {"consistency_floor": 1.5}],
 )  # fmt: skip
 def test_impossible_settings_are_refused(change):
-    with pytest.raises(SettingsError, match=next(iter(change))):
+    ((name, value),) = change.items()
+    with pytest.raises(SettingsError, match=f"AlignmentSettings.{name} is {value}; expected"):
         dataclasses.replace(SHORT, **change)
+
+
+@pytest.mark.parametrize("name, value, near", [
+    ("family", "quantiles", "quantile"), ("solver", "dpm", "dpm_solver_2m"), ("replay_scheme", "late", "early"),
+    ("step_weights", "even", "flat"), ("anneal", "linear", "cosine"), ("trainable", "LoRA", "lora")])  # fmt: skip
+def test_a_word_that_names_nothing_is_refused_whoever_builds_the_settings(name, value, near):
+    """None of them may stand for something else in silence."""
+    with pytest.raises(SettingsError, match=f"AlignmentSettings.{name} is {value!r}; expected one of .*{near!r}"):
+        al.AlignmentSettings(**{name: value})
 
 
 def test_settings_come_from_a_profile():
