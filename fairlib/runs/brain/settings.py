@@ -48,7 +48,7 @@ class Arm:
 
 
 ARMS = {
-    "plain": Arm("plain", family="class", says="the published recipe as far as it can be read: class targets, plain guide"),
+    "plain": Arm("plain", family="class", says="class targets as the nearest public relative has them, plain guide"),
     "plain-transport": Arm("plain", says="transport targets, plain guide"),
     "robust-class": Arm("robust", family="class", says="class targets, robust guide"),
     "robust-quantile": Arm("robust", family="quantile", says="quantile targets ranked within each batch, robust guide"),

@@ -190,7 +190,7 @@ def by_race(differences: pd.DataFrame, measure: str, task: str = NO_TASK) -> pd.
             ends = {race: interval_of(row)[0] for race, row in found.items()}
             said = {race: f"{end.estimate:+.2f} ({end.low:+.2f}\u00a0to\u00a0{end.high:+.2f})" for race, end in ends.items()}
             rows.append({"arm": arm, "less that of": reference, **said})
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows, columns=["arm", "less that of", *RACES])
 
 
 def arm_table(values: pd.DataFrame) -> pd.DataFrame:

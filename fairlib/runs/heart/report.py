@@ -141,7 +141,9 @@ def worst_difference(differences: pd.DataFrame, arm: str, by: str = "all three",
 
 
 def in_words(differences: pd.DataFrame, arm: str, rival: str = "reweighted") -> str:
-    """What the downstream test says of a synthetic arm, in one plain sentence: whether it beats real-only, and reweighting."""
+    """What the downstream test says of a synthetic arm, in plain sentences: whether it changes what real-only does, and whether
+    more than reweighting. Of two intervals that overlap nothing is said; they are wider apart than one of the difference would
+    ask."""
     found, other = worst_difference(differences, arm), worst_difference(differences, rival)
     ideal = worst_difference(differences, "extra_real")
     gain = f"{100 * found.estimate:+.1f} points ({100 * found.low:+.1f} to {100 * found.high:+.1f})"
@@ -153,9 +155,9 @@ def in_words(differences: pd.DataFrame, arm: str, rival: str = "reweighted") -> 
         said = f"Whether arm {arm} changes the worst subgroup's balanced accuracy cannot be told: {gain}."
     if other is not None:
         least = f"{100 * other.estimate:+.1f} ({100 * other.low:+.1f} to {100 * other.high:+.1f})"
-        better = found.estimate > other.estimate
-        said += f" Arm {rival}, which needs no generator, changes it by {least}: " + (
-            "the generator does more." if better else "augmentation does not beat it.")
+        more = ("the generator does more." if found.low > other.high else "the generator does less." if found.high < other.low
+                else "these intervals do not tell the two apart.")
+        said += f" Arm {rival}, which needs no generator, changes it by {least}: {more}"
     if ideal is not None:
         said += f" As many real images more would change it by {100 * ideal.estimate:+.1f}."
     return said

@@ -162,7 +162,8 @@ def matrix(distances: pd.DataFrame, attribute: str) -> pd.DataFrame:
         return pd.DataFrame({"real": ["too few hearts in this run"]})
     wide = part.pivot_table(index="real_group", columns="synthetic_group", values="distance", sort=False).add_prefix("generated ")
     floors = part.drop_duplicates("real_group").set_index("real_group")[["floor", "floor_low", "floor_high", "n"]]
-    return wide.join(floors).reset_index().rename(columns={"real_group": "real", "floor": "real to real"})
+    names = {f"floor{end}": f"real to real{end}" for end in ("", "_low", "_high")}
+    return wide.join(floors).reset_index().rename(columns={"real_group": "real", **names})
 
 
 def arm_points(values: pd.DataFrame, by: str, metric: str = "balanced_accuracy", prevalence: float = 0.01) -> pd.DataFrame:
