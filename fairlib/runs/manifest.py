@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import subprocess
+from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -73,6 +74,12 @@ def training_people(weights: str | Path, kind: type, key: str, model: str, other
 def content_digest(folder: str | Path) -> str:
     """A short hash of what `folder` holds, from its manifest: the name of this result as an input to the next stage."""
     return digest(_parsed(Path(folder) / NAME)["files"])
+
+
+def files_digest(files: Iterable[Path]) -> str:
+    """A short hash of names, sizes and times of change: what data are that are too many to be read for a key."""
+    found = ((file.parent.name, file.name, file.stat()) for file in files)
+    return digest(sorted((*names, stat.st_size, stat.st_mtime_ns) for *names, stat in found))
 
 
 def hashes(folder: str | Path) -> dict[str, str]:

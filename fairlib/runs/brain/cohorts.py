@@ -5,18 +5,21 @@ from __future__ import annotations
 from functools import lru_cache
 from pathlib import Path
 
-from ...cohorts.brats import read_brats
+from ...cohorts.brats import find_subjects, read_brats
 from ...cohorts.phantoms.brain import BrainSettings, write_brats
 from ...cohorts.phantoms.radiology import RadiologySettings, write_roco
 from ...cohorts.roco import read_roco
 from ...cohorts.table import Cohort
-from ..manifest import code_digest
+from ...settings import digest
+from ..manifest import code_digest, content_digest, files_digest
 from ..places import runs_folder
 from ..stages import stage
 from .settings import Study
 
 # The source that decides what a synthetic brain looks like and is called.
 PHANTOM = tuple(f"cohorts/{name}.py" for name in ("captions", "phantoms/anatomy", "phantoms/brain", "phantoms/radiology"))
+# The source that decides what is read of a volume, and who falls into which part.
+READING = tuple(f"cohorts/{name}.py" for name in ("brats", "clinical", "nifti", "slice_cache", "slices", "splitting", "table"))
 # guide: the classifier that tuning follows; auditor: the one it never sees, the oracle's fit and the target's quantiles;
 # test: sensitivity, specificity, and everything that generated images are compared with.
 FRACTIONS = {"guide": 0.30, "auditor": 0.25, "test": 0.45}
@@ -25,10 +28,29 @@ FRACTIONS = {"guide": 0.30, "auditor": 0.25, "test": 0.45}
 @lru_cache(maxsize=4)
 def brain_cohort(study: Study) -> Cohort:
     """The target cohort: every slice, subjects without a known sex included."""
-    root = Path(study.data_dir) if study.cohort == "brats" else _phantom(study)
+    root = _root(study)
     cache = runs_folder() / "slices" / root.name
     return read_brats(root, root / "name_mapping.csv",
                       [root / f"clinical_patient_{study_name}.txt" for study_name in ("gbm", "lgg")], cache_dir=cache)
+
+
+def table_digest(study: Study) -> str:
+    """Who is in the cohort, and what is known of them."""
+    return digest(brain_cohort(study).table.to_csv(index=False))
+
+
+def cohort_digest(study: Study) -> list[str]:
+    """What a stage that reads the cohort depends on: its table, its volumes (not opened), the code that reads them, the split."""
+    root = _root(study)
+    if study.cohort == "brats":
+        volumes = files_digest(path for subject in find_subjects(root) for path in subject.files.values())
+    else:
+        volumes = content_digest(root.parent)
+    return [table_digest(study), volumes, code_digest(*READING), str(study.split_seed)]
+
+
+def _root(study: Study) -> Path:
+    return Path(study.data_dir) if study.cohort == "brats" else _phantom(study)
 
 
 def _phantom(study: Study) -> Path:

@@ -23,7 +23,7 @@ from ...models.classifier import (
 from ..manifest import code_digest, content_digest
 from ..places import accelerator
 from ..stages import stage
-from .cohorts import splits
+from .cohorts import cohort_digest, splits
 from .settings import Study
 
 
@@ -60,10 +60,6 @@ def fit_judges(study: Study) -> Judges:
     return Judges(classifiers, auditor, AnatomyOracle.load(_fit_oracle(study) / "oracle.json"))
 
 
-def _data_key(study: Study) -> list[str]:
-    return [study.cohort, study.data_dir, study.effect, str(study.subjects), str(study.cohort_seed), str(study.split_seed)]
-
-
 def fit_judge(study: Study, name: str, settings: ClassifierSettings) -> Path:
     """The stage folder of one classifier, fitted on the auditor's subjects or on the guides'."""
     part = "auditor" if name == "auditor" else "guide"
@@ -79,7 +75,7 @@ def fit_judge(study: Study, name: str, settings: ClassifierSettings) -> Path:
         calibrate(classifier, hold, labels)
         save_classifier(out, classifier, {"hold_out": class_accuracies(predict(classifier, hold), labels)})
 
-    return stage(None, f"judge-{name}", settings, _data_key(study), build,
+    return stage(None, f"judge-{name}", settings, cohort_digest(study), build,
                  code=code_digest("models/classifier.py", "models/training.py"))
 
 
@@ -90,7 +86,7 @@ def _fit_oracle(study: Study) -> Path:
         oracle = fit_oracle(part.load().numpy(), part.labels().numpy(), list(part.table.contrast))
         oracle.save(out / "oracle.json")
 
-    return stage(None, "oracle", {}, _data_key(study), build, code=code_digest("measures/anatomy.py", "measures/oracle.py"))
+    return stage(None, "oracle", {}, cohort_digest(study), build, code=code_digest("measures/anatomy.py", "measures/oracle.py"))
 
 
 def judges_digest(study: Study) -> list[str]:

@@ -68,7 +68,8 @@ def arm_readings(study: Study, judges: Judges, judges_key: list[str], generator:
         write_bytes(out / "readings.csv", table.to_csv(index=False).encode())
 
     settings = {"arm": arm, "seed": seed, "images": study.images, "steps": study.sampling_steps,
-                "guidance": study.guidance_scale}
-    folder = stage(None, "readings", settings, [*judges_key, generator_key], build,
-                   code=code_digest("models/solvers.py", "models/generator.py", "measures/anatomy.py", "measures/oracle.py"))
+                "guidance": study.guidance_scale, "batch": study.batch_size}
+    code = code_digest("models/solvers.py", "models/generator.py", "models/classifier.py", "measures/anatomy.py",
+                       "measures/oracle.py")
+    folder = stage(None, "readings", settings, [*judges_key, generator_key], build, code=code)
     return pd.read_csv(folder / "readings.csv"), read_tensors(folder / "images.safetensors")["images"]

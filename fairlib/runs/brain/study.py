@@ -34,7 +34,7 @@ from ..manifest import code_digest, content_digest
 from ..places import accelerator, repository
 from ..results import merged, same_study, write_record, write_table
 from ..stages import stage
-from .cohorts import PHANTOM, splits, training_cohort
+from .cohorts import PHANTOM, cohort_digest, splits, training_cohort
 from .judges import Judges, fit_judges, judges_digest
 from .readings import arm_readings, generate, prompts_of, read_images, to_images
 from .settings import ARMS, Study
@@ -54,8 +54,8 @@ def slice_readings(study: Study, judges: Judges, judges_key: list[str]) -> pd.Da
         table = table.assign(**{name: np.round(values, 5) for name, values in readings.items()})
         write_bytes(out / "slices.csv", table.to_csv(index=False).encode())
 
-    folder = stage(None, "slice-readings", {}, judges_key, build,
-                   code=code_digest("measures/anatomy.py", "measures/oracle.py"))
+    folder = stage(None, "slice-readings", {}, [*judges_key, *cohort_digest(study)], build,
+                   code=code_digest("models/classifier.py", "measures/anatomy.py", "measures/oracle.py"))
     return pd.read_csv(folder / "slices.csv", keep_default_na=False, na_values=[""])
 
 
@@ -73,8 +73,9 @@ def attributes(study: Study) -> AttributeClassifier:
             pass
         save_attributes(out, classifier)
 
-    return load_attributes(stage(None, "attributes", settings, [study.effect, str(study.radiology)], build,
-                                 code=code_digest("models/attributes.py", "models/training.py", *PHANTOM))).to(accelerator())
+    code = code_digest("models/attributes.py", "models/classifier.py", "models/training.py", *PHANTOM)
+    folder = stage(None, "attributes", settings, [study.effect, str(study.radiology)], build, code=code)
+    return load_attributes(folder).to(accelerator())
 
 
 def fidelity(study: Study, classifier: AttributeClassifier, generator: Generator, seed: int, images: int) -> dict[str, float]:

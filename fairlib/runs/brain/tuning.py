@@ -22,7 +22,7 @@ from .cohorts import splits, target_share
 from .judges import Judges
 from .settings import Study, arm_settings
 
-METHOD = ("losses.py", "models/solvers.py", *(f"methods/{name}.py" for name in (
+METHOD = ("losses.py", "models/generator.py", "models/solvers.py", *(f"methods/{name}.py" for name in (
     "alignment", "bank", "objective", "replay", "settings", "state", "targets")))
 
 
@@ -71,8 +71,10 @@ def tune_arm(study: Study, judges: Judges, judges_key: list[str], arm: str, seed
             write_tensors(out / "denoiser.safetensors", {n: p.half() for n, p in generator.trainable_parameters().items()})
         write_bytes(out / "history.csv", pd.DataFrame(rows).to_csv(index=False).encode())
 
-    return stage(None, f"tuned-{arm}", {"settings": to_dict(settings), "guide": chosen.guide, "target": chosen.target},
-                 [*judges_key, base_digest(study), content_digest(study.clip)], build, code=code_digest(*METHOD))
+    wanted = {"settings": to_dict(settings), "guide": chosen.guide, "target": chosen.target,
+              "shares": target_share(study, chosen.target)}
+    inputs = [*judges_key, base_digest(study), content_digest(study.clip)]
+    return stage(None, f"tuned-{arm}", wanted, inputs, build, code=code_digest(*METHOD))
 
 
 def read_bank(study: Study, generator: Generator, guide, guide_name: str, judges_key: list[str], embed,
