@@ -15,7 +15,7 @@ import pandas as pd
 
 from ..errors import DataError
 from ..settings import unknown_key
-from .cardiac_cohort import HeartCohort, HeartStore, cropped_notes, heart_table, person_row, slice_rows
+from .cardiac_cohort import HeartCohort, HeartStore, heart_notes, heart_table, person_row, slice_rows
 from .cardiac_slices import STANDARD, CardiacSettings, HeartSlices, extract
 from .nifti import read_labels, read_volume, require_same_grid
 from .table import report
@@ -63,17 +63,18 @@ def read_acdc(root: str | Path, settings: CardiacSettings = STANDARD, diagnoses:
 
     `patientNNN_frameMM.nii.gz` and `patientNNN_frameMM_gt.nii.gz` for the frames ED and ES that Info.cfg names (counted
     from 1). Columns as in `HeartCohort`, sex and age missing; masks in the label order of this book (1 LV, 2 MYO, 3 RV;
-    in the files it is 1 RV, 2 MYO, 3 LV, and that is checked on the data). Left out and listed: no usable slice.
+    in the files it is 1 RV, 2 MYO, 3 LV, and that is checked on the data). The released sforms state no voxel size, so it
+    is read from pixdim, and `notes` says of whom. Left out and listed: no usable slice.
     Raises `DataError` (layout, Info.cfg, unknown group) and `CorruptScan` (a scan that cannot be trusted).
     """
     folders = find_patients(Path(root))
     store = HeartStore(None if cache_dir is None else Path(cache_dir), settings)
-    kept, rows, lost = {}, [], []
+    kept, files, rows, lost = {}, {}, [], []
     for done, (part, folder) in enumerate(folders, 1):
         person = read_info(folder / "Info.cfg", diagnoses)
-        files = _files(folder, person)
+        files[folder.name] = scans = _files(folder, person)
         try:
-            kept[folder.name] = store.add(folder.name, files, lambda files=files: _read_patient(files, settings))
+            kept[folder.name] = store.add(folder.name, scans, lambda scans=scans: _read_patient(scans, settings))
             rows += slice_rows({**person, "part": part}, kept[folder.name])
         except DataError as why:
             lost.append((folder.name, "no usable slice", str(why)))
@@ -81,7 +82,8 @@ def read_acdc(root: str | Path, settings: CardiacSettings = STANDARD, diagnoses:
             progress(done, len(folders))
     if not rows:
         raise DataError(f"{root}: no patient has usable images and masks ({lost[:1]})")
-    return AcdcCohort("acdc", heart_table(rows), store.images, report(lost), cropped_notes(kept, settings), masks=store.masks)
+    return AcdcCohort("acdc", heart_table(rows), store.images, report(lost), heart_notes(kept, files, settings),
+                      masks=store.masks)
 
 
 def find_patients(root: Path) -> list[tuple[str, Path]]:

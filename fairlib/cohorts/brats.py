@@ -12,6 +12,7 @@ import pandas as pd
 from ..errors import CorruptScan, DataError
 from .clinical import grades, join_people
 from .nifti import read_labels, read_volume, require_same_grid
+from .nifti_affine import scale_note
 from .slice_cache import SliceStore, image_key
 from .slices import CONTRASTS, STANDARD, SliceSettings, SubjectSlices, extract
 from .table import Cohort, report
@@ -160,6 +161,8 @@ def _row(entry: SubjectFiles, person: pd.Series, contrast: str, number: int, ind
 
 def _notes(entry: SubjectFiles, slices: SubjectSlices, person: pd.Series, settings: SliceSettings) -> list[tuple]:
     notes = []
+    if scale := scale_note(entry.files.values()):
+        notes.append((entry.subject, "voxel size from pixdim", scale))
     if person["reason"]:
         notes.append((entry.subject, person["reason"], "" if pd.isna(person["tcga"]) else person["tcga"]))
     if slices.cropped:

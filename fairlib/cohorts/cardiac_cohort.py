@@ -14,9 +14,11 @@ from ..errors import DataError, WeightsError
 from ..files import read_tensors, write_tensors
 from .cardiac import bmi_class, body_mass_index, decade, prompt_of, stack
 from .cardiac_slices import CardiacSettings, HeartSlices
+from .nifti_affine import scale_note
 from .slice_cache import cache_path
 from .table import Cohort, _positions, report
 
+FORMAT = 2  # of the cached slices; raise it when they are read or drawn otherwise
 NEEDED = ("sex", "age", "bmi", "diagnosis")  # for a prompt
 COLUMNS = ("subject", "sex", "age", "height", "weight", "bmi", "diagnosis", "pathology", "centre", "vendor", "part", "slice",
            "decade", "bmi_class", "prompt", "image")
@@ -83,10 +85,15 @@ def slice_rows(person: Mapping, slices: HeartSlices) -> list[dict]:
     return [{**person, "slice": index, "image": f"{person['subject']}/{number}"} for number, index in enumerate(slices.index)]
 
 
-def cropped_notes(kept: Mapping[str, HeartSlices], settings: CardiacSettings) -> pd.DataFrame:
-    """A report of the subjects whose segmentation is wider than the picture."""
-    wide = [subject for subject, slices in kept.items() if slices.cropped]
-    return report([(subject, "heart cropped", f"wider than {settings.field_of_view_mm:g} mm") for subject in wide])
+def heart_notes(kept: Mapping[str, HeartSlices], files: Mapping[str, Iterable[Path]], settings: CardiacSettings) -> pd.DataFrame:
+    """A report of the subjects whose segmentation is wider than the picture, and of those whose scans (`files`) take the
+
+    size of a voxel from pixdim, because the sform states another (see `nifti_affine.read_affine`).
+    """
+    wide = [(subject, "heart cropped", f"wider than {settings.field_of_view_mm:g} mm")
+            for subject, slices in kept.items() if slices.cropped]
+    scales = {subject: scale_note(files[subject]) for subject in kept}
+    return report(wide + [(subject, "voxel size from pixdim", note) for subject, note in scales.items() if note])
 
 
 def heart_table(rows: list[dict]) -> pd.DataFrame:
@@ -110,7 +117,7 @@ class HeartStore:
         if self.folder is None:
             self._kept[subject] = made = make()
             return made
-        self._kept[subject] = path = cache_path(self.folder, subject, files, (self.settings, key))
+        self._kept[subject] = path = cache_path(self.folder, subject, files, (FORMAT, self.settings, key))
         return _load(path) or _save(path, make())
 
     def images(self, key: str) -> np.ndarray:

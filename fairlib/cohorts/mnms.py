@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import DataError
-from .cardiac_cohort import HeartCohort, HeartStore, cropped_notes, heart_table, person_row, slice_rows
+from .cardiac_cohort import HeartCohort, HeartStore, heart_notes, heart_table, person_row, slice_rows
 from .cardiac_slices import STANDARD, CardiacSettings, HeartSlices, extract
 from .nifti import as_labels, read_frames, require_same_grid
 from .table import report
@@ -66,7 +66,8 @@ def read_mnms(root: str | Path, settings: CardiacSettings = STANDARD, diagnoses:
         raise DataError(f"{root}: no subject has usable images and masks ({len(lost)} left out, such as {lost[:1]})")
     rows = [row for subject, slices in kept.items()
             for row in slice_rows({**people[subject], "part": folders[subject][0]}, slices)]
-    return HeartCohort("mnms", heart_table(rows), store.images, report(lost), cropped_notes(kept, settings), masks=store.masks)
+    notes = heart_notes(kept, {subject: _files(folders[subject][1]) for subject in kept}, settings)
+    return HeartCohort("mnms", heart_table(rows), store.images, report(lost), notes, masks=store.masks)
 
 
 def read_people(path: str | Path, diagnoses: Mapping[str, str | None] = DIAGNOSES) -> dict[str, dict]:
@@ -117,7 +118,7 @@ def read_subject(image_path: Path, mask_path: Path, ed: int, es: int, settings: 
 def _read(store: HeartStore, part: str, folder: Path, person: dict) -> HeartSlices | tuple[str, str]:
     """The slices of a subject, or (reason, detail) why there are none."""
     subject, frames = person["subject"], (person["ed"], person["es"])
-    files = [folder / f"{subject}_sa.nii.gz", folder / f"{subject}_sa_gt.nii.gz"]
+    files = _files(folder)
     if part == "unlabelled" and not files[1].is_file():
         return "no segmentation", f"no mask file, {part}"
     for path in files:
@@ -129,6 +130,11 @@ def _read(store: HeartStore, part: str, folder: Path, person: dict) -> HeartSlic
         return "no segmentation", f"{why}, {part}"
     except DataError as why:
         return "no usable slice", str(why)
+
+
+def _files(folder: Path) -> list[Path]:
+    """The images and the masks of a subject."""
+    return [folder / f"{folder.name}_sa.nii.gz", folder / f"{folder.name}_sa_gt.nii.gz"]
 
 
 def _odd_orders(found: dict[str, HeartSlices]) -> list[tuple[str, str, str]]:

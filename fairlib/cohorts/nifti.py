@@ -16,21 +16,22 @@ from nibabel.nifti1 import Nifti1Header
 from nibabel.spatialimages import HeaderDataError
 
 from ..errors import CorruptScan
+from .nifti_affine import read_affine
 
 MAX_VOXELS = 1 << 25  # a BraTS volume has 8.9 million
 MAX_SERIES_VOXELS = 1 << 27  # 512 x 512 x 15 x 30 are 118 million
 HEADER, DATA_START, DATA_LATEST = 348, 352, 1 << 20
 DEFLATE_LIMIT = 1032  # no deflate stream expands further (zlib's technical notes)
 DTYPES = frozenset(np.dtype(name) for name in ("u1", "i1", "i2", "u2", "i4", "u4", "f4", "f8"))
-VOXEL_MM = (0.01, 100.0)
 BRATS_LABELS = frozenset({0, 1, 2, 4})
 
 
 def read_volume(path: str | Path, max_voxels: int = MAX_VOXELS) -> tuple[np.ndarray, np.ndarray]:
     """Read one 3-D image: (float32 [X, Y, Z], affine float64 [4, 4] from voxel to mm, RAS).
 
-    `.nii` or `.nii.gz`, as the name says. Raises `CorruptScan` on anything that cannot be trusted: broken gzip or
-    checksum, impossible or oversized shape, length other than the header's, non-finite scale, affine or data.
+    `.nii` or `.nii.gz`, as the name says; the affine is that of `nifti_affine.read_affine`. Raises `CorruptScan` on
+    anything that cannot be trusted: broken gzip or checksum, impossible or oversized shape, length other than the
+    header's, non-finite scale, affine or data, two sizes of a voxel.
     """
     path = Path(path)
     data, slope, intercept, affine = _read(path, max_voxels)
@@ -107,7 +108,7 @@ def _read(path: Path, max_voxels: int, series: bool = False) -> tuple[np.ndarray
             path, f"{len(raw)} bytes, its header promises {start + count * dtype.itemsize}; copy it again"
         )
     data = np.frombuffer(raw, dtype, count, start).reshape(shape, order="F")
-    return data, float(header["scl_slope"]), float(header["scl_inter"]), _affine(path, header)
+    return data, float(header["scl_slope"]), float(header["scl_inter"]), read_affine(path, header)[0]
 
 
 def _contents(path: Path, max_voxels: int, series: bool) -> bytes:
@@ -188,23 +189,3 @@ def _dtype(path: Path, header: Nifti1Header) -> np.dtype:
             path, f"data type code {int(header['datatype'])} at {int(header['bitpix'])} bits; save as int16 or float32"
         )
     return dtype
-
-
-def _affine(path: Path, header: Nifti1Header) -> np.ndarray:
-    remedy = "set its orientation again (sform or qform, in mm)"
-    if int(header["xyzt_units"]) & 7 not in (0, 2):  # 0 unknown, 2 mm
-        raise CorruptScan(path, f"units of space are code {int(header['xyzt_units']) & 7}, not millimetres; {remedy}")
-    try:
-        with np.errstate(all="ignore"):
-            affine = np.asarray(header.get_best_affine(), dtype=np.float64)
-            sizes = np.sqrt((affine[:3, :3] ** 2).sum(axis=0))
-            volume = abs(np.linalg.det(affine[:3, :3]))
-    except (HeaderDataError, ValueError, np.linalg.LinAlgError) as error:
-        raise CorruptScan(path, f"no usable affine ({error}); {remedy}") from error
-    if not (np.isfinite(affine).all() and np.isfinite(volume)):
-        raise CorruptScan(path, f"affine holds NaN or infinity; {remedy}")
-    if sizes.min() < VOXEL_MM[0] or sizes.max() > VOXEL_MM[1] or volume < 1e-3 * sizes.prod():
-        raise CorruptScan(
-            path, f"affine is singular or its voxels of {sizes.round(4).tolist()} mm are not a scan's; {remedy}"
-        )
-    return affine

@@ -6,6 +6,7 @@ import pytest
 
 from fairlib import CorruptScan, DataError
 from fairlib.cohorts.acdc import read_acdc
+from fairlib.cohorts.cardiac import PIXEL_MM
 from fairlib.cohorts.phantoms.heart import HeartSettings, draw_heart
 
 SETTINGS = HeartSettings(seed=5)
@@ -14,8 +15,12 @@ PEOPLE = {"patient001": (2, "NOR"), "patient002": (4, "DCM"), "patient003": (6, 
 ED, ES = 1, 12
 
 
-def save(path, data):
-    nibabel.save(nibabel.Nifti1Image(data, AFFINE), path)
+def save(path, data, qform=1):
+    """With the header of the release: the sform says that a voxel measures 1 mm each way, and only pixdim how much it does."""
+    header = nibabel.Nifti1Image(data, AFFINE).header
+    header.set_qform(AFFINE, code=qform)
+    header.set_sform(np.diag([-1.0, -1.0, 1.0, 1.0]), code=1)
+    nibabel.save(nibabel.Nifti1Image(data, None, header), path)
 
 
 def write_patient(folder, index, group):
@@ -50,6 +55,37 @@ def test_the_released_layout_is_read_and_the_labels_converted(root):
             same = (labels[number] == label) & (drawn.masks == label)
             assert 2 * same.sum() / ((labels[number] == label).sum() + (drawn.masks == label).sum()) > 0.85
         assert np.corrcoef(images[number, :2].ravel(), drawn.images.ravel())[0, 1] > 0.9
+
+
+def resave(root, qform):
+    for path in root.rglob("*.nii.gz"):
+        save(path, np.asarray(nibabel.load(path).dataobj), qform)
+
+
+@pytest.mark.parametrize("qform", [0, 1])
+def test_areas_are_those_of_pixdim_where_the_sform_states_no_size(root, tmp_path, qform):
+    """In mm2, against the phantom's own masks; read through the cache as well, from which the note must come too."""
+    resave(root, qform)
+    header = nibabel.load(root / "training" / "patient001" / "patient001_frame01.nii.gz").header
+    assert header["pixdim"][1:4].tolist() == [2, 2, 10] and (np.abs(np.diag(header.get_best_affine())) == 1).all()
+    for _ in range(2):
+        cohort = read_acdc(root, cache_dir=tmp_path / "cache")
+        labels = cohort.load_masks().numpy()
+        for number, (index, _) in enumerate(PEOPLE.values()):
+            for label in (1, 2, 3):
+                true = (draw_heart(SETTINGS, index).masks == label).sum() * 2.0**2
+                assert (labels[number] == label).sum() * PIXEL_MM**2 == pytest.approx(true, rel=0.1)
+        notes = cohort.notes[cohort.notes["reason"] == "voxel size from pixdim"]
+        assert notes["item"].tolist() == list(PEOPLE)
+        assert notes["detail"].str.contains("sform says 1 x 1 x 1 mm, pixdim 2 x 2 x 10 mm").all()
+
+
+def test_a_header_that_agrees_with_itself_is_read_alike_and_not_noted(root):
+    before = read_acdc(root)
+    for path in root.rglob("*.nii.gz"):
+        nibabel.save(nibabel.Nifti1Image(np.asarray(nibabel.load(path).dataobj), AFFINE), path)
+    after = read_acdc(root)
+    assert after.notes.empty and (after.load() == before.load()).all() and (after.load_masks() == before.load_masks()).all()
 
 
 def test_sex_and_age_cannot_be_asked_for(root):

@@ -3,6 +3,7 @@
 import os
 import shutil
 
+import nibabel
 import numpy as np
 import pytest
 import torch
@@ -159,6 +160,23 @@ def test_cropping_and_too_few_slices_are_noted(brats):
     notes = read_brats(**brats, settings=tight).notes
     assert (notes["reason"] == "brain cropped").sum() == 5 and (notes["reason"] == "fewer slices").sum() == 5
     assert set(notes.loc[notes["reason"] == "fewer slices", "detail"]) == {"2 of 3"}
+
+
+def test_a_voxel_size_that_is_not_the_sforms_is_noted(brats):
+    """And hides nothing: a subject whose sex is unknown keeps the reason."""
+    subject = "Brats18_CBICA_AAB_1"
+    before = read_brats(**brats, settings=SETTINGS)
+    for path in (brats["root"] / "HGG" / subject).iterdir():
+        image = nibabel.load(path)
+        header, data = image.header.copy(), np.asarray(image.dataobj)
+        header.set_sform(np.diag([-1.0, -1.0, 1.0, 1.0]), code=1)
+        nibabel.save(nibabel.Nifti1Image(data, None, header), path)
+    cohort = read_brats(**brats, settings=SETTINGS)
+    notes = cohort.notes[cohort.notes["reason"] == "voxel size from pixdim"]
+    assert notes["item"].tolist() == [subject] and "pixdim 2 x 2 x 4 mm" in notes["detail"].iloc[0]
+    assert torch.equal(cohort.load(), before.load())
+    why = cohort.with_known_sex().excluded.set_index("item")["detail"]
+    assert why[subject] == "no TCGA id in the name mapping"
 
 
 def test_a_folder_without_the_layout_is_refused(tmp_path, brats):

@@ -11,6 +11,7 @@ import pytest
 from fairlib import CorruptScan
 from fairlib.cohorts import nifti
 from fairlib.cohorts.nifti import read_frames, read_labels, read_volume, require_same_grid
+from fairlib.cohorts.nifti_affine import scale_note
 
 AFFINE = np.array([[-1.5, 0, 0, 10], [0, -1.5, 0, 20], [0, 0, 4, -30], [0, 0, 0, 1.0]])
 RNG = np.random.default_rng(0)
@@ -51,6 +52,38 @@ def test_scale_and_qform_are_applied(tmp_path):
     volume, affine = read_volume(tmp_path / "scaled.nii.gz")
     expected = nibabel.load(tmp_path / "scaled.nii.gz")
     assert np.allclose(volume, expected.get_fdata()) and np.allclose(affine, AFFINE, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["scan.nii", "scan.nii.gz"])
+@pytest.mark.parametrize("code", [0, 1])
+def test_pixdim_tells_the_size_that_the_sform_does_not(tmp_path, raw, code, name):
+    """As ACDC is released: an sform of unit columns with a code; whether the qform has one or not."""
+    turned = np.array([[0, -1.0, 0, 3], [-1, 0, 0, 4], [0, 0, 1, 5]])
+    path = put(tmp_path, patched(patched(raw, 252, "2h", code, 2), 280, "12f", *turned.ravel()), name)
+    expected = nibabel.load(path).get_qform() if code else turned @ np.diag([1.5, 1.5, 4, 1])
+    assert np.allclose(read_volume(path)[1][:3], expected[:3], atol=1e-6)
+    assert scale_note([path]).startswith(f"{name}: the sform says 1 x 1 x 1 mm, pixdim 1.5 x 1.5 x 4 mm")
+
+
+def test_a_scaled_sform_gives_way_to_a_coded_qform_only(tmp_path, raw):
+    stretched = patched(raw, 280, "12f", *(AFFINE[:3] * [[1.2, 1, 1, 1]]).ravel())
+    with pytest.raises(CorruptScan, match=r"1\.8 x 1\.5 x 4 mm, pixdim 1\.5 x 1\.5 x 4 mm.* no qform"):
+        read_volume(put(tmp_path, patched(stretched, 252, "h", 0)))
+    path = put(tmp_path, patched(stretched, 252, "h", 1))
+    assert np.allclose(read_volume(path)[1][:3, :3], AFFINE[:3, :3], atol=1e-6) and "with the qform" in scale_note([path])
+
+
+def test_sizes_that_agree_but_for_rounding_leave_the_sform(tmp_path, raw):
+    path = put(tmp_path, patched(raw, 80, "3f", 1.49, -1.5, 4.0))
+    assert np.array_equal(read_volume(path)[1], AFFINE) and scale_note([path]) == ""
+
+
+@pytest.mark.parametrize("size", [0.0, float("nan"), 1e9])
+def test_a_size_that_is_none_is_refused(tmp_path, raw, size):
+    flat = patched(patched(raw, 280, "12f", *np.eye(4)[:3].ravel()), 80, "f", size)
+    for code in (0, 1):
+        with pytest.raises(CorruptScan, match="affine"):
+            read_volume(put(tmp_path, patched(flat, 252, "h", code)))
 
 
 def test_slope_zero_means_not_scaled(tmp_path, raw):
