@@ -77,15 +77,21 @@ def tune(
 
     `guide`: images `[N, 1, H, W]` to logits `[N]`; `embed`: images to embeddings `[N, D]`; both differentiable and
     deterministic; gradients pass through them, none stay in them. One of `targets` for each of `prompts`; images of
-    prompts whose targets share a `group` are ranked together. `state` resumes a saved run, to the same bits;
-    `frozen` and `bank` (of `frozen_bank`) spare the copy of the original and its cached readings.
+    prompts whose targets share a `group` are ranked together. `state` resumes a saved run, to the same bits, on a
+    generator as it was before the run, or with `frozen` or `bank` on any. `frozen` (the original) and `bank` (of
+    `frozen_bank`) spare the copy of the original and its cached readings.
 
-    Raises `SettingsError` for settings that do not fit together and `WeightsError` for a state that does not fit.
+    Raises `SettingsError` for settings that do not fit together, and `WeightsError` for a state that does not fit or
+    a generator that has moved since its run began, when nothing else tells what it was.
     """
+    copies = frozen is None and bank is None
     bank = bank or frozen_bank(frozen or generator.frozen_copy(), guide, embed, prompts, settings)
     if settings.trainable == "lora":
         generator.add_lora(settings.lora_rank)
-    state = (state or AlignmentState()).bind(generator.trainable_parameters())
+    state, parameters = state or AlignmentState(), generator.trainable_parameters()
+    if copies:
+        state.require_origin(parameters)
+    state.bind(parameters)
     run = _Run(generator, guide, embed, prompts, targets, settings, state, bank)
     while state.step < settings.steps and state.cosine >= settings.consistency_floor:
         yield run.optimise()

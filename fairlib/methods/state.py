@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -19,7 +20,8 @@ EPSILON = 1e-8
 class AlignmentState:
     """Parameters, their moving average, Adam's moments and the rank pools after `step` optimiser steps.
 
-    A new one is empty until `bind` gives it the generator's live parameters.
+    A new one is empty until `bind` gives it the generator's live parameters. `origin` is the hash of the values that the
+    first `bind` found, "" where that is not known.
     """
 
     parameters: dict[str, Tensor] = field(default_factory=dict)
@@ -30,6 +32,7 @@ class AlignmentState:
     step: int = 0
     updates: int = 0
     cosine: float = 1.0
+    origin: str = ""
 
     @property
     def skipped(self) -> int:
@@ -46,11 +49,24 @@ class AlignmentState:
             self._check(parameters)
             for name, parameter in parameters.items():
                 parameter.copy_(self.parameters[name])
+        else:
+            self.origin = fingerprint(parameters)
         self.parameters = parameters
         for held, start in ((self.ema, torch.clone), (self.first, torch.zeros_like), (self.second, torch.zeros_like)):
             for name, parameter in parameters.items():
                 held[name] = held[name].to(parameter.device) if name in held else start(parameter.detach())
         return self
+
+    def require_origin(self, parameters: dict[str, Tensor]) -> None:
+        """Raises `WeightsError` unless `parameters` are as the first `bind` found them; anything does before the first."""
+        if not self.parameters:
+            return
+        self._check(parameters)
+        remedy = "give `frozen` or `bank`, of the original model"
+        if not self.origin:
+            raise WeightsError(f"this state does not say which model its run began with; {remedy}")
+        if fingerprint(parameters) != self.origin:
+            raise WeightsError(f"this generator is not as the run found it; resume with a fresh one, or {remedy}")
 
     def _check(self, parameters: dict[str, Tensor]) -> None:
         saved = {name: tuple(value.shape) for name, value in self.parameters.items()}
@@ -93,6 +109,7 @@ class AlignmentState:
         named |= {f"pools/{group}": value for group, value in self.pools.items()}
         named["counts"] = torch.tensor([self.step, self.updates])
         named["cosine"] = torch.tensor([self.cosine], dtype=torch.float64)
+        named["origin"] = torch.tensor(list(bytes.fromhex(self.origin)), dtype=torch.uint8)
         return {name: value.detach().clone() for name, value in named.items()}
 
     @classmethod
@@ -100,12 +117,22 @@ class AlignmentState:
         """The state that `to_tensors` wrote; `WeightsError` when `tensors` are something else."""
         if not {"counts", "cosine"} <= tensors.keys():
             raise WeightsError("these tensors are no saved tuning state (no 'counts'); start the tuning afresh")
-        state = cls(step=int(tensors["counts"][0]), updates=int(tensors["counts"][1]), cosine=float(tensors["cosine"]))
+        state = cls(step=int(tensors["counts"][0]), updates=int(tensors["counts"][1]), cosine=float(tensors["cosine"]),
+                    origin=bytes(tensors["origin"].tolist()).hex() if "origin" in tensors else "")
         for key, value in tensors.items():
             kind, slash, name = key.partition("/")
             if slash:
                 getattr(state, kind)[name] = value.clone()
         return state
+
+
+def fingerprint(parameters: dict[str, Tensor]) -> str:
+    """SHA-256 of names and values, in hexadecimal: the same bits give the same hash on any device."""
+    found = hashlib.sha256()
+    for name, value in sorted(parameters.items()):
+        found.update(name.encode())
+        found.update(value.detach().cpu().reshape(-1).view(torch.uint8).numpy())
+    return found.hexdigest()
 
 
 @contextmanager

@@ -105,6 +105,51 @@ def test_a_resumed_run_ends_with_the_same_bits(size_generator, size_readers, fam
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
 
 
+@pytest.fixture
+def interrupted(size_generator, size_readers):
+    """(the generator as a run left it after three steps, its saved state, what the whole run ends with)."""
+    whole = tuned(type(size_generator)(), size_readers, SHORT)[-1].state.to_tensors()
+    for record in al.tune(size_generator, *size_readers, PROMPTS, targets_of(0.458, 0.458), SHORT):
+        if record.step == 2:
+            return size_generator, record.state.to_tensors(), whole
+
+
+def same(found, wanted):
+    return found.keys() == wanted.keys() and all(torch.equal(found[name], wanted[name]) for name in wanted)
+
+
+def test_a_resumed_run_wants_the_model_that_it_began_with(interrupted, size_readers):
+    """A generator that has moved cannot give the frozen original: it would be held to what it was tuned to."""
+    moved, saved, whole = interrupted
+    with pytest.raises(WeightsError, match="not as the run found it; resume with a fresh one, or give `frozen` or `bank`"):
+        tuned(moved, size_readers, SHORT, state=al.AlignmentState.from_tensors(saved))
+    original = type(moved)()
+    for generator, more in ((type(moved)(), {}), (moved, {"frozen": original.frozen_copy()}),
+                            (moved, {"bank": al.frozen_bank(original, *size_readers, PROMPTS, SHORT)})):  # fmt: skip
+        records = tuned(generator, size_readers, SHORT, state=al.AlignmentState.from_tensors(saved), **more)
+        assert same(records[-1].state.to_tensors(), whole)
+
+
+def test_a_run_is_resumed_in_memory_too(size_generator, size_readers):
+    whole = tuned(type(size_generator)(), size_readers, SHORT)[-1].state.to_tensors()
+    state = next(al.tune(size_generator, *size_readers, PROMPTS, targets_of(0.458, 0.458), SHORT)).state
+    with pytest.raises(WeightsError, match="not as the run found it"):
+        tuned(size_generator, size_readers, SHORT, state=state)
+    records = tuned(size_generator, size_readers, SHORT, state=state, frozen=type(size_generator)().frozen_copy())
+    assert same(records[-1].state.to_tensors(), whole)
+
+
+def test_a_state_that_does_not_know_its_beginning_wants_the_original(interrupted, size_readers):
+    """Such as those saved before a state held that."""
+    moved, saved, whole = interrupted
+    older = {name: value for name, value in saved.items() if name != "origin"}
+    with pytest.raises(WeightsError, match="does not say which model its run began with; give `frozen` or `bank`"):
+        tuned(type(moved)(), size_readers, SHORT, state=al.AlignmentState.from_tensors(older))
+    records = tuned(type(moved)(), size_readers, SHORT, state=al.AlignmentState.from_tensors(older),
+                    frozen=type(moved)().frozen_copy())  # fmt: skip
+    assert torch.equal(records[-1].state.ema["0.weight"], whole["ema/0.weight"])
+
+
 def test_a_seed_decides_everything(size_generator, size_readers):
     def weights(seed):
         settings = dataclasses.replace(SHORT, seed=seed, steps=2)
@@ -231,10 +276,11 @@ def test_the_consistency_floor_stops_the_run(size_generator, size_readers):
         return torch.stack([angle.cos(), angle.sin()], dim=1)
 
     settings = dataclasses.replace(SHORT, steps=60, learning_rate=0.05, consistency_weight=0.0, consistency_floor=0.9)
+    frozen = size_generator.frozen_copy()
     records = tuned(size_generator, (size_readers[0], turning), settings)
     assert len(records) < 60
     assert records[-1].state.cosine < 0.9
-    assert not tuned(size_generator, (size_readers[0], turning), settings, state=records[-1].state)
+    assert not tuned(size_generator, (size_readers[0], turning), settings, state=records[-1].state, frozen=frozen)
 
 
 def test_consistency_holds_the_images_and_less_so_where_the_class_must_change(size_generator, size_readers):
