@@ -194,12 +194,15 @@ def _csv_captions(path: Path) -> dict[str, str]:
 
 
 def _articles(path: Path) -> dict[str, str]:
-    """Image id -> PMC id, so that two figures of one article (one patient, most often) are never split apart."""
+    """Image id -> PMC id, so that two figures of one article (one patient, most often) are never split apart.
+
+    The column PMC_ID holds article and figure, as `PMC4608653_cro-0008-0385-g01.jpg`: the article ends at the first "_".
+    """
     if not path.is_file():
         return {}
     rows = read_rows(path)
     key, article = column(path, rows[0], "ROCO_ID"), column(path, rows[0], "PMC_ID")
-    return {row[key]: row[article] for row in rows[1:] if row[article]}
+    return {row[key]: row[article].split("_", 1)[0] for row in rows[1:] if row[article]}
 
 
 def _unique(path: Path, pairs: list[tuple[str, str]]) -> dict[str, str]:

@@ -30,7 +30,8 @@ def roco(tmp_path):
             picture(folder / "images" / f"{key}.jpg")
     (folder / "captions.txt").write_text("".join(f"{key}\t {text}\n" for key, text in CAPTIONS.items()))
     (folder / "licences.txt").write_text(
-        "ROCO_ID,PMC_ID,CC\nROCO_00020,PMC1,CC BY\nROCO_00021,PMC1,CC BY\nROCO_00023,PMC2,CC0\n"
+        "ROCO_ID,PMC_ID,CC\nROCO_00020,PMC4608653_cro-0008-0385-g01.jpg,CC BY\n"
+        "ROCO_00021,PMC4608653_cro-0008-0385-g02.jpg,CC BY\nROCO_00023,PMC2740150_1757-1626-2-6520-2.jpg,CC0\n"
     )
     return tmp_path
 
@@ -54,7 +55,8 @@ def test_missing_images_and_empty_captions_are_counted(roco):
 
 
 def test_figures_of_one_article_are_one_subject(roco):
-    assert read_roco(roco).table["subject"].tolist() == ["PMC1", "PMC1", "PMC2"]
+    assert read_roco(roco).table["subject"].tolist() == ["PMC4608653", "PMC4608653", "PMC2740150"]
+    assert read_roco(roco).subjects() == ["PMC2740150", "PMC4608653"]
     (roco / "data/train/radiology/licences.txt").unlink()
     assert read_roco(roco).table["subject"].tolist() == ["ROCO_00020", "ROCO_00021", "ROCO_00023"]
 
@@ -73,7 +75,7 @@ def test_the_truth_of_a_phantom_is_joined(roco):
     )
     truth.to_csv(roco / "data/train/radiology/truth.csv", index=False)
     table = read_roco(roco).table
-    assert table["subject"].tolist() == ["p0", "p1", "PMC2"]
+    assert table["subject"].tolist() == ["p0", "p1", "PMC2740150"]
     assert table["sex"].fillna("?").tolist() == ["F", "M", "?"] and table["grade"].fillna("?").tolist() == [
         "HGG",
         "none",
