@@ -138,7 +138,7 @@ def _parser() -> argparse.ArgumentParser:
     examine = _command(commands, "doctor", doctor)
     examine.add_argument("--data-dir", default="", help="the folder of a real cohort, to check its layout")
     examine.add_argument("--cohort", default="brats",
-                         choices=["brats", "roco", "mnms", "acdc", "fairgenmed", "ham10000", "chexpert"])
+                         choices=["brats", "roco", "rocov2", "mnms", "acdc", "fairgenmed", "ham10000", "chexpert"])
     _command(commands, "report", report)
     model = _command(commands, "base", base)
     model.add_argument("model", nargs="?", default="brain", choices=["brain", "heart", "fundus"], help="which (default: brain)")

@@ -36,6 +36,15 @@ def read_name_mapping(path: str | Path) -> pd.DataFrame:
     return table.assign(tcga=table["tcga"].where(~table["tcga"].str.upper().isin(MISSING)))
 
 
+def find_biotabs(root: str | Path) -> list[Path]:
+    """TCGA's patient tables of glioblastoma and of lower-grade glioma in the folder `root`, in this order.
+
+    Their names end in `clinical_patient_gbm.txt` and `clinical_patient_lgg.txt`; TCGA's data portal puts
+    `nationwidechildrens.org_` before that. Raises `DataError` unless there is exactly one of each.
+    """
+    return [_only(Path(root), f"*clinical_patient_{study}.txt") for study in ("gbm", "lgg")]
+
+
 def read_biotab(path: str | Path) -> pd.DataFrame:
     """A TCGA biotab patient table (tabs, three header lines): columns tcga, sex ("F", "M" or missing), age (years).
 
@@ -80,6 +89,16 @@ def grades(name_mapping: str | Path) -> dict[str, str]:
     """The grade ("HGG", "LGG") the map gives each id."""
     table = read_name_mapping(name_mapping)
     return dict(zip(table["subject"], table["grade"], strict=True))
+
+
+def _only(root: Path, pattern: str) -> Path:
+    found = sorted(root.glob(pattern))
+    if not found:
+        raise DataError(f"{root}: none of the files is a {pattern}, expected one; put the patient table (biotab) of TCGA there")
+    if len(found) > 1:
+        names = ", ".join(path.name for path in found)
+        raise DataError(f"{root}: {len(found)} of the files are a {pattern} ({names}), expected one; remove the others")
+    return found[0]
 
 
 def _person(subject: str, mapping: pd.DataFrame, patients: dict) -> tuple:

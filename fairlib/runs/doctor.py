@@ -12,17 +12,24 @@ from .manifest import device, read_manifest, versions
 from .places import repository, runs_folder
 from .progress import Progress
 
+# Of each cohort, what its reader looks for and where: a pattern, or several of which one is enough.
 LAYOUTS = {
     "brats": {
         "subjects of high grade (HGG/*/)": "HGG/*/",
         "subjects of low grade (LGG/*/)": "LGG/*/",
         "scans (*.nii, *.nii.gz)": "?GG/*/*.nii*",
         "segmentations (*_seg.nii*)": "?GG/*/*_seg.nii*",
-        "name_mapping.csv": "*name_mapping*.csv",
+        "name_mapping.csv": "name_mapping.csv",
+        "clinical table of HGG (*clinical_patient_gbm.txt)": "*clinical_patient_gbm.txt",
+        "clinical table of LGG (*clinical_patient_lgg.txt)": "*clinical_patient_lgg.txt",
     },
     "roco": {
-        "captions.txt": "*/radiology/captions.txt",
-        "images": "*/radiology/images/*",
+        "captions.txt": ("data/*/radiology/captions.txt", "*/radiology/captions.txt"),
+        "images (*.jpg)": ("data/*/radiology/images/*.jpg", "*/radiology/images/*.jpg"),
+    },
+    "rocov2": {
+        "captions (*_captions.csv)": "*_captions.csv",
+        "images (*_images/*.jpg)": "*_images/*.jpg",
     },
     "mnms": {
         "the table (*Dataset_information*.csv)": "**/*Dataset_information*.csv",
@@ -49,6 +56,8 @@ LAYOUTS = {
         "the demographic sheet (*DEMO*)": "**/*DEMO*",
     },
 }
+
+ONE = {"*clinical_patient_gbm.txt", "*clinical_patient_lgg.txt"}  # patterns of which readers refuse a second match
 
 
 def examine(data_dir: str = "", cohort: str = "brats") -> tuple[list[str], bool]:
@@ -77,11 +86,21 @@ def check_weights(folder: Path) -> tuple[list[str], bool]:
 
 
 def check_layout(data_dir: str, cohort: str) -> tuple[list[str], bool]:
-    """How much of the layout that the readers expect is found below `data_dir`."""
+    """How much of the layout that the readers expect is found below `data_dir`, and whether it is all there."""
     root = Path(data_dir).expanduser()
-    counts = {what: sum(1 for _ in root.glob(pattern)) for what, pattern in LAYOUTS[cohort].items()}
-    lines = [f"data ({cohort}): {what}: {count or 'none, expected in ' + str(root)}" for what, count in counts.items()]
-    return lines, all(counts.values())
+    found = {what: _found(root, pattern) for what, pattern in LAYOUTS[cohort].items()}
+    return [f"data ({cohort}): {what}: {text}" for what, (text, _) in found.items()], all(well for _, well in found.values())
+
+
+def _found(root: Path, pattern: str | tuple[str, ...]) -> tuple[str, bool]:
+    """How many files there are, in words, and whether that is well."""
+    patterns = (pattern,) if isinstance(pattern, str) else pattern
+    count = sum(1 for one in patterns for _ in root.glob(one))
+    if not count:
+        return f"none, expected in {root}", False
+    if count > 1 and pattern in ONE:
+        return f"{count}, expected one", False
+    return str(count), True
 
 
 def memory() -> str:

@@ -6,6 +6,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from ...cohorts.brats import find_subjects, read_brats
+from ...cohorts.clinical import find_biotabs
 from ...cohorts.phantoms.brain import BrainSettings, write_brats
 from ...cohorts.phantoms.radiology import RadiologySettings, write_roco
 from ...cohorts.roco import read_roco
@@ -19,7 +20,8 @@ from .settings import Study
 # The source that decides what a synthetic brain looks like and is called.
 PHANTOM = tuple(f"cohorts/{name}.py" for name in ("captions", "phantoms/anatomy", "phantoms/brain", "phantoms/radiology"))
 # The source that decides what is read of a volume, and who falls into which part.
-READING = tuple(f"cohorts/{name}.py" for name in ("brats", "clinical", "nifti", "slice_cache", "slices", "splitting", "table"))
+READING = tuple(f"cohorts/{name}.py" for name in ("brats", "clinical", "nifti", "nifti_affine", "slice_cache", "slices",
+                                                  "splitting", "table"))
 # guide: the classifier that tuning follows; auditor: the one it never sees, the oracle's fit and the target's quantiles;
 # test: sensitivity, specificity, and everything that generated images are compared with.
 FRACTIONS = {"guide": 0.30, "auditor": 0.25, "test": 0.45}
@@ -30,8 +32,7 @@ def brain_cohort(study: Study) -> Cohort:
     """The target cohort: every slice, subjects without a known sex included."""
     root = _root(study)
     cache = runs_folder() / "slices" / root.name
-    return read_brats(root, root / "name_mapping.csv",
-                      [root / f"clinical_patient_{study_name}.txt" for study_name in ("gbm", "lgg")], cache_dir=cache)
+    return read_brats(root, root / "name_mapping.csv", find_biotabs(root), cache_dir=cache)
 
 
 def table_digest(study: Study) -> str:

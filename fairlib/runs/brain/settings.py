@@ -14,7 +14,7 @@ class Study:
     """Everything that the stages of the brain study depend on.
 
     cohort: "phantom" (written on first use) or "brats" (the real layout under `data_dir`, with `name_mapping.csv` and
-    `clinical_patient_{gbm,lgg}.txt` beside it). subjects: multiple of the real cohort's counts for the phantom.
+    `*clinical_patient_{gbm,lgg}.txt` beside it). subjects: multiple of the real cohort's counts for the phantom.
     radiology: synthetic ROCO slices to write for notebook 01. judge_steps: optimiser steps of each classifier.
     radius: L2 radius of the robust guide's adversary. images: generated per arm and seed.
     """
