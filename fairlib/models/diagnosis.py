@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from ..errors import DataError, SettingsError, WeightsError
 from ..files import read_json, read_tensors, write_json, write_tensors
 from .classifier import augment, predict
-from .training import FitSettings, FitStep, Trainer, batch_indices, generator_for
+from .training import FitSettings, FitStep, Trainer, batch_indices, device_of, generator_for
 
 LAYERS = ((32, 8, 4, 2), (64, 3, 2, 1), (96, 3, 2, 1))  # channels, kernel, stride, padding: 16 x 16, 8 x 8, 4 x 4
 
@@ -92,7 +92,7 @@ def fit_diagnosis(
     _check(images, labels, {"weights": weights, "probabilities": probabilities})
     fit = FitSettings(settings.steps, settings.batch_size, settings.learning_rate, warmup=min(30, settings.steps // 4),
                       weight_decay=settings.weight_decay, seed=settings.seed, ema_decay=0.98)  # fmt: skip
-    trainer = trainer or Trainer(classifier, fit)
+    trainer, device = trainer or Trainer(classifier, fit), device_of(classifier)
 
     def loss(step: int) -> Tensor:
         rows = _rows(settings, step, len(images), probabilities)
@@ -100,8 +100,9 @@ def fit_diagnosis(
         batch = augment(batch, generator_for(settings.seed, 5, step), mirror=False) if settings.augment else batch
         # Cross-entropy of the logits themselves. The released code puts a softmax before torch's CrossEntropyLoss, which
         # takes a softmax of its own: its loss then lies between 0.31 and 1.31 and its gradient fades on confident errors.
-        each = F.binary_cross_entropy_with_logits(classifier(batch), labels[rows].float(), reduction="none")
-        return each.mean() if weights is None else (each * weights[rows]).mean()
+        logits = classifier(batch.to(device))
+        each = F.binary_cross_entropy_with_logits(logits, labels[rows].float().to(device), reduction="none")
+        return each.mean() if weights is None else (each * weights[rows].to(device)).mean()
 
     classifier.train()
     yield from trainer.run(loss)
@@ -153,9 +154,9 @@ def set_threshold(classifier: DiagnosisClassifier, images: Tensor, labels: Tenso
 
 
 def diagnose(classifier: DiagnosisClassifier, images: Tensor) -> tuple[Tensor, Tensor]:
-    """Logits [N] and answers [N] (True = heart failure, logit above the threshold)."""
+    """Logits [N] and answers [N] (True = heart failure, logit above the threshold), both on the CPU."""
     logits = predict(classifier, images)
-    return logits, logits > classifier.threshold
+    return logits, logits > classifier.threshold.cpu()
 
 
 def save_diagnosis(folder: str | Path, classifier: DiagnosisClassifier, report: dict) -> None:

@@ -18,7 +18,7 @@ from ..errors import DataError, WeightsError
 from ..files import read_tensors, write_tensors
 from .classifier import augment
 from .segmenter import frames_of
-from .training import FitSettings, FitStep, Trainer, batch_indices, generator_for
+from .training import FitSettings, FitStep, Trainer, batch_indices, device_of, generator_for
 
 FEATURES = 64
 WIDTHS = (24, 48, 64, 96)  # channels at 32 x 32, 16 x 16, 8 x 8, 4 x 4
@@ -67,13 +67,14 @@ def fit_reader(reader: HeartReader, images: Tensor, truth: Tensor, settings: Fit
         raise DataError(f"{len(images)} images, {len(truth)} people, sexes {truth[:, 0].unique().tolist()}; give one person an "
                         "image, and both sexes")
     reader.centre[1:], reader.spread[1:] = truth[:, 1:].mean(0), truth[:, 1:].std(0).clamp_min(1e-3)
-    trainer = trainer or Trainer(reader, settings)
+    trainer, device = trainer or Trainer(reader, settings), device_of(reader)
 
     def loss(step: int) -> Tensor:
         rows = batch_indices(settings.seed, step, len(images), settings.batch_size)
-        found = reader(augment(images[rows], generator_for(settings.seed, 17, step), mirror=False))
-        error = (found - truth[rows])[:, 1:] / reader.spread[1:]
-        return F.binary_cross_entropy_with_logits(found[:, 0], truth[rows, 0]) + error.square().mean()
+        found = reader(augment(images[rows], generator_for(settings.seed, 17, step), mirror=False).to(device))
+        known = truth[rows].to(device)
+        error = (found - known)[:, 1:] / reader.spread[1:]
+        return F.binary_cross_entropy_with_logits(found[:, 0], known[:, 0]) + error.square().mean()
 
     reader.train()
     yield from trainer.run(loss)
@@ -87,9 +88,9 @@ def read_people(reader: HeartReader, images: Tensor, batch_size: int = 128) -> t
     """Readings [N, 3] (logit of female, age in years, body-mass index in kg/m2) and features [N, 64]."""
     readings, features = [], []
     for part in images.split(batch_size):
-        features.append(reader.features(part))
+        features.append(reader.features(part.to(device_of(reader))))
         readings.append(reader.head(features[-1]) * reader.spread + reader.centre)
-    return torch.cat(readings).numpy(), torch.cat(features).numpy()
+    return torch.cat(readings).cpu().numpy(), torch.cat(features).cpu().numpy()
 
 
 def save_reader(folder: str | Path, reader: HeartReader) -> None:

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from ..errors import DataError, WeightsError
 from ..files import read_json, read_tensors, write_json, write_tensors
-from .training import FitSettings, FitStep, Trainer, batch_indices, generator_for
+from .training import FitSettings, FitStep, Trainer, batch_indices, device_of, generator_for
 
 LABELS = 4
 
@@ -86,14 +86,14 @@ def fit_segmenter(segmenter: Segmenter, images: Tensor, masks: Tensor, settings:
     labels = _labels(images, masks)
     fit = FitSettings(settings.steps, settings.batch_size, settings.learning_rate,
                       weight_decay=settings.weight_decay, seed=settings.seed, ema_decay=0.99)
-    trainer = trainer or Trainer(segmenter, fit)
+    trainer, device = trainer or Trainer(segmenter, fit), device_of(segmenter)
 
     def loss(step: int) -> Tensor:
         rows = batch_indices(settings.seed, step, len(frames), settings.batch_size)
         batch, truth = frames[rows], labels[rows]
         if settings.augment:
             batch, truth = augment_frames(batch, truth, generator_for(settings.seed, 11, step))
-        logits = segmenter(batch)
+        logits, truth = segmenter(batch.to(device)), truth.to(device)
         return F.cross_entropy(logits, truth) + soft_dice(logits, truth)
 
     segmenter.train()
@@ -154,14 +154,14 @@ def _appearance(frames: Tensor, chance: torch.Generator) -> Tensor:
 
 @torch.no_grad()
 def segment(segmenter: Segmenter, images: Tensor, batch_size: int = 64) -> Tensor:
-    """Masks uint8 [N, 2, H, W] (ED, ES) of images [N, 3, H, W] in [-1, 1]; the same whatever the batch size.
+    """Masks uint8 [N, 2, H, W] (ED, ES), on the CPU, of images [N, 3, H, W] in [-1, 1]; the same whatever the batch size.
 
     Raises `DataError` on another shape, or on NaN and infinity.
     """
     was_training = segmenter.training
     segmenter.eval()
     frames = frames_of(images).flatten(0, 1)[:, None]
-    found = [segmenter(part).argmax(1).to(torch.uint8) for part in frames.split(batch_size)]
+    found = [segmenter(part.to(device_of(segmenter))).argmax(1).to(torch.uint8).cpu() for part in frames.split(batch_size)]
     segmenter.train(was_training)
     return torch.cat(found).unflatten(0, (-1, 2)) if len(frames) else torch.zeros(0, 2, *images.shape[-2:], dtype=torch.uint8)
 

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from ..errors import DataError
 from .clip import Clip, contrastive_loss
-from .training import FitSettings, FitStep, Trainer, batch_indices, generator_for
+from .training import FitSettings, FitStep, Trainer, batch_indices, device_of, generator_for
 
 SHARPNESS = 10.0  # of the reading of attributes: directions of unit length, so that only hidden states can move
 
@@ -73,18 +73,18 @@ def fit_text_tower(tower: TextTower, images: Tensor, prompts: list[str], setting
     """
     clip, tokens = tower.clip, tower.clip.tokenizer(prompts)
     known, codes = clip.tokenizer(tower.prompts), tower.codes(tower.prompts)
-    trainer = trainer or Trainer(tower, settings)
+    trainer, device = trainer or Trainer(tower, settings), device_of(tower)
 
     def loss(step: int) -> Tensor:
         rows = batch_indices(settings.seed, step, len(images), settings.batch_size)
         chance = generator_for(settings.seed, 16, step)
         shift = torch.randint(-2, 3, (2,), generator=chance)
         batch = torch.roll(images[rows].float() / 127.5 - 1, shifts=tuple(shift.tolist()), dims=(-2, -1))
-        words = tokens[rows]
+        words = tokens[rows].to(device)
         text = F.normalize(clip.model.encode_text(words), dim=-1)
         contrast = contrastive_loss(clip, clip.embed_images(batch), text, words)
         some = torch.randint(len(known), (settings.batch_size,), generator=chance)
-        return contrast + reading_weight * tower.reading_loss(known[some], codes[some])
+        return contrast + reading_weight * tower.reading_loss(known[some].to(device), codes[some].to(device))
 
     yield from trainer.run(loss)
 
