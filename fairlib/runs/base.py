@@ -19,12 +19,13 @@ from torch import Tensor, nn
 
 from ..cohorts.captions import mirrored
 from ..cohorts.phantoms.radiology import RadiologySettings, draw_slice
+from ..errors import DataError, SettingsError
 from ..files import read_json, read_tensors, write_json, write_tensors
 from ..models import autoencoder as ae
 from ..models import clip as cl
 from ..models import generator as gen
 from ..models.training import FitSettings, Trainer
-from ..settings import to_dict
+from ..settings import digest, to_dict
 from .manifest import write_manifest
 from .places import accelerator
 
@@ -63,8 +64,12 @@ TINY = BaseSettings(  # a rehearsal of every phase in a minute, for the tests
 
 def main(weights: str | Path = "weights", work: str | Path = "data/base", settings: BaseSettings = BaseSettings(),
          say=print) -> Path:
-    """Run what is left of the recipe; writes `weights/clip` and `weights/brain`, returns the latter."""
+    """Run what is left of the recipe; writes `weights/clip` (unless it is there) and `weights/brain`, returns the latter.
+
+    Raises `SettingsError` when `work` holds what other settings left.
+    """
     weights, work, started = Path(weights), Path(work), time.time()
+    own_work(work, settings)
     images, captions = slices(work, settings.radiology, say)
     clip = clip_phase(work, weights / "clip", images, captions, settings, say)
     autoencoder = pixel_phases(work, images, settings, say)
@@ -75,9 +80,22 @@ def main(weights: str | Path = "weights", work: str | Path = "data/base", settin
     pipeline = gen.assemble(encoder, tokenizer, autoencoder, denoiser)
     gen.save_pipeline(weights / "brain", pipeline)
     write_tensors(weights / "brain" / gen.MEAN_LATENT, {"mean": latents.mean(0)})
-    for folder in (weights / "clip", weights / "brain"):
-        write_manifest(folder, to_dict(settings), time.time() - started, made_by="python -m fairlib base", people="synthetic")
+    write_manifest(weights / "brain", to_dict(settings), time.time() - started, made_by="python -m fairlib base",
+                   people="synthetic")
     return weights / "brain"
+
+
+def own_work(work: Path, settings) -> None:
+    """Keep `work` for one recipe: `settings.json` says whose files lie there.
+
+    Raises `SettingsError` when they are those of other settings, or when nothing says whose they are: phases take up what they
+    find, so they would pass off the old fit for the new.
+    """
+    path = work / "settings.json"
+    known = path.is_file() and digest(read_json(path)) == digest(to_dict(settings))
+    if not known and any(work.glob("*")):
+        raise SettingsError(f"{work}: holds work of other settings; choose another work folder, or delete this one")
+    write_json(path, to_dict(settings))
 
 
 def slices(work: Path, settings: RadiologySettings, say=print) -> tuple[Tensor, list[str]]:
@@ -105,6 +123,7 @@ def to_images(values: Tensor) -> Tensor:
 
 
 def clip_phase(work: Path, folder: Path, images: Tensor, captions: list[str], settings: BaseSettings, say) -> cl.Clip:
+    started = time.time()
     if not (folder / "clip.safetensors").is_file():
         merges = cl.learn_merges(captions)
         cl.write_vocabulary(folder, merges)
@@ -114,6 +133,7 @@ def clip_phase(work: Path, folder: Path, images: Tensor, captions: list[str], se
         drive(work / "clip-state.safetensors", trainer, cl.fit_clip(clip, images, captions, settings.clip, trainer, mirrored),
               "clip", say)
         cl.save_clip(folder, clip.eval(), merges)
+        write_manifest(folder, to_dict(settings), time.time() - started, made_by="python -m fairlib base", people="synthetic")
     return cl.load_clip(folder)
 
 
@@ -152,6 +172,8 @@ def latents_of(work: Path, autoencoder: nn.Module, images: Tensor) -> Tensor:
 
 def noise_phase(work: Path, encoder: nn.Module, tokenizer, latents: Tensor, captions: list[str],
                 settings: BaseSettings, say) -> nn.Module:
+    if len(latents) != len(captions):
+        raise DataError(f"{len(latents)} latents and {len(captions)} captions in {work}; give one for each, or delete the folder")
     distinct = list(dict.fromkeys(captions))
     rows = {text: row for row, text in enumerate(distinct)}
     embeds = embed(encoder, tokenizer, ["", *distinct])

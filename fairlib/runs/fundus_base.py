@@ -28,7 +28,7 @@ from ..models import clip as cl
 from ..models import generator as gen
 from ..models.training import FitSettings
 from ..settings import to_dict
-from .base import PixelPhase, noise_phase, pixel_phases, to_bytes
+from .base import PixelPhase, noise_phase, own_work, pixel_phases, to_bytes
 from .heart_base import distances, words_phase
 from .manifest import write_manifest
 
@@ -65,8 +65,12 @@ TINY = FundusBaseSettings(  # a rehearsal of every phase in seconds, for the tes
 
 def main(weights: str | Path = "weights", work: str | Path = "data/fundus-base",
          settings: FundusBaseSettings = FundusBaseSettings(), say=print) -> Path:
-    """Run what is left of the recipe; writes `weights/fundus` and, beside it, `weights/fundus-white`; returns the first."""
+    """Run what is left of the recipe; writes `weights/fundus` and, beside it, `weights/fundus-white`; returns the first.
+
+    Raises `SettingsError` when `work` holds what other settings left.
+    """
     folder, work, started = Path(weights) / "fundus", Path(work), time.time()
+    own_work(work, settings)
     images, prompts = fundi(work, settings.fundi, say)
     encoder, tokenizer = words_phase(work, images, prompts, settings, say, every_prompt(), CLIP, attributes_of)
     autoencoder = pixel_phases(work, images, settings, say)

@@ -29,7 +29,7 @@ from ..models import control as co
 from ..models.text_tower import TextTower, attribute_distances, attributes_of, fit_text_tower
 from ..models.training import FitSettings, Trainer
 from ..settings import to_dict
-from .base import PixelPhase, drive, embed, noise_phase, pixel_phases, to_bytes
+from .base import PixelPhase, drive, embed, noise_phase, own_work, pixel_phases, to_bytes
 from .manifest import write_manifest
 from .places import accelerator
 
@@ -73,8 +73,12 @@ TINY = HeartBaseSettings(  # a rehearsal of every phase in seconds, for the test
 
 def main(weights: str | Path = "weights", work: str | Path = "data/heart-base",
          settings: HeartBaseSettings = HeartBaseSettings(), say=print) -> Path:
-    """Run what is left of the recipe; writes `weights/heart` and returns it."""
+    """Run what is left of the recipe; writes `weights/heart` and returns it.
+
+    Raises `SettingsError` when `work` holds what other settings left.
+    """
     folder, work, started = Path(weights) / "heart", Path(work), time.time()
+    own_work(work, settings)
     images, masks, prompts = hearts(work, settings.hearts, say)
     encoder, tokenizer = words_phase(work, images, prompts, settings, say)
     autoencoder = pixel_phases(work, images, settings, say, build=build_autoencoder)

@@ -1,12 +1,16 @@
 """The recipe of the base weights, rehearsed in miniature."""
 
+import shutil
+from dataclasses import replace
+
 import pytest
 import torch
 
-from fairlib.files import read_tensors
+from fairlib.errors import DataError, SettingsError
+from fairlib.files import read_json, read_tensors
 from fairlib.models.autoencoder import encode
 from fairlib.models.generator import Generator
-from fairlib.runs import base
+from fairlib.runs import base, fundus_base, heart_base
 
 pytestmark = pytest.mark.slow
 
@@ -58,3 +62,36 @@ def test_the_text_encoder_and_latents_are_frozen_things(made):
     pipeline = generator.pipeline
     assert not any(p.requires_grad for part in (pipeline.text_encoder, pipeline.vae) for p in part.parameters())
     assert pipeline.vae.config.scaling_factor == 1.0
+
+
+def test_clip_that_is_there_keeps_its_manifest(made, tmp_path):
+    place = made[0]
+    assert read_json(place / "weights" / "clip" / "manifest.json")["parameters"]["clip"]["steps"] == 2
+    shutil.copytree(place / "weights" / "clip", tmp_path / "clip")
+    before = (tmp_path / "clip" / "manifest.json").read_bytes()
+    base.main(tmp_path, place / "work", base.TINY, [].append)
+    assert (tmp_path / "clip" / "manifest.json").read_bytes() == before, "it was not trained again"
+    assert (tmp_path / "brain" / "manifest.json").is_file()
+
+
+@pytest.mark.parametrize(("recipe", "drawn", "changed"), [
+    (base, "slices", {"initial_seed": 1}), (heart_base, "hearts", {"balance": 0.5}), (fundus_base, "fundi", {"initial_seed": 1})])
+def test_work_of_other_settings_is_not_taken_up(recipe, drawn, changed, tmp_path, monkeypatch):
+    def stop(*_):
+        raise InterruptedError
+
+    monkeypatch.setattr(recipe, drawn, stop)
+    for _ in range(2):  # at first, and taken up again
+        with pytest.raises(InterruptedError):
+            recipe.main(tmp_path / "weights", tmp_path / "work", recipe.TINY, print)
+    with pytest.raises(SettingsError, match=r"work: holds work of other settings; choose another"):
+        recipe.main(tmp_path / "weights", tmp_path / "work", replace(recipe.TINY, **changed), print)
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "denoiser-state.safetensors").write_bytes(b"")
+    with pytest.raises(SettingsError, match="old: holds work"):
+        recipe.main(tmp_path / "weights", tmp_path / "old", recipe.TINY, print)
+
+
+def test_latents_of_other_people_are_refused(tmp_path):
+    with pytest.raises(DataError, match="3 latents and 2 captions"):
+        base.noise_phase(tmp_path, None, None, torch.zeros(3, 4, 16, 16), ["one", "two"], base.TINY, print)
