@@ -88,7 +88,7 @@ def heart(options) -> None:
 
     study = HeartStudy(cohort=options.cohort, data_dir=options.data_dir, weights=options.weights, images=options.images,
                        synthetic=options.synthetic, classifier_people=options.people, guidance_scale=options.guidance)
-    print(run_heart_study(study, options.arms, options.seeds, options.out and Path(options.out)))
+    print(run_heart_study(study, options.arms, options.seeds, options.out and Path(options.out), n_min=options.n_min))
 
 
 def fundus(options) -> None:
@@ -164,9 +164,11 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_heart(commands) -> None:
     command = _command(commands, "heart", heart)
-    arms = ["real", "reweighted", "resampled", "mixed", "pretrained", "extra_real"]
-    command.add_argument("--arms", nargs="+", default=arms, metavar="ARM")
+    command.add_argument("--arms", nargs="+", metavar="ARM", help="default: real reweighted resampled mixed pretrained, and "
+                         "extra_real where the cohort is synthetic")
     command.add_argument("--seeds", nargs="+", type=int, default=list(range(1, 9)), metavar="SEED")
+    command.add_argument("--n-min", type=int, default=10, metavar="N",
+                         help="ill and healthy people that a subgroup of the downstream tables must have (default: 10)")
     command.add_argument("--cohort", default="phantom", choices=["phantom", "mnms"])
     command.add_argument("--data-dir", default="", help="the folder that holds OpenDataset, for mnms")
     command.add_argument("--weights", default="weights/heart", help="the generator's folder (default: weights/heart)")
@@ -178,8 +180,8 @@ def _add_heart(commands) -> None:
     command.add_argument("--guidance", type=float, default=4.0, metavar="SCALE",
                          help="another guidance scale than the paper's 4, and the tables on the hearts alone, no classifiers")
     command.add_argument("--out", default="",
-                         help="where the tables go (default: results/heart; heart-shared with --people, heart-guidanceSCALE "
-                              "with --guidance)")
+                         help="where the tables go (default: results/heart, of real people results/heart-mnms; with -shared "
+                              "behind it with --people, -guidanceSCALE with --guidance)")
 
 
 def _add_fundus(commands) -> None:

@@ -77,12 +77,14 @@ def compare_arms(
     settings: DownstreamSettings,
     *,
     validation: ImageTable,
+    device: torch.device | str = "cpu",
 ) -> Iterator[ArmResult]:
     """Train every arm with every seed and read `test`; yields an `ArmResult` after each training, seed by seed.
 
     `predictions`: arm, seed, subject, image (position in `test`), score (logit), positive (score above the threshold that
     is best on `validation`), label (1 = heart failure), sex, age_tertile (edges of the subjects of `train`), bmi_group.
     Put those of all results together with `pandas.concat`. `synthetic` and `extra` may be None where no arm uses them.
+    device: where the classifiers are trained.
     Raises `DataError` when a subject of `test` or `validation` was trained on, or a table lacks what it must have.
     """
     recipes = {arm: _recipe(arm, train, synthetic, extra, settings) for arm in arms}
@@ -92,7 +94,7 @@ def compare_arms(
     total, done = len(seeds) * len(arms), 0
     for seed in seeds:
         for arm in arms:
-            classifier = build_classifier(seed)
+            classifier = build_classifier(seed).to(device)
             fit_recipe(classifier, recipes[arm], sources, replace(settings.classifier, seed=seed))
             threshold = set_threshold(classifier, validation.images, validation.labels())
             score, positive = diagnose(classifier, test.images)

@@ -124,7 +124,7 @@ def words_phase(work: Path, images: Tensor, prompts: list[str], settings: HeartB
     folder, known = work / "words", every_prompt() if known is None else known
     cl.write_vocabulary(folder, cl.learn_merges(known))
     torch.manual_seed(settings.initial_seed)
-    tower = TextTower(cl.build_clip(folder, config), known, split)
+    tower = TextTower(cl.build_clip(folder, config), known, split).to(accelerator())
     trainer = Trainer(tower, settings.words)
     drive(work / "words-state.safetensors", trainer, fit_text_tower(tower, images, prompts, settings.words, trainer=trainer),
           "words", say)

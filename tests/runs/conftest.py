@@ -44,6 +44,38 @@ def runs(tmp_path_factory):
     patch.undo()
 
 
+CLIP = {"embed_dim": 16, "vision_cfg": {"image_size": 32, "patch_size": 8, "width": 32, "head_width": 16, "layers": 1},
+        "text_cfg": {"context_length": 32, "width": 32, "heads": 2, "layers": 1}}
+
+
+@pytest.fixture(scope="module")
+def tiny_heart_study(tmp_path_factory):
+    """A heart study with an untrained generator, a handful of people, and a few optimiser steps."""
+    import torch
+
+    from fairlib.cohorts.phantoms.heart import HeartSettings
+    from fairlib.models import clip as cl
+    from fairlib.models import control as co
+    from fairlib.models import generator as gen
+    from fairlib.models.autoencoder import build_autoencoder
+    from fairlib.runs.heart import HeartStudy
+    from fairlib.runs.manifest import write_manifest
+    from fairlib.settings import to_dict
+
+    place = tmp_path_factory.mktemp("heart")
+    cl.write_vocabulary(place / "words", cl.learn_merges(["Female, age in 60s, obese BMI, healthy"], count=20))
+    torch.manual_seed(0)
+    encoder = cl.text_encoder_of(cl.build_clip(place / "words", CLIP))
+    denoiser = gen.build_denoiser(channels=(16, 32), text_width=32)
+    vae = build_autoencoder((8, 8, 8), image_channels=3, size=64)
+    pipeline = co.assemble_control(encoder, cl.pipeline_tokenizer(place / "words"), vae, denoiser, co.build_controlnet(denoiser))
+    co.save_control_pipeline(place / "weights", pipeline)
+    write_manifest(place / "weights", {"hearts": to_dict(HeartSettings(subjects=48, seed=101))}, 0.0)
+    return HeartStudy(weights=str(place / "weights"), segmenter_steps=2, judge_steps=2, classifier_steps=2, judge_people=60,
+                      hold_people=20, validation_people=60, choice_people=16, test_people=40, images=16, synthetic=12,
+                      flips=6, sampling_steps=2, batch_size=8)
+
+
 @pytest.fixture
 def house(tmp_path, monkeypatch):
     """The root of the miniature repository; everything in fairlib.runs takes it for the real one."""

@@ -12,10 +12,6 @@ from fairlib import cli
 from fairlib.cohorts.cardiac import parse_prompt, prompt_of
 from fairlib.cohorts.phantoms.heart import HeartSettings, draw_hearts
 from fairlib.errors import DataError, SettingsError, WeightsError
-from fairlib.models import clip as cl
-from fairlib.models import control as co
-from fairlib.models import generator as gen
-from fairlib.models.autoencoder import build_autoencoder
 from fairlib.runs import heart
 from fairlib.runs.heart import control, downstream, generation, realism, report
 from fairlib.runs.heart.settings import part_settings
@@ -23,28 +19,13 @@ from fairlib.runs.heart.study import run_heart_study
 from fairlib.runs.manifest import write_manifest
 from fairlib.runs.places import stages_folder
 from fairlib.runs.results import merged, write_table
-from fairlib.settings import to_dict
 
-CONFIG = {"embed_dim": 16, "vision_cfg": {"image_size": 32, "patch_size": 8, "width": 32, "head_width": 16, "layers": 1},
-          "text_cfg": {"context_length": 32, "width": 32, "heads": 2, "layers": 1}}
-TRAINED_ON = HeartSettings(subjects=48, seed=101)
+TRAINED_ON = HeartSettings(subjects=48, seed=101)  # as the weights of the tiny study say
 
 
 @pytest.fixture(scope="module")
-def study(tmp_path_factory):
-    """A study with an untrained generator, a handful of people, and a few optimiser steps."""
-    place = tmp_path_factory.mktemp("heart")
-    cl.write_vocabulary(place / "words", cl.learn_merges(["Female, age in 60s, obese BMI, healthy"], count=20))
-    torch.manual_seed(0)
-    encoder = cl.text_encoder_of(cl.build_clip(place / "words", CONFIG))
-    denoiser = gen.build_denoiser(channels=(16, 32), text_width=32)
-    vae = build_autoencoder((8, 8, 8), image_channels=3, size=64)
-    pipeline = co.assemble_control(encoder, cl.pipeline_tokenizer(place / "words"), vae, denoiser, co.build_controlnet(denoiser))
-    co.save_control_pipeline(place / "weights", pipeline)
-    write_manifest(place / "weights", {"hearts": to_dict(TRAINED_ON)}, 0.0)
-    return heart.HeartStudy(weights=str(place / "weights"), segmenter_steps=2, judge_steps=2, classifier_steps=2, judge_people=60,
-                            hold_people=20, validation_people=60, choice_people=16, test_people=40, images=16, synthetic=12,
-                            flips=6, sampling_steps=2, batch_size=8)
+def study(tiny_heart_study):
+    return tiny_heart_study
 
 
 # ---- who is in which part ------------------------------------------------------------------------------------------
@@ -244,7 +225,7 @@ def test_the_study_writes_what_the_report_reads(study, runs, tmp_path, monkeypat
     assert found["people"].groupby("part").size().to_dict() == {"choice": 16, "test": 40}
     assert set(found["dice"]["way"]) == set(heart.WAYS) and found["dice"]["mean"].between(0, 1).all()
     before = (out / "margins.csv.gz").read_bytes()
-    again = heart.run_heart_study(study, ["mixed"], [1], out, 20, n_min=1)
+    again = heart.run_heart_study(study, ["mixed", "mixed"], [1, 1], out, 20, n_min=1)
     assert (again / "margins.csv.gz").read_bytes() == before, "the same arm and seed give the same answers"
     with pytest.raises(DataError, match="another study"):
         heart.run_heart_study(replace(study, images=8), ["real"], [1], out)
@@ -274,12 +255,12 @@ def run_beside(study, place):
     """The same study at guidance scale 2 by the command, which is given the tiny study's settings and this place."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("fairlib.runs.heart.HeartStudy", lambda guidance_scale, **_: replace(study, guidance_scale=guidance_scale))
-        patch.setattr("fairlib.runs.heart.run_heart_study", lambda given, arms, seeds, _: run_heart_study(
-            given, arms, seeds, place / given.name, replicates=20))
+        patch.setattr("fairlib.runs.heart.run_heart_study", lambda given, arms, seeds, _, n_min: run_heart_study(
+            given, arms, seeds, place / given.name, replicates=20, n_min=n_min))
         assert cli.main(["heart", "--guidance", "2"]) == 0
     written = {path.name for path in (place / "heart-guidance2").iterdir()}
     assert written == {"study.json", "hearts.csv.gz", "dice.csv", "geometry.csv", "recovered.csv", "flips.csv", "distances.csv",
-                       "frechet.csv", "memorisation.csv"}
+                       "frechet.csv", "too_few.csv", "memorisation.csv"}
 
 
 def check_beside(whole, main_rows):
@@ -318,7 +299,7 @@ def test_only_what_a_training_uses_makes_it_anew(study, runs, monkeypatch):
     """The generator is no input of arms that use real images alone."""
     seen = {}
     monkeypatch.setattr(downstream, "part_digest", lambda study, part: part)
-    monkeypatch.setattr(downstream, "generator_digest", lambda study: ["generator"])
+    monkeypatch.setattr(downstream, "made_digest", lambda study, source: [f"generated {source}"])
 
     def record(root, name, settings, inputs, build, code):
         seen[settings["arm"]] = inputs
@@ -328,5 +309,5 @@ def test_only_what_a_training_uses_makes_it_anew(study, runs, monkeypatch):
     for arm in ("real", "mixed", "extra_real"):
         with pytest.raises(KeyError):
             downstream.train_arm(study, arm, 0)
-    assert "generator" in seen["mixed"] and "generator" not in seen["real"] + seen["extra_real"]
+    assert "generated copies" in seen["mixed"] and "generated copies" not in seen["real"] + seen["extra_real"]
     assert "extra" in seen["extra_real"] and "extra" not in seen["mixed"]

@@ -19,16 +19,19 @@ from ...methods.subgroups import age_edges, at_prevalence, labels_of, with_group
 from ...models.diagnosis import DiagnosisSettings
 from ...settings import to_dict
 from ..manifest import code_digest
+from ..places import accelerator
 from ..stages import stage
 from .cohorts import Hearts, hearts, part_digest
-from .generation import generator_digest, made
+from .generation import made, made_digest
 from .settings import ARMS, SYNTHETIC_ARMS, HeartStudy
 
 BY = {"sex": ("sex",), "age": ("age_tertile",), "bmi": ("bmi_group",), "all three": ("sex", "age_tertile", "bmi_group")}
 """Ways of cutting the test people into subgroups."""
 PREVALENCES = (0.25, 0.10, 0.01)  # of training, validation and test in the paper
 VALIDATION = 0.10
-TRAINING = ("models/diagnosis.py", "models/training.py", "methods/downstream.py", "methods/baselines.py", "methods/subgroups.py")
+VALUES = ("arm", "group", "metric", "estimate", "low", "high", "by", "prevalence")  # columns
+TRAINING = ("models/classifier.py", "models/diagnosis.py", "models/training.py", "methods/downstream.py", "methods/baselines.py",
+            "methods/subgroups.py")
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,7 @@ def train_arm(study: HeartStudy, arm: str, seed: int) -> pd.DataFrame:
     inputs = [part_digest(study, name) for name in ("train", "validation", "choice", "test")]
     inputs += [part_digest(study, "extra")] if arm == "extra_real" else []
     if arm not in ("real", "reweighted", "resampled", "extra_real"):
-        inputs += [*generator_digest(study), str(study.sampling_steps), str(study.guidance_scale), str(study.images)]
+        inputs += made_digest(study, "copies")
 
     def build(out: Path, progress) -> None:
         progress.say(f"training {arm}, seed {seed}")
@@ -71,7 +74,8 @@ def _margins(study: HeartStudy, settings: DownstreamSettings, arm: str, seed: in
     synthetic = _copies(study) if arm not in ("real", "reweighted", "resampled", "extra_real") else None
     extra = hearts(study, "extra") if arm == "extra_real" else None
     both = ImageTable(torch.cat([choice.images, test.images]), pd.concat([choice.table, test.table], ignore_index=True))
-    (result,) = compare_arms(train, synthetic, extra, both, [arm], [seed], settings, validation=validation)
+    (result,) = compare_arms(train, synthetic, extra, both, [arm], [seed], settings, validation=validation,
+                             device=accelerator())
     margin = (result.predictions["score"] - result.threshold).to_numpy()
     margin = np.where(margin > 0, margin.round(3).clip(0.001), margin.round(3).clip(max=0))  # rounding changes no answer
     part = np.repeat(["choice", "test"], [len(choice), len(test)])
@@ -97,8 +101,9 @@ def _copies(study: HeartStudy) -> ImageTable:
 
 def predictions_of(study: HeartStudy, arms=ARMS, seeds=(0,)) -> pd.DataFrame:
     """The margins of every arm and seed, one below the other: arm, seed, part, image, margin."""
-    return pd.concat([train_arm(study, arm, seed).assign(arm=arm, seed=seed) for seed in seeds for arm in arms],
-                     ignore_index=True)[["arm", "seed", "part", "image", "margin"]]
+    arms, seeds = dict.fromkeys(arms), dict.fromkeys(seeds)
+    frames = [train_arm(study, arm, seed).assign(arm=arm, seed=seed) for seed in seeds for arm in arms]
+    return pd.concat(frames, ignore_index=True)[["arm", "seed", "part", "image", "margin"]]
 
 
 def people_of(study: HeartStudy) -> pd.DataFrame:
@@ -126,7 +131,7 @@ def tables_of(margins: pd.DataFrame, people: pd.DataFrame, rng: np.random.Genera
     are called ill does, and so do those of "all", where weights stand in for sub-sampling.
     """
     values, differences = [], []
-    for name, columns in (by or BY).items():
+    for name, columns in (BY if by is None else by).items():
         answers = answers_of(margins, people, "test", columns)
         for prevalence in PREVALENCES:
             weight, settings = prevalence_weights(answers.label, prevalence), BootstrapSettings(replicates, n_min=n_min)
@@ -136,7 +141,30 @@ def tables_of(margins: pd.DataFrame, people: pd.DataFrame, rng: np.random.Genera
             if "real" in answers.arms and len(answers.arms) > 1:
                 made_differences = arm_differences(answers, "real", np.random.default_rng(seed), settings, weight)
                 differences.append(made_differences.assign(by=name, prevalence=prevalence))
-    return pd.concat(values, ignore_index=True), pd.concat(differences, ignore_index=True) if differences else pd.DataFrame()
+    return _joined(values, VALUES), _joined(differences, (*VALUES, "reference"))
+
+
+def _joined(tables: list[pd.DataFrame], columns: tuple[str, ...]) -> pd.DataFrame:
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=list(columns))
+
+
+def comparable(people: pd.DataFrame, n_min: int = 10) -> tuple[dict[str, tuple[str, ...]], pd.DataFrame]:
+    """Which of `BY` leave two subgroups or more to compare, and what is left out: columns by, group, ill, healthy, reason.
+
+    One row a subgroup that is too small; one row, of the group "everybody", a way of cutting that is left out whole.
+    """
+    test, cuts, small = people[people["part"] == "test"], {}, []
+    for name, columns in BY.items():
+        try:
+            found = excluded(people, n_min, columns)
+        except DataError as error:
+            ill = test.loc[test["label"] == 1, "subject"].nunique()
+            found = pd.DataFrame([{"group": "everybody", "ill": ill, "healthy": test["subject"].nunique() - ill,
+                                   "reason": str(error)}])
+        else:
+            cuts[name] = columns
+        small.append(found.assign(by=name))
+    return cuts, pd.concat(small, ignore_index=True)[["by", "group", "ill", "healthy", "reason"]]
 
 
 def excluded(people: pd.DataFrame, n_min: int = 10, by: tuple[str, ...] = BY["all three"]) -> pd.DataFrame:

@@ -14,6 +14,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from ...cohorts.splitting import split_subjects
 from ...measures.cardiac import geometry
 from ...measures.overlap import dice, mean_dice
 from ...models.classifier import predict
@@ -31,6 +32,7 @@ from ...models.heart_reader import HeartReader, fit_reader, load_reader, read_pe
 from ...models.segmenter import Segmenter, SegmenterSettings, fit_segmenter, load_segmenter, save_segmenter, segment
 from ...models.training import FitSettings
 from ..manifest import code_digest, content_digest
+from ..places import accelerator
 from ..stages import stage
 from .cohorts import Hearts, hearts, part_digest
 from .settings import HeartStudy
@@ -66,9 +68,9 @@ class HeartJudges:
 
 @lru_cache(maxsize=2)
 def fit_heart_judges(study: HeartStudy) -> HeartJudges:
-    """Fit (or find) the instruments of `study`."""
-    segmenter, diagnosis, reader = _folders(study)
-    return HeartJudges(load_segmenter(segmenter), load_diagnosis(diagnosis), load_reader(reader))
+    """Fit (or find) the instruments of `study`, on the accelerator if there is one."""
+    loaded = (load(folder) for load, folder in zip((load_segmenter, load_diagnosis, load_reader), _folders(study), strict=True))
+    return HeartJudges(*(network.to(accelerator()) for network in loaded))
 
 
 def judges_digest(study: HeartStudy) -> list[str]:
@@ -94,16 +96,23 @@ def _folders(study: HeartStudy) -> list[Path]:
 
 
 def _two(study: HeartStudy) -> tuple[Hearts, Hearts]:
-    """The judges' people: those the instruments are fitted on, and the last fifth, for their own errors and thresholds."""
+    """The judges' people: those the instruments are fitted on, and the last fifth, for their own errors and thresholds.
+
+    Real people are few: there it is a fifth of the subjects of each diagnosis, so that neither is missing.
+    """
     people = hearts(study, "judges")
-    edge = len(people) - len(people) // 5
-    return people.take(range(edge)), people.take(range(edge, len(people)))
+    if study.cohort == "phantom":
+        edge = len(people) - len(people) // 5
+        return people.take(range(edge)), people.take(range(edge, len(people)))
+    subjects = people.table.drop_duplicates("subject")
+    part = people.table["subject"].map(split_subjects(subjects, {"fit": 0.8, "own": 0.2}, study.split_seed, ["diagnosis"]))
+    return tuple(people.take(np.flatnonzero(part == name)) for name in ("fit", "own"))
 
 
 def _segmenter(study: HeartStudy, settings: SegmenterSettings, out: Path, progress) -> None:
     fit, hold = _two(study)
     torch.manual_seed(settings.seed)
-    segmenter = Segmenter()
+    segmenter = Segmenter().to(accelerator())
     for _ in progress.track(fit_segmenter(segmenter, fit.images, fit.masks, settings), settings.steps, "re-segmenter"):
         pass
     save_segmenter(out, segmenter, {"dice": mean_dice(dice(hold.masks, segment(segmenter, hold.images)))})
@@ -111,7 +120,7 @@ def _segmenter(study: HeartStudy, settings: SegmenterSettings, out: Path, progre
 
 def _diagnosis(study: HeartStudy, settings: DiagnosisSettings, out: Path, progress) -> None:
     fit, hold = _two(study)
-    classifier = build_classifier(settings.seed)
+    classifier = build_classifier(settings.seed).to(accelerator())
     for _ in progress.track(fit_diagnosis(classifier, fit.images, fit.labels(), settings), settings.steps, "diagnosis"):
         pass
     threshold = set_threshold(classifier, hold.images, hold.labels())
@@ -122,7 +131,7 @@ def _diagnosis(study: HeartStudy, settings: DiagnosisSettings, out: Path, progre
 def _reader(study: HeartStudy, settings: FitSettings, out: Path, progress) -> None:
     fit, _ = _two(study)
     torch.manual_seed(settings.seed)
-    reader = HeartReader()
+    reader = HeartReader().to(accelerator())
     for _ in progress.track(fit_reader(reader, fit.images, truth_of(fit.table), settings), settings.steps, "reader"):
         pass
     save_reader(out, reader)

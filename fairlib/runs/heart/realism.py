@@ -18,6 +18,7 @@ from .settings import HeartStudy
 
 PAIRS = {"sex": ("F", "M"), "bmi_class": ("normal", "obese"), "decade": ("50s", "70s"), "diagnosis": ("healthy", "heart failure")}
 """The subgroups between which the paper's code compares distances."""
+SIZES = (80, 125, 250, 500, 1000, 2000)  # of the sets between which a Frechet distance is taken; above the 64 features
 
 
 def standardised(study: HeartStudy, *sets: Tensor) -> list[np.ndarray]:
@@ -54,15 +55,27 @@ def distances_of(study: HeartStudy, rng: np.random.Generator, replicates: int = 
     return pd.concat(tables, ignore_index=True)[columns] if tables else pd.DataFrame(columns=columns), left_out
 
 
-def frechet_floor(study: HeartStudy, rng: np.random.Generator,
-                  ns: tuple[int, ...] = (80, 125, 250, 500, 1000, 2000)) -> pd.DataFrame:
+def frechet_floor(study: HeartStudy, rng: np.random.Generator, ns: tuple[int, ...] = SIZES) -> pd.DataFrame:
     """The Frechet distance of two sets of n real test people, whose true distance is zero: why one from few images cannot be
-    compared with another at a different n. Columns of `measures.distances.frechet_by_n`."""
+    compared with another at a different n. Columns of `measures.distances.frechet_by_n`.
+
+    Fewer people than two sets of the least of `ns` are halved, and halved again: the distance then says no more than that.
+    """
     (found,) = standardised(study, hearts(study, "test").images)
-    possible = [n for n in ns if 2 * n <= len(found)]
+    half = len(found) // 2
+    possible = [n for n in ns if n <= half] or [n for n in (half // 2, half) if n > 1]
     if not possible:
-        raise DataError(f"{len(found)} test people do not give two sets of {min(ns)}; draw more")
+        raise DataError(f"{len(found)} test people do not give two sets of two; draw more")
     return frechet_by_n(found, possible, rng)
+
+
+def too_few(left_out: dict[str, str], frechet: pd.DataFrame, ns: tuple[int, ...] = SIZES) -> pd.DataFrame:
+    """What the tables of `distances_of` (its second answer) and `frechet_floor` lack for want of people: table, item, reason."""
+    rows = [("distances", attribute, reason) for attribute, reason in left_out.items()]
+    if frechet["n"].max() < min(ns):
+        rows.append(("frechet", "n", f"the test people do not give two sets of {min(ns)}; instead of {list(ns)} the sets have "
+                                     f"{frechet['n'].tolist()}, where covariances lack rank"))
+    return pd.DataFrame(rows, columns=["table", "item", "reason"])
 
 
 def memorisation_of(study: HeartStudy, rng: np.random.Generator, replicates: int = 500) -> tuple[pd.DataFrame, dict]:
@@ -111,4 +124,4 @@ def restored(study: HeartStudy, images: Tensor, batch_size: int = 50) -> Tensor:
     return torch.cat(parts).clamp(-1, 1).cpu()
 
 
-__all__ = ["PAIRS", "coarse", "distances_of", "frechet_floor", "memorisation_of", "restored", "standardised"]
+__all__ = ["PAIRS", "coarse", "distances_of", "frechet_floor", "memorisation_of", "restored", "standardised", "too_few"]
