@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gzip
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pandas as pd
@@ -10,6 +12,9 @@ import pandas as pd
 from ..errors import DataError
 from ..files import read_json, write_bytes, write_json
 from .manifest import commit, device, versions
+from .stages import alone
+
+INPUTS = "inputs"  # of a record: digests of what the study read; records of before lack it, and are taken as they are
 
 
 def write_table(path: Path, table: pd.DataFrame, decimals: int = 5) -> None:
@@ -34,10 +39,21 @@ def merged(path: Path, new: pd.DataFrame) -> pd.DataFrame:
 def same_study(path: Path, identity: dict) -> None:
     """Raise `DataError` when the record at `path` is there and was made by a study that differs in `identity`."""
     found = read_json(path) if path.is_file() else identity
-    odd = [key for key in identity if found.get(key) != identity[key]]
+    odd = [key for key in identity if found.get(key) != identity[key] and (key != INPUTS or key in found)]
     if odd:
         raise DataError(f"{path}: these results come from another study (they differ in {odd[0]!r}); choose another --out, "
                         "or delete the folder")
+
+
+@contextmanager
+def growing(out: Path, identity: dict) -> Iterator[None]:
+    """Have the folder `out` to oneself between reading its tables and writing them, so that no process loses another's rows.
+
+    Raises `DataError` when it holds another study (see `same_study`). Not to be entered twice.
+    """
+    with alone(out.resolve().parent, out.resolve().name):  # beside it, so that it holds results alone
+        same_study(out / "study.json", identity)
+        yield
 
 
 def write_record(path: Path, identity: dict, table: pd.DataFrame, people: str = "synthetic", **more) -> None:

@@ -39,7 +39,7 @@ def stage(root: str | Path | None, name: str, settings: Any, inputs: list[str], 
     key = stage_key(name, parameters, inputs, code)
     final = root / f"{_checked(name)}-{key}"
     if not final.exists():
-        with _alone(root, final.name):
+        with alone(root, final.name):
             if not final.exists():
                 _make(final, name, parameters, {"stage": name, "key": key, "inputs": list(inputs)}, build)
     read_manifest(final, verify=verify)
@@ -86,13 +86,13 @@ def _open_attempt(final: Path) -> tuple[Path, bool]:
 
 
 @contextmanager
-def _alone(root: Path, name: str) -> Iterator[None]:
-    """Hold the lock of one stage; the system lets go of it when the holder dies, however it dies."""
+def alone(root: Path, name: str) -> Iterator[None]:
+    """Hold the lock `name` of the folder `root`; the system lets go of it when the holder dies, however it dies."""
     lock = root / ".locks" / name
     lock.parent.mkdir(parents=True, exist_ok=True)
     try:
         import fcntl
-    except ImportError:  # not on Windows; there, two processes may do the same work, and the later result stands
+    except ImportError:  # not on Windows; there, of two processes at the same work the later result stands
         yield
         return
     with open(lock, "a") as handle:

@@ -65,10 +65,11 @@ def test_the_study_writes_what_the_report_reads(study, runs, tmp_path, monkeypat
     assert history.groupby("arm").step.max().to_dict() == {"robust": 1, "conditional": 1}
     before = readings[readings.arm == "base"]
     assert not np.allclose(before.extent_mm, readings[readings.arm == "robust"].extent_mm)  # tuning moved the images
-    again = brain.run_study(study, ["robust"], [0], tmp_path / "again", fidelity_images=12, **TINY)
+    again = brain.run_study(study, ["base", "robust", "robust"], [0, 0], tmp_path / "again", fidelity_images=12, **TINY)
     same = pd.read_csv(again / "readings.csv.gz")
     pd.testing.assert_frame_equal(same[same.arm == "robust"].reset_index(drop=True),
                                   readings[readings.arm == "robust"].reset_index(drop=True))
+    assert len(same) == 32 and len(pd.read_csv(again / "history.csv")) == 2, "named twice, counted once"
     few = brain.run_study(study, ["robust"], [0], tmp_path / "few", readings_only=True, **TINY)
     pd.testing.assert_frame_equal(pd.read_csv(few / "readings.csv.gz"), same[same.arm == "robust"].reset_index(drop=True))
     assert sorted(brain.load_results(few)) == ["history", "readings", "slices"]  # and nothing measured against the base

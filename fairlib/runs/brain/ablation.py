@@ -14,19 +14,19 @@ import pandas as pd
 from torch import nn
 
 from ...cohorts.captions import EVALUATION_PROMPTS
+from ...errors import SettingsError
 from ...measures.readings import share_table, within_sex_table
 from ...models.classifier import ClassifierSettings, Ensemble, load_classifier
 from ...models.clip import load_clip
 from ...models.generator import Generator
-from ...settings import to_dict
 from ..manifest import content_digest
 from ..places import accelerator, repository
-from ..results import merged, read_table, same_study, write_record, write_table
+from ..results import growing, merged, read_table, same_study, write_record, write_table
 from .cohorts import splits
 from .judges import Judges, classifier_settings, fit_judge, fit_judges, judges_digest
 from .readings import arm_readings, to_images
-from .settings import ABLATIONS, Study, arm_settings
-from .study import attributes, consistency, features_of, quality, slice_readings
+from .settings import ABLATIONS, Study
+from .study import attributes, consistency, features_of, identity, quality, slice_readings
 from .tuning import base_digest, history, tune_arm, tuned_generator
 
 ENSEMBLE_SEEDS = (10, 11, 12)
@@ -58,9 +58,12 @@ def run_ablation(study: Study, arms: list[str], seeds: list[int], out: Path | No
 
     Raises `SettingsError` on a variant that `ABLATIONS` does not know.
     """
+    arms, seeds = list(dict.fromkeys(arms)), list(dict.fromkeys(seeds))
     for arm in arms:
-        arm_settings(study, arm, 0)
+        if arm not in ABLATIONS:
+            raise SettingsError(f"unknown arm {arm!r}; known arms: {', '.join(ABLATIONS)}")
     out = out or repository() / "results" / "ablation"
+    same_study(out / "study.json", identity(study))
     judges, key = fit_judges(study), judges_digest(study)
     base, clip, seen = Generator.load(study.weights, accelerator()), load_clip(study.clip).to(accelerator()), attributes(study)
     test = splits(study)["test"]
@@ -92,10 +95,11 @@ def shares(readings: pd.DataFrame, slices: pd.DataFrame, guide: str) -> dict[str
 
 
 def _write(out: Path, study: Study, row: dict) -> None:
-    same_study(out / "study.json", {"study": to_dict(study)})
-    table = merged(out / "ablation.csv", pd.DataFrame([row]))
-    write_table(out / "ablation.csv", table)
-    write_record(out / "study.json", {"study": to_dict(study)}, table, prompts=[p.text for p in EVALUATION_PROMPTS])
+    made = identity(study)
+    with growing(out, made):
+        table = merged(out / "ablation.csv", pd.DataFrame([row]))
+        write_table(out / "ablation.csv", table)
+        write_record(out / "study.json", made, table, prompts=[p.text for p in EVALUATION_PROMPTS])
 
 
 def load_ablation(folder: str | Path | None = None) -> pd.DataFrame:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ...cohorts.captions import EVALUATION_PROMPTS, FIDELITY_PROMPTS
+from ...errors import SettingsError
 from ...files import write_bytes
 from ...measures.quality import mmd_difference, mmd_interval
 from ...models.attributes import (
@@ -32,12 +33,12 @@ from ...models.training import FitSettings
 from ...settings import to_dict
 from ..manifest import code_digest, content_digest
 from ..places import accelerator, repository
-from ..results import merged, same_study, write_record, write_table
+from ..results import INPUTS, growing, merged, same_study, write_record, write_table
 from ..stages import stage
-from .cohorts import PHANTOM, cohort_digest, splits, training_cohort
-from .judges import Judges, fit_judges, judges_digest
+from .cohorts import PHANTOM, cohort_digest, splits, table_digest, training_cohort
+from .judges import Judges, classifier_settings, fit_judges, judges_digest
 from .readings import arm_readings, generate, prompts_of, read_images, to_images
-from .settings import ARMS, Study
+from .settings import ARMS, Study, arm_settings
 from .tuning import base_digest, history, tune_arm, tuned_generator
 
 SLICE_COLUMNS = ["subject", "sex", "grade", "contrast", "side"]
@@ -110,16 +111,21 @@ def run_study(study: Study, arms: list[str], seeds: list[int], out: Path | None 
     """Tune, sample, read and measure every arm at every seed; write the tables after every seed. Returns their folder.
 
     With `readings_only` nothing but the judges' readings of `arms` is made: no untuned images to measure against, unless
-    `arms` names them ("base").
+    `arms` names them ("base"). Raises `SettingsError` on an unknown arm, `DataError` when the folder holds another study.
     """
+    arms, seeds = (list(dict.fromkeys(given)) for given in (arms if readings_only else ["base", *arms], seeds))
+    for arm in arms:
+        if arm != "base" and arm_settings(study, arm, 0)[0].guide not in classifier_settings(study):
+            raise SettingsError(f"arm {arm!r} follows a guide that only `python -m fairlib ablation` fits")
     out = out or results_folder(study)
+    same_study(out / "study.json", identity(study) | {"changes": changes})
     judges, key = fit_judges(study), judges_digest(study)
     base, slices = Generator.load(study.weights, accelerator()), slice_readings(study, judges, key)
     measures = None if readings_only else _measures_against(study, judges, fidelity_images)
     tables: dict[str, list] = {"readings": [], "measures": [], "history": []}
     for seed in seeds:
         original = None
-        for arm in arms if readings_only else ["base", *arms]:
+        for arm in arms:
             folder = None if arm == "base" else tune_arm(study, judges, key, arm, seed, **changes)
             generator = base if folder is None else tuned_generator(base, folder)
             name = base_digest(study) if folder is None else content_digest(folder)
@@ -173,16 +179,22 @@ def quality(features: np.ndarray, base: np.ndarray, target: tuple[np.ndarray, np
 
 def _write(out: Path, study: Study, tables: dict[str, list], slices: pd.DataFrame, changes: dict) -> None:
     """Write the tables, beside what earlier calls left there: arms and seeds made anew take the place of the old."""
-    made = {"study": to_dict(study), "changes": changes}
-    same_study(out / "study.json", made)
-    readings = merged(out / "readings.csv.gz", pd.concat(tables["readings"]))
-    write_table(out / "readings.csv.gz", readings)
-    write_table(out / "slices.csv.gz", slices)
-    if tables["measures"]:
-        write_table(out / "measures.csv", merged(out / "measures.csv", pd.DataFrame(tables["measures"])))
-    if tables["history"]:
-        write_table(out / "history.csv", merged(out / "history.csv", pd.concat(tables["history"])), decimals=6)
-    write_record(out / "study.json", made, readings, prompts=[p.text for p in EVALUATION_PROMPTS])
+    made = identity(study) | {"changes": changes}
+    with growing(out, made):
+        readings = merged(out / "readings.csv.gz", pd.concat(tables["readings"]))
+        write_table(out / "readings.csv.gz", readings)
+        write_table(out / "slices.csv.gz", slices)
+        if tables["measures"]:
+            write_table(out / "measures.csv", merged(out / "measures.csv", pd.DataFrame(tables["measures"])))
+        if tables["history"]:
+            write_table(out / "history.csv", merged(out / "history.csv", pd.concat(tables["history"])), decimals=6)
+        write_record(out / "study.json", made, readings, prompts=[p.text for p in EVALUATION_PROMPTS])
+
+
+def identity(study: Study) -> dict:
+    """What makes results comparable: all settings, and digests of the base model, of CLIP and of the cohort's table."""
+    inputs = {"weights": base_digest(study), "clip": content_digest(study.clip), "cohort": table_digest(study)}
+    return {"study": to_dict(study), INPUTS: inputs}
 
 
 __all__ = ["attributes", "consistency", "fidelity", "read_images", "results_folder", "run_study", "slice_readings"]

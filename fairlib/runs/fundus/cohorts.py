@@ -11,7 +11,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from ...cohorts.fairgenmed import read_fairgenmed
+from ...cohorts.fairgenmed import FOLDERS, read_fairgenmed
 from ...cohorts.fundus import RACES, USES, group_codes
 from ...cohorts.phantoms.fundus import FundusSettings, draw_fundus
 from ...cohorts.prompted import PromptCohort
@@ -20,7 +20,7 @@ from ...files import read_tensors, write_bytes, write_tensors
 from ...methods.downstream import ImageTable
 from ...settings import digest
 from ..base import to_bytes, to_images
-from ..manifest import code_digest, content_digest, training_people
+from ..manifest import code_digest, content_digest, files_digest, training_people
 from ..stages import stage
 from .settings import PART_SEEDS, FundusStudy, check_people, even_settings, part_people
 
@@ -83,6 +83,13 @@ def part_digest(study: FundusStudy, part: str) -> str:
     return content_digest(part_folder(study, part))
 
 
+def table_digest(study: FundusStudy) -> str:
+    """Who is in the cohort, and what is known of them; of a synthetic one, whom the generator was trained on."""
+    real = study.cohort == "fairgenmed"
+    tables = [part.table for part in _cohort(study).values()] if real else [fundi(study, "train").table]
+    return digest([table.to_csv(index=False) for table in tables])
+
+
 def _draw(out: Path, whole: FundusSettings, part: str, count: int, progress) -> None:
     """Draw the people of a part, block by block, each kept as it is done. Subjects are named after their part."""
     blocks = [range(start, min(start + BLOCK, count)) for start in range(0, count, BLOCK)]
@@ -124,8 +131,9 @@ def _real(study: FundusStudy, part: str) -> Path:
         write_tensors(out / "fundi.safetensors", {"images": to_bytes(whole.load(rows))})
         write_bytes(out / "table.csv", whole.table.iloc[rows].to_csv(index=False).encode())
 
-    people = digest(whole.table.to_csv(index=False))
-    return stage(None, f"fairgenmed-{part}", {"rows": rows.tolist()}, [people], build, code=code_digest(*READING), verify=False)
+    folder = Path(study.data_dir) / FOLDERS[use]
+    inputs = [digest(whole.table.to_csv(index=False)), files_digest([*folder.glob("*.npz"), *folder.glob("*.jpg")])]
+    return stage(None, f"fairgenmed-{part}", {"rows": rows.tolist()}, inputs, build, code=code_digest(*READING), verify=False)
 
 
 def real_rows(table: pd.DataFrame, study: FundusStudy, part: str) -> np.ndarray:

@@ -25,10 +25,10 @@ from ...errors import DataError, SettingsError
 from ...files import read_json
 from ...settings import unknown_key
 from ..places import repository
-from ..results import merged, read_table, same_study, write_record, write_table
+from ..results import INPUTS, growing, merged, read_table, same_study, write_record, write_table
 from . import finetuning
 from .asked import asked_ratios
-from .cohorts import fundi
+from .cohorts import fundi, table_digest
 from .comparison import differences_table, values_table
 from .distances import race_distances, times
 from .judges import readings
@@ -48,28 +48,31 @@ def run_fundus_study(study: FundusStudy, arms: Iterable[str] = ARMS, seeds: Iter
     seed; those of arms and seeds that are already in the folder are kept, made anew they take the place of the old. Raises
     `SettingsError` on an unknown arm, `DataError` when the folder holds another study.
     """
-    arms, out = tuple(arms), Path(out or fundus_results_folder())
+    arms, seeds, out = tuple(dict.fromkeys(arms)), tuple(dict.fromkeys(seeds)), Path(out or fundus_results_folder())
     for arm in arms:
         if arm not in ARMS:
             raise SettingsError(unknown_key(arm, list(ARMS), "the arms"))
     same_study(out / "study.json", _identity(study))
-    write_table(out / "people.csv.gz", people_table(study))
     known: dict[tuple[str, int], Figures] = {}
     for seed in seeds:
         for arm in rows_of(study, arms):
             tables = raw_tables(study, arm, seed)
-            for name, table in tables.items():
-                path = out / f"{name}.csv.gz"
-                write_table(path, _ordered(merged(path, table)))
+            with growing(out, _identity(study)):
+                write_table(out / "people.csv.gz", people_table(study))
+                for name, table in tables.items():
+                    path = out / f"{name}.csv.gz"
+                    write_table(path, _ordered(merged(path, table)))
+                _say_what(out, study)
             known.pop((arm, seed), None)
-            _say_what(out, study)
-        write_summary(out, known)
+        with growing(out, _identity(study)):
+            write_summary(out, known)
     return out
 
 
 def measured(study: FundusStudy, arms: Iterable[str], seeds: Iterable[int]) -> dict[str, pd.DataFrame]:
     """The same tables in memory, as a notebook wants them: people, `RAW`, values, differences, excluded; nothing is written."""
-    found = [raw_tables(study, arm, seed) for seed in seeds for arm in rows_of(study, arms)]
+    rows = rows_of(study, dict.fromkeys(arms))
+    found = [raw_tables(study, arm, seed) for seed in dict.fromkeys(seeds) for arm in rows]
     tables = {name: pd.concat([one[name] for one in found if name in one], ignore_index=True) for name in RAW}
     tables["people"] = people_table(study)
     figures = figures_from(tables, study.replicates, study.n_min)
@@ -155,7 +158,8 @@ def load_fundus_results(folder: str | Path | None = None) -> dict:
 
 def _identity(study: FundusStudy) -> dict:
     starts = (arm for arm in rows_of(study) if arm != REAL)
-    return {"study": identity(study), "weights": {arm: finetuning.generator_digest(untuned(study, arm)) for arm in starts}}
+    return {"study": identity(study), "weights": {arm: finetuning.generator_digest(untuned(study, arm)) for arm in starts},
+            INPUTS: {"cohort": table_digest(study)}}
 
 
 def _say_what(out: Path, study: FundusStudy) -> None:

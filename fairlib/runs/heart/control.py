@@ -14,11 +14,10 @@ from ...files import read_tensors, write_bytes, write_tensors
 from ...measures.cardiac import UNITS, attribute_truth, steady_interval
 from ...measures.overlap import Reference, dice, dice_table
 from ...measures.resampling import Interval, Sample, bootstrap
-from ...settings import digest
 from ..manifest import code_digest
 from ..stages import stage
 from .cohorts import Hearts, age_class, hearts, part_digest
-from .generation import FLIPS, generator_digest, made, made_flipped
+from .generation import FLIPS, made, made_digest, made_flipped
 from .judges import fit_heart_judges, judges_digest
 from .settings import WAYS, HeartStudy
 
@@ -41,7 +40,7 @@ def readings(study: HeartStudy, source: str) -> tuple[pd.DataFrame, Tensor]:
         write_tensors(out / "found.safetensors", {"masks": found})
         write_bytes(out / "readings.csv", table.to_csv(index=False).encode())
 
-    folder = stage(None, "heart-readings", kind, [*judges_digest(study), *_key(study, source, given)], build,
+    folder = stage(None, "heart-readings", kind, [*judges_digest(study), *_key(study, source)], build,
                    code=code_digest(*MEASURING))
     table = pd.read_csv(folder / "readings.csv", keep_default_na=False, na_values=[""])
     return table, read_tensors(folder / "found.safetensors")["masks"]
@@ -56,10 +55,9 @@ def _hearts_of(study: HeartStudy, source: str) -> Hearts:
     return hearts(study, source)
 
 
-def _key(study: HeartStudy, source: str, given: Hearts) -> list[str]:
-    if source in WAYS or source.startswith("flipped-"):
-        return [*generator_digest(study), digest([given.table.to_csv(index=False), study.sampling_steps, study.guidance_scale])]
-    return [part_digest(study, source)]
+def _key(study: HeartStudy, source: str) -> list[str]:
+    generated = source in WAYS or source.startswith("flipped-")
+    return list(made_digest(study, source)) if generated else [part_digest(study, source)]
 
 
 def subgroups(table: pd.DataFrame) -> dict[str, np.ndarray]:

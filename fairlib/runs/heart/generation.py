@@ -92,15 +92,29 @@ def flipped(table: pd.DataFrame, word: str) -> pd.DataFrame:
 @lru_cache(maxsize=4)
 def made(study: HeartStudy, way: str) -> Hearts:
     """The generated hearts of one way, with the masks and attributes that were asked for; from their stage."""
-    table, masks = requests(study, way)
-    return _drawn(study, f"heart-{way}", table, masks, NOISE[way])
+    return _drawn(study, *_asked(study, way))
 
 
 def made_flipped(study: HeartStudy, word: str) -> Hearts:
     """The first `flips` hearts of way "unseen" again, from the same noise and mask, with one word of the prompt turned."""
-    table, masks = requests(study, "unseen")
-    count = min(study.flips, len(table))
-    return _drawn(study, f"heart-flipped-{word}", flipped(table.iloc[:count], word), masks[:count], NOISE["unseen"])
+    return _drawn(study, *_asked(study, f"flipped-{word}"))
+
+
+@lru_cache(maxsize=8)
+def made_digest(study: HeartStudy, source: str) -> tuple[str, str]:
+    """What a stage that reads generated hearts depends on: the images of a way, or of "flipped-<word>", and the masks asked."""
+    name, table, masks, noise_seed = _asked(study, source)
+    return content_digest(draw(study, name, table, masks, noise_seed)), sha256(masks.numpy().tobytes()).hexdigest()
+
+
+def _asked(study: HeartStudy, source: str) -> tuple[str, pd.DataFrame, Tensor, int]:
+    """Name of the stage, table, masks and bank of noise of a way, or of "flipped-<word>"."""
+    way = "unseen" if source.startswith("flipped-") else source
+    table, masks = requests(study, way)
+    if way != source:
+        count = min(study.flips, len(table))
+        table, masks = flipped(table.iloc[:count], source.removeprefix("flipped-")), masks[:count]
+    return f"heart-{source}", table, masks, NOISE[way]
 
 
 def swatches(study: HeartStudy, prompts: list[str], masks: Tensor) -> Tensor:
