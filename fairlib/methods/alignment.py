@@ -87,7 +87,7 @@ def tune(
     copies = frozen is None and bank is None
     bank = bank or frozen_bank(frozen or generator.frozen_copy(), guide, embed, prompts, settings)
     if settings.trainable == "lora":
-        generator.add_lora(settings.lora_rank)
+        generator.add_lora(settings.lora_rank, settings.seed)
     state, parameters = state or AlignmentState(), generator.trainable_parameters()
     if copies:
         state.require_origin(parameters)
@@ -107,7 +107,8 @@ def frozen_bank(
 
 
 def _solver(generator: Generator, settings: AlignmentSettings) -> solvers.Solver:
-    return getattr(solvers, settings.solver)(generator.alphas_cumprod, settings.sampling_steps)
+    make = getattr(solvers, settings.solver)
+    return make(generator.alphas_cumprod, settings.sampling_steps, prediction_type=generator.prediction_type)
 
 
 def _check(prompts, targets, settings: AlignmentSettings, bank: FrozenBank) -> None:

@@ -25,6 +25,9 @@ class Generator(Protocol):
     alphas_cumprod: Tensor
     """The noise schedule, `[T_train]`."""
 
+    prediction_type: str
+    """What `predict_noise` gives: "epsilon" or "v_prediction" (see `models.solvers`)."""
+
     def encode_prompts(self, prompts: list[str]) -> Tensor:
         """Text embeddings `[N, L, D]`."""
 
@@ -40,8 +43,8 @@ class Generator(Protocol):
     def trainable_parameters(self) -> dict[str, torch.nn.Parameter]:
         """The parameters to tune, by name; every other parameter is frozen."""
 
-    def add_lora(self, rank: int) -> None:
-        """Freeze the denoiser and make low-rank adapters its trainable parameters."""
+    def add_lora(self, rank: int, seed: int) -> None:
+        """Freeze the denoiser and make low-rank adapters, drawn from `seed`, its trainable parameters; keep those it has."""
 
     def frozen_copy(self) -> Generator:
         """The model as it now is, never to change."""

@@ -2,8 +2,9 @@
 
     minimise over the ControlNet alone   E || noise - prediction(noisy latents, time, prompt, control image) ||^2
 
-The denoiser is locked. Images are drawn by capped inverse frequency of their full prompt, in training and again when
-synthetic hearts are asked for: `copies` of real pairs of prompt and mask, or `new_combinations` of attributes.
+The denoiser is locked; where it predicts velocity, that stands in for the noise. Images are drawn by capped inverse
+frequency of their full prompt, in training and again when synthetic hearts are asked for: `copies` of real pairs of
+prompt and mask, or `new_combinations` of attributes.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from ..errors import DataError, SettingsError
 from ..models.control import controlled_noise
 from ..models.generator import add_noise, drop_words
 from ..models.training import FitSettings, FitStep, Trainer, batch_indices, generator_for
+from .finetuning import prediction_type
+from .probing import prediction_target
 
 DECADES = ("50s", "60s", "70s", "80s", "90s")  # those of the paper's random mode
 TYPICAL_BMI = {"normal": 22.0, "overweight": 27.5, "obese": 33.0}  # kg/m2 that stand for a class of the random mode
@@ -28,15 +31,18 @@ TYPICAL_BMI = {"normal": 22.0, "overweight": 27.5, "obese": 33.0}  # kg/m2 that 
 
 def fit_controlnet(denoiser: nn.Module, controlnet: nn.Module, latents: Tensor, control: Tensor, embeds: Tensor,
                    caption_of: Tensor, null: Tensor, settings: FitSettings, weights=None, dropout: float = 0.1,
-                   trainer: Trainer | None = None) -> Iterator[FitStep]:
+                   trainer: Trainer | None = None, scheduler=None) -> Iterator[FitStep]:
     """Train the ControlNet in place; the denoiser is locked and stays as it is.
 
     latents: scaled, [N, 4, h, w]; control: [N, 3, H, W] in [0, 1], one a row of `latents`; embeds: distinct prompt
     embeddings [M, L, D]; caption_of: [N] rows of `embeds`; null: embedding [1, L, D] of the empty prompt, used with
     probability `dropout`. `weights` [N] (see `cohorts.cardiac.balancing_weights`) draws rows in proportion, with
-    replacement; without them every row comes once an epoch. Raises `DataError` when the lengths differ.
+    replacement; without them every row comes once an epoch. scheduler: of the denoiser's pipeline, for its prediction type;
+    without it the denoiser predicts noise. Raises `DataError` when the lengths differ, `SettingsError` when the scheduler's
+    schedule of noise is not this library's.
     """
     _same_length(latents=latents, control=control, caption_of=caption_of, weights=latents if weights is None else weights)
+    prediction = prediction_type(scheduler)
     denoiser.requires_grad_(False)
     device = next(controlnet.parameters()).device
     trainer = trainer or Trainer(controlnet, settings)
@@ -47,7 +53,8 @@ def fit_controlnet(denoiser: nn.Module, controlnet: nn.Module, latents: Tensor, 
         noisy, time, noise = add_noise(latents[rows], chance)
         words = drop_words(embeds[caption_of[rows]], null, dropout, chance)
         batch = [part.to(device) for part in (noisy, time, words, control[rows])]
-        return F.mse_loss(controlled_noise(denoiser, controlnet, *batch), noise.to(device))
+        target = prediction_target(prediction, latents[rows], noise, time).to(device)
+        return F.mse_loss(controlled_noise(denoiser, controlnet, *batch), target)
 
     yield from trainer.run(loss)
 

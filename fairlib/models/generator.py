@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..errors import WeightsError
+from ..errors import SettingsError, WeightsError
 from ..files import read_json, read_tensors, sha256
 from .training import FitSettings, FitStep, Trainer, batch_indices, device_of, generator_for
 
@@ -90,7 +90,10 @@ def drop_words(embeds: Tensor, null: Tensor, dropout: float, chance: torch.Gener
 
 
 class Generator:
-    """What the methods see of a pipeline. Latents [N, 4, h, w] fp32; images [N, 1, H, W] in [-1, 1]."""
+    """What the methods see of a pipeline. Latents [N, 4, h, w] fp32; images [N, 1, H, W] in [-1, 1].
+
+    `prediction_type`: what the denoiser predicts, in the words of the pipeline's scheduler; the solvers want to know it.
+    """
 
     def __init__(self, pipeline, device: str | torch.device = "cpu", mean_latent: Tensor | None = None):
         self.mean_latent = mean_latent
@@ -99,6 +102,7 @@ class Generator:
         for part in (pipeline.vae, pipeline.text_encoder, pipeline.unet):
             part.requires_grad_(False).eval()
         self.alphas_cumprod = pipeline.scheduler.alphas_cumprod.double()
+        self.prediction_type = pipeline.scheduler.config.prediction_type
         size = pipeline.unet.config.sample_size
         self.latent_shape = (pipeline.unet.config.in_channels, size, size)
         self._known: dict[str, Tensor] = {}
@@ -138,7 +142,8 @@ class Generator:
         return torch.stack([self._known[text] for text in prompts])
 
     def predict_noise(self, latents: Tensor, timestep: int, prompt_embeds: Tensor, guidance_scale: float = 1.0) -> Tensor:
-        """Noise [N, 4, h, w] with classifier-free guidance (a scale of 1 is one plain evaluation)."""
+        """Noise [N, 4, h, w], or the velocity where the denoiser predicts that (`prediction_type`), with classifier-free
+        guidance (a scale of 1 is one plain evaluation)."""
         time = torch.full((len(latents),), int(timestep), device=latents.device)
         if guidance_scale == 1.0:
             return self.denoiser(latents, time, prompt_embeds).sample
@@ -172,12 +177,23 @@ class Generator:
         chosen = {name: p for name, p in named.items() if "lora_" in name} or named
         return {name: p.requires_grad_(True) for name, p in chosen.items()}
 
-    def add_lora(self, rank: int) -> None:
-        """Give the attention of the denoiser LoRA weights (peft), zero at the start."""
+    def add_lora(self, rank: int, seed: int = 0) -> None:
+        """Give the denoiser's attention and convolutions LoRA weights (peft) that change nothing at the start.
+
+        Of the two factors one is zero and the other drawn from `seed`. A denoiser that has LoRA weights of this rank keeps
+        them as they are; `SettingsError` when theirs is another.
+        """
         from peft import LoraConfig
 
-        self.denoiser.add_adapter(LoraConfig(r=rank, lora_alpha=rank, init_lora_weights="gaussian",
-                                             target_modules=["to_q", "to_k", "to_v", "to_out.0", "conv1", "conv2"]))
+        held = getattr(self.denoiser, "peft_config", {}).get("default")
+        if held is not None:
+            if held.r != rank:
+                raise SettingsError(f"this generator has LoRA weights of rank {held.r}; a run of rank {rank} needs a fresh one")
+            return
+        with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
+            torch.manual_seed(seed)
+            self.denoiser.add_adapter(LoraConfig(r=rank, lora_alpha=rank, init_lora_weights="gaussian",
+                                                 target_modules=["to_q", "to_k", "to_v", "to_out.0", "conv1", "conv2"]))
 
     def frozen_copy(self) -> Generator:
         """The same model with a denoiser of its own, which no optimiser knows; the other parts are shared."""

@@ -20,6 +20,8 @@ def stable_diffusion_schedule() -> torch.Tensor:
 class SizeGenerator(nn.Module):
     """Latents `[N, 1, 1, 1]`: the exact denoiser of N(base mean of the prompt, 0.5^2), plus a small network."""
 
+    prediction_type = "epsilon"
+
     def __init__(self):
         super().__init__()
         self.alphas_cumprod = stable_diffusion_schedule()
@@ -56,7 +58,7 @@ class SizeGenerator(nn.Module):
     def trainable_parameters(self):
         return dict(self.net.named_parameters())
 
-    def add_lora(self, rank):
+    def add_lora(self, rank, seed):
         self.lora_rank = rank
         for parameter in self.net[:-1].parameters():
             parameter.requires_grad_(False)

@@ -238,6 +238,21 @@ def test_the_bank_reads_what_the_frozen_model_draws(size_generator, size_readers
     torch.testing.assert_close(embeds, size_readers[1](images))
 
 
+def test_a_model_that_predicts_velocity_is_sampled_as_its_twin_that_predicts_noise(size_generator, size_readers):
+    """The same model in other words: v = sqrt(a) noise - sqrt(1 - a) clean, here (noise - sqrt(1 - a) x) / sqrt(a)."""
+    class Velocity(type(size_generator)):
+        prediction_type = "v_prediction"
+
+        def predict_noise(self, latents, timestep, *rest):
+            signal = float(self.alphas_cumprod[timestep])
+            return (super().predict_noise(latents, timestep, *rest) - (1 - signal) ** 0.5 * latents) / signal**0.5
+
+    settings = dataclasses.replace(SHORT, steps=1, family="monge")
+    one, other = (tuned(model, size_readers, settings)[0] for model in (size_generator, Velocity()))
+    torch.testing.assert_close(one.logits, other.logits, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(one.targets, other.targets, rtol=1e-3, atol=1e-3)  # of the frozen twins
+
+
 def test_the_first_step_sees_the_frozen_images(size_generator, size_readers):
     record = tuned(size_generator, size_readers, SHORT)[0]
     assert record.cosine.min() > 1 - 1e-6 and record.consistency == pytest.approx(0, abs=1e-6)

@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -7,9 +9,9 @@ from fairlib.cohorts.cardiac import balancing_weights, control_image, parse_prom
 from fairlib.errors import DataError, SettingsError
 from fairlib.files import read_tensors, write_tensors
 from fairlib.methods.control import copies, draw_rows, fit_controlnet, new_combinations, rows_of_step
-from fairlib.models.control import build_controlnet
-from fairlib.models.generator import build_denoiser
-from fairlib.models.training import FitSettings, Trainer
+from fairlib.models.control import build_controlnet, controlled_noise
+from fairlib.models.generator import add_noise, alphas_cumprod, build_denoiser
+from fairlib.models.training import FitSettings, Trainer, generator_for
 
 SETTINGS = FitSettings(6, 4, 1e-3, warmup=2, ema_decay=0.9, seed=5)
 
@@ -68,6 +70,24 @@ def test_a_resumed_fit_ends_with_the_same_bits(task, tmp_path, weighted):
     resumed = fitted(task, trainer=again, denoiser=denoiser, weights=weights)[0].to_tensors()
     assert whole.keys() == resumed.keys()
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
+def test_what_the_denoiser_predicts_is_told_by_the_scheduler(task, kind):
+    """The loss of the first step, by hand."""
+    latents, control, embeds, rows_of, null = task
+    scheduler = SimpleNamespace(alphas_cumprod=alphas_cumprod().float(), config=SimpleNamespace(prediction_type=kind))
+    found = next(fit_controlnet(*networks(), *task, SETTINGS, dropout=0.0, scheduler=scheduler)).loss
+    rows = rows_of_step(SETTINGS, 0, 12)
+    noisy, time, noise = add_noise(latents[rows], generator_for(SETTINGS.seed, 13, 0))
+    signal = alphas_cumprod().float()[time].view(-1, 1, 1, 1)
+    wanted = noise if kind == "epsilon" else signal.sqrt() * noise - (1 - signal).sqrt() * latents[rows]
+    with torch.no_grad():
+        predicted = controlled_noise(*networks(), noisy, time, embeds[rows_of[rows]], control[rows])
+    assert found == pytest.approx(float((predicted - wanted).square().mean()), rel=1e-4)
+    scheduler.alphas_cumprod = scheduler.alphas_cumprod**2
+    with pytest.raises(SettingsError, match="another noise schedule"):
+        next(fit_controlnet(*networks(), *task, SETTINGS, scheduler=scheduler))
 
 
 def test_rows_are_drawn_in_proportion_and_are_a_function_of_seed_and_step():

@@ -2,7 +2,9 @@ import numpy as np
 import pytest
 import torch
 
-from fairlib.errors import WeightsError
+from fairlib.errors import SettingsError, WeightsError
+from fairlib.files import read_tensors, write_tensors
+from fairlib.methods.alignment import AlignmentSettings, AlignmentState, Target, tune
 from fairlib.models import clip as cl
 from fairlib.models import generator as gen
 from fairlib.models.autoencoder import build_autoencoder
@@ -98,6 +100,55 @@ def test_lora_starts_as_the_original_and_is_all_that_trains(generator):
     assert named and all("lora_" in name for name in named)
 
 
+def test_lora_starts_as_its_seed_says_and_leaves_other_chance_alone(folder):
+    def start(seed):
+        generator = gen.Generator.load(folder)
+        torch.rand(seed)  # whatever was drawn before
+        state = torch.get_rng_state()
+        generator.add_lora(2, seed)
+        assert torch.equal(torch.get_rng_state(), state)
+        named = generator.trainable_parameters()
+        return torch.cat([named[name].detach().flatten() for name in sorted(named) if "lora_A" in name])
+
+    first = start(1)
+    assert torch.equal(first, start(1)) and not torch.equal(first, start(2))
+
+
+def test_lora_weights_that_are_there_are_kept_or_refused(generator):
+    generator.add_lora(2, 0)
+    named = generator.trainable_parameters()
+    with torch.no_grad():
+        next(iter(named.values())).add_(1.0)
+    before = {name: value.detach().clone() for name, value in named.items()}
+    generator.add_lora(2, 5)
+    after = generator.trainable_parameters()
+    assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
+    with pytest.raises(SettingsError, match="has LoRA weights of rank 2; .* rank 3"):
+        generator.add_lora(3, 0)
+
+
+def test_lora_tuning_goes_on_from_a_saved_state_with_the_same_bits(folder, tmp_path):
+    """On the real denoiser, where the adapter is made by peft: a resumed run ends as the whole run does."""
+    settings = AlignmentSettings(steps=3, prompts_per_step=1, images_per_prompt=2, bank_size=2, sampling_steps=2, replay_steps=1,
+                                 guidance_scale=1.0, learning_rate=1e-2, trainable="lora", lora_rank=2, seed=3)
+    targets = [Target("all", 0.5, (1.0, 2.0), (-1.0, -2.0))] * 2
+
+    def run(generator, state=None):
+        torch.rand(7)
+        return tune(generator, lambda images: images.mean((1, 2, 3)), lambda images: images.flatten(1), PROMPTS, targets,
+                    settings, state=state)
+
+    whole = [step.state.to_tensors() for step in run(gen.Generator.load(folder))]
+    used = gen.Generator.load(folder)
+    write_tensors(tmp_path / "state.safetensors", next(run(used)).state.to_tensors())
+    saved = read_tensors(tmp_path / "state.safetensors")
+    resumed = [step.state.to_tensors() for step in run(gen.Generator.load(folder), AlignmentState.from_tensors(saved))]
+    assert len(resumed) == 2 and all(torch.equal(resumed[-1][name], value) for name, value in whole[-1].items())
+    assert any("lora_B" in name and value.any() for name, value in whole[-1].items())
+    with pytest.raises(WeightsError, match="not as the run found it"):
+        next(run(used, AlignmentState.from_tensors(saved)))
+
+
 def test_the_schedule_is_stable_diffusions(generator):
     assert np.allclose(generator.alphas_cumprod.numpy(), gen.alphas_cumprod().numpy(), atol=1e-6)
 
@@ -109,6 +160,13 @@ def test_a_draw_that_rounds_up_to_one_still_gets_a_time_step():
     last = gen.alphas_cumprod().float()[-1]
     row = int(time.argmax())
     assert torch.equal(noisy[row], last.sqrt() + (1 - last).sqrt() * noise[row])
+
+
+def test_what_the_denoiser_predicts_is_told_by_the_scheduler(generator):
+    assert generator.prediction_type == "epsilon"
+    pipeline = generator.pipeline
+    pipeline.scheduler = type(pipeline.scheduler).from_config(pipeline.scheduler.config, prediction_type="v_prediction")
+    assert gen.Generator(pipeline).prediction_type == "v_prediction"
 
 
 def test_denoising_loss_falls(folder):

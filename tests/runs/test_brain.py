@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from fairlib.errors import DataError, SettingsError, WeightsError
+from fairlib.files import read_tensors
 from fairlib.models import clip as cl
 from fairlib.models import generator as gen
 from fairlib.models.autoencoder import build_autoencoder
@@ -73,6 +74,24 @@ def test_the_study_writes_what_the_report_reads(study, runs, tmp_path, monkeypat
     few = brain.run_study(study, ["robust"], [0], tmp_path / "few", readings_only=True, **TINY)
     pd.testing.assert_frame_equal(pd.read_csv(few / "readings.csv.gz"), same[same.arm == "robust"].reset_index(drop=True))
     assert sorted(brain.load_results(few)) == ["history", "readings", "slices"]  # and nothing measured against the base
+
+
+def test_an_arm_with_low_rank_weights_is_tuned_and_drawn_from(study, runs):
+    judges, key = brain.fit_judges(study), brain.judges_digest(study)
+    folder = brain.tune_arm(study, judges, key, "robust", 0, trainable="lora", lora_rank=2, **TINY)
+    saved = read_tensors(folder / "denoiser.safetensors")
+    assert saved and all("lora_" in name for name in saved)
+    base = gen.Generator.load(study.weights)
+    tuned = brain.tuned_generator(base, folder)
+    held = dict(tuned.denoiser.named_parameters())
+    assert all(torch.equal(held[name], value.float()) for name, value in saved.items())
+    assert not any(p.requires_grad for p in held.values())
+    assert not any("lora_" in name for name, _ in base.denoiser.named_parameters())
+    latents, words = base.noise(0, [0]), base.encode_prompts(["axial t1 of the brain"])
+    with torch.no_grad():
+        for name in saved:
+            held[name].add_(0.1)  # two steps moved them too little for one image to show
+        assert not torch.allclose(tuned.predict_noise(latents, 500, words), base.predict_noise(latents, 500, words), atol=1e-3)
 
 
 def test_more_images_have_a_folder_of_their_own(monkeypatch, tmp_path):

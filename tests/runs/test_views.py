@@ -7,10 +7,13 @@ import pandas as pd
 import pytest
 import torch
 
+from fairlib.cohorts.captions import EVALUATION_PROMPTS
 from fairlib.measures.anatomy import Outline
 from fairlib.methods.targets import Target
-from fairlib.runs.brain import views
+from fairlib.models.generator import alphas_cumprod
+from fairlib.runs.brain import Study, generate, views
 from fairlib.runs.brain.views import tables
+from fairlib.runs.brain.views.closer import prompt_grid
 
 
 def slices():
@@ -140,6 +143,39 @@ def test_the_rim_follows_an_outline_that_is_no_circle():
     spots = torch.zeros(3, 1, 128, 128)
     spots[0, 0, 64 - 40, 64] = spots[1, 0, 64, 64 + 20] = spots[2, 0, 64, 64 + 30] = 1
     assert [views.rim_share(spot[None], [shape]) for spot in spots] == [1, 1, 0]
+
+
+class Sure:
+    """A model that takes everything for one image, 0.5 all over, and says so as noise or as velocity."""
+
+    def __init__(self, prediction_type):
+        self.prediction_type, self.alphas_cumprod = prediction_type, alphas_cumprod()
+
+    def encode_prompts(self, texts):
+        return torch.zeros(len(texts), 1, 1)
+
+    def noise(self, seed, indices):
+        return torch.stack([torch.randn(1, 4, 4, generator=torch.Generator().manual_seed(seed + i)) for i in indices])
+
+    def predict_noise(self, latents, timestep, embeds, scale):
+        signal = float(self.alphas_cumprod[timestep])
+        noise = (latents - signal**0.5 * 0.5) / (1 - signal) ** 0.5
+        return noise if self.prediction_type == "epsilon" else signal**0.5 * noise - (1 - signal) ** 0.5 * 0.5
+
+    def decode(self, latents):
+        return latents
+
+
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
+def test_sampling_asks_what_the_model_predicts(kind):
+    model, study = Sure(kind), Study(sampling_steps=4, batch_size=3)
+    assert torch.equal(generate(model, study, 0, 5), torch.full((5, 1, 4, 4), 191, dtype=torch.uint8))
+    noise = model.noise(0, [0])
+    for _, image in views.denoising_path(model, study, noise, ["one"]):
+        torch.testing.assert_close(image, torch.full_like(image, 0.5), atol=1e-3, rtol=0)
+    assert views.solver_errors(model, study, noise, ["one"], [2, 4], reference=6).distance.max() < 1e-3
+    grid = prompt_grid(model, study, 0)
+    torch.testing.assert_close(grid, torch.full((len(EVALUATION_PROMPTS), 1, 4, 4), 0.5), atol=1e-3, rtol=0)
 
 
 def test_saliency_is_the_gradient_and_leaves_nothing_behind():

@@ -34,7 +34,8 @@ def generate(generator: Generator, study: Study, seed: int, count: int, prompts=
 
     The same noise for every arm, so that before and after can be laid side by side.
     """
-    solver = solvers.dpm_solver_2m(generator.alphas_cumprod, study.sampling_steps)
+    solver = solvers.dpm_solver_2m(generator.alphas_cumprod, study.sampling_steps,
+                                   prediction_type=generator.prediction_type)
     scale = study.guidance_scale if guidance_scale is None else guidance_scale
     texts = [prompt.text for prompt in prompts_of(count, prompts)]
     found = []

@@ -126,9 +126,13 @@ def history(folder: Path) -> pd.DataFrame:
 
 
 def tuned_generator(base: Generator, folder: Path) -> Generator:
-    """A copy of `base` whose denoiser has the tuned weights of `folder`."""
+    """A copy of `base` whose denoiser has the tuned weights of `folder`, LoRA weights where those were tuned."""
     generator = base.frozen_copy()
     found = {name: value.float() for name, value in read_tensors(folder / "denoiser.safetensors").items()}
+    ranks = {len(value) for name, value in found.items() if "lora_A" in name}
+    if ranks:
+        generator.add_lora(ranks.pop())
+        generator.denoiser.requires_grad_(False).eval()
     generator.denoiser.load_state_dict(copy.copy(generator.denoiser.state_dict()) | found)
     return generator
 

@@ -20,7 +20,8 @@ from .tables import READERS
 def denoising_path(generator: Generator, study: Study, noise: Tensor, texts: list[str]) -> list[tuple[int, Tensor]]:
     """(timestep, what the model takes the images for at that step [N, 1, H, W]) for each solver step, and (0, the result)."""
     embeds = generator.encode_prompts(texts)
-    solver = solvers.dpm_solver_2m(generator.alphas_cumprod, study.sampling_steps)
+    solver = solvers.dpm_solver_2m(generator.alphas_cumprod, study.sampling_steps,
+                                   prediction_type=generator.prediction_type)
     steps = list(solver.sample(lambda x, t: generator.predict_noise(x, t, embeds, study.guidance_scale), noise))
     path = [(step.timestep, generator.decode(step.data_prediction).cpu()) for step in steps]
     return [*path, (0, generator.decode(steps[-1].next_latents).cpu())]
@@ -36,7 +37,7 @@ def solver_errors(generator: Generator, study: Study, noise: Tensor, texts: list
     embeds = generator.encode_prompts(texts)
 
     def images(make, steps: int) -> Tensor:
-        solver = make(generator.alphas_cumprod, steps)
+        solver = make(generator.alphas_cumprod, steps, prediction_type=generator.prediction_type)
         return generator.decode(solver.run(lambda x, t: generator.predict_noise(x, t, embeds, study.guidance_scale), noise))
 
     wanted = images(solvers.ddim, reference)
@@ -93,7 +94,8 @@ def disturbance_table(judges: Judges, images: Tensor, contrasts: list[str], leve
 
 def prompt_grid(generator: Generator, study: Study, seed: int) -> Tensor:
     """One image of each evaluation prompt from one and the same noise, uint8 [prompts, 1, H, W]."""
-    solver = solvers.dpm_solver_2m(generator.alphas_cumprod, study.sampling_steps)
+    solver = solvers.dpm_solver_2m(generator.alphas_cumprod, study.sampling_steps,
+                                   prediction_type=generator.prediction_type)
     embeds = generator.encode_prompts([prompt.text for prompt in EVALUATION_PROMPTS])
     noise = generator.noise(seed, [0]).expand(len(embeds), -1, -1, -1)
     with torch.no_grad():
