@@ -89,14 +89,25 @@ def test_results_of_other_weights_are_refused_and_records_of_before_are_not(tmp_
         results.same_study(path, identity | {"study": {"images": 8}})
 
 
-@pytest.mark.parametrize("name", ["brain", "ablation"])
+@pytest.mark.parametrize("name", ["brain", "ablation", "heart", "heart-shared", "heart-guidance2", "fundus"])
 def test_committed_results_go_on(name):
-    """They were made with the weights of this repository, before a record said so."""
-    from fairlib.settings import from_dict
-
+    """They were made with the weights of this repository, before a record said what a study read."""
     path = repository() / "results" / name / "study.json"
-    study = from_dict(brain.Study, read_json(path)["study"])
-    results.same_study(path, {"study": vars(study), "inputs": {"weights": "digest"}})
+    record = read_json(path)
+    results.same_study(path, {"study": record["study"], "inputs": {"cohort": "digest"}})
+
+
+@pytest.mark.parametrize(("name", "study"), [("heart", HeartStudy()), ("fundus", FundusStudy())])
+def test_a_study_of_hearts_or_fundi_names_its_people(name, study, monkeypatch, tmp_path):
+    module = sys.modules[f"fairlib.runs.{name}.study"]
+    found = []
+    for people in ("these", "those"):
+        monkeypatch.setattr(module, "table_digest", lambda given, people=people: people)
+        found.append(module._identity(study))
+    write_json(tmp_path / "study.json", found[0])
+    results.same_study(tmp_path / "study.json", found[0])
+    with pytest.raises(DataError, match="'inputs'"):
+        results.same_study(tmp_path / "study.json", found[1])
 
 
 def test_the_brain_study_names_its_inputs(tmp_path, monkeypatch):
