@@ -10,7 +10,7 @@ from scipy.stats import binom
 
 from ..errors import DataError
 from .proportions import HeldOut, check_probabilities, class_accuracies, rogan_gladen
-from .resampling import Interval, Sample, bootstrap
+from .resampling import Interval, Sample, bootstrap, check_defined
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,9 @@ def per_prompt_gap(
     corrected (Rogan and Gladen). Images are drawn again within each prompt, held-out slices by subject.
     A mean of absolute values is biased upward by noise, and its bootstrap twice; so the low end is reflected, and zero
     where chance alone could make the mean, and `floor` stands beside it.
+
+    Raises `DataError` as `proportions.corrected_share` does: on a judge no better than chance on the held-out slices, or
+    in more than 5 % of the bootstrap replicates.
     """
     check_probabilities(p_female)
     names, codes = np.unique(np.asarray(prompts), return_inverse=True)
@@ -48,6 +51,7 @@ def per_prompt_gap(
     draws = _draws(read, codes, held_out, rng, replicates)
     count = np.bincount(codes)
     floors = [sampling_floor(t, n, *accuracies) for t, n in zip(targets, count, strict=True)]
+    check_defined(draws)
     low, high = np.nanquantile(draws, [0.025, 0.975], axis=0)
     table = pd.DataFrame(
         {

@@ -84,13 +84,18 @@ def interval(estimate: float, replicates: np.ndarray, level: float = 0.95) -> In
 
     A replicate that could not be computed is NaN; more than 5 % of them raise `DataError`.
     """
+    check_defined(replicates)
+    low, high = np.nanquantile(replicates, [(1 - level) / 2, (1 + level) / 2])
+    return Interval(float(estimate), float(low), float(high))
+
+
+def check_defined(replicates: np.ndarray) -> None:
+    """Raises `DataError` when more than 5 % of bootstrap `replicates` [B, ...] are NaN: they could not be computed."""
     missing = float(np.isnan(replicates).mean())
     if missing > 0.05:
         raise DataError(
             f"{missing:.0%} of the bootstrap replicates are undefined; the sample holds too few subjects of a subgroup"
         )
-    low, high = np.nanquantile(replicates, [(1 - level) / 2, (1 + level) / 2])
-    return Interval(float(estimate), float(low), float(high))
 
 
 def bootstrap_interval(

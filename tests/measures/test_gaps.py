@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from fairlib.errors import DataError
 from fairlib.measures.gaps import beyond_chance, per_prompt_gap, sampling_floor
-from fairlib.measures.proportions import HeldOut
+from fairlib.measures.proportions import HeldOut, corrected_share
 
 RNG = np.random.default_rng
 
@@ -81,6 +81,16 @@ def test_interval_covers_the_true_mean_gap(gap):
         found = per_prompt_gap(p, np.repeat(np.arange(4), 200), 0.458, rng, replicates=60)
         hits += found.mean.low <= gap <= found.mean.high
     assert hits >= 53
+
+
+def test_a_judge_near_chance_is_refused_as_where_shares_are_corrected():
+    """Right on 11 of 20 people of either sex: in a third of the draws the judge is no better than a coin."""
+    truth = np.repeat([1, 0], 20)
+    real = HeldOut(np.where((np.arange(40) % 20 < 11) == (truth == 1), 0.9, 0.1), truth, np.arange(40))
+    p, prompts = readings({"a": 60, "b": 45})
+    for measured in (lambda: corrected_share(p, real, RNG(0), 200), lambda: per_prompt_gap(p, prompts, 0.5, RNG(0), real, 200)):
+        with pytest.raises(DataError, match="of the bootstrap replicates are undefined"):
+            measured()
 
 
 @given(st.lists(st.integers(0, 20), min_size=2, max_size=5), st.floats(0, 1))
