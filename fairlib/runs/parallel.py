@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import TextIO, TypeVar
 
@@ -13,6 +13,7 @@ from ..errors import SettingsError
 from .places import accelerator
 
 T = TypeVar("T")
+LOOK = 0.5  # seconds: a Ctrl-C that the system hands to another thread does not wake the one that waits
 AT_MOST = 2  # a third lane saves little after the longest one, and every kernel takes memory
 
 
@@ -67,9 +68,11 @@ def in_lanes(lanes: Sequence[Sequence[T]], jobs: int, work: Callable[[T, Stop], 
     stop = Stop()
     with ThreadPoolExecutor(jobs) as pool:
         try:
-            running = [pool.submit(_follow, lane, work, stop) for lane in sorted(lanes, key=len, reverse=True)]
-            for lane in as_completed(running):
-                lane.result()
+            running = {pool.submit(_follow, lane, work, stop) for lane in sorted(lanes, key=len, reverse=True)}
+            while running:
+                done, running = wait(running, LOOK, FIRST_COMPLETED)
+                for lane in done:
+                    lane.result()
         except BaseException:  # Ctrl-C reaches this thread alone
             stop.set()
             raise
