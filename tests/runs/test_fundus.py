@@ -411,6 +411,7 @@ def test_the_study_writes_what_the_report_reads(study, runs, tmp_path, monkeypat
     monkeypatch.setattr("fairlib.runs.fundus.study.fundus_results_folder", lambda: out)
     monkeypatch.setattr("fairlib.runs.fundus.report.load_fundus_results", lambda folder=None: found)
     monkeypatch.setattr("fairlib.runs.brain.report", lambda: table.head(1))
+    monkeypatch.setattr("fairlib.runs.brain.many_images_folder", lambda: None)
     for module, name in (("heart.report", "heart_results_folder"), ("statistics", "statistics_folder")):
         monkeypatch.setattr(f"fairlib.runs.{module}.{name}", lambda: tmp_path)
     assert cli.main(["report"]) in (0, 1)

@@ -243,6 +243,7 @@ def test_the_study_writes_what_the_report_reads(study, runs, tmp_path, monkeypat
     assert made == drawn | {"heart-readings"}, "people and instruments are those of the main study"
     monkeypatch.setattr("fairlib.runs.heart.report.heart_results_folder", lambda name="heart": tmp_path / name)
     monkeypatch.setattr("fairlib.runs.brain.report", lambda: table.head(1))
+    monkeypatch.setattr("fairlib.runs.brain.many_images_folder", lambda: None)
     for module, name in (("fundus.study", "fundus_results_folder"), ("statistics", "statistics_folder")):
         monkeypatch.setattr(f"fairlib.runs.{module}.{name}", lambda: tmp_path / "nothing")
     assert cli.main(["report"]) == 1
