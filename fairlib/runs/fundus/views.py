@@ -213,7 +213,7 @@ def bounds(results: dict | None = None) -> pd.DataFrame | None:
         found = fundus_report(results=results)
     except DataError:
         return None
-    ends = [f" ({row.low:.3f} to {row.high:.3f})" if np.isfinite(row.low) else "" for row in found.itertuples()]
+    ends = [f" ({row.low:.3f}\u00a0to\u00a0{row.high:.3f})" if np.isfinite(row.low) else "" for row in found.itertuples()]
     bound = found["bound"].map(lambda b: "-" if pd.isna(b) else f"{b:.3f}")
     return found[["figure", "arm", "judge"]].assign(
         value=[f"{number:.3f}{end}" for number, end in zip(found["value"], ends, strict=True)],

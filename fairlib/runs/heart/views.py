@@ -204,7 +204,7 @@ def bounds(found: pd.DataFrame | None = None) -> pd.DataFrame | None:
             found = heart_report()
         except DataError:
             return None
-    ends = [f" ({row.low:.3f} to {row.high:.3f})" if np.isfinite(row.low) else "" for row in found.itertuples()]
+    ends = [f" ({row.low:.3f}\u00a0to\u00a0{row.high:.3f})" if np.isfinite(row.low) else "" for row in found.itertuples()]
     value = [f"{number:.3f}{end}" for number, end in zip(found["value"], ends, strict=True)]
     bound = found["bound"].map(lambda b: "-" if pd.isna(b) else f"{b:.3f}")
     return found[["figure", "arm", "judge"]].assign(value=value, bound=bound, holds=holds_in_words(found, "nearer to training"))
