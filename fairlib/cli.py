@@ -54,8 +54,8 @@ def report(options) -> int:
     from .runs.statistics import statistics_folder, statistics_report
 
     tables = [brain_report()]
-    if many_images_folder():
-        tables.append(brain_report(many_images_folder()))
+    if folder := many_images_folder():
+        tables.append(brain_report(folder))
     if (heart_results_folder() / "study.json").is_file():
         tables.append(heart_report())
     if (statistics_folder() / "study.json").is_file():

@@ -86,10 +86,8 @@ def slice_rows(person: Mapping, slices: HeartSlices) -> list[dict]:
 
 
 def heart_notes(kept: Mapping[str, HeartSlices], files: Mapping[str, Iterable[Path]], settings: CardiacSettings) -> pd.DataFrame:
-    """A report of the subjects whose segmentation is wider than the picture, and of those whose scans (`files`) take the
-
-    size of a voxel from pixdim, because the sform states another (see `nifti_affine.read_affine`).
-    """
+    """A report of the subjects whose segmentation is wider than the picture, and of those whose scans' voxel size (`files`)
+    comes from pixdim, because the sform states another (see `nifti_affine.read_affine`)."""
     wide = [(subject, "heart cropped", f"wider than {settings.field_of_view_mm:g} mm")
             for subject, slices in kept.items() if slices.cropped]
     scales = {subject: scale_note(files[subject]) for subject in kept}
