@@ -22,16 +22,16 @@ help:             ## this list
 
 book: $(STAMP)    ## run the notebooks (PROFILE=quick) and build the book
 	$(SAY) "notebooks, profile $(PROFILE)"
-	@$(RUN) -m fairlib run --profile $(PROFILE)
+	@$(RUN) -m studies run --profile $(PROFILE)
 	@$(MAKE) --no-print-directory html
 
 html: $(STAMP)    ## build the book from the notebooks already run
 	$(SAY) "book, profile $(PROFILE)"
-	@$(RUN) -m fairlib html --profile $(PROFILE)
+	@$(RUN) -m studies html --profile $(PROFILE)
 	$(SAY) "open _build/html/index.html"
 
 run: $(STAMP)     ## run the notebooks only
-	@$(RUN) -m fairlib run --profile $(PROFILE)
+	@$(RUN) -m studies run --profile $(PROFILE)
 
 test: $(STAMP)    ## all tests
 	$(SAY) "tests"
@@ -41,13 +41,13 @@ smoke:            ## the whole book, quickly and badly
 	@$(MAKE) --no-print-directory book PROFILE=smoke
 
 base: $(STAMP)    ## train base weights (MODEL=brain, heart or fundus; minutes on a GPU, hours without)
-	@$(RUN) -m fairlib base $(MODEL)
+	@$(RUN) -m studies base $(MODEL)
 
 bench: $(STAMP)   ## what measures speed and memory
 	@for file in benchmarks/*.py; do echo "$$file"; $(RUN) "$$file" || exit 1; done
 
 report doctor: $(STAMP)  ## the table of bounds; the state of this machine
-	@$(RUN) -m fairlib $@
+	@$(RUN) -m studies $@
 
 lock:             ## pin pyproject.toml anew into requirements.lock
 	@head -2 requirements.lock > .lock.head

@@ -25,18 +25,24 @@ class RandomGenerator:
         seeds = [torch.Generator().manual_seed(seed * 100_003 + index) for index in indices]
         return torch.stack([torch.randn(4, 16, 16, generator=each) for each in seeds])
 
-    def predict_noise(self, latents: Tensor, timestep: int, prompt_embeds: Tensor, guidance_scale: float) -> Tensor:
+    def predict_noise(
+        self, latents: Tensor, timestep: int, prompt_embeds: Tensor, guidance_scale: float
+    ) -> Tensor:
         return self.denoiser(latents, timestep, prompt_embeds).sample
 
     def decode(self, latents: Tensor) -> Tensor:
-        return torch.tanh(torch.nn.functional.interpolate(latents.mean(dim=1, keepdim=True), scale_factor=8))
+        return torch.tanh(
+            torch.nn.functional.interpolate(latents.mean(dim=1, keepdim=True), scale_factor=8)
+        )
 
     def trainable_parameters(self) -> dict:
         return dict(self.denoiser.named_parameters())
 
 
 def bright_extent(images: Tensor) -> Tensor:
-    """A differentiable stand-in for the guide: the standardised extent of what is brighter than the background."""
+    """A differentiable stand-in for the guide: the standardised extent of what is brighter than the
+    background.
+    """
     extent = torch.sigmoid((images + 0.6) / 0.1).mean(dim=(1, 2, 3))
     return -(extent - extent.detach().mean()) / (extent.detach().std() + 1e-6)
 

@@ -10,7 +10,7 @@ import types
 import typing
 from typing import Any, TypeVar
 
-from .errors import SettingsError
+from fairlib.errors import SettingsError
 
 T = TypeVar("T")
 
@@ -18,7 +18,8 @@ T = TypeVar("T")
 def from_dict(cls: type[T], mapping: dict[str, Any]) -> T:
     """Build the frozen dataclass `cls` from `mapping`.
 
-    Raises `SettingsError` on an unknown key (naming the nearest known one) or a value of the wrong type.
+    Raises `SettingsError` on an unknown key (naming the nearest known one) or a value of the wrong
+    type.
     """
     hints = typing.get_type_hints(cls)
     known = [field.name for field in dataclasses.fields(cls)]
@@ -26,7 +27,9 @@ def from_dict(cls: type[T], mapping: dict[str, Any]) -> T:
         if key not in known:
             raise SettingsError(unknown_key(key, known, cls.__name__))
         if not _fits(value, hints[key]):
-            raise SettingsError(f"{cls.__name__}.{key} is {value!r} ({type(value).__name__}); expected {hints[key]}")
+            raise SettingsError(
+                f"{cls.__name__}.{key} is {value!r} ({type(value).__name__}); expected {hints[key]}"
+            )
     return cls(**{key: _coerce(value, hints[key]) for key, value in mapping.items()})
 
 
@@ -36,8 +39,12 @@ def to_dict(settings) -> dict[str, Any]:
 
 
 def digest(mapping: Any, length: int = 12) -> str:
-    """A short hash of anything JSON can hold; equal content gives an equal hash, whatever its order."""
-    text = json.dumps(mapping, sort_keys=True, separators=(",", ":"), allow_nan=False, default=to_dict)
+    """A short hash of anything JSON can hold; equal content gives an equal hash, whatever its
+    order.
+    """
+    text = json.dumps(
+        mapping, sort_keys=True, separators=(",", ":"), allow_nan=False, default=to_dict
+    )
     return hashlib.sha256(text.encode()).hexdigest()[:length]
 
 

@@ -22,11 +22,16 @@ HERE = ("127.0.0.1", "::1", "localhost")
 
 
 def pytest_addoption(parser):
-    parser.addoption("--skip-slow", action="store_true", help="leave out the tests marked slow (they run by default)")
+    parser.addoption(
+        "--skip-slow",
+        action="store_true",
+        help="leave out the tests marked slow (they run by default)",
+    )
 
 
 def pytest_collection_modifyitems(config, items):
-    # For whoever works on one room and wants an answer in seconds. `make test` and CI never give it: nothing is left out there.
+    # For whoever works on one room and wants an answer in seconds. `make test` and CI never give
+    # it: nothing is left out there.
     if config.getoption("--skip-slow"):
         for item in items:
             if item.get_closest_marker("slow"):

@@ -1,4 +1,6 @@
-"""The repository as a house: its lists agree with one another, it names no host, its notebooks are clean."""
+"""The repository as a house: its lists agree with one another, it names no host, its notebooks are
+clean.
+"""
 
 import ast
 import json
@@ -18,8 +20,21 @@ from packaging.version import Version
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-HEAVY = ("pandas", "scipy", "sklearn", "diffusers", "transformers", "open_clip", "peft", "nibabel", "nilearn",
-         "seaborn", "matplotlib", "papermill", "fairlearn")
+HEAVY = (
+    "pandas",
+    "scipy",
+    "sklearn",
+    "diffusers",
+    "transformers",
+    "open_clip",
+    "peft",
+    "nibabel",
+    "nilearn",
+    "seaborn",
+    "matplotlib",
+    "papermill",
+    "fairlearn",
+)
 
 
 def declared():
@@ -28,7 +43,9 @@ def declared():
 
 
 def locked():
-    """`{name: versions}` of the lock; a package may have one version for old Pythons and another for new ones."""
+    """`{name: versions}` of the lock; a package may have one version for old Pythons and another
+    for new ones.
+    """
     found = {}
     for text in (ROOT / "requirements.lock").read_text().splitlines():
         if text and not text.startswith("#"):
@@ -51,7 +68,12 @@ def test_lock_satisfies_what_is_declared(requirement):
 
 
 def test_code_keeps_the_rules_that_the_project_names():
-    result = subprocess.run([sys.executable, "-m", "ruff", "check", "--no-cache", ROOT], capture_output=True, text=True, cwd=ROOT)
+    result = subprocess.run(
+        [sys.executable, "-m", "ruff", "check", "--no-cache", ROOT],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+    )
     assert result.returncode == 0, result.stdout
 
 
@@ -61,8 +83,12 @@ def test_torch_that_torchvision_cannot_stand_is_excluded():
 
 
 def test_core_has_no_upper_bounds():
-    """A hosted notebook brings its own torch and numpy; installing fairlib must not replace them."""
-    operators = {spec.operator for text in PROJECT["dependencies"] for spec in Requirement(text).specifier}
+    """A hosted notebook brings its own torch and numpy; installing fairlib must not replace
+    them.
+    """
+    operators = {
+        spec.operator for text in PROJECT["dependencies"] for spec in Requirement(text).specifier
+    }
     assert operators <= {">=", "!="}
 
 
@@ -74,14 +100,22 @@ def test_conda_environment_is_the_same_one():
     conda = [entry for entry in environment["dependencies"] if isinstance(entry, str)]
     [python] = [entry.partition("=")[2] for entry in conda if entry.startswith("python=")]
     assert SpecifierSet(PROJECT["requires-python"]).contains(python)
-    names = {canonicalize_name(entry.partition("=")[0]) for entry in conda} - {"python", "pip", "make"}
+    names = {canonicalize_name(entry.partition("=")[0]) for entry in conda} - {
+        "python",
+        "pip",
+        "make",
+    }
     assert not names, "a package from conda beside its pin in the lock would be installed twice"
 
 
-@pytest.mark.parametrize("module", ["fairlib", "fairlib.cli", "fairlib.runs.stages", "fairlib.runs.profiles"])
+@pytest.mark.parametrize(
+    "module", ["fairlib", "studies.engine.cli", "studies.engine.stage", "studies.engine.profiles"]
+)
 def test_import_is_light(module):
     code = f"import sys, {module}; print(*[name for name in {HEAVY!r} if name in sys.modules])"
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True
+    )
     assert result.stdout.strip() == ""
 
 
@@ -94,8 +128,12 @@ def test_make_verbs():
 def test_make_sets_up_the_environment_for_book_and_test():
     """Neither verb may count on an earlier one."""
     for verb in ("book", "test"):
-        text = subprocess.run(["make", "-n", "-B", verb], capture_output=True, text=True, cwd=ROOT, check=True).stdout
-        assert text.index("requirements.lock") < text.index("-m fairlib run" if verb == "book" else "-m pytest")
+        text = subprocess.run(
+            ["make", "-n", "-B", verb], capture_output=True, text=True, cwd=ROOT, check=True
+        ).stdout
+        assert text.index("requirements.lock") < text.index(
+            "-m studies run" if verb == "book" else "-m pytest"
+        )
 
 
 def test_licences_cover_code_and_prose():
@@ -107,25 +145,41 @@ def test_licences_cover_code_and_prose():
 def test_citation_is_in_step():
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
     version = re.search(r'__version__ = "(.+)"', (ROOT / "fairlib" / "__init__.py").read_text())[1]
-    assert str(citation["version"]) == version and citation["cff-version"] == "1.2.0" and citation["license"] == "MIT"
+    assert (
+        str(citation["version"]) == version
+        and citation["cff-version"] == "1.2.0"
+        and citation["license"] == "MIT"
+    )
     dois = [entry["doi"] for entry in citation["references"] if "doi" in entry]
-    assert dois and all(re.fullmatch(r"10\.\d{4,9}/\S+", doi) for doi in dois), "a bare DOI, not its address"
+    assert dois and all(re.fullmatch(r"10\.\d{4,9}/\S+", doi) for doi in dois), (
+        "a bare DOI, not its address"
+    )
 
 
 def test_tracked_files_are_clean():
-    """No machine paths, no private hosts, no pickles; nothing large that was not meant to be there."""
+    """No machine paths, no private hosts, no pickles; nothing large that was not meant to be
+    there.
+    """
     result = subprocess.run(["git", "ls-files", "-z"], capture_output=True, text=True, cwd=ROOT)
     if result.returncode:
-        pytest.skip("not a git checkout")  # an unpacked archive has no list of tracked files to look through
+        # an unpacked archive has no list of tracked files to look through
+        pytest.skip("not a git checkout")
     for name in filter(None, result.stdout.split("\0")):
         path = ROOT / name
         assert path.suffix not in {".pkl", ".pt", ".ckpt", ".bin"}, name
-        if path.suffix in {".py", ".md", ".yml", ".toml", ".ipynb", ".lock", ".json"} and "vendor" not in name:
+        if (
+            path.suffix in {".py", ".md", ".yml", ".toml", ".ipynb", ".lock", ".json"}
+            and "vendor" not in name
+        ):
             text = path.read_text()
-            assert not re.search(r"(?<![\w.])/(?:work|root|home)/(?!me\b)\w+", text), f"{name}: a path of some machine"
+            assert not re.search(r"(?<![\w.])/(?:work|root|home)/(?!me\b)\w+", text), (
+                f"{name}: a path of some machine"
+            )
 
 
-# ---- the source notebooks ----------------------------------------------------------------------------------------
+# ---- the source notebooks
+# ----------------------------------------------------------------------------------------
+
 
 def cells(path):
     return json.loads(path.read_text())["cells"]
@@ -163,12 +217,18 @@ class TestNotebook:
     def test_opens_in_colab(self, path):
         badge = cells(path)[0]
         assert badge["cell_type"] == "markdown" and "remove-cell" in tags(badge)
-        address = re.search(r"\]\((https://colab\.research\.google\.com/github/\S+)\)", source(badge))[1]
-        assert re.fullmatch(r".*/github/[^/]+/[^/]+/blob/[^/]+/notebooks/" + re.escape(path.name), address)
+        address = re.search(
+            r"\]\((https://colab\.research\.google\.com/github/\S+)\)", source(badge)
+        )[1]
+        assert re.fullmatch(
+            r".*/github/[^/]+/[^/]+/blob/[^/]+/notebooks/" + re.escape(path.name), address
+        )
 
     def test_one_parameters_cell_typed_and_commented(self, path):
         [cell] = [cell for cell in cells(path) if "parameters" in tags(cell)]
-        lines = [line for line in source(cell).splitlines() if line.strip() and not line.startswith("#")]
+        lines = [
+            line for line in source(cell).splitlines() if line.strip() and not line.startswith("#")
+        ]
         for line in lines:
             assert re.match(r"\w+: (int|float|str|bool|list\[\w+\]) = .+  # \S+", line), line
         names = {line.partition(":")[0] for line in lines}
@@ -176,16 +236,21 @@ class TestNotebook:
 
     def test_setup_cell_installs_on_colab_only(self, path):
         found = [cell for cell in code(path) if "google.colab" in source(cell)]
-        assert found, "no setup cell guarded by `if \"google.colab\" in sys.modules`"
+        assert found, 'no setup cell guarded by `if "google.colab" in sys.modules`'
         for cell in code(path):
             installs = re.search(r"^(\s*)[%!]pip install(.*)$", source(cell), re.M)
             if installs:
-                assert installs[1] and "google.colab" in source(cell), "installs outside of the guard"
+                assert installs[1] and "google.colab" in source(cell), (
+                    "installs outside of the guard"
+                )
                 assert "-U" not in installs[2].split() and "--upgrade" not in installs[2]
 
     def test_one_title_and_no_skipped_heading(self, path):
         text = "\n".join(source(cell) for cell in cells(path) if cell["cell_type"] == "markdown")
-        levels = [len(marks) for marks in re.findall(r"^(#+) ", re.sub(r"```.*?```", "", text, flags=re.S), re.M)]
+        levels = [
+            len(marks)
+            for marks in re.findall(r"^(#+) ", re.sub(r"```.*?```", "", text, flags=re.S), re.M)
+        ]
         assert levels[0] == 1 and levels.count(1) == 1
         assert all(after - before <= 1 for before, after in zip(levels, levels[1:], strict=False))
 
@@ -196,16 +261,22 @@ class TestNotebook:
                 assert not re.search(r"```\{|:::|\{[\w:]+\}`", source(cell)), source(cell)[:80]
 
     def test_every_figure_has_words(self, path):
-        """At most one figure a cell, through `show(figure, alt=..., caption=...)` or with alt text in its metadata."""
+        """At most one figure a cell, through `show(figure, alt=..., caption=...)` or with alt text
+        in its metadata.
+        """
         figures = 0
         for cell in code(path):
             text = re.sub(r"^\s*[%!].*$", "pass", source(cell), flags=re.M)
             calls = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Call)]
-            shows = [node for node in calls if isinstance(node.func, ast.Name) and node.func.id == "show"]
+            shows = [
+                node for node in calls if isinstance(node.func, ast.Name) and node.func.id == "show"
+            ]
             for node in shows:
                 given = {keyword.arg for keyword in node.keywords}
                 assert {"alt", "caption"} <= given or len(node.args) >= 3, ast.unparse(node)[:80]
-            draws = any(isinstance(node.func, ast.Attribute) and is_plot(node.func) for node in calls)
+            draws = any(
+                isinstance(node.func, ast.Attribute) and is_plot(node.func) for node in calls
+            )
             alt = cell["metadata"].get("mystnb", {}).get("image", {}).get("alt", "")
             assert len(shows) <= 1 and (shows or alt or not draws), text[:200]
             figures += bool(shows or alt)

@@ -1,8 +1,8 @@
 """What Jupyter Book cannot be told through its configuration file.
 
-It serves the vendored scripts and our style sheet, drops the one script of the theme that names another host, lets
-widgets typeset through MathJax 3, and refuses a picture without alternative text (a warning, which the build turns
-into an error).
+It serves the vendored scripts and our style sheet, drops the one script of the theme that names
+another host, lets widgets typeset through MathJax 3, and refuses a picture without alternative text
+(a warning, which the build turns into an error).
 """
 
 from pathlib import Path
@@ -14,7 +14,8 @@ logger = logging.getLogger(__name__)
 PICTURES = (".png", ".svg", ".jpg", ".jpeg", ".gif", ".webp")
 BOOK = Path(__file__).resolve().parents[1]
 
-# The widget script calls MathJax as version 2 was called; without this a page with a formula and a slider breaks.
+# The widget script calls MathJax as version 2 was called; without this a page with a formula and a
+# slider breaks.
 MATHJAX_2 = """
 document.addEventListener("DOMContentLoaded", () => {
   const typeset = node => window.MathJax.startup && MathJax.startup.promise.then(() => MathJax.typesetPromise([node]));
@@ -26,14 +27,16 @@ document.addEventListener("DOMContentLoaded", () => {
 def add_static_folders(app, config):
     """Serve book/vendor and book/css.
 
-    Done here and not through a `_static` folder, because Jupyter Book loads every script that it finds in one
-    on every page.
+    Done here and not through a `_static` folder, because Jupyter Book loads every script that it
+    finds in one on every page.
     """
     config.html_static_path += [str(BOOK / "vendor"), str(BOOK / "css")]
 
 
 def set_theme_options(app, config):
-    """Title beside the logo, one search box; Jupyter Book's own key would replace all its other theme options."""
+    """Title beside the logo, one search box; Jupyter Book's own key would replace all its other
+    theme options.
+    """
     config.html_theme_options["logo"] = {"text": config.html_title, "alt_text": ""}
     config.html_theme_options["navbar_persistent"] = []
 
@@ -59,7 +62,12 @@ def require_alt(app, doctree):
     """Warn of every picture whose alternative text says nothing."""
     for image in doctree.findall(nodes.image):
         if speechless(image.get("alt")):
-            logger.warning("picture without alternative text: %s", image.get("uri"), location=image, type="book")
+            logger.warning(
+                "picture without alternative text: %s",
+                image.get("uri"),
+                location=image,
+                type="book",
+            )
 
 
 def setup(app):

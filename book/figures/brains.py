@@ -13,7 +13,12 @@ def brain(sheet, cx, cy, rx, ry, tissue="template", ventricle=1.0, tilt=0.0):
     for side in (-1, 1):
         sheet.ellipse(cx + side * rx * 0.42, cy, rx * 0.40, ry * 0.76, white, **turn)
         sheet.ellipse(
-            cx + side * rx * 0.15 * ventricle, cy - ry * 0.06, rx * 0.11 * ventricle, ry * 0.26, fluid, **turn
+            cx + side * rx * 0.15 * ventricle,
+            cy - ry * 0.06,
+            rx * 0.11 * ventricle,
+            ry * 0.26,
+            fluid,
+            **turn,
         )
     sheet.line(cx, cy - ry, cx, cy - ry * 0.45, fluid, 2)
     sheet.line(cx, cy + ry * 0.45, cx, cy + ry, fluid, 2)
@@ -36,8 +41,20 @@ def _warp(sheet):
     brain(sheet, cx, cy, 47, 64, ventricle=1.25, tilt=4)
     for k in range(-2, 3):
         x, y = cx + k * 26, cy + k * 26
-        sheet.add("path", d=f"M {x} {cy - 68} q 9 34 0 68 q -9 34 0 68", fill="none", stroke="#56d0d0", stroke_width=1)
-        sheet.add("path", d=f"M {cx - 68} {y} q 34 -9 68 0 q 34 9 68 0", fill="none", stroke="#56d0d0", stroke_width=1)
+        sheet.add(
+            "path",
+            d=f"M {x} {cy - 68} q 9 34 0 68 q -9 34 0 68",
+            fill="none",
+            stroke="#56d0d0",
+            stroke_width=1,
+        )
+        sheet.add(
+            "path",
+            d=f"M {cx - 68} {y} q 34 -9 68 0 q 34 9 68 0",
+            fill="none",
+            stroke="#56d0d0",
+            stroke_width=1,
+        )
 
 
 def _scale(sheet):
@@ -86,12 +103,16 @@ def phantom():
 
 def _half(sheet, side, colour):
     sweep = 1 if side > 0 else 0
-    sheet.add("path", d=f"M {32 + side * 2} 6 A 24 27 0 0 {sweep} {32 + side * 2} 58 Z", fill=colour)
+    sheet.add(
+        "path", d=f"M {32 + side * 2} 6 A 24 27 0 0 {sweep} {32 + side * 2} 58 Z", fill=colour
+    )
     sheet.ellipse(32 + side * 8, 31, 3.5, 9, "#ffffff", opacity=0.9)
 
 
 def logo():
-    """Two halves of one brain, on no ground, so that it stands on a light page and on a dark one."""
+    """Two halves of one brain, on no ground, so that it stands on a light page and on a dark
+    one.
+    """
     sheet = Sheet(64, 64, "A brain of two halves", ground="none")
     _half(sheet, -1, MALE)
     _half(sheet, 1, FEMALE)

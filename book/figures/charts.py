@@ -1,4 +1,6 @@
-"""Three small charts: who is in the cohort, what a classifier reads, where each kind of target sends the images."""
+"""Three small charts: who is in the cohort, what a classifier reads, where each kind of target
+sends the images.
+"""
 
 from svg import FEMALE, GREY, INK, MALE, Sheet
 
@@ -13,14 +15,18 @@ def corrected(read, sensitivity=SENSITIVITY, specificity=SPECIFICITY):
 
 def confounding():
     """Subjects by grade and sex."""
-    sheet = Sheet(420, 216, "Subjects of known sex in BraTS18, by grade: 63 male and 38 female, 27 and 38")
+    sheet = Sheet(
+        420, 216, "Subjects of known sex in BraTS18, by grade: 63 male and 38 female, 27 and 38"
+    )
     for row, (grade, (male, female)) in enumerate(COHORT.items()):
         y, scale = 20 + row * 56, 290 / (male + female)
         sheet.text(52, y + 26, grade, 16, anchor="end", weight="bold")
         sheet.box(62, y, male * scale, 40, MALE, "#ffffff", 0)
         sheet.box(62 + male * scale, y, female * scale, 40, FEMALE, "#ffffff", 0)
         sheet.text(62 + male * scale / 2, y + 26, f"{male} M", 16, "#ffffff", weight="bold")
-        sheet.text(62 + (male + female / 2) * scale, y + 26, f"{female} F", 16, "#ffffff", weight="bold")
+        sheet.text(
+            62 + (male + female / 2) * scale, y + 26, f"{female} F", 16, "#ffffff", weight="bold"
+        )
         sheet.text(362, y + 26, f"{female / (male + female):.1%} F", 14, anchor="start")
     sheet.text(207, 204, "share of the subjects of each grade", 14, GREY)
     return sheet
@@ -79,13 +85,21 @@ ROWS = [
         [-0.25, -0.2, -0.16, -0.12, -0.08, -0.04, 0.0, 0.04, 0.08, 0.12, 0.16, 0.2],
         "the mean is right; every image ambiguous",
     ),
-    ("quantile targets", [value + 0.06 * (-1) ** k for k, value in enumerate(WANTED)], "share and spread are right"),
+    (
+        "quantile targets",
+        [value + 0.06 * (-1) ** k for k, value in enumerate(WANTED)],
+        "share and spread are right",
+    ),
 ]
 
 
 def targets():
     """Where each kind of target sends twelve images."""
-    sheet = Sheet(420, 470, "Twelve images on the line of the guide's logit, before and after three kinds of target")
+    sheet = Sheet(
+        420,
+        470,
+        "Twelve images on the line of the guide's logit, before and after three kinds of target",
+    )
     for row, (name, logits, verdict) in enumerate(ROWS):
         y = 52 + row * 84
         sheet.text(20, y - 20, name, 15, anchor="start", weight="bold")

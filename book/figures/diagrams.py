@@ -7,7 +7,9 @@ SAND = "#fdf1e6"
 
 def way():
     """From scans to a verdict."""
-    sheet = Sheet(440, 668, "The way of the data, from scans to a comparison before and after tuning")
+    sheet = Sheet(
+        440, 668, "The way of the data, from scans to a comparison before and after tuning"
+    )
     sheet.label(20, 14, 190, 52, "BraTS layout:\nscans + clinical table")
     sheet.label(230, 14, 190, 52, "ROCO layout:\nimages + captions")
     sheet.arrow(115, 66, 115, 92)
@@ -44,7 +46,11 @@ def _loop(sheet):
     sheet.arrow(230, 578, 192, 578)
     sheet.arrow(70, 274, 70, 386, MALE)
     sheet.add(
-        "polyline", points="170,274 170,300 210,300 210,496 220,496", fill="none", stroke=FEMALE, stroke_width=1.8
+        "polyline",
+        points="170,274 170,300 210,300 210,496 220,496",
+        fill="none",
+        stroke=FEMALE,
+        stroke_width=1.8,
     )
     sheet.arrow(214, 496, 229, 496, FEMALE)
     sheet.line(105, 440, 105, 552, GREY, 1.5, "4 4")
@@ -83,16 +89,38 @@ def _replay(sheet):
         y = 402 + k * 44
         sheet.label(14, y, 44, 34, "x_t", "#ffffff", GREY, 15)
         sheet.arrow(58, y + 17, 96, y + 17)
-        sheet.label(98, y, 44, 34, "\u03b5", "#e4f1f1" if k == 1 else "#ffffff", ACCENT if k == 1 else GREY, 17)
-        sheet.arrow(406, y + 17, 144, y + 17, ACCENT if k == 1 else GREY, dash=None if k == 1 else "4 4")
+        sheet.label(
+            98,
+            y,
+            44,
+            34,
+            "\u03b5",
+            "#e4f1f1" if k == 1 else "#ffffff",
+            ACCENT if k == 1 else GREY,
+            17,
+        )
+        sheet.arrow(
+            406, y + 17, 144, y + 17, ACCENT if k == 1 else GREY, dash=None if k == 1 else "4 4"
+        )
         sheet.text(275, y + 11, "c_t \u00d7 g", 15, ACCENT if k == 1 else GREY)
-    sheet.text(14, 554, "One step's activations at a time, whatever the number of steps;", 14, GREY, "start")
+    sheet.text(
+        14,
+        554,
+        "One step's activations at a time, whatever the number of steps;",
+        14,
+        GREY,
+        "start",
+    )
     sheet.text(14, 574, "some of the steps, well chosen, will do.", 14, GREY, "start")
 
 
 def replay():
     """Two ways to send a gradient through a sampler."""
-    sheet = Sheet(422, 590, "Back-propagation through the chain holds all activations; replay holds those of one step")
+    sheet = Sheet(
+        422,
+        590,
+        "Back-propagation through the chain holds all activations; replay holds those of one step",
+    )
     _through(sheet)
     _replay(sheet)
     return sheet

@@ -1,6 +1,7 @@
-"""Draw `headline.png` from the study's saved images: seed 2, ten noises evenly spaced over the thousand, none chosen by eye.
+"""Draw `headline.png` from the study's saved images: seed 2, ten noises evenly spaced over the
+thousand, none chosen by eye.
 
-    python -m fairlib study --arms robust --seeds 2 && python book/figures/headline.py
+    python -m studies study --arms robust --seeds 2 && python book/figures/headline.py
 """
 
 from pathlib import Path
@@ -9,16 +10,20 @@ import numpy as np
 import pandas as pd
 
 from fairlib import figures
-from fairlib.files import read_tensors
-from fairlib.runs.brain import to_images
-from fairlib.runs.places import stages_folder
+from fairlib.io import read_tensors
+from studies.brain import to_images
+from studies.engine.places import stages_folder
 
 SEED, COUNT = 2, 10
 
 
 def saved(arm: str) -> tuple[pd.DataFrame, object]:
     """Readings and images of the newest saved stage of `arm` at `SEED` with a thousand images."""
-    for path in sorted(stages_folder().glob("readings-*/readings.csv"), key=lambda p: p.stat().st_mtime, reverse=True):
+    for path in sorted(
+        stages_folder().glob("readings-*/readings.csv"),
+        key=lambda p: p.stat().st_mtime,
+        reverse=True,
+    ):
         table = pd.read_csv(path)
         if len(table) == 1000 and (table.arm[0], table.seed[0]) == (arm, SEED):
             return table, read_tensors(path.with_name("images.safetensors"))["images"]

@@ -1,10 +1,13 @@
-"""A sheet of SVG, written by hand so that the drawings need no library and come out the same byte for byte."""
+"""A sheet of SVG, written by hand so that the drawings need no library and come out the same byte
+for byte.
+"""
 
 import re
 from xml.sax.saxutils import escape
 
 INK, GREY, PALE, PAPER = "#1f2933", "#6b7780", "#eef2f4", "#ffffff"
-FEMALE, MALE, ACCENT = "#d55e00", "#0072b2", "#0b6e6e"  # Okabe-Ito orange and blue; never red against green
+# Okabe-Ito orange and blue; never red against green
+FEMALE, MALE, ACCENT = "#d55e00", "#0072b2", "#0b6e6e"
 FONT = "Lato, 'Segoe UI', Helvetica, Arial, sans-serif"
 
 
@@ -17,14 +20,33 @@ class Sheet:
 
     def add(self, name, text=None, **attributes):
         """Add one element; underscores in attribute names become hyphens."""
-        given = "".join(f' {key.replace("_", "-")}="{_short(value)}"' for key, value in attributes.items())
-        self.parts.append(f"<{name}{given}/>" if text is None else f"<{name}{given}>{text}</{name}>")
+        given = "".join(
+            f' {key.replace("_", "-")}="{_short(value)}"' for key, value in attributes.items()
+        )
+        self.parts.append(
+            f"<{name}{given}/>" if text is None else f"<{name}{given}>{text}</{name}>"
+        )
 
     def box(self, x, y, w, h, fill=PALE, stroke=GREY, radius=8, **more):
-        self.add("rect", x=x, y=y, width=w, height=h, rx=radius, fill=fill, stroke=stroke, stroke_width=1.5, **more)
+        self.add(
+            "rect",
+            x=x,
+            y=y,
+            width=w,
+            height=h,
+            rx=radius,
+            fill=fill,
+            stroke=stroke,
+            stroke_width=1.5,
+            **more,
+        )
 
-    def text(self, x, y, words, size=15, fill=INK, anchor="middle", weight="normal", style="normal"):
-        """Write `words` with the first base line at `y`; a newline starts a line, x_t gets its subscript."""
+    def text(
+        self, x, y, words, size=15, fill=INK, anchor="middle", weight="normal", style="normal"
+    ):
+        """Write `words` with the first base line at `y`; a newline starts a line, x_t gets its
+        subscript.
+        """
         for row, line in enumerate(words.split("\n")):
             self.add(
                 "text",
@@ -43,7 +65,14 @@ class Sheet:
         """A box with its words in the middle."""
         self.box(x, y, w, h, fill, stroke)
         rows = words.count("\n") + 1
-        self.text(x + w / 2, y + h / 2 + size * 0.35 - (rows - 1) * size * 0.65, words, size, ink, weight=weight)
+        self.text(
+            x + w / 2,
+            y + h / 2 + size * 0.35 - (rows - 1) * size * 0.65,
+            words,
+            size,
+            ink,
+            weight=weight,
+        )
 
     def line(self, x1, y1, x2, y2, stroke=INK, width=1.5, dash=None):
         more = {"stroke_dasharray": dash} if dash else {}
@@ -55,8 +84,16 @@ class Sheet:
         ux, uy = (x2 - x1) / length, (y2 - y1) / length
         bx, by = x2 - ux * head, y2 - uy * head
         self.line(x1, y1, bx, by, stroke, width, dash)
-        corners = [(x2, y2), (bx - uy * head / 2, by + ux * head / 2), (bx + uy * head / 2, by - ux * head / 2)]
-        self.add("polygon", points=" ".join(f"{_short(px)},{_short(py)}" for px, py in corners), fill=stroke)
+        corners = [
+            (x2, y2),
+            (bx - uy * head / 2, by + ux * head / 2),
+            (bx + uy * head / 2, by - ux * head / 2),
+        ]
+        self.add(
+            "polygon",
+            points=" ".join(f"{_short(px)},{_short(py)}" for px, py in corners),
+            fill=stroke,
+        )
 
     def dot(self, x, y, r=4, fill=INK, stroke="none"):
         self.add("circle", cx=x, cy=y, r=r, fill=fill, stroke=stroke)
@@ -70,7 +107,9 @@ class Sheet:
             f'width="{self.width}" height="{self.height}" role="img">'
         )
         ground = f'<rect width="{self.width}" height="{self.height}" fill="{self.ground}"/>'
-        return "\n".join([head, f"<title>{escape(self.title)}</title>", ground, *self.parts, "</svg>", ""])
+        return "\n".join(
+            [head, f"<title>{escape(self.title)}</title>", ground, *self.parts, "</svg>", ""]
+        )
 
 
 def _subscripts(words, size):
@@ -80,5 +119,7 @@ def _subscripts(words, size):
 
 
 def _short(value):
-    """Numbers with at most two decimals, so that the files do not depend on the last bit of a float."""
+    """Numbers with at most two decimals, so that the files do not depend on the last bit of a
+    float.
+    """
     return f"{value:.2f}".rstrip("0").rstrip(".") if isinstance(value, float) else str(value)

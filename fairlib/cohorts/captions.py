@@ -1,6 +1,8 @@
-"""What a caption says: short radiology captions, and the neutral prompts that the study samples from.
+"""What a caption says: short radiology captions, and the neutral prompts that the study samples
+from.
 
-ROCO captions hardly ever name sex (about one in twenty), so a prompt that says nothing of sex is the right test.
+ROCO captions hardly ever name sex (about one in twenty), so a prompt that says nothing of sex is
+the right test.
 """
 
 from __future__ import annotations
@@ -18,7 +20,10 @@ _CONTRAST = {
     "t2": ("T2-weighted", "T2 weighted"),
     "flair": ("FLAIR", "fluid attenuated inversion recovery"),
 }
-_GRADE = {"HGG": ("high-grade glioma", "glioblastoma"), "LGG": ("low-grade glioma", "diffuse low-grade glioma")}
+_GRADE = {
+    "HGG": ("high-grade glioma", "glioblastoma"),
+    "LGG": ("low-grade glioma", "diffuse low-grade glioma"),
+}
 _TEMPLATES = (
     "Axial {contrast} MRI of the brain showing a {grade} in the {side} hemisphere.",
     "{contrast} axial MR image of the brain with a {grade} on the {side} side.",
@@ -47,21 +52,29 @@ class Prompt:
         return self.grade
 
 
-def caption(contrast: str, grade: str = "none", side: str = "none", template: int = 0, person: str = "") -> str:
+def caption(
+    contrast: str, grade: str = "none", side: str = "none", template: int = 0, person: str = ""
+) -> str:
     """The caption of one slice.
 
-    `template` picks one of four wordings (synonyms change with it); `person`, such as "54-year-old woman",
-    is put in front as "A 54-year-old woman." and left out when empty.
+    `template` picks one of four wordings (synonyms change with it); `person`, such as "54-year-old
+    woman", is put in front as "A 54-year-old woman." and left out when empty.
     """
     synonym = template // len(_TEMPLATES) % 2
     form = (_NORMAL if grade == "none" else _TEMPLATES)[template % len(_TEMPLATES)]
-    words = {"contrast": _CONTRAST[contrast][synonym], "grade": _GRADE.get(grade, ("", ""))[synonym], "side": side}
+    words = {
+        "contrast": _CONTRAST[contrast][synonym],
+        "grade": _GRADE.get(grade, ("", ""))[synonym],
+        "side": side,
+    }
     text = form.format(**words)
     return f"{text} {person[:1].upper()}{person[1:]}." if person else text
 
 
 def mirrored(text: str) -> str:
-    """The caption of the same slice seen in a mirror: "left" and "right" change places, all else stays."""
+    """The caption of the same slice seen in a mirror: "left" and "right" change places, all else
+    stays.
+    """
     return re.sub(r"\b(left|right)\b", lambda word: SIDES[1 - SIDES.index(word[0])], text)
 
 
@@ -75,5 +88,8 @@ EVALUATION_PROMPTS = tuple(
     for i, contrast in enumerate(CONTRASTS)
     for j, grade in enumerate(GRADES)
 )
-# The same and one prompt a contrast without a tumour: "tumour" can only be checked where some ask for none.
-FIDELITY_PROMPTS = EVALUATION_PROMPTS + tuple(_prompt(contrast, "none", "none") for contrast in CONTRASTS)
+# The same and one prompt a contrast without a tumour: "tumour" can only be checked where some ask
+# for none.
+FIDELITY_PROMPTS = EVALUATION_PROMPTS + tuple(
+    _prompt(contrast, "none", "none") for contrast in CONTRASTS
+)

@@ -1,7 +1,9 @@
-"""How large a voxel is and which way it lies: what a NIfTI-1 header says in three places, and not always alike.
+"""How large a voxel is and which way it lies: what a NIfTI-1 header says in three places, and not
+always alike.
 
-The sform states directions and size, the qform directions, and pixdim the size that goes with the qform. In the
-release of ACDC the sform holds directions only (its columns have length 1), and the true size stands in pixdim.
+The sform states directions and size, the qform directions, and pixdim the size that goes with the
+qform. In the release of ACDC the sform holds directions only (its columns have length 1), and the
+true size stands in pixdim.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ import numpy as np
 from nibabel.nifti1 import Nifti1Header
 from nibabel.spatialimages import HeaderDataError
 
-from ..errors import CorruptScan
+from fairlib.errors import CorruptScan
 
 VOXEL_MM = (0.01, 100.0)
 SAME_SIZE = 0.01  # sizes further apart than this share are two sizes, not one that was rounded
@@ -23,12 +25,14 @@ REMEDY = "set its orientation again (sform or qform, in mm)"
 
 
 def read_affine(path: str | Path, header: Nifti1Header) -> tuple[np.ndarray, str]:
-    """From voxel to mm (float64 [4, 4], RAS), and a note, empty unless the size of a voxel is not the sform's.
+    """From voxel to mm (float64 [4, 4], RAS), and a note, empty unless the size of a voxel is not
+    the sform's.
 
-    As NIfTI-1 asks, a coded sform goes before a coded qform. Where the sform's size is not that of pixdim (by more than
-    1 %), pixdim counts: with the qform, which is built on it, if that has a code; else with the sform's directions, if
-    all its columns have length 1, for then it states no size. Raises `CorruptScan` when the sform states another size
-    and no qform decides, and when the affine is singular, not finite, not in mm, or of voxels that are not a scan's.
+    As NIfTI-1 asks, a coded sform goes before a coded qform. Where the sform's size is not that of
+    pixdim (by more than 1 %), pixdim counts: with the qform, which is built on it, if that has a
+    code; else with the sform's directions, if all its columns have length 1, for then it states no
+    size. Raises `CorruptScan` when the sform states another size and no qform decides, and when the
+    affine is singular, not finite, not in mm, or of voxels that are not a scan's.
     """
     if (units := int(header["xyzt_units"]) & 7) not in (0, 2):  # 0 unknown, 2 mm
         raise CorruptScan(path, f"units of space are code {units}, not millimetres; {REMEDY}")
@@ -42,12 +46,16 @@ def read_affine(path: str | Path, header: Nifti1Header) -> tuple[np.ndarray, str
     if _same(voxel_sizes(best), np.ones(3)):
         affine = _checked(path, lambda: best @ np.diag([*stated, 1.0]))
         return affine, f"{found}; taken from pixdim, with the directions of the sform"
-    raise CorruptScan(path, f"states two sizes of a voxel ({found}) and has no qform that decides; "
-                            "write the size that the scanner's protocol says into both")
+    raise CorruptScan(
+        path,
+        f"states two sizes of a voxel ({found}) and has no qform that decides; "
+        "write the size that the scanner's protocol says into both",
+    )
 
 
 def scale_note(paths: Iterable[str | Path]) -> str:
-    """The first of these scans whose voxel size is not its sform's, and both sizes; "" if there is none.
+    """The first of these scans whose voxel size is not its sform's, and both sizes; "" if there is
+    none.
 
     Only headers are read, of files that `read_volume` or `read_frames` has accepted.
     """
@@ -65,7 +73,11 @@ def voxel_sizes(affine: np.ndarray) -> np.ndarray:
 def _head(path: Path) -> bytes:
     with path.open("rb") as file:
         head = file.read(HEAD_PACKED)
-    return zlib.decompressobj(wbits=31).decompress(head, HEADER_BYTES) if path.name.endswith(".gz") else head[:HEADER_BYTES]
+    return (
+        zlib.decompressobj(wbits=31).decompress(head, HEADER_BYTES)
+        if path.name.endswith(".gz")
+        else head[:HEADER_BYTES]
+    )
 
 
 def _same(sizes: np.ndarray, others: np.ndarray) -> bool:
@@ -88,6 +100,8 @@ def _checked(path: str | Path, make: Callable[[], np.ndarray]) -> np.ndarray:
         raise CorruptScan(path, f"affine holds NaN or infinity; {REMEDY}")
     if sizes.min() < VOXEL_MM[0] or sizes.max() > VOXEL_MM[1] or volume < 1e-3 * sizes.prod():
         raise CorruptScan(
-            path, f"affine is singular or its voxels of {sizes.round(4).tolist()} mm are not a scan's; {REMEDY}"
+            path,
+            f"affine is singular or its voxels of {sizes.round(4).tolist()} mm are not a scan's; "
+            f"{REMEDY}",
         )
     return affine

@@ -1,4 +1,6 @@
-"""ROCO and ROCOv2: radiology pictures with captions, read from the layouts in which they are released."""
+"""ROCO and ROCOv2: radiology pictures with captions, read from the layouts in which they are
+released.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +11,24 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ..errors import DataError
-from ..settings import unknown_key
-from .table import Cohort, report
-from .text_tables import column, read_rows, read_text, refuse_twice
+from fairlib.cohorts.table import Cohort, report
+from fairlib.cohorts.text_tables import column, read_rows, read_text, refuse_twice
+from fairlib.errors import DataError
+from fairlib.settings import unknown_key
 
-FEMALE = ("female", "females", "woman", "women", "girl", "girls", "lady", "ladies", "she", "her", "hers")
+FEMALE = (
+    "female",
+    "females",
+    "woman",
+    "women",
+    "girl",
+    "girls",
+    "lady",
+    "ladies",
+    "she",
+    "her",
+    "hers",
+)
 MALE = ("male", "males", "man", "men", "boy", "boys", "gentleman", "gentlemen", "he", "him", "his")
 TRUTH = ("subject", "sex", "contrast", "grade", "side", "age")
 COLUMNS = (
@@ -35,22 +49,31 @@ MAX_PIXELS = 1 << 26
 
 
 def read_roco(root: str | Path, split: str = "train", size: int = 128) -> Cohort:
-    """ROCO's radiology part: `root/data/<split>/radiology/captions.txt` (id, tab, caption) and `images/<id>.jpg`.
+    """ROCO's radiology part: `root/data/<split>/radiology/captions.txt` (id, tab, caption) and
+    `images/<id>.jpg`.
 
-    `split`: "train", "validation" or "test". One row an image; columns as in a brain cohort, and split, mentions_sex
-    (bool) and sex_in_caption ("F", "M", "both", "none"). `subject` is the article (PMC id) of `licences.txt` where that
-    file is there, else the image. Sex and other truths come from `truth.csv` (phantoms only), else they are missing.
-    Captions whose image was never fetched are listed in `excluded`. Raises `DataError` on another layout.
+    `split`: "train", "validation" or "test". One row an image; columns as in a brain cohort, and
+    split, mentions_sex (bool) and sex_in_caption ("F", "M", "both", "none"). `subject` is the
+    article (PMC id) of `licences.txt` where that file is there, else the image. Sex and other
+    truths come from `truth.csv` (phantoms only), else they are missing. Captions whose image was
+    never fetched are listed in `excluded`. Raises `DataError` on another layout.
     """
     folder = _split_folder(Path(root), split) / "radiology"
     captions = _tabbed_captions(folder / "captions.txt")
     return _cohort(
-        "roco", captions, folder / "images", split, size, _articles(folder / "licences.txt"), folder / "truth.csv"
+        "roco",
+        captions,
+        folder / "images",
+        split,
+        size,
+        _articles(folder / "licences.txt"),
+        folder / "truth.csv",
     )
 
 
 def read_rocov2(root: str | Path, split: str = "train", size: int = 128) -> Cohort:
-    """ROCOv2's csv form: `root/<split>_captions.csv` (ID, Caption) and `root/<split>_images/<id>.jpg`.
+    """ROCOv2's csv form: `root/<split>_captions.csv` (ID, Caption) and
+    `root/<split>_images/<id>.jpg`.
 
     `split`: "train", "valid" or "test". The rest as `read_roco`; the subject is the image.
     """
@@ -58,11 +81,15 @@ def read_rocov2(root: str | Path, split: str = "train", size: int = 128) -> Coho
     if split not in ("train", "valid", "test"):
         raise DataError(unknown_key(split, ["train", "valid", "test"], "the splits of ROCOv2"))
     captions = _csv_captions(root / f"{split}_captions.csv")
-    return _cohort("rocov2", captions, root / f"{split}_images", split, size, {}, root / "truth.csv")
+    return _cohort(
+        "rocov2", captions, root / f"{split}_images", split, size, {}, root / "truth.csv"
+    )
 
 
 def sex_in_caption(caption: str) -> str:
-    """ "F", "M", "both" or "none": whether whole words of a caption name a sex ("HER-2" is not one)."""
+    """ "F", "M", "both" or "none": whether whole words of a caption name a sex ("HER-2" is not
+    one).
+    """
     return {(True, False): "F", (False, True): "M", (True, True): "both"}.get(
         (bool(_FEMALE.search(caption)), bool(_MALE.search(caption))), "none"
     )
@@ -78,20 +105,30 @@ def open_picture(path: Path, mode: str = "L"):
     try:
         with Image.open(path) as picture:
             if picture.width * picture.height > MAX_PIXELS:
-                raise DataError(f"{path}: {picture.width} x {picture.height} pixels; make it smaller")
+                raise DataError(
+                    f"{path}: {picture.width} x {picture.height} pixels; make it smaller"
+                )
             return picture.convert(mode)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+    except (
+        OSError,
+        SyntaxError,
+        ValueError,
+        Image.DecompressionBombError,
+        Image.DecompressionBombWarning,
+    ) as error:
         raise (
             error
             if isinstance(error, DataError)
             else DataError(
-                f"{path}: cannot be decoded ({error}); fetch it again or delete it, then it is counted as missing"
+                f"{path}: cannot be decoded ({error}); fetch it again or delete it, then it is "
+                "counted as missing"
             )
         ) from error
 
 
 def read_picture(path: Path, size: int) -> np.ndarray:
-    """One picture as grey float32 [size, size] in [-1, 1]: padded to a square with black, then resized.
+    """One picture as grey float32 [size, size] in [-1, 1]: padded to a square with black, then
+    resized.
 
     Raises `DataError` as `open_picture`.
     """
@@ -122,7 +159,13 @@ class _PictureReader:
 
 
 def _cohort(
-    name: str, captions: dict[str, str], images: Path, split: str, size: int, articles: dict, truth: Path
+    name: str,
+    captions: dict[str, str],
+    images: Path,
+    split: str,
+    size: int,
+    articles: dict,
+    truth: Path,
 ) -> Cohort:
     kept, lost = {}, []
     present = {path.stem for path in images.glob("*.jpg")}
@@ -134,7 +177,10 @@ def _cohort(
         else:
             kept[key] = text
     if not kept:
-        raise DataError(f"{images}: none of the {len(captions)} captioned images is there; fetch the images first")
+        raise DataError(
+            f"{images}: none of the {len(captions)} captioned images is there; fetch the images "
+            "first"
+        )
     table = _with_truth(_table(kept, split, articles), truth)
     return Cohort(name, table, _PictureReader(images, size), report(lost))
 
@@ -151,19 +197,27 @@ def _table(captions: dict[str, str], split: str, articles: dict[str, str]) -> pd
 
 
 def _with_truth(table: pd.DataFrame, path: Path) -> pd.DataFrame:
-    """Fill in what a phantom knows of its images; an image the file does not name keeps its missing values."""
+    """Fill in what a phantom knows of its images; an image the file does not name keeps its missing
+    values.
+    """
     if not path.is_file():
         return table
     rows = read_rows(path)
     for name in ("image_id", *TRUTH):
         column(path, rows[0], name)
-    truth = pd.DataFrame(rows[1:], columns=rows[0], dtype="string").replace({"": pd.NA, "NA": pd.NA})
+    truth = pd.DataFrame(rows[1:], columns=rows[0], dtype="string").replace(
+        {"": pd.NA, "NA": pd.NA}
+    )
     refuse_twice(path, truth["image_id"].tolist())
     truth = truth.set_index("image_id").reindex(table["image"])
     for name in ("sex", "contrast", "grade", "side"):
         table[name] = truth[name].to_numpy()
-    table["subject"] = truth["subject"].fillna(pd.Series(table["subject"].to_numpy(), truth.index)).to_numpy()
-    table["age"] = pd.to_numeric(truth["age"], errors="coerce").to_numpy(dtype=float, na_value=np.nan)
+    table["subject"] = (
+        truth["subject"].fillna(pd.Series(table["subject"].to_numpy(), truth.index)).to_numpy()
+    )
+    table["age"] = pd.to_numeric(truth["age"], errors="coerce").to_numpy(
+        dtype=float, na_value=np.nan
+    )
     return table.astype(dict.fromkeys(("sex", "contrast", "grade", "side"), "string"))
 
 
@@ -181,7 +235,10 @@ def _tabbed_captions(path: Path) -> dict[str, str]:
             continue
         key, tab, caption = line.partition("\t")
         if not tab:
-            raise DataError(f"{path}: line {number} has no tab between id and caption; take the file from the release")
+            raise DataError(
+                f"{path}: line {number} has no tab between id and caption; take the file from the "
+                "release"
+            )
         pairs.append((key.strip(), caption.strip()))
     return _unique(path, pairs)
 
@@ -194,9 +251,11 @@ def _csv_captions(path: Path) -> dict[str, str]:
 
 
 def _articles(path: Path) -> dict[str, str]:
-    """Image id -> PMC id, so that two figures of one article (one patient, most often) are never split apart.
+    """Image id -> PMC id, so that two figures of one article (one patient, most often) are never
+    split apart.
 
-    The column PMC_ID holds article and figure, as `PMC4608653_cro-0008-0385-g01.jpg`: the article ends at the first "_".
+    The column PMC_ID holds article and figure, as `PMC4608653_cro-0008-0385-g01.jpg`: the article
+    ends at the first "_".
     """
     if not path.is_file():
         return {}

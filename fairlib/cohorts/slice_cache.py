@@ -1,4 +1,6 @@
-"""Pictures kept once drawn, on disk (one safetensors file a subject) or in memory: no volume is opened twice."""
+"""Pictures kept once drawn, on disk (one safetensors file a subject) or in memory: no volume is
+opened twice.
+"""
 
 from __future__ import annotations
 
@@ -8,30 +10,40 @@ from pathlib import Path
 
 import numpy as np
 
-from ..errors import DataError, WeightsError
-from ..files import read_tensors, write_tensors
-from ..settings import digest
-from .slices import CONTRASTS, SIDES, SliceSettings, SubjectSlices
+from fairlib.cohorts.slices import CONTRASTS, SIDES, SliceSettings, SubjectSlices
+from fairlib.errors import DataError, WeightsError
+from fairlib.io import read_tensors, write_tensors
+from fairlib.settings import digest
 
 FORMAT = 1  # raise it when slices.py draws otherwise
 
 
-def cache_path(folder: str | Path, subject: str, files: Iterable[Path], settings: SliceSettings) -> Path:
-    """Where the pictures of a subject lie: the name changes with the settings and with any file's size or time."""
+def cache_path(
+    folder: str | Path, subject: str, files: Iterable[Path], settings: SliceSettings
+) -> Path:
+    """Where the pictures of a subject lie: the name changes with the settings and with any file's
+    size or time.
+    """
     marks = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
     return Path(folder) / f"{subject}.{digest([FORMAT, settings, marks])}.safetensors"
 
 
 @dataclass
 class SliceStore:
-    """Holds the pictures of many subjects; called with an image key, it returns one float32 [size, size]."""
+    """Holds the pictures of many subjects; called with an image key, it returns one float32 [size,
+    size].
+    """
 
     folder: Path | None
     settings: SliceSettings
     _source: dict[str, Path | np.ndarray] = field(default_factory=dict, repr=False)
 
-    def add(self, subject: str, files: Iterable[Path], make: Callable[[], SubjectSlices]) -> SubjectSlices:
-        """The slices of `subject`, from the cache or, when it has none or a broken file, from `make()`."""
+    def add(
+        self, subject: str, files: Iterable[Path], make: Callable[[], SubjectSlices]
+    ) -> SubjectSlices:
+        """The slices of `subject`, from the cache or, when it has none or a broken file, from
+        `make()`.
+        """
         if self.folder is None:
             slices = make()
             self._source[subject] = slices.images
@@ -59,7 +71,9 @@ def _read_one(path: Path, number: int, contrast: int) -> np.ndarray:
         with safe_open(path, framework="numpy") as file:
             return file.get_slice("images")[number : number + 1, contrast : contrast + 1][0, 0]
     except (OSError, SafetensorError) as error:
-        raise DataError(f"{path}: cached slices are gone or broken ({error}); read the cohort again") from error
+        raise DataError(
+            f"{path}: cached slices are gone or broken ({error}); read the cohort again"
+        ) from error
 
 
 def _save(path: Path, slices: SubjectSlices) -> SubjectSlices:
@@ -86,4 +100,6 @@ def _load(path: Path) -> SubjectSlices | None:
     except WeightsError:  # a broken cache is no cache
         return None
     sides = tuple(SIDES[code] for code in kept["side"].tolist())
-    return SubjectSlices(kept["images"].numpy(), tuple(kept["index"].tolist()), sides, bool(kept["cropped"]))
+    return SubjectSlices(
+        kept["images"].numpy(), tuple(kept["index"].tolist()), sides, bool(kept["cropped"])
+    )

@@ -1,4 +1,6 @@
-"""From the five volumes of a subject to a few pictures: which slices, which grey values, which millimetres."""
+"""From the five volumes of a subject to a few pictures: which slices, which grey values, which
+millimetres.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +9,7 @@ from dataclasses import dataclass
 import nibabel
 import numpy as np
 
-from ..errors import DataError, SettingsError
+from fairlib.errors import DataError, SettingsError
 
 CONTRASTS = ("t1", "t1ce", "t2", "flair")
 SIDES = ("none", "left", "right")
@@ -17,11 +19,12 @@ SIDES = ("none", "left", "right")
 class SliceSettings:
     """How slices are chosen and drawn.
 
-    size: pixels a side. field_of_view_mm: width of the picture; a pixel is field_of_view_mm / size for everybody,
-    because the size of a brain carries sex and may not be scaled away. slices_per_subject: at most so many.
-    minimum_area: share of the subject's largest brain area a slice must show. minimum_gap_mm: least distance between
-    chosen slices. minimum_tumour_mm2: below it a slice counts as one without tumour. clip_percentiles: grey limits,
-    of the brain of the whole volume.
+    size: pixels a side. field_of_view_mm: width of the picture; a pixel is field_of_view_mm / size
+    for everybody, because the size of a brain carries sex and may not be scaled away.
+    slices_per_subject: at most so many.
+    minimum_area: share of the subject's largest brain area a slice must show. minimum_gap_mm: least
+    distance between chosen slices. minimum_tumour_mm2: below it a slice counts as one without
+    tumour. clip_percentiles: grey limits, of the brain of the whole volume.
     """
 
     size: int = 128
@@ -35,14 +38,21 @@ class SliceSettings:
     def __post_init__(self):
         if self.size < 8 or self.slices_per_subject < 1 or self.field_of_view_mm <= 0:
             raise SettingsError(
-                f"{self}: size must be at least 8, slices_per_subject at least 1, field_of_view_mm positive"
+                f"{self}: size must be at least 8, slices_per_subject at least 1, field_of_view_mm "
+                "positive"
             )
         if not 0 < self.minimum_area <= 1 or self.minimum_gap_mm < 0 or self.minimum_tumour_mm2 < 0:
             raise SettingsError(
-                f"{self}: minimum_area must lie in (0, 1], minimum_gap_mm and minimum_tumour_mm2 above 0"
+                f"{self}: minimum_area must lie in (0, 1], minimum_gap_mm and minimum_tumour_mm2 "
+                "above 0"
             )
-        if len(self.clip_percentiles) != 2 or not 0 <= self.clip_percentiles[0] < self.clip_percentiles[1] <= 100:
-            raise SettingsError(f"{self}: clip_percentiles must be two growing numbers from 0 to 100")
+        if (
+            len(self.clip_percentiles) != 2
+            or not 0 <= self.clip_percentiles[0] < self.clip_percentiles[1] <= 100
+        ):
+            raise SettingsError(
+                f"{self}: clip_percentiles must be two growing numbers from 0 to 100"
+            )
 
 
 STANDARD = SliceSettings()
@@ -52,8 +62,10 @@ STANDARD = SliceSettings()
 class SubjectSlices:
     """The pictures of one subject.
 
-    images: float32 [n, contrasts, size, size] in [-1, 1]; index: axial index of each slice, from the feet up;
-    side: "left", "right" (the patient's) or "none" for each; cropped: whether the brain exceeds the picture.
+    images: float32 [n, contrasts, size, size] in [-1, 1]; index: axial index of each slice, from
+    the feet up;
+    side: "left", "right" (the patient's) or "none" for each; cropped: whether the brain exceeds the
+    picture.
     """
 
     images: np.ndarray
@@ -65,9 +77,11 @@ class SubjectSlices:
 def extract(
     volumes: dict[str, np.ndarray], labels: np.ndarray, affine: np.ndarray, settings: SliceSettings
 ) -> SubjectSlices:
-    """Choose, normalise and draw the slices of one subject from skull-stripped `volumes` (0 = background) on one grid.
+    """Choose, normalise and draw the slices of one subject from skull-stripped `volumes` (0 =
+    background) on one grid.
 
-    Raises `DataError` when a volume shows nothing. The picture is centred on the bounding box of the whole brain.
+    Raises `DataError` when a volume shows nothing. The picture is centred on the bounding box of
+    the whole brain.
     """
     names, volumes = list(volumes), [to_canonical(volume, affine)[0] for volume in volumes.values()]
     for name, volume in zip(names, volumes, strict=True):
@@ -77,16 +91,27 @@ def extract(
     tumour, brain = tumour > 0, np.logical_or.reduce([volume != 0 for volume in volumes])
     boxes = [_extent(brain, axis) for axis in (0, 1)]
     index = choose_slices(_areas(brain, sizes), _areas(tumour, sizes), sizes[2], settings)
-    drawers = [resampling(brain.shape[axis], sizes[axis], sum(boxes[axis]) / 2, settings) for axis in (0, 1)]
+    drawers = [
+        resampling(brain.shape[axis], sizes[axis], sum(boxes[axis]) / 2, settings)
+        for axis in (0, 1)
+    ]
     grey = [normalise(volume, index, settings.clip_percentiles) for volume in volumes]
-    images = np.stack([[draw(volume[..., k], *drawers) for volume in grey] for k in range(len(index))])
-    sides = [side_of(tumour[..., z], sum(boxes[0]) / 2, sizes, settings.minimum_tumour_mm2) for z in index]
+    images = np.stack(
+        [[draw(volume[..., k], *drawers) for volume in grey] for k in range(len(index))]
+    )
+    sides = [
+        side_of(tumour[..., z], sum(boxes[0]) / 2, sizes, settings.minimum_tumour_mm2)
+        for z in index
+    ]
     widths = [(high - low + 1) * sizes[axis] for axis, (low, high) in enumerate(boxes)]
-    return SubjectSlices(images, tuple(index), tuple(sides), max(widths) > settings.field_of_view_mm)
+    return SubjectSlices(
+        images, tuple(index), tuple(sides), max(widths) > settings.field_of_view_mm
+    )
 
 
 def to_canonical(volume: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Turn and flip the axes (no interpolation) until they run to Right, Anterior, Superior; also voxel sizes in mm.
+    """Turn and flip the axes (no interpolation) until they run to Right, Anterior, Superior; also
+    voxel sizes in mm.
 
     An oblique affine is taken at its nearest axes.
     """
@@ -96,12 +121,15 @@ def to_canonical(volume: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, np
     return nibabel.apply_orientation(volume, turn), sizes
 
 
-def choose_slices(brain: np.ndarray, tumour: np.ndarray, spacing: float, settings: SliceSettings) -> list[int]:
+def choose_slices(
+    brain: np.ndarray, tumour: np.ndarray, spacing: float, settings: SliceSettings
+) -> list[int]:
     """Indices of the informative slices, growing, given each slice's brain and tumour area in mm^2.
 
-    Among slices with at least `minimum_area` of the largest brain area, take greedily the one with most tumour (ties:
-    more brain, then lower index) that lies at least `minimum_gap_mm` from those taken, until there are enough.
-    Without a tumour that means most brain. Fewer come back when the gap leaves no more.
+    Among slices with at least `minimum_area` of the largest brain area, take greedily the one with
+    most tumour (ties: more brain, then lower index) that lies at least `minimum_gap_mm` from those
+    taken, until there are enough. Without a tumour that means most brain. Fewer come back when the
+    gap leaves no more.
     """
     candidates = np.flatnonzero(brain >= settings.minimum_area * brain.max())
     order = sorted(candidates.tolist(), key=lambda z: (-tumour[z], -brain[z], z))
@@ -113,30 +141,38 @@ def choose_slices(brain: np.ndarray, tumour: np.ndarray, spacing: float, setting
     return sorted(chosen)
 
 
-def normalise(volume: np.ndarray, index: list[int], percentiles: tuple[float, ...] = (0.5, 99.5)) -> np.ndarray:
+def normalise(
+    volume: np.ndarray, index: list[int], percentiles: tuple[float, ...] = (0.5, 99.5)
+) -> np.ndarray:
     """The slices `index` of `volume` as grey in [0, 1], background 0: [X, Y, len(index)].
 
-    Linear between two percentiles of the brain (non-zero voxels) of the whole volume, clipped outside them.
-    Raises `DataError` when the brain has but one value.
+    Linear between two percentiles of the brain (non-zero voxels) of the whole volume, clipped
+    outside them. Raises `DataError` when the brain has but one value.
     """
     low, high = np.percentile(volume[volume != 0], percentiles)
     if not high > low:
-        raise DataError(f"shows no contrast: its brain has the single value {low:g}; export it again")
+        raise DataError(
+            f"shows no contrast: its brain has the single value {low:g}; export it again"
+        )
     chosen = volume[..., index].astype(np.float64)
     return np.where(chosen != 0, np.clip((chosen - low) / (high - low), 0, 1), 0)
 
 
 def resampling(n: int, spacing: float, centre: float, settings: SliceSettings) -> np.ndarray:
-    """The [size, n] matrix that takes one axis of `n` voxels to pixels: bilinear, averaging over area when it shrinks.
+    """The [size, n] matrix that takes one axis of `n` voxels to pixels: bilinear, averaging over
+    area when it shrinks.
 
-    The picture starts on the edge of the voxel that best puts `centre` (in voxels) into its middle, so that a grid
-    which is already right is copied, not blurred. Beyond the volume there is background.
+    The picture starts on the edge of the voxel that best puts `centre` (in voxels) into its middle,
+    so that a grid which is already right is copied, not blurred. Beyond the volume there is
+    background.
     """
     step = settings.field_of_view_mm / settings.size / spacing  # voxels a pixel
     start = np.floor(centre + 1 - settings.size * step / 2)
     place = start - 0.5 + (np.arange(settings.size) + 0.5) * step
     reach = max(step, 1.0)
-    voxel = np.floor(place)[:, None].astype(int) + np.arange(-int(np.ceil(reach)), int(np.ceil(reach)) + 2)
+    voxel = np.floor(place)[:, None].astype(int) + np.arange(
+        -int(np.ceil(reach)), int(np.ceil(reach)) + 2
+    )
     weight = np.clip(1 - np.abs(voxel - place[:, None]) / reach, 0, None)
     weight /= weight.sum(axis=1, keepdims=True)
     matrix, inside = np.zeros((settings.size, n)), (voxel >= 0) & (voxel < n)
@@ -155,7 +191,9 @@ def draw(grey: np.ndarray, across: np.ndarray, along: np.ndarray) -> np.ndarray:
 
 
 def side_of(tumour: np.ndarray, midline: float, sizes: np.ndarray, minimum_mm2: float) -> str:
-    """The patient's side that holds most of the tumour of a RAS slice; "none" below `minimum_mm2` or without any."""
+    """The patient's side that holds most of the tumour of a RAS slice; "none" below `minimum_mm2`
+    or without any.
+    """
     count = tumour.sum(axis=1)
     if not count.any() or count.sum() * sizes[0] * sizes[1] < minimum_mm2:
         return "none"

@@ -1,10 +1,18 @@
-"""Pictures: a DataFrame (or images) in, Axes (or a Figure) out, `ax=` as in seaborn. Call `house_style()` once."""
+"""Pictures: a DataFrame (or images) in, Axes (or a Figure) out, `ax=` as in seaborn. Call
+`house_style()` once.
+"""
 
-from .distributions import extent_by_sex, logit_distributions, reliability, reliability_diagram, roc_curves
-from .images import before_after, image_grid
-from .shares import cohort_bars, guidance_sweep, per_prompt_shares, share_by_judge
-from .style import LOOKS, NAMED, house_style, looks
-from .training import training_curves
+from fairlib.figures.distributions import (
+    extent_by_sex,
+    logit_distributions,
+    reliability,
+    reliability_diagram,
+    roc_curves,
+)
+from fairlib.figures.images import before_after, image_grid
+from fairlib.figures.shares import cohort_bars, guidance_sweep, per_prompt_shares, share_by_judge
+from fairlib.figures.style import LOOKS, NAMED, house_style, looks
+from fairlib.figures.training import training_curves
 
 __all__ = [
     "LOOKS",

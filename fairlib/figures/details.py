@@ -1,4 +1,6 @@
-"""A closer look: values with intervals, curves, maps and outlines laid over slices, and where each image is told to go."""
+"""A closer look: values with intervals, curves, maps and outlines laid over slices, and where each
+image is told to go.
+"""
 
 from __future__ import annotations
 
@@ -7,28 +9,60 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from .images import _checked, _sheet
-from .style import GREY, INK, NAMED, axes, error_bars, legend_below, looks, need, percent
-from .training import training_curves
+from fairlib.figures.images import _checked, _sheet
+from fairlib.figures.style import (
+    GREY,
+    INK,
+    NAMED,
+    axes,
+    error_bars,
+    legend_below,
+    looks,
+    need,
+    percent,
+)
+from fairlib.figures.training import training_curves
 
 
-def dots(table, x: str, y: str, by: str, reference: float | None = None, words: str = "", share: bool = False,
-         label: str = "", ax: Axes | None = None) -> Axes:
-    """A value with its interval for each name in column `y`, one mark a series of column `by`, told apart by shape too.
+def dots(
+    table,
+    x: str,
+    y: str,
+    by: str,
+    reference: float | None = None,
+    words: str = "",
+    share: bool = False,
+    label: str = "",
+    ax: Axes | None = None,
+) -> Axes:
+    """A value with its interval for each name in column `y`, one mark a series of column `by`, told
+    apart by shape too.
 
-    table: `y, by, x` and, where known, `<x>_low, <x>_high`. reference: a vertical line, named `words` in the legend;
+    table: `y, by, x` and, where known, `<x>_low, <x>_high`. reference: a vertical line, named
+    `words` in the legend;
     share: label the axis in percent.
     """
     need(table, x, y, by)
     rows, series = list(dict.fromkeys(table[y])), looks(table[by])
     ax = axes(ax, figsize=(6.4, 1.2 + 0.5 * len(rows)))
     if reference is not None:
-        ax.axvline(reference, color=INK, linestyle=":", linewidth=1.6, zorder=1, label=words or None)
+        ax.axvline(
+            reference, color=INK, linestyle=":", linewidth=1.6, zorder=1, label=words or None
+        )
     slots = (np.arange(len(series)) - (len(series) - 1) / 2) * min(0.2, 0.7 / len(series))
     for (name, look), slot in zip(series.items(), slots, strict=True):
         part = table[table[by] == name]
-        ax.errorbar(part[x], part[y].map(rows.index) + slot, xerr=error_bars(part, x), fmt=look.marker, color=look.colour,
-                    capsize=2, elinewidth=1.4, label=name, zorder=3)
+        ax.errorbar(
+            part[x],
+            part[y].map(rows.index) + slot,
+            xerr=error_bars(part, x),
+            fmt=look.marker,
+            color=look.colour,
+            capsize=2,
+            elinewidth=1.4,
+            label=name,
+            zorder=3,
+        )
     ax.set_yticks(range(len(rows)), rows)
     ax.set(ylim=(len(rows) - 0.5, -0.5), xlabel=label or x)
     ax.grid(False, axis="y")
@@ -39,14 +73,27 @@ def dots(table, x: str, y: str, by: str, reference: float | None = None, words: 
     return ax
 
 
-def lines(table, x: str, y: str, by: str, label_x: str = "", label_y: str = "", share: bool = False, log: bool = False,
-          ax: Axes | None = None) -> Axes:
-    """Column `y` against column `x`, one line with its own mark and dash for each series of column `by`."""
+def lines(
+    table,
+    x: str,
+    y: str,
+    by: str,
+    label_x: str = "",
+    label_y: str = "",
+    share: bool = False,
+    log: bool = False,
+    ax: Axes | None = None,
+) -> Axes:
+    """Column `y` against column `x`, one line with its own mark and dash for each series of column
+    `by`.
+    """
     need(table, x, y, by)
     ax = axes(ax)
     for name, look in looks(table[by]).items():
         part = table[table[by] == name].sort_values(x)
-        ax.plot(part[x], part[y], color=look.colour, marker=look.marker, linestyle=look.line, label=name)
+        ax.plot(
+            part[x], part[y], color=look.colour, marker=look.marker, linestyle=look.line, label=name
+        )
     ax.set(xlabel=label_x or x, ylabel=label_y or y)
     if log:
         ax.set_yscale("log")
@@ -56,19 +103,29 @@ def lines(table, x: str, y: str, by: str, label_x: str = "", label_y: str = "", 
     return ax
 
 
-def panels(table, x: str, y: str, by: str, column: str, label_y: str = "", share: bool = False) -> Figure:
-    """`lines` once for each value of `column`, side by side on one scale of `y`, with one legend for all."""
+def panels(
+    table, x: str, y: str, by: str, column: str, label_y: str = "", share: bool = False
+) -> Figure:
+    """`lines` once for each value of `column`, side by side on one scale of `y`, with one legend
+    for all.
+    """
     need(table, x, y, by, column)
     names = list(dict.fromkeys(table[column]))
-    figure, grid = plt.subplots(1, len(names), figsize=(4.2 * len(names), 3.8), sharey=True, layout="constrained")
+    figure, grid = plt.subplots(
+        1, len(names), figsize=(4.2 * len(names), 3.8), sharey=True, layout="constrained"
+    )
     for panel, name in zip(np.atleast_1d(grid), names, strict=True):
         lines(table[table[column] == name], x, y, by, name, label_y, share, ax=panel)
     return _one_legend(figure)
 
 
 def curves(table, values: dict[str, float | None], by: str = "arm", smooth: int = 1) -> Figure:
-    """`training_curves` of several quantities, {column: target or None}, side by side with one legend for all."""
-    figure, grid = plt.subplots(1, len(values), figsize=(2.9 * len(values), 3.2), layout="constrained")
+    """`training_curves` of several quantities, {column: target or None}, side by side with one
+    legend for all.
+    """
+    figure, grid = plt.subplots(
+        1, len(values), figsize=(2.9 * len(values), 3.2), layout="constrained"
+    )
     for panel, (value, target) in zip(np.atleast_1d(grid), values.items(), strict=True):
         training_curves(table, value, by, smooth, target, ax=panel)
     return _one_legend(figure)
@@ -88,9 +145,11 @@ def _one_legend(figure: Figure) -> Figure:
 
 
 def swarm(table, x: str, y: str, by: str = "sex", label: str = "", ax: Axes | None = None) -> Axes:
-    """One point a row at column `x`, in a lane for each value of column `y`, and the mean of each lane as a bar.
+    """One point a row at column `x`, in a lane for each value of column `y`, and the mean of each
+    lane as a bar.
 
-    Points are shifted within their lane by their place in the table, so that the same table gives the same picture.
+    Points are shifted within their lane by their place in the table, so that the same table gives
+    the same picture.
     """
     need(table, x, y, by)
     lanes = list(dict.fromkeys(table[y]))
@@ -98,10 +157,26 @@ def swarm(table, x: str, y: str, by: str = "sex", label: str = "", ax: Axes | No
     for name, look in looks(table[by]).items():
         part = table[table[by] == name]
         shift = (np.arange(len(part)) * 0.618 % 1 - 0.5) * 0.5
-        ax.scatter(part[x], part[y].map(lanes.index) + shift, color=look.colour, marker=look.marker, s=20, alpha=0.7,
-                   linewidth=0, label=name)
+        ax.scatter(
+            part[x],
+            part[y].map(lanes.index) + shift,
+            color=look.colour,
+            marker=look.marker,
+            s=20,
+            alpha=0.7,
+            linewidth=0,
+            label=name,
+        )
     means = table.groupby(y)[x].mean()
-    ax.plot(means[lanes], range(len(lanes)), "|", color=INK, markersize=22, markeredgewidth=2, label="mean")
+    ax.plot(
+        means[lanes],
+        range(len(lanes)),
+        "|",
+        color=INK,
+        markersize=22,
+        markeredgewidth=2,
+        label="mean",
+    )
     ax.set_yticks(range(len(lanes)), lanes)
     ax.set(ylim=(len(lanes) - 0.4, -0.6), xlabel=label or x)
     ax.grid(False, axis="y")
@@ -109,22 +184,41 @@ def swarm(table, x: str, y: str, by: str = "sex", label: str = "", ax: Axes | No
     return ax
 
 
-def cloud(table, x: str, y: str, by: str = "sex", label_x: str = "", label_y: str = "", ax: Axes | None = None) -> Axes:
+def cloud(
+    table,
+    x: str,
+    y: str,
+    by: str = "sex",
+    label_x: str = "",
+    label_y: str = "",
+    ax: Axes | None = None,
+) -> Axes:
     """One point a row, coloured and shaped by column `by`."""
     need(table, x, y, by)
     ax = axes(ax, figsize=(5.2, 4.2))
     for name, look in looks(table[by]).items():
         part = table[table[by] == name]
-        ax.scatter(part[x], part[y], color=look.colour, marker=look.marker, s=26, alpha=0.75, linewidth=0, label=name)
+        ax.scatter(
+            part[x],
+            part[y],
+            color=look.colour,
+            marker=look.marker,
+            s=26,
+            alpha=0.75,
+            linewidth=0,
+            label=name,
+        )
     ax.set(xlabel=label_x or x, ylabel=label_y or y)
     legend_below(ax)
     return ax
 
 
 def maps(images, layers: dict[str, np.ndarray], cell: float = 1.25) -> Figure:
-    """Slices [N, 1, H, W] in the first row, and below each the signed maps [N, 1, H, W] of every layer over its outline.
+    """Slices [N, 1, H, W] in the first row, and below each the signed maps [N, 1, H, W] of every
+    layer over its outline.
 
-    Each row has its own scale, symmetric about zero: orange where positive, purple where negative (as `before_after`).
+    Each row has its own scale, symmetric about zero: orange where positive, purple where negative
+    (as `before_after`).
     """
     images = _checked(images)
     layers = {name: _checked(values)[:, 0] for name, values in layers.items()}
@@ -140,7 +234,9 @@ def maps(images, layers: dict[str, np.ndarray], cell: float = 1.25) -> Figure:
 
 
 def outlines(images, shapes, titles=None, cell: float = 1.5) -> Figure:
-    """Slices [N, 1, H, W] with the outline (`measures.anatomy.Outline`) that was found drawn on each."""
+    """Slices [N, 1, H, W] with the outline (`measures.anatomy.Outline`) that was found drawn on
+    each.
+    """
     images = _checked(images)
     figure, grid = _sheet(1, len(images), cell, 0.2, None, titles)
     for panel, image, shape in zip(grid[0], images[:, 0], shapes, strict=True):
@@ -158,18 +254,42 @@ def closed_curve(shape) -> tuple[np.ndarray, np.ndarray]:
 
 
 def pulls(logits, targets, ax: Axes | None = None) -> Axes:
-    """The logits [N] of a batch in order of size, each with an arrow to its target [N]; zero parts the sexes."""
+    """The logits [N] of a batch in order of size, each with an arrow to its target [N]; zero parts
+    the sexes.
+    """
     logits, targets = np.asarray(logits, float), np.asarray(targets, float)
     ax, order = axes(ax), np.argsort(logits, kind="stable")
     logits, targets, place = logits[order], targets[order], np.arange(len(order))
     ax.axhline(0, color=GREY, linewidth=1, zorder=1)
-    ax.quiver(place, logits, np.zeros(len(order)), targets - logits, angles="xy", scale_units="xy", scale=1, width=0.003,
-              color="#9A9A9A", zorder=2)
+    ax.quiver(
+        place,
+        logits,
+        np.zeros(len(order)),
+        targets - logits,
+        angles="xy",
+        scale_units="xy",
+        scale=1,
+        width=0.003,
+        color="#9A9A9A",
+        zorder=2,
+    )
     ax.plot(place, logits, "o", color=NAMED["base"].colour, label="the guide's logit", zorder=3)
-    ax.plot(place, targets, "D", color=NAMED["target"].colour, markersize=5, label="its target", zorder=3)
+    ax.plot(
+        place,
+        targets,
+        "D",
+        color=NAMED["target"].colour,
+        markersize=5,
+        label="its target",
+        zorder=3,
+    )
     low, high = min(logits.min(), targets.min()), max(logits.max(), targets.max())
-    ax.set(xlabel="images of the batch, in order of the guide's logit", ylabel="male   0   female",
-           ylim=(low - 0.5, high + 0.5), xlim=(-1, len(order)))
+    ax.set(
+        xlabel="images of the batch, in order of the guide's logit",
+        ylabel="male   0   female",
+        ylim=(low - 0.5, high + 0.5),
+        xlim=(-1, len(order)),
+    )
     ax.yaxis.set_label_coords(-0.08, (0 - low + 0.5) / (high - low + 1))
     legend_below(ax)
     return ax

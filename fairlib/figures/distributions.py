@@ -6,12 +6,16 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from ..errors import DataError
-from .style import GREY, INK, axes, legend_below, looks, need
+from fairlib.errors import DataError
+from fairlib.figures.style import GREY, INK, axes, legend_below, looks, need
 
 
-def logit_distributions(table, value: str = "logit", by: str = "arm", ax: Axes | None = None) -> Axes:
-    """Densities of a judge's logits, one line an arm; the arm "target" is filled. table: `<by>, <value>`."""
+def logit_distributions(
+    table, value: str = "logit", by: str = "arm", ax: Axes | None = None
+) -> Axes:
+    """Densities of a judge's logits, one line an arm; the arm "target" is filled. table: `<by>,
+    <value>`.
+    """
     from scipy.stats import gaussian_kde
 
     need(table, by, value)
@@ -36,7 +40,8 @@ def logit_distributions(table, value: str = "logit", by: str = "arm", ax: Axes |
 def extent_by_sex(table, value: str = "extent_mm", by: str = "arm", ax: Axes | None = None) -> Axes:
     """The size of the brain within each sex: a violin with its box for every arm.
 
-    table: `sex` ("F"/"M", as read or as known), `<by>` (as "target", "base", "tuned") and `<value>` in mm.
+    table: `sex` ("F"/"M", as read or as known), `<by>` (as "target", "base", "tuned") and `<value>`
+    in mm.
     """
     import seaborn as sns
 
@@ -66,7 +71,9 @@ def extent_by_sex(table, value: str = "extent_mm", by: str = "arm", ax: Axes | N
         *zip(ax.get_legend().legend_handles, names, strict=True),
     ]
     for artist, name in drawn:
-        artist.set(hatch=names[name].hatch, edgecolor="white", alpha=0.4 if name == "target" else 0.75)
+        artist.set(
+            hatch=names[name].hatch, edgecolor="white", alpha=0.4 if name == "target" else 0.75
+        )
     ax.set_xticks([0, 1], ["women", "men"])
     ax.set(xlabel="", ylabel="brain diameter, mm")
     ax.grid(False, axis="x")
@@ -75,9 +82,11 @@ def extent_by_sex(table, value: str = "extent_mm", by: str = "arm", ax: Axes | N
 
 
 def reliability_diagram(table, bins: int = 10, ax: Axes | None = None) -> Axes:
-    """Observed female share against the predicted probability, in bins of equal width; larger dots hold more slices.
+    """Observed female share against the predicted probability, in bins of equal width; larger dots
+    hold more slices.
 
-    table: `p_female` in [0, 1], `truth` (1 = female) and, for several judges, `judge`. Bars: 95 % Wilson intervals.
+    table: `p_female` in [0, 1], `truth` (1 = female) and, for several judges, `judge`. Bars: 95 %
+    Wilson intervals.
     """
     need(table, "p_female", "truth")
     table = table if "judge" in table else table.assign(judge="judge")
@@ -118,16 +127,25 @@ def reliability_diagram(table, bins: int = 10, ax: Axes | None = None) -> Axes:
 
 
 def reliability(table, bins: int = 10) -> pd.DataFrame:
-    """The filled bins of a reliability diagram: `predicted` (mean p), `observed`, `low`, `high` (Wilson), `n`."""
+    """The filled bins of a reliability diagram: `predicted` (mean p), `observed`, `low`, `high`
+    (Wilson), `n`.
+    """
     code = np.minimum((table.p_female * bins).astype(int), bins - 1)
-    found = table.groupby(code).agg(predicted=("p_female", "mean"), observed=("truth", "mean"), n=("truth", "size"))
+    found = table.groupby(code).agg(
+        predicted=("p_female", "mean"), observed=("truth", "mean"), n=("truth", "size")
+    )
     z = 1.959964
     middle = (found.observed + z**2 / (2 * found.n)) / (1 + z**2 / found.n)
     reach = (
-        z * np.sqrt(found.observed * (1 - found.observed) / found.n + z**2 / (4 * found.n**2)) / (1 + z**2 / found.n)
+        z
+        * np.sqrt(found.observed * (1 - found.observed) / found.n + z**2 / (4 * found.n**2))
+        / (1 + z**2 / found.n)
     )
     # The estimate lies inside its interval exactly; rounding alone could put it a hair outside.
-    return found.assign(low=np.minimum(middle - reach, found.observed), high=np.maximum(middle + reach, found.observed))
+    return found.assign(
+        low=np.minimum(middle - reach, found.observed),
+        high=np.maximum(middle + reach, found.observed),
+    )
 
 
 def roc_curves(table, ax: Axes | None = None) -> Axes:
@@ -146,7 +164,9 @@ def roc_curves(table, ax: Axes | None = None) -> Axes:
             raise DataError(f"judge {name!r} was tried on one sex alone; a curve needs both")
         wrong, right, _ = roc_curve(part.truth, part.p_female)
         area = roc_auc_score(part.truth, part.p_female)
-        ax.plot(wrong, right, color=look.colour, linestyle=look.line, label=f"{name} (AUC {area:.3f})")
+        ax.plot(
+            wrong, right, color=look.colour, linestyle=look.line, label=f"{name} (AUC {area:.3f})"
+        )
     ax.set(
         xlim=(-0.02, 1.02),
         ylim=(-0.02, 1.02),

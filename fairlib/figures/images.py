@@ -6,7 +6,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
 
-from ..errors import DataError
+from fairlib.errors import DataError
 
 PAGE_WIDTH = 6.4  # inches
 
@@ -16,11 +16,14 @@ def image_grid(
 ) -> Figure:
     """Images [N, 1, H, W] in [-1, 1], row by row, grey.
 
-    titles: one above each image; row_labels and column_labels: one a row and a column; cell: inches a picture.
+    titles: one above each image; row_labels and column_labels: one a row and a column; cell: inches
+    a picture.
     """
     images = _checked(images)
     rows = -(-len(images) // columns)
-    figure, grid = _sheet(rows, columns, cell, 0.2 * (titles is not None), row_labels, column_labels)
+    figure, grid = _sheet(
+        rows, columns, cell, 0.2 * (titles is not None), row_labels, column_labels
+    )
     for index, panel in enumerate(grid.flat):
         if index >= len(images):
             panel.set_visible(False)
@@ -32,13 +35,17 @@ def image_grid(
 
 
 def before_after(before, after, titles=None, difference: bool = True, cell: float = 1.15) -> Figure:
-    """Pairs from the same noise: the images before, after and, with `difference`, after - before with its scale.
+    """Pairs from the same noise: the images before, after and, with `difference`, after - before
+    with its scale.
 
-    before, after: [N, 1, H, W] in [-1, 1]; titles: one above each pair. Brighter after is orange, darker is purple.
+    before, after: [N, 1, H, W] in [-1, 1]; titles: one above each pair. Brighter after is orange,
+    darker is purple.
     """
     before, after = _checked(before), _checked(after)
     if before.shape != after.shape:
-        raise DataError(f"{before.shape} before and {after.shape} after are no pairs; give the same noise twice")
+        raise DataError(
+            f"{before.shape} before and {after.shape} after are no pairs; give the same noise twice"
+        )
     labels = ["before", "after", "change"][: 2 + difference]
     figure, grid = _sheet(len(labels), len(before), cell, 0, labels, titles)
     for row, images in enumerate((before, after)):
@@ -57,7 +64,9 @@ def before_after(before, after, titles=None, difference: bool = True, cell: floa
 def _checked(images) -> np.ndarray:
     images = np.asarray(images, dtype=np.float32)
     if images.ndim != 4 or images.shape[1] != 1 or len(images) == 0:
-        raise DataError(f"images of shape {images.shape} cannot be laid out; give [N, 1, H, W] in [-1, 1]")
+        raise DataError(
+            f"images of shape {images.shape} cannot be laid out; give [N, 1, H, W] in [-1, 1]"
+        )
     return images
 
 
@@ -74,15 +83,21 @@ def _sheet(rows: int, columns: int, cell: float, extra: float, row_labels, colum
         panel.grid(False)
     for panel, label in zip(grid[:, 0], row_labels if row_labels is not None else [], strict=False):
         panel.set_ylabel(label, fontsize=9 * _enlarged(figure))
-    for panel, label in zip(grid[0], column_labels if column_labels is not None else [], strict=False):
+    for panel, label in zip(
+        grid[0], column_labels if column_labels is not None else [], strict=False
+    ):
         _title(panel, label)
     return figure, grid
 
 
 def _title(panel, text: str) -> None:
-    panel.set_title(text, fontsize=8 * _enlarged(panel.figure), fontweight="normal", loc="center", pad=3)
+    panel.set_title(
+        text, fontsize=8 * _enlarged(panel.figure), fontweight="normal", loc="center", pad=3
+    )
 
 
 def _enlarged(figure: Figure) -> float:
-    """How much larger the letters of a wide sheet are, since a page shows it made smaller: at most 1.6 times."""
+    """How much larger the letters of a wide sheet are, since a page shows it made smaller: at most
+    1.6 times.
+    """
     return float(np.clip(figure.get_figwidth() / PAGE_WIDTH, 1, 1.6))

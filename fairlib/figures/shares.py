@@ -6,21 +6,36 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from .style import NAMED, axes, error_bars, legend_below, looks, need, percent, target_line
+from fairlib.figures.style import (
+    NAMED,
+    axes,
+    error_bars,
+    legend_below,
+    looks,
+    need,
+    percent,
+    target_line,
+)
 
 
-def share_by_judge(table, target: float | None = None, value: str = "corrected", ax: Axes | None = None) -> Axes:
+def share_by_judge(
+    table, target: float | None = None, value: str = "corrected", ax: Axes | None = None
+) -> Axes:
     """Female share of every arm as each judge reads it, with intervals.
 
-    table: `arm, judge, <value>` and, where known, `<value>_low, <value>_high` (see `measures.readings.share_table`);
-    shares in [0, 1]; several rows of one arm and judge (seeds) stand side by side.
+    table: `arm, judge, <value>` and, where known, `<value>_low, <value>_high` (see
+    `measures.readings.share_table`); shares in [0, 1]; several rows of one arm and judge (seeds)
+    stand side by side.
     """
     need(table, "arm", "judge", value)
     ax, judges, arms = axes(ax), list(dict.fromkeys(table.judge)), list(dict.fromkeys(table.arm))
     target_line(ax, target)
     for (name, look), slot in zip(looks(arms).items(), _slots(len(arms)), strict=True):
         part = table[table.arm == name]
-        order = part.groupby("judge").cumcount() - (part.groupby("judge")[value].transform("size") - 1) / 2
+        order = (
+            part.groupby("judge").cumcount()
+            - (part.groupby("judge")[value].transform("size") - 1) / 2
+        )
         x = part.judge.map(judges.index) + slot + 0.05 * order
         ax.errorbar(
             x,
@@ -35,7 +50,10 @@ def share_by_judge(table, target: float | None = None, value: str = "corrected",
         )
     ax.set_xticks(range(len(judges)), judges)
     ax.set(
-        xlim=(-0.6, len(judges) - 0.4), ylim=(0, max(0.6, ax.get_ylim()[1])), ylabel="female share", xlabel="read by"
+        xlim=(-0.6, len(judges) - 0.4),
+        ylim=(0, max(0.6, ax.get_ylim()[1])),
+        ylabel="female share",
+        xlabel="read by",
     )
     percent(ax.yaxis)
     ax.grid(False, axis="x")
@@ -46,8 +64,9 @@ def share_by_judge(table, target: float | None = None, value: str = "corrected",
 def per_prompt_shares(table, target: float | None = None, ax: Axes | None = None) -> Axes:
     """Female share of every prompt before and after, a line from one to the other.
 
-    table: `arm, prompt, share` and, where known, `low, high` (see `measures.readings.prompt_table`, one judge's rows).
-    A column `target` of the table marks each prompt's own target when `target` is None.
+    table: `arm, prompt, share` and, where known, `low, high` (see `measures.readings.prompt_table`,
+    one judge's rows). A column `target` of the table marks each prompt's own target when `target`
+    is None.
     """
     need(table, "arm", "prompt", "share")
     prompts, arms = list(dict.fromkeys(table.prompt)), list(dict.fromkeys(table.arm))
@@ -88,29 +107,51 @@ def per_prompt_shares(table, target: float | None = None, ax: Axes | None = None
             zorder=2,
         )
     ax.set_yticks(range(len(prompts)), prompts)
-    ax.set(xlim=(-0.02, max(0.8, ax.get_xlim()[1])), ylim=(len(prompts) - 0.5, -0.5), xlabel="female share")
+    ax.set(
+        xlim=(-0.02, max(0.8, ax.get_xlim()[1])),
+        ylim=(len(prompts) - 0.5, -0.5),
+        xlabel="female share",
+    )
     percent(ax.xaxis)
     ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.09 - 0.5 / len(prompts)), ncol=4)
     return ax
 
 
-def guidance_sweep(table, target: float | None = None, value: str = "corrected", ax: Axes | None = None) -> Axes:
-    """Female share against the guidance scale, one line a judge (or an arm, when there is but one judge).
+def guidance_sweep(
+    table, target: float | None = None, value: str = "corrected", ax: Axes | None = None
+) -> Axes:
+    """Female share against the guidance scale, one line a judge (or an arm, when there is but one
+    judge).
 
     table: `scale, judge, <value>` and, where known, `<value>_low, <value>_high`.
     """
     need(table, "scale", "judge", value)
-    by = "arm" if table.judge.nunique() == 1 and "arm" in table and table.arm.nunique() > 1 else "judge"
+    by = (
+        "arm"
+        if table.judge.nunique() == 1 and "arm" in table and table.arm.nunique() > 1
+        else "judge"
+    )
     ax = axes(ax)
     target_line(ax, target)
     for name, look in looks(table[by]).items():
         part = table[table[by] == name].sort_values("scale")
         ax.plot(
-            part.scale, part[value], color=look.colour, marker=look.marker, linestyle=look.line, label=name, zorder=3
+            part.scale,
+            part[value],
+            color=look.colour,
+            marker=look.marker,
+            linestyle=look.line,
+            label=name,
+            zorder=3,
         )
         if f"{value}_low" in part:
             ax.fill_between(
-                part.scale, part[f"{value}_low"], part[f"{value}_high"], color=look.colour, alpha=0.13, linewidth=0
+                part.scale,
+                part[f"{value}_low"],
+                part[f"{value}_high"],
+                color=look.colour,
+                alpha=0.13,
+                linewidth=0,
             )
     ax.set(xlabel="guidance scale", ylabel="female share", ylim=(0, max(0.6, ax.get_ylim()[1])))
     percent(ax.yaxis)
@@ -121,12 +162,17 @@ def guidance_sweep(table, target: float | None = None, value: str = "corrected",
 def cohort_bars(table, by: str = "grade", ax: Axes | None = None) -> Axes:
     """How many women and men a cohort holds in each group, with the female share above.
 
-    table: one row a slice or subject with `sex` ("F"/"M"; others are left out) and `by`; with a column `subject`
-    each subject counts once.
+    table: one row a slice or subject with `sex` ("F"/"M"; others are left out) and `by`; with a
+    column `subject` each subject counts once.
     """
     need(table, "sex", by)
     people = table.drop_duplicates("subject") if "subject" in table else table
-    counts = people[people.sex.isin(["F", "M"])].groupby([by, "sex"], sort=True).size().unstack(fill_value=0)
+    counts = (
+        people[people.sex.isin(["F", "M"])]
+        .groupby([by, "sex"], sort=True)
+        .size()
+        .unstack(fill_value=0)
+    )
     counts = counts.reindex(columns=["F", "M"], fill_value=0)
     ax, groups = axes(ax), np.arange(len(counts))
     for sex, word, slot in (("F", "women", -0.2), ("M", "men", 0.2)):
@@ -143,7 +189,11 @@ def cohort_bars(table, by: str = "grade", ax: Axes | None = None) -> Axes:
         ax.bar_label(bars, padding=2)
     shares = 100 * counts.F / counts.sum(axis=1)
     ax.set_xticks(groups, [f"{name}\n{share:.1f} % female" for name, share in shares.items()])
-    ax.set(ylabel="subjects" if "subject" in table else "rows", xlabel="", ylim=(0, 1.15 * counts.to_numpy().max()))
+    ax.set(
+        ylabel="subjects" if "subject" in table else "rows",
+        xlabel="",
+        ylim=(0, 1.15 * counts.to_numpy().max()),
+    )
     ax.yaxis.set_major_locator(MaxNLocator(integer=True))
     ax.grid(False, axis="x")
     ax.legend()

@@ -1,4 +1,6 @@
-"""The look of every figure: the Okabe-Ito colours, a second channel beside each colour, and no red against green."""
+"""The look of every figure: the Okabe-Ito colours, a second channel beside each colour, and no red
+against green.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,7 @@ from cycler import cycler
 from matplotlib.axes import Axes
 from matplotlib.ticker import PercentFormatter
 
-from ..errors import DataError
+from fairlib.errors import DataError
 
 BLUE, ORANGE, SKY, PURPLE, YELLOW = "#0072B2", "#D98200", "#56B4E9", "#A4508B", "#C9A800"
 INK, GREY, PALE = "#222222", "#6E6E6E", "#D9D9D9"
@@ -17,7 +19,9 @@ INK, GREY, PALE = "#222222", "#6E6E6E", "#D9D9D9"
 
 @dataclass(frozen=True)
 class Look:
-    """How one series is drawn: a colour, and a marker, line and hatch that tell it apart without the colour."""
+    """How one series is drawn: a colour, and a marker, line and hatch that tell it apart without
+    the colour.
+    """
 
     colour: str
     marker: str
@@ -83,7 +87,9 @@ def house_style() -> None:
 
 
 def looks(names) -> dict[str, Look]:
-    """A look for each name: its own where it has one, else the next of another colour and marker than those."""
+    """A look for each name: its own where it has one, else the next of another colour and marker
+    than those.
+    """
     names = list(dict.fromkeys(names))
     own = [NAMED[name] for name in names if name in NAMED]
     taken = {look.colour for look in own} | {look.marker for look in own}
@@ -101,7 +107,10 @@ def need(table, *columns: str) -> None:
     """Raise `DataError` unless `table` has rows and all `columns`."""
     missing = [column for column in columns if column not in table]
     if missing:
-        raise DataError(f"nothing to draw: the table lacks column {missing[0]!r}; it has {', '.join(map(str, table))}")
+        raise DataError(
+            f"nothing to draw: the table lacks column {missing[0]!r}; it has "
+            f"{', '.join(map(str, table))}"
+        )
     if len(table) == 0:
         raise DataError("nothing to draw: the table is empty")
 
@@ -115,14 +124,26 @@ def target_line(ax: Axes, target: float | None, along: str = "x", label: str = "
     """A dotted line at the target share, across the plot along `along`, named in the legend."""
     if target is not None:
         draw = ax.axhline if along == "x" else ax.axvline
-        draw(target, color=INK, linestyle=":", linewidth=1.6, zorder=1, label=f"{label} ({100 * target:.1f} %)")
+        draw(
+            target,
+            color=INK,
+            linestyle=":",
+            linewidth=1.6,
+            zorder=1,
+            label=f"{label} ({100 * target:.1f} %)",
+        )
 
 
 def error_bars(part, value: str):
-    """Lengths [2, N] of the bars from `value` to its `_low` and `_high` columns, or None where the table has none."""
+    """Lengths [2, N] of the bars from `value` to its `_low` and `_high` columns, or None where the
+    table has none.
+    """
     if f"{value}_low" not in part:
         return None
-    return [(part[value] - part[f"{value}_low"]).clip(lower=0), (part[f"{value}_high"] - part[value]).clip(lower=0)]
+    return [
+        (part[value] - part[f"{value}_low"]).clip(lower=0),
+        (part[f"{value}_high"] - part[value]).clip(lower=0),
+    ]
 
 
 def legend_below(ax: Axes, columns: int | None = None) -> None:
@@ -130,5 +151,9 @@ def legend_below(ax: Axes, columns: int | None = None) -> None:
     handles, labels = ax.get_legend_handles_labels()
     if handles:
         ax.legend(
-            handles, labels, loc="upper center", bbox_to_anchor=(0.5, -0.17), ncol=columns or min(len(handles), 4)
+            handles,
+            labels,
+            loc="upper center",
+            bbox_to_anchor=(0.5, -0.17),
+            ncol=columns or min(len(handles), 4),
         )

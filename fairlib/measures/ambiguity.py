@@ -1,21 +1,32 @@
-"""Images a judge cannot place: hard class targets make them vanish, mean-probability targets make all images so."""
+"""Images a judge cannot place: hard class targets make them vanish, mean-probability targets make
+all images so.
+"""
 
 from __future__ import annotations
 
 import numpy as np
 
-from .proportions import check_probabilities
-from .resampling import Interval, Sample, bootstrap_interval
+from fairlib.measures.proportions import check_probabilities
+from fairlib.measures.resampling import Interval, Sample, bootstrap_interval
 
-BAND = (0.2, 0.8)  # the open interval of p that counts as ambiguous (Shen et al. 2024, logged in training)
+# the open interval of p that counts as ambiguous (Shen et al. 2024, logged in training)
+BAND = (0.2, 0.8)
 
 
 def ambiguous_share(
-    p_female, rng: np.random.Generator, clusters=None, band: tuple[float, float] = BAND, replicates: int = 1000
+    p_female,
+    rng: np.random.Generator,
+    clusters=None,
+    band: tuple[float, float] = BAND,
+    replicates: int = 1000,
 ) -> Interval:
-    """The share of images with p inside the open `band`; rows (or whole `clusters`) are drawn again."""
+    """The share of images with p inside the open `band`; rows (or whole `clusters`) are drawn
+    again.
+    """
     check_probabilities(p_female)
-    return bootstrap_interval(np.mean, [Sample(ambiguous(p_female, band), clusters=clusters)], rng, replicates)
+    return bootstrap_interval(
+        np.mean, [Sample(ambiguous(p_female, band), clusters=clusters)], rng, replicates
+    )
 
 
 def ambiguity_difference(
@@ -26,14 +37,20 @@ def ambiguity_difference(
     band: tuple[float, float] = BAND,
     replicates: int = 1000,
 ) -> Interval:
-    """Ambiguous share of the images less that of the test slices, in percentage points, with interval.
+    """Ambiguous share of the images less that of the test slices, in percentage points, with
+    interval.
 
     p_female: [N]; test_p_female: [M]; test_subjects: [M], drawn whole.
     """
     check_probabilities(p_female)
     check_probabilities(test_p_female)
-    samples = [Sample(ambiguous(p_female, band)), Sample(ambiguous(test_p_female, band), clusters=test_subjects)]
-    return bootstrap_interval(lambda images, test: 100 * (images.mean() - test.mean()), samples, rng, replicates)
+    samples = [
+        Sample(ambiguous(p_female, band)),
+        Sample(ambiguous(test_p_female, band), clusters=test_subjects),
+    ]
+    return bootstrap_interval(
+        lambda images, test: 100 * (images.mean() - test.mean()), samples, rng, replicates
+    )
 
 
 def ambiguous(p_female, band: tuple[float, float] = BAND) -> np.ndarray:

@@ -1,7 +1,8 @@
-"""Distances between image sets on `(N, D)` features: unbiased MMD and Frechet, at equal numbers only.
+"""Distances between image sets on `(N, D)` features: unbiased MMD and Frechet, at equal numbers
+only.
 
-Both depend on how many images are compared (the Frechet distance strongly), so unequal numbers are an error.
-Features are any embedding; say which when quoting a figure.
+Both depend on how many images are compared (the Frechet distance strongly), so unequal numbers are
+an error. Features are any embedding; say which when quoting a figure.
 """
 
 from __future__ import annotations
@@ -10,8 +11,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from ..errors import DataError
-from .resampling import Interval, Sample, interval
+from fairlib.errors import DataError
+from fairlib.measures.resampling import Interval, Sample, interval
 
 N_MIN = 50
 
@@ -27,8 +28,13 @@ def rbf_kernel(width: float) -> Callable:
 
 
 def median_width(features: np.ndarray) -> float:
-    """The median distance between different rows (Gretton et al. 2012, section 8): fix it on the target, once."""
-    return float(np.sqrt(np.median(squared_distances(features, features)[np.triu_indices(len(features), 1)])))
+    """The median distance between different rows (Gretton et al.
+
+    2012, section 8): fix it on the target, once.
+    """
+    return float(
+        np.sqrt(np.median(squared_distances(features, features)[np.triu_indices(len(features), 1)]))
+    )
 
 
 def squared_distances(x: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -37,7 +43,10 @@ def squared_distances(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def matched(*sets: np.ndarray, rng: np.random.Generator, n_min: int = N_MIN) -> list[np.ndarray]:
-    """Random subsets of all sets at the size of the smallest, without replacement. Raises `DataError` below `n_min`."""
+    """Random subsets of all sets at the size of the smallest, without replacement.
+
+    Raises `DataError` below `n_min`.
+    """
     size = min(len(features) for features in sets)
     chosen = [features[rng.permutation(len(features))[:size]] for features in sets]
     check_sets(*chosen, n_min=n_min)
@@ -45,23 +54,30 @@ def matched(*sets: np.ndarray, rng: np.random.Generator, n_min: int = N_MIN) -> 
 
 
 def check_sets(*sets: np.ndarray, n_min: int = N_MIN) -> None:
-    """Raise `DataError` unless all sets are finite [N, D] with one N of at least `n_min` and one D."""
+    """Raise `DataError` unless all sets are finite [N, D] with one N of at least `n_min` and one
+    D.
+    """
     shapes = [np.shape(features) for features in sets]
     if any(len(shape) != 2 for shape in shapes) or len(set(shapes)) > 1:
         raise DataError(
-            f"feature sets of shapes {shapes} cannot be compared; take equal numbers of images (see `matched`)"
+            f"feature sets of shapes {shapes} cannot be compared; take equal numbers of images "
+            "(see `matched`)"
         )
     if shapes[0][0] < n_min:
-        raise DataError(f"{shapes[0][0]} images are too few to compare distributions; take at least {n_min}")
+        raise DataError(
+            f"{shapes[0][0]} images are too few to compare distributions; take at least {n_min}"
+        )
     if not all(np.isfinite(features).all() for features in sets):
         raise DataError("features hold NaN or infinity; look at the images they came from")
 
 
-def mmd(x, y, kernel: Callable = polynomial_kernel, x_clusters=None, y_clusters=None, n_min: int = N_MIN) -> float:
+def mmd(
+    x, y, kernel: Callable = polynomial_kernel, x_clusters=None, y_clusters=None, n_min: int = N_MIN
+) -> float:
     """Unbiased squared maximum mean discrepancy (Gretton et al. 2012, equation 3); may be negative.
 
-    x, y: [N, D]. Pairs of one cluster (slices of one subject) are left out, as an image's pair with itself is: they are
-    more alike than two images of the population.
+    x, y: [N, D]. Pairs of one cluster (slices of one subject) are left out, as an image's pair with
+    itself is: they are more alike than two images of the population.
     """
     check_sets(x, y, n_min=n_min)
     return _Terms(x, y, kernel, x_clusters, y_clusters).value(np.ones(len(x)), np.ones(len(y)))
@@ -77,7 +93,9 @@ def mmd_interval(
     replicates: int = 500,
     n_min: int = N_MIN,
 ) -> Interval:
-    """`mmd` with a bootstrap interval over images (or clusters); copies of one image never form a pair."""
+    """`mmd` with a bootstrap interval over images (or clusters); copies of one image never form a
+    pair.
+    """
     check_sets(x, y, n_min=n_min)
     terms = _Terms(x, y, kernel, x_clusters, y_clusters)
     first, second = Sample(x[:, 0], clusters=x_clusters), Sample(y[:, 0], clusters=y_clusters)
@@ -97,7 +115,8 @@ def mmd_difference(
 ) -> Interval:
     """MMD(tuned, target) - MMD(base, target), below zero where tuning brought the images nearer.
 
-    tuned, base: [N, D], row i of both from one noise, drawn again as pairs; target: [N, D], one draw for both.
+    tuned, base: [N, D], row i of both from one noise, drawn again as pairs; target: [N, D], one
+    draw for both.
     """
     check_sets(tuned, base, target, n_min=n_min)
     terms = [_Terms(images, target, kernel, None, target_clusters) for images in (tuned, base)]
@@ -111,16 +130,27 @@ def mmd_difference(
     return interval(difference(ones, ones), np.array(draws))
 
 
-def mmd_draws(x, y, x_times, y_times, kernel: Callable = polynomial_kernel, n_min: int = N_MIN) -> np.ndarray:
-    """`mmd` [R] of draws in which row i of x [N, D] was drawn x_times[r, i] times, and of y alike. Copies of one image never form
-    a pair. With draws that several arms share, differences between arms are paired."""
+def mmd_draws(
+    x, y, x_times, y_times, kernel: Callable = polynomial_kernel, n_min: int = N_MIN
+) -> np.ndarray:
+    """`mmd` [R] of draws in which row i of x [N, D] was drawn x_times[r, i] times, and of y alike.
+    Copies of one image never form a pair. With draws that several arms share, differences between
+    arms are paired.
+    """
     check_sets(x, y, n_min=n_min)
     terms = _Terms(x, y, kernel, None, None)
-    return np.array([terms.value(a, b) for a, b in zip(np.asarray(x_times, float), np.asarray(y_times, float), strict=True)])
+    return np.array(
+        [
+            terms.value(a, b)
+            for a, b in zip(np.asarray(x_times, float), np.asarray(y_times, float), strict=True)
+        ]
+    )
 
 
 class _Terms:
-    """The three kernel matrices of an MMD, so that a bootstrap draw is only a reweighting of their rows."""
+    """The three kernel matrices of an MMD, so that a bootstrap draw is only a reweighting of their
+    rows.
+    """
 
     def __init__(self, x, y, kernel, x_clusters, y_clusters):
         x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
@@ -135,7 +165,9 @@ class _Terms:
 
 
 def _off(gram: np.ndarray, clusters) -> tuple[np.ndarray, np.ndarray]:
-    """The kernel matrix with pairs inside a cluster set to zero, and the 0/1 matrix of the pairs that are left."""
+    """The kernel matrix with pairs inside a cluster set to zero, and the 0/1 matrix of the pairs
+    that are left.
+    """
     clusters = np.arange(len(gram)) if clusters is None else np.asarray(clusters)
     pairs = (clusters[:, None] != clusters[None]).astype(float)
     return gram * pairs, pairs
@@ -146,22 +178,40 @@ def _weights(sample: Sample, rng: np.random.Generator) -> np.ndarray:
 
 
 def frechet(x, y, n_min: int = N_MIN) -> float:
-    """Frechet distance of the Gaussians fitted to x and y [N, D] (Heusel et al. 2017). Compare only with the same N."""
+    """Frechet distance of the Gaussians fitted to x and y [N, D] (Heusel et al.
+
+    2017). Compare only with the same N.
+    """
     check_sets(x, y, n_min=n_min)
     x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
-    first, second = np.cov(x, rowvar=False).reshape(x.shape[1], -1), np.cov(y, rowvar=False).reshape(y.shape[1], -1)
+    first, second = (
+        np.cov(x, rowvar=False).reshape(x.shape[1], -1),
+        np.cov(y, rowvar=False).reshape(y.shape[1], -1),
+    )
     root = _root(first)
     cross = np.sqrt(np.maximum(np.linalg.eigvalsh(root @ second @ root), 0)).sum()
-    return float(((x.mean(0) - y.mean(0)) ** 2).sum() + np.trace(first) + np.trace(second) - 2 * cross)
+    return float(
+        ((x.mean(0) - y.mean(0)) ** 2).sum() + np.trace(first) + np.trace(second) - 2 * cross
+    )
 
 
-def frechet_floor(features, n: int, rng: np.random.Generator, splits: int = 20, clusters=None) -> float:
-    """Mean Frechet distance of two disjoint random sets of `n` rows of one population: what no generator can beat.
+def frechet_floor(
+    features, n: int, rng: np.random.Generator, splits: int = 20, clusters=None
+) -> float:
+    """Mean Frechet distance of two disjoint random sets of `n` rows of one population: what no
+    generator can beat.
 
-    With `clusters` no subject lies on both sides. Raises `DataError` when the rows do not suffice for two sets of `n`.
+    With `clusters` no subject lies on both sides. Raises `DataError` when the rows do not suffice
+    for two sets of `n`.
     """
-    clusters = np.arange(len(features)) if clusters is None else np.unique(clusters, return_inverse=True)[1]
-    return float(np.mean([frechet(*_halves(np.asarray(features), clusters, n, rng)) for _ in range(splits)]))
+    clusters = (
+        np.arange(len(features))
+        if clusters is None
+        else np.unique(clusters, return_inverse=True)[1]
+    )
+    return float(
+        np.mean([frechet(*_halves(np.asarray(features), clusters, n, rng)) for _ in range(splits)])
+    )
 
 
 def _halves(features, clusters, n, rng) -> tuple[np.ndarray, np.ndarray]:
@@ -169,7 +219,10 @@ def _halves(features, clusters, n, rng) -> tuple[np.ndarray, np.ndarray]:
     first = np.isin(clusters, order[: len(order) // 2])
     halves = [rng.permutation(np.flatnonzero(side)) for side in (first, ~first)]
     if min(map(len, halves)) < n:
-        raise DataError(f"{len(features)} rows do not give two disjoint sets of {n}; ask for a floor at a smaller n")
+        raise DataError(
+            f"{len(features)} rows do not give two disjoint sets of {n}; ask for a floor at a "
+            "smaller n"
+        )
     return features[halves[0][:n]], features[halves[1][:n]]
 
 

@@ -1,4 +1,6 @@
-"""The bootstrap of every interval in the book: stratified, by subject, paired, with an explicit generator."""
+"""The bootstrap of every interval in the book: stratified, by subject, paired, with an explicit
+generator.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..errors import DataError
+from fairlib.errors import DataError
 
 
 @dataclass(frozen=True)
@@ -49,15 +51,21 @@ class Sample:
     def _plan(self, clusters, strata) -> None:
         """Remember where each cluster's rows lie, and which clusters each stratum holds."""
         self._rows = np.argsort(clusters, kind="stable")
-        ids, self._start, self._size = np.unique(clusters[self._rows], return_index=True, return_counts=True)
+        ids, self._start, self._size = np.unique(
+            clusters[self._rows], return_index=True, return_counts=True
+        )
         owner = strata[self._rows][self._start]
         if (np.repeat(owner, self._size) != strata[self._rows]).any():
-            raise DataError("one cluster lies in two strata; stratify by an attribute of the whole subject")
+            raise DataError(
+                "one cluster lies in two strata; stratify by an attribute of the whole subject"
+            )
         self._members = [np.flatnonzero(owner == stratum) for stratum in np.unique(owner)]
 
     def rows(self, rng: np.random.Generator) -> np.ndarray:
         """Indices of one bootstrap draw: clusters with replacement within each stratum."""
-        drawn = np.concatenate([members[rng.integers(len(members), size=len(members))] for members in self._members])
+        drawn = np.concatenate(
+            [members[rng.integers(len(members), size=len(members))] for members in self._members]
+        )
         size = self._size[drawn]
         shift = np.repeat(self._start[drawn] - np.concatenate([[0], np.cumsum(size)[:-1]]), size)
         return self._rows[shift + np.arange(size.sum())]
@@ -71,7 +79,8 @@ class Sample:
 def bootstrap(
     statistic: Callable, samples: list[Sample], rng: np.random.Generator, replicates: int = 1000
 ) -> np.ndarray:
-    """`statistic(*arrays of the first sample, *arrays of the next, ...)` on `replicates` draws: [replicates, ...].
+    """`statistic(*arrays of the first sample, *arrays of the next, ...)` on `replicates` draws:
+    [replicates, ...].
 
     Samples are drawn independently of each other; arrays inside one sample are drawn together.
     """
@@ -90,16 +99,23 @@ def interval(estimate: float, replicates: np.ndarray, level: float = 0.95) -> In
 
 
 def check_defined(replicates: np.ndarray) -> None:
-    """Raises `DataError` when more than 5 % of bootstrap `replicates` [B, ...] are NaN: they could not be computed."""
+    """Raises `DataError` when more than 5 % of bootstrap `replicates` [B, ...] are NaN: they could
+    not be computed.
+    """
     missing = float(np.isnan(replicates).mean())
     if missing > 0.05:
         raise DataError(
-            f"{missing:.0%} of the bootstrap replicates are undefined; the sample holds too few subjects of a subgroup"
+            f"{missing:.0%} of the bootstrap replicates are undefined; the sample holds too few "
+            "subjects of a subgroup"
         )
 
 
 def bootstrap_interval(
-    statistic: Callable, samples: list[Sample], rng: np.random.Generator, replicates: int = 1000, level: float = 0.95
+    statistic: Callable,
+    samples: list[Sample],
+    rng: np.random.Generator,
+    replicates: int = 1000,
+    level: float = 0.95,
 ) -> Interval:
     """A scalar `statistic` of the samples as they are, with its percentile bootstrap interval."""
     estimate = statistic(*(array for sample in samples for array in sample.arrays))

@@ -1,10 +1,12 @@
-"""Subgroup-distribution aligned tuning (Han et al.), with Shen et al. 2024 as its nearest published relative.
+"""Subgroup-distribution aligned tuning (Han et al.), with Shen et al. 2024 as its nearest published
+relative.
 
     minimise  L_align + consistency_weight * mean_i w_i (1 - cos(E(G(c, z_i)), E(G0(c, z_i))))
 
-G is the tuned sampler, G0 the frozen original at the same prompt c and noise z, E an image embedding. L_align brings
-the guide's readings of G's images to the target; which form is a setting. `tune` is a generator: it yields after
-every optimiser step, so the caller watches, plots, saves or stops.
+G is the tuned sampler, G0 the frozen original at the same prompt c and noise z, E an image
+embedding. L_align brings the guide's readings of G's images to the target; which form is a setting.
+`tune` is a generator: it yields after every optimiser step, so the caller watches, plots, saves or
+stops.
 """
 
 from __future__ import annotations
@@ -17,28 +19,48 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..errors import SettingsError
-from ..models import solvers
-from .bank import FrozenBank, Generator, schedule, step_seed
-from .objective import Batch, Objective
-from .replay import Trajectory, choose_steps, chunks, effective_coefficients, record, replay
-from .settings import AlignmentSettings, learning_rate_at
-from .state import AlignmentState, apply_ema
-from .targets import Target, transport_map
+from fairlib.errors import SettingsError
+from fairlib.methods.bank import FrozenBank, Generator, schedule, step_seed
+from fairlib.methods.objective import Batch, Objective
+from fairlib.methods.replay import (
+    Trajectory,
+    choose_steps,
+    chunks,
+    effective_coefficients,
+    record,
+    replay,
+)
+from fairlib.methods.settings import AlignmentSettings, learning_rate_at
+from fairlib.methods.state import AlignmentState, apply_ema
+from fairlib.methods.targets import Target, transport_map
+from fairlib.models import solvers
 
-__all__ = ["AlignmentSettings", "AlignmentState", "AlignmentStep", "FrozenBank", "Generator", "Target",
-           "apply_ema", "frozen_bank", "learning_rate_at", "transport", "tune"]  # fmt: skip
+__all__ = [
+    "AlignmentSettings",
+    "AlignmentState",
+    "AlignmentStep",
+    "FrozenBank",
+    "Generator",
+    "Target",
+    "apply_ema",
+    "frozen_bank",
+    "learning_rate_at",
+    "transport",
+    "tune",
+]
 Reader = Callable[[Tensor], Tensor]
 COSINE_MEMORY = 0.9
 
 
 @dataclass(frozen=True)
 class AlignmentStep:
-    """What one optimiser step saw and did. Tensors are detached and on the CPU, one row an image of the step's batch.
+    """What one optimiser step saw and did. Tensors are detached and on the CPU, one row an image of
+    the step's batch.
 
-    `targets` are logits ("quantile", "monge"), labels ("class") or the group's share ("mean_..."); `changes` says
-    where the class must change; `cosine` is to the frozen image; `forward` and `backward` count denoiser evaluations
-    (one an image and solver step, without the factor 2 of guidance), `frozen` those of the frozen model.
+    `targets` are logits ("quantile", "monge"), labels ("class") or the group's share ("mean_...");
+    `changes` says where the class must change; `cosine` is to the frozen image; `forward` and
+    `backward` count denoiser evaluations (one an image and solver step, without the factor 2 of
+    guidance), `frozen` those of the frozen model.
     """
 
     step: int
@@ -75,14 +97,16 @@ def tune(
 ) -> Iterator[AlignmentStep]:
     """Tune `generator` in place, yielding an `AlignmentStep` after each optimiser step.
 
-    `guide`: images `[N, 1, H, W]` to logits `[N]`; `embed`: images to embeddings `[N, D]`; both differentiable and
-    deterministic; gradients pass through them, none stay in them. One of `targets` for each of `prompts`; images of
-    prompts whose targets share a `group` are ranked together. `state` resumes a saved run, to the same bits, on a
-    generator as it was before the run, or with `frozen` or `bank` on any. `frozen` (the original) and `bank` (of
-    `frozen_bank`) spare the copy of the original and its cached readings.
+    `guide`: images `[N, 1, H, W]` to logits `[N]`; `embed`: images to embeddings `[N, D]`; both
+    differentiable and deterministic; gradients pass through them, none stay in them. One of
+    `targets` for each of `prompts`; images of prompts whose targets share a `group` are ranked
+    together. `state` resumes a saved run, to the same bits, on a generator as it was before the
+    run, or with `frozen` or `bank` on any. `frozen` (the original) and `bank` (of `frozen_bank`)
+    spare the copy of the original and its cached readings.
 
-    Raises `SettingsError` for settings that do not fit together, and `WeightsError` for a state that does not fit or
-    a generator that has moved since its run began, when nothing else tells what it was.
+    Raises `SettingsError` for settings that do not fit together, and `WeightsError` for a state
+    that does not fit or a generator that has moved since its run began, when nothing else tells
+    what it was.
     """
     copies = frozen is None and bank is None
     bank = bank or frozen_bank(frozen or generator.frozen_copy(), guide, embed, prompts, settings)
@@ -98,35 +122,60 @@ def tune(
 
 
 def frozen_bank(
-    frozen: Generator, guide: Reader, embed: Reader, prompts: Sequence[str], settings: AlignmentSettings
+    frozen: Generator,
+    guide: Reader,
+    embed: Reader,
+    prompts: Sequence[str],
+    settings: AlignmentSettings,
 ) -> FrozenBank:
     """The empty cache of the frozen model's readings that `tune` fills as it goes."""
     seed = settings.seed if settings.noise_seed is None else settings.noise_seed
-    return FrozenBank(frozen, guide, embed, tuple(prompts), _solver(frozen, settings), seed, settings.bank_size,
-                      settings.bank_block, settings.guidance_scale)  # fmt: skip
+    return FrozenBank(
+        frozen,
+        guide,
+        embed,
+        tuple(prompts),
+        _solver(frozen, settings),
+        seed,
+        settings.bank_size,
+        settings.bank_block,
+        settings.guidance_scale,
+    )
 
 
 def _solver(generator: Generator, settings: AlignmentSettings) -> solvers.Solver:
     make = getattr(solvers, settings.solver)
-    return make(generator.alphas_cumprod, settings.sampling_steps, prediction_type=generator.prediction_type)
+    return make(
+        generator.alphas_cumprod, settings.sampling_steps, prediction_type=generator.prediction_type
+    )
 
 
 def _check(prompts, targets, settings: AlignmentSettings, bank: FrozenBank) -> None:
     if len(prompts) != len(targets) or not prompts:
-        raise SettingsError(f"there are {len(prompts)} prompts and {len(targets)} targets; give one target a prompt")
+        raise SettingsError(
+            f"there are {len(prompts)} prompts and {len(targets)} targets; give one target a prompt"
+        )
     if settings.prompts_per_step > len(prompts):
-        raise SettingsError(f"prompts_per_step is {settings.prompts_per_step} but there are {len(prompts)} prompts")
+        raise SettingsError(
+            f"prompts_per_step is {settings.prompts_per_step} but there are {len(prompts)} prompts"
+        )
     clash = {a.group for a in targets for b in targets if a.group == b.group and a != b}
     if clash:
-        raise SettingsError(f"group {min(clash)!r} has two different targets; give each its own group")
+        raise SettingsError(
+            f"group {min(clash)!r} has two different targets; give each its own group"
+        )
     wanted = frozen_bank(bank.generator, bank.guide, bank.embed, prompts, settings).describe
     wrong = [name for name, value in bank.describe.items() if value != wanted[name]]
     if wrong:
-        raise SettingsError(f"the frozen bank was made with another {', '.join(wrong)}; make it anew")
+        raise SettingsError(
+            f"the frozen bank was made with another {', '.join(wrong)}; make it anew"
+        )
 
 
 def transport(bank: FrozenBank, targets: Sequence[Target]) -> dict[int, Tensor]:
-    """Target logits `[bank_size]` of each prompt: the Monge map of its group's frozen logits to the target."""
+    """Target logits `[bank_size]` of each prompt: the Monge map of its group's frozen logits to the
+    target.
+    """
     groups: dict[str, list[int]] = {}
     for prompt, target in enumerate(targets):
         groups.setdefault(target.group, []).append(prompt)
@@ -146,44 +195,67 @@ class _Run:
         self.generator, self.guide, self.embed, self.bank = generator, guide, embed, bank
         self.settings, self.state = settings, state
         self.solver = _solver(generator, settings)
-        self.coefficients = effective_coefficients(self.solver.chain_coefficients()[1], settings.step_weights)
+        self.coefficients = effective_coefficients(
+            self.solver.chain_coefficients()[1], settings.step_weights
+        )
         with torch.no_grad():
             self.prompt_embeds = generator.encode_prompts(list(prompts))
         fixed = transport(bank, targets) if settings.family == "monge" else {}
         self.objective = Objective(settings, tuple(targets), fixed)
 
     def predict_noise(self, latents: Tensor, timestep: int, prompt_embeds: Tensor) -> Tensor:
-        return self.generator.predict_noise(latents, timestep, prompt_embeds, self.settings.guidance_scale)
+        return self.generator.predict_noise(
+            latents, timestep, prompt_embeds, self.settings.guidance_scale
+        )
 
     def optimise(self) -> AlignmentStep:
         """One optimiser step: sample, read, send the gradient back, update."""
         started, before, step = time.perf_counter(), self.bank.evaluations, self.state.step
         batch = self._batch(step)
         noise = self.generator.noise(self.bank.seed, list(batch.noises))
-        trajectory = record(self.solver, self.predict_noise, noise, self.prompt_embeds[list(batch.prompts)])
+        trajectory = record(
+            self.solver, self.predict_noise, noise, self.prompt_embeds[list(batch.prompts)]
+        )
         cotangent, seen = self._read(trajectory.sample, batch)
         replayed = self._replay(trajectory, cotangent, step)
         rate = learning_rate_at(step, self.settings)
         norm = self._update(rate)
         self._remember(batch, seen)
-        seen = {name: value.cpu() if isinstance(value, Tensor) else value for name, value in seen.items()}
+        seen = {
+            name: value.cpu() if isinstance(value, Tensor) else value
+            for name, value in seen.items()
+        }
         return AlignmentStep(
-            step=step, gradient_norm=norm, learning_rate=rate, skipped=not math.isfinite(norm), prompts=batch.prompts,
-            noises=batch.noises, forward=len(batch.noises) * len(self.solver) + replayed, backward=replayed,
-            frozen=self.bank.evaluations - before, seconds=time.perf_counter() - started, state=self.state, **seen,
-        )  # fmt: skip
+            step=step,
+            gradient_norm=norm,
+            learning_rate=rate,
+            skipped=not math.isfinite(norm),
+            prompts=batch.prompts,
+            noises=batch.noises,
+            forward=len(batch.noises) * len(self.solver) + replayed,
+            backward=replayed,
+            frozen=self.bank.evaluations - before,
+            seconds=time.perf_counter() - started,
+            state=self.state,
+            **seen,
+        )
 
     def _batch(self, step: int) -> Batch:
         s, prompts = self.settings, len(self.objective.targets)
-        pairs = schedule(s.seed, step, prompts, s.prompts_per_step, s.images_per_prompt, s.bank_size)
-        logits, embeds = zip(*(self.bank.read(prompt, indices) for prompt, indices in pairs), strict=True)
+        pairs = schedule(
+            s.seed, step, prompts, s.prompts_per_step, s.images_per_prompt, s.bank_size
+        )
+        logits, embeds = zip(
+            *(self.bank.read(prompt, indices) for prompt, indices in pairs), strict=True
+        )
         each = [(prompt, index) for prompt, indices in pairs for index in indices]
         return Batch(*zip(*each, strict=True), torch.cat(logits), torch.cat(embeds))
 
     def _read(self, sample: Tensor, batch: Batch) -> tuple[Tensor, dict]:
         """dL/dx_0 `[N, C, h, w]`, and what was seen, for the step's record.
 
-        With several micro-batches every image is read twice: ranks need all logits before any gradient.
+        With several micro-batches every image is read twice: ranks need all logits before any
+        gradient.
         """
         pieces = chunks(len(sample), self.settings.micro_batch)
         if len(pieces) == 1:
@@ -213,8 +285,14 @@ class _Run:
         alignment = self.objective.alignment(logits, batch, assignment)
         consistency = self.objective.consistency(embeds, batch, assignment)
         cosine = torch.cosine_similarity(embeds.detach(), batch.frozen_embeds, dim=-1)
-        seen = {"alignment": float(alignment.detach()), "consistency": float(consistency.detach()), "logits": detached,
-                "targets": assignment.values, "changes": assignment.changes, "cosine": cosine}  # fmt: skip
+        seen = {
+            "alignment": float(alignment.detach()),
+            "consistency": float(consistency.detach()),
+            "logits": detached,
+            "targets": assignment.values,
+            "changes": assignment.changes,
+            "cosine": cosine,
+        }
         return s.alignment_weight * alignment + s.consistency_weight * consistency, seen
 
     def _replay(self, trajectory: Trajectory, cotangent: Tensor, step: int) -> int:
@@ -222,11 +300,18 @@ class _Run:
         s = self.settings
         chance = torch.Generator().manual_seed(step_seed(s.seed, step))
         importance = choose_steps(
-            len(self.solver), s.replay_steps, s.replay_scheme, self.coefficients, chance, len(cotangent)
+            len(self.solver),
+            s.replay_steps,
+            s.replay_scheme,
+            self.coefficients,
+            chance,
+            len(cotangent),
         )
         for parameter in self.state.parameters.values():
             parameter.grad = None
-        return replay(self.predict_noise, trajectory, cotangent, self.coefficients, importance, s.micro_batch)
+        return replay(
+            self.predict_noise, trajectory, cotangent, self.coefficients, importance, s.micro_batch
+        )
 
     def _update(self, rate: float) -> float:
         """Clip and apply the gradient, unless it is not finite; its norm before clipping."""

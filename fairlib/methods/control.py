@@ -1,10 +1,12 @@
-"""ControlNet training and the two ways of asking for hearts (Skorupko et al. 2024, section on the generator).
+"""ControlNet training and the two ways of asking for hearts (Skorupko et al. 2024, section on the
+generator).
 
-    minimise over the ControlNet alone   E || noise - prediction(noisy latents, time, prompt, control image) ||^2
+    minimise over the ControlNet alone   E || noise - prediction(noisy latents, time, prompt,
+    control image) ||^2
 
-The denoiser is locked; where it predicts velocity, that stands in for the noise. Images are drawn by capped inverse
-frequency of their full prompt, in training and again when synthetic hearts are asked for: `copies` of real pairs of
-prompt and mask, or `new_combinations` of attributes.
+The denoiser is locked; where it predicts velocity, that stands in for the noise. Images are drawn
+by capped inverse frequency of their full prompt, in training and again when synthetic hearts are
+asked for: `copies` of real pairs of prompt and mask, or `new_combinations` of attributes.
 """
 
 from __future__ import annotations
@@ -17,31 +19,57 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..cohorts.cardiac import BMI_CLASSES, DIAGNOSES, balancing_weights, bmi_class, control_image, decade, prompt_of
-from ..errors import DataError, SettingsError
-from ..models.control import controlled_noise
-from ..models.generator import add_noise, drop_words
-from ..models.training import FitSettings, FitStep, Trainer, batch_indices, generator_for
-from .finetuning import prediction_type
-from .probing import prediction_target
+from fairlib.cohorts.cardiac import (
+    BMI_CLASSES,
+    DIAGNOSES,
+    balancing_weights,
+    bmi_class,
+    control_image,
+    decade,
+    prompt_of,
+)
+from fairlib.errors import DataError, SettingsError
+from fairlib.methods.finetuning import prediction_type
+from fairlib.methods.probing import prediction_target
+from fairlib.models.control import controlled_noise
+from fairlib.models.generator import add_noise, drop_words
+from fairlib.models.training import FitSettings, FitStep, Trainer, batch_indices, generator_for
 
 DECADES = ("50s", "60s", "70s", "80s", "90s")  # those of the paper's random mode
-TYPICAL_BMI = {"normal": 22.0, "overweight": 27.5, "obese": 33.0}  # kg/m2 that stand for a class of the random mode
+# kg/m2 that stand for a class of the random mode
+TYPICAL_BMI = {"normal": 22.0, "overweight": 27.5, "obese": 33.0}
 
 
-def fit_controlnet(denoiser: nn.Module, controlnet: nn.Module, latents: Tensor, control: Tensor, embeds: Tensor,
-                   caption_of: Tensor, null: Tensor, settings: FitSettings, weights=None, dropout: float = 0.1,
-                   trainer: Trainer | None = None, scheduler=None) -> Iterator[FitStep]:
+def fit_controlnet(
+    denoiser: nn.Module,
+    controlnet: nn.Module,
+    latents: Tensor,
+    control: Tensor,
+    embeds: Tensor,
+    caption_of: Tensor,
+    null: Tensor,
+    settings: FitSettings,
+    weights=None,
+    dropout: float = 0.1,
+    trainer: Trainer | None = None,
+    scheduler=None,
+) -> Iterator[FitStep]:
     """Train the ControlNet in place; the denoiser is locked and stays as it is.
 
-    latents: scaled, [N, 4, h, w]; control: [N, 3, H, W] in [0, 1], one a row of `latents`; embeds: distinct prompt
-    embeddings [M, L, D]; caption_of: [N] rows of `embeds`; null: embedding [1, L, D] of the empty prompt, used with
-    probability `dropout`. `weights` [N] (see `cohorts.cardiac.balancing_weights`) draws rows in proportion, with
-    replacement; without them every row comes once an epoch. scheduler: of the denoiser's pipeline, for its prediction type;
-    without it the denoiser predicts noise. Raises `DataError` when the lengths differ, `SettingsError` when the scheduler's
-    schedule of noise is not this library's.
+    latents: scaled, [N, 4, h, w]; control: [N, 3, H, W] in [0, 1], one a row of `latents`; embeds:
+    distinct prompt embeddings [M, L, D]; caption_of: [N] rows of `embeds`; null: embedding [1, L,
+    D] of the empty prompt, used with probability `dropout`. `weights` [N] (see
+    `cohorts.cardiac.balancing_weights`) draws rows in proportion, with replacement; without them
+    every row comes once an epoch. scheduler: of the denoiser's pipeline, for its prediction type;
+    without it the denoiser predicts noise. Raises `DataError` when the lengths differ,
+    `SettingsError` when the scheduler's schedule of noise is not this library's.
     """
-    _same_length(latents=latents, control=control, caption_of=caption_of, weights=latents if weights is None else weights)
+    _same_length(
+        latents=latents,
+        control=control,
+        caption_of=caption_of,
+        weights=latents if weights is None else weights,
+    )
     prediction = prediction_type(scheduler)
     denoiser.requires_grad_(False)
     device = next(controlnet.parameters()).device
@@ -60,7 +88,9 @@ def fit_controlnet(denoiser: nn.Module, controlnet: nn.Module, latents: Tensor, 
 
 
 def rows_of_step(settings: FitSettings, step: int, count: int, weights=None) -> Tensor:
-    """Rows [batch_size] of the 0-based `step`, a function of (seed, step): epochs of permutations, or drawn by weight."""
+    """Rows [batch_size] of the 0-based `step`, a function of (seed, step): epochs of permutations,
+    or drawn by weight.
+    """
     if weights is None:
         return batch_indices(settings.seed, step, count, settings.batch_size)
     return draw_rows(weights, settings.batch_size, settings.seed, 12, step)
@@ -72,17 +102,26 @@ def draw_rows(weights, count: int, seed: int, *keys: int) -> Tensor:
     Raises `DataError` when a weight is negative or not finite, or all are zero.
     """
     weights = torch.tensor(np.array(weights, dtype=np.float64))
-    if not len(weights) or not bool((weights.isfinite() & (weights >= 0)).all()) or float(weights.sum()) <= 0:
-        raise DataError("sampling weights must be finite, at least 0 and not all 0; see cohorts.cardiac.balancing_weights")
+    if (
+        not len(weights)
+        or not bool((weights.isfinite() & (weights >= 0)).all())
+        or float(weights.sum()) <= 0
+    ):
+        raise DataError(
+            "sampling weights must be finite, at least 0 and not all 0; see "
+            "cohorts.cardiac.balancing_weights"
+        )
     return torch.multinomial(weights, count, replacement=True, generator=generator_for(seed, *keys))
 
 
 def copies(table, masks: Tensor, count: int, seed: int, clip: float = 5) -> tuple:
-    """Requests for `count` hearts that repeat real pairs of prompt and mask, drawn by capped inverse frequency.
+    """Requests for `count` hearts that repeat real pairs of prompt and mask, drawn by capped
+    inverse frequency.
 
-    `table`: one row a heart with sex, age, bmi, diagnosis (and subject, if known); `masks`: uint8 [N, 2, H, W], one a
-    row. Returns the requests (columns prompt, sex, age, bmi, decade, bmi_class, diagnosis, source; source is the row of
-    `table`) and their control images [count, 3, H, W]. The way of the paper; `clip` 5 is its cap in generation.
+    `table`: one row a heart with sex, age, bmi, diagnosis (and subject, if known); `masks`: uint8
+    [N, 2, H, W], one a row. Returns the requests (columns prompt, sex, age, bmi, decade, bmi_class,
+    diagnosis, source; source is the row of `table`) and their control images [count, 3, H, W]. The
+    way of the paper; `clip` 5 is its cap in generation.
     """
     _same_length(table=table, masks=masks)
     prompts = [prompt_of(row) for row in table.to_dict("records")]
@@ -90,28 +129,45 @@ def copies(table, masks: Tensor, count: int, seed: int, clip: float = 5) -> tupl
     return _requests(table, table.iloc[source.numpy()], source), control_image(masks[source])
 
 
-def new_combinations(table, masks: Tensor, count: int, seed: int, decades: Sequence[str] = DECADES,
-                     present_only: bool = False) -> tuple:
-    """Requests for `count` hearts of random attributes, each with a random real mask of the same diagnosis.
+def new_combinations(
+    table,
+    masks: Tensor,
+    count: int,
+    seed: int,
+    decades: Sequence[str] = DECADES,
+    present_only: bool = False,
+) -> tuple:
+    """Requests for `count` hearts of random attributes, each with a random real mask of the same
+    diagnosis.
 
-    Sex, decade, body-mass class (normal, overweight, obese) and diagnosis are drawn evenly and independently of each
-    other, as in the random mode of the paper's code; `present_only` leaves out the decades that `table` has not. The
-    mask may therefore belong to another sex, age and weight than the prompt. Arguments and result as in `copies`, age
-    and bmi being typical of the class asked for. Raises `DataError` when a diagnosis has no mask.
+    Sex, decade, body-mass class (normal, overweight, obese) and diagnosis are drawn evenly and
+    independently of each other, as in the random mode of the paper's code; `present_only` leaves
+    out the decades that `table` has not. The mask may therefore belong to another sex, age and
+    weight than the prompt. Arguments and result as in `copies`, age and bmi being typical of the
+    class asked for. Raises `DataError` when a diagnosis has no mask.
     """
     import pandas as pd
 
     _same_length(table=table, masks=masks)
-    ages = _typical_ages(decades, {decade(age) for age in table["age"]} if present_only else set(decades))
+    ages = _typical_ages(
+        decades, {decade(age) for age in table["age"]} if present_only else set(decades)
+    )
     pools = {name: np.flatnonzero((table["diagnosis"] == name).to_numpy()) for name in DIAGNOSES}
     empty = [name for name, rows in pools.items() if not len(rows)]
     if empty:
-        raise DataError(f"no mask of diagnosis {empty[0]!r} in the table; a new combination wears a mask of its diagnosis")
+        raise DataError(
+            f"no mask of diagnosis {empty[0]!r} in the table; a new combination wears a mask of "
+            "its diagnosis"
+        )
     rng = np.random.default_rng([seed, 15])
     rows = []
     for _ in range(count):
-        drawn = {"sex": _one(rng, ("F", "M")), "age": _one(rng, ages),
-                 "bmi": TYPICAL_BMI[_one(rng, BMI_CLASSES[1:])], "diagnosis": _one(rng, DIAGNOSES)}
+        drawn = {
+            "sex": _one(rng, ("F", "M")),
+            "age": _one(rng, ages),
+            "bmi": TYPICAL_BMI[_one(rng, BMI_CLASSES[1:])],
+            "diagnosis": _one(rng, DIAGNOSES),
+        }
         rows.append(drawn | {"source": int(_one(rng, pools[drawn["diagnosis"]]))})
     wanted = pd.DataFrame(rows, columns=["sex", "age", "bmi", "diagnosis", "source"])
     source = torch.tensor(wanted["source"].to_numpy(dtype=np.int64))
@@ -119,26 +175,41 @@ def new_combinations(table, masks: Tensor, count: int, seed: int, decades: Seque
 
 
 def _requests(table, wanted, source: Tensor):
-    """The table of requests: what is asked for, and whose mask it wears (source row; subject where the table has one)."""
+    """The table of requests: what is asked for, and whose mask it wears (source row; subject where
+    the table has one).
+    """
     import pandas as pd
 
     rows = wanted[["sex", "age", "bmi", "diagnosis"]].reset_index(drop=True)
-    found = pd.DataFrame({"prompt": [prompt_of(row) for row in rows.to_dict("records")], **rows,
-                          "decade": [decade(age) for age in rows["age"]],
-                          "bmi_class": [bmi_class(bmi) for bmi in rows["bmi"]], "source": source.numpy()})
+    found = pd.DataFrame(
+        {
+            "prompt": [prompt_of(row) for row in rows.to_dict("records")],
+            **rows,
+            "decade": [decade(age) for age in rows["age"]],
+            "bmi_class": [bmi_class(bmi) for bmi in rows["bmi"]],
+            "source": source.numpy(),
+        }
+    )
     if "subject" in table:
         found["subject"] = table["subject"].to_numpy()[source.numpy()]
     return found
 
 
 def _typical_ages(decades: Sequence[str], known: set[str]) -> list[float]:
-    """The middle of each of the `known` decades, in years. Raises `SettingsError` on a word that names none."""
+    """The middle of each of the `known` decades, in years.
+
+    Raises `SettingsError` on a word that names none.
+    """
     for name in decades:
         if re.fullmatch(r"[1-9]0s", name) is None:
-            raise SettingsError(f"decades {list(decades)}: {name!r} is none; write for example '60s'")
+            raise SettingsError(
+                f"decades {list(decades)}: {name!r} is none; write for example '60s'"
+            )
     chosen = [name for name in decades if name in known]
     if not chosen:
-        raise SettingsError(f"decades {list(decades)}: none of them is in the table, which has {sorted(known)}")
+        raise SettingsError(
+            f"decades {list(decades)}: none of them is in the table, which has {sorted(known)}"
+        )
     return [float(name[:-1]) + 5 for name in chosen]
 
 

@@ -1,7 +1,9 @@
-"""The downstream test: train the heart-failure classifier on every arm with every seed, read one test set with all.
+"""The downstream test: train the heart-failure classifier on every arm with every seed, read one
+test set with all.
 
-Source: Skorupko et al., arXiv 2403.19508: repeats on one saved split. Within a seed all arms start from the same first
-weights and take the same number of steps, so that they can be compared in pairs.
+Source: Skorupko et al., arXiv 2403.19508: repeats on one saved split. Within a seed all arms start
+from the same first weights and take the same number of steps, so that they can be compared in
+pairs.
 """
 
 from __future__ import annotations
@@ -13,10 +15,17 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ..errors import DataError
-from ..models.diagnosis import DiagnosisClassifier, DiagnosisSettings, build_classifier, diagnose, fit_diagnosis, set_threshold
-from .baselines import Phase, Recipe, RecipeSettings, recipe
-from .subgroups import age_edges, labels_of, require, with_groups
+from fairlib.errors import DataError
+from fairlib.methods.baselines import Phase, Recipe, RecipeSettings, recipe
+from fairlib.methods.subgroups import age_edges, labels_of, require, with_groups
+from fairlib.models.diagnosis import (
+    DiagnosisClassifier,
+    DiagnosisSettings,
+    build_classifier,
+    diagnose,
+    fit_diagnosis,
+    set_threshold,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -26,14 +35,19 @@ GROUPS = ("sex", "age_tertile", "bmi_group")
 
 @dataclass(frozen=True, eq=False)
 class ImageTable:
-    """Images float32 [N, 3, 64, 64] in [-1, 1] and their table, one row each, in the same order. `DataError` if not."""
+    """Images float32 [N, 3, 64, 64] in [-1, 1] and their table, one row each, in the same order.
+
+    `DataError` if not.
+    """
 
     images: Tensor
     table: pd.DataFrame = field(repr=False)
 
     def __post_init__(self):
         if len(self.images) != len(self.table):
-            raise DataError(f"{len(self.images)} images and {len(self.table)} rows; give one row for each image")
+            raise DataError(
+                f"{len(self.images)} images and {len(self.table)} rows; give one row for each image"
+            )
 
     def __len__(self) -> int:
         return len(self.table)
@@ -49,7 +63,9 @@ class ImageTable:
 
 @dataclass(frozen=True)
 class DownstreamSettings:
-    """The classifier (its `steps` are those of a whole arm; its `seed` is replaced by the seed of the run) and the recipes."""
+    """The classifier (its `steps` are those of a whole arm; its `seed` is replaced by the seed of
+    the run) and the recipes.
+    """
 
     classifier: DiagnosisSettings = DiagnosisSettings()
     recipe: RecipeSettings = RecipeSettings()
@@ -57,7 +73,9 @@ class DownstreamSettings:
 
 @dataclass(frozen=True, eq=False)
 class ArmResult:
-    """One training: `predictions` has one row a test image (see `compare_arms`); `done` of `total` trainings are over."""
+    """One training: `predictions` has one row a test image (see `compare_arms`); `done` of `total`
+    trainings are over.
+    """
 
     arm: str
     seed: int
@@ -79,13 +97,15 @@ def compare_arms(
     validation: ImageTable,
     device: torch.device | str = "cpu",
 ) -> Iterator[ArmResult]:
-    """Train every arm with every seed and read `test`; yields an `ArmResult` after each training, seed by seed.
+    """Train every arm with every seed and read `test`; yields an `ArmResult` after each training,
+    seed by seed.
 
-    `predictions`: arm, seed, subject, image (position in `test`), score (logit), positive (score above the threshold that
-    is best on `validation`), label (1 = heart failure), sex, age_tertile (edges of the subjects of `train`), bmi_group.
-    Put those of all results together with `pandas.concat`. `synthetic` and `extra` may be None where no arm uses them.
-    device: where the classifiers are trained.
-    Raises `DataError` when a subject of `test` or `validation` was trained on, or a table lacks what it must have.
+    `predictions`: arm, seed, subject, image (position in `test`), score (logit), positive (score
+    above the threshold that is best on `validation`), label (1 = heart failure), sex, age_tertile
+    (edges of the subjects of `train`), bmi_group. Put those of all results together with
+    `pandas.concat`. `synthetic` and `extra` may be None where no arm uses them.
+    device: where the classifiers are trained. Raises `DataError` when a subject of `test` or
+    `validation` was trained on, or a table lacks what it must have.
     """
     recipes = {arm: _recipe(arm, train, synthetic, extra, settings) for arm in arms}
     sources = {"real": train, "synthetic": synthetic, "extra": extra}
@@ -100,12 +120,25 @@ def compare_arms(
             score, positive = diagnose(classifier, test.images)
             table = rows.assign(arm=arm, seed=seed, score=score.numpy(), positive=positive.numpy())
             done += 1
-            yield ArmResult(arm, seed, threshold, table[["arm", "seed", *rows.columns, "score", "positive"]], done, total)
+            yield ArmResult(
+                arm,
+                seed,
+                threshold,
+                table[["arm", "seed", *rows.columns, "score", "positive"]],
+                done,
+                total,
+            )
 
 
-def fit_recipe(classifier: DiagnosisClassifier, plan: Recipe, sources: dict[str, ImageTable | None],
-               settings: DiagnosisSettings) -> None:  # fmt: skip
-    """Train `classifier` through the phases of `plan`, `settings.steps` in all; a later phase starts a new optimiser."""
+def fit_recipe(
+    classifier: DiagnosisClassifier,
+    plan: Recipe,
+    sources: dict[str, ImageTable | None],
+    settings: DiagnosisSettings,
+) -> None:
+    """Train `classifier` through the phases of `plan`, `settings.steps` in all; a later phase
+    starts a new optimiser.
+    """
     left = settings.steps
     for number, phase in enumerate(plan.phases):
         last = number == len(plan.phases) - 1
@@ -113,7 +146,9 @@ def fit_recipe(classifier: DiagnosisClassifier, plan: Recipe, sources: dict[str,
         left -= steps
         images, labels = _gather(phase, sources)
         fit = replace(settings, steps=steps, learning_rate=settings.learning_rate * phase.rate)
-        for _ in fit_diagnosis(classifier, images, labels, fit, _tensor(phase.weights), _tensor(phase.probabilities)):
+        for _ in fit_diagnosis(
+            classifier, images, labels, fit, _tensor(phase.weights), _tensor(phase.probabilities)
+        ):
             pass
 
 
@@ -133,16 +168,23 @@ def _tensor(values) -> Tensor | None:
 
 def _test_rows(test: ImageTable, edges: tuple[float, float]) -> pd.DataFrame:
     require(test.table, ("subject", "sex"))
-    table = with_groups(test.table, edges).assign(image=range(len(test)), label=test.labels().numpy())
+    table = with_groups(test.table, edges).assign(
+        image=range(len(test)), label=test.labels().numpy()
+    )
     return table[["subject", "image", "label", *GROUPS]].reset_index(drop=True)
 
 
 def _check_disjoint(trained: dict[str, ImageTable | None], held_out: dict[str, ImageTable]) -> None:
     for name, part in held_out.items():
         require(part.table, ("subject",))
-        for source, images in (trained | ({"validation": held_out["validation"]} if name == "test" else {})).items():
-            if images is None or "subject" not in images.table:  # a generated image need not belong to a subject
+        for source, images in (
+            trained | ({"validation": held_out["validation"]} if name == "test" else {})
+        ).items():
+            # a generated image need not belong to a subject
+            if images is None or "subject" not in images.table:
                 continue
             shared = set(part.table["subject"]) & set(images.table["subject"])
             if shared:
-                raise DataError(f"subject {min(shared)!r} is in {name} and in {source}; split by subject first")
+                raise DataError(
+                    f"subject {min(shared)!r} is in {name} and in {source}; split by subject first"
+                )

@@ -1,10 +1,11 @@
 """The gradient through sampling, by replay.
 
-With the denoiser's input detached at every step, x_0 = a * x_T + sum_t c_t * eps_t with numbers c_t that the solver
-alone fixes. So dL/dtheta = sum_t c_t (d eps_t / d theta)^T dL/dx_0: sample without gradient and keep the x_t, take
-dL/dx_0 once, and replay the steps one vector-Jacobian product at a time. Memory does not grow with the number of
-steps, and a random part of the steps gives an unbiased estimate. "Detached" is the adjusted gradient of Shen et al.
-2024, sec. 4.2; `weights="flat"` stands for their equal contribution of all steps.
+With the denoiser's input detached at every step, x_0 = a * x_T + sum_t c_t * eps_t with numbers c_t
+that the solver alone fixes. So dL/dtheta = sum_t c_t (d eps_t / d theta)^T dL/dx_0: sample without
+gradient and keep the x_t, take dL/dx_0 once, and replay the steps one vector-Jacobian product at a
+time. Memory does not grow with the number of steps, and a random part of the steps gives an
+unbiased estimate. "Detached" is the adjusted gradient of Shen et al. 2024, sec. 4.2;
+`weights="flat"` stands for their equal contribution of all steps.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import SettingsError
-from ..models.solvers import Solver
+from fairlib.errors import SettingsError
+from fairlib.models.solvers import Solver
 
 PredictNoise = Callable[[Tensor, int, Tensor], Tensor]
 SCHEMES = ("all", "stratified", "importance", "uniform", "early")
@@ -27,7 +28,9 @@ WEIGHTS = ("natural", "flat")
 
 @dataclass(frozen=True)
 class Trajectory:
-    """What replay needs of a sampling run: the denoiser's inputs, each `[N, C, H, W]`, their timesteps, and x_0."""
+    """What replay needs of a sampling run: the denoiser's inputs, each `[N, C, H, W]`, their
+    timesteps, and x_0.
+    """
 
     inputs: tuple[Tensor, ...]
     timesteps: tuple[int, ...]
@@ -36,33 +39,54 @@ class Trajectory:
 
 
 @torch.no_grad()
-def record(solver: Solver, predict_noise: PredictNoise, noise: Tensor, conditioning: Tensor) -> Trajectory:
+def record(
+    solver: Solver, predict_noise: PredictNoise, noise: Tensor, conditioning: Tensor
+) -> Trajectory:
     """Sample from `noise` `[N, C, H, W]` without gradient, keeping every x_t.
 
-    `predict_noise(latents, timestep, conditioning)` does classifier-free guidance itself; `conditioning` is `[N, ...]`.
+    `predict_noise(latents, timestep, conditioning)` does classifier-free guidance itself;
+    `conditioning` is `[N, ...]`.
     """
     steps = list(solver.sample(lambda latents, t: predict_noise(latents, t, conditioning), noise))
-    return Trajectory(tuple(step.latents for step in steps), solver.timesteps, conditioning, steps[-1].next_latents)
+    return Trajectory(
+        tuple(step.latents for step in steps),
+        solver.timesteps,
+        conditioning,
+        steps[-1].next_latents,
+    )
 
 
 def effective_coefficients(coefficients: np.ndarray, weights: str = "natural") -> np.ndarray:
-    """w_t * c_t `[T]`: the chain's own c_t, or all of one magnitude with c_t's sign and the same absolute sum."""
+    """w_t * c_t `[T]`: the chain's own c_t, or all of one magnitude with c_t's sign and the same
+    absolute sum.
+    """
     if weights not in WEIGHTS:
         raise SettingsError(f"step weights are {weights!r}; expected one of {', '.join(WEIGHTS)}")
     coefficients = np.asarray(coefficients, dtype=float)
-    return coefficients if weights == "natural" else np.sign(coefficients) * np.abs(coefficients).mean()
+    return (
+        coefficients
+        if weights == "natural"
+        else np.sign(coefficients) * np.abs(coefficients).mean()
+    )
 
 
 def choose_steps(
-    total: int, count: int, scheme: str, coefficients: np.ndarray, generator: torch.Generator, images: int = 1
+    total: int,
+    count: int,
+    scheme: str,
+    coefficients: np.ndarray,
+    generator: torch.Generator,
+    images: int = 1,
 ) -> np.ndarray:
-    """Importance weights `[total, images]`: which `count` of `total` solver steps each image replays; 0 means not.
+    """Importance weights `[total, images]`: which `count` of `total` solver steps each image
+    replays; 0 means not.
 
-    "uniform": `count` steps without replacement; "stratified": one in each of `count` equal runs of steps;
-    "importance": chances proportional to |coefficients| `[total]`, by systematic sampling whose shifts are themselves
-    evenly spread over the images, so that together they cover all steps. These are unbiased for
-    sum_t coefficient_t * (...), image by image. "early" takes the first, coarse steps only and is biased by intent:
-    its weight makes up for the absolute coefficients left out.
+    "uniform": `count` steps without replacement; "stratified": one in each of `count` equal runs of
+    steps; "importance": chances proportional to |coefficients| `[total]`, by systematic sampling
+    whose shifts are themselves evenly spread over the images, so that together they cover all
+    steps. These are unbiased for sum_t coefficient_t * (...), image by image. "early" takes the
+    first, coarse steps only and is biased by intent: its weight makes up for the absolute
+    coefficients left out.
     """
     if scheme not in SCHEMES:
         raise SettingsError(f"replay scheme is {scheme!r}; expected one of {', '.join(SCHEMES)}")
@@ -81,7 +105,9 @@ def choose_steps(
         return weights
     for image in range(images):
         if scheme == "uniform":
-            weights[torch.randperm(total, generator=generator)[:count].numpy(), image] = total / count
+            weights[torch.randperm(total, generator=generator)[:count].numpy(), image] = (
+                total / count
+            )
         else:
             _one_in_each_run(weights[:, image], count, generator)
     return weights
@@ -96,8 +122,8 @@ def _one_in_each_run(weights: np.ndarray, count: int, generator: torch.Generator
 def systematic(size: np.ndarray, count: int, start: float) -> np.ndarray:
     """`count` distinct steps, each with a chance proportional to its `size` `[T]` but at most 1.
 
-    The chances, cumulated, make a line of length `count`; points 1 apart, shifted by `start` in [0, 1), pick the
-    steps. Returns `[T]`: the inverse chance where picked, else 0.
+    The chances, cumulated, make a line of length `count`; points 1 apart, shifted by `start` in [0,
+    1), pick the steps. Returns `[T]`: the inverse chance where picked, else 0.
     """
     chances = inclusion_chances(size, count)
     points = np.arange(count) + start
@@ -108,7 +134,9 @@ def systematic(size: np.ndarray, count: int, start: float) -> np.ndarray:
 
 
 def inclusion_chances(size: np.ndarray, count: int) -> np.ndarray:
-    """Chances `[T]` in [0, 1] that sum to `count`, proportional to `size` `[T]` except where that would pass 1."""
+    """Chances `[T]` in [0, 1] that sum to `count`, proportional to `size` `[T]` except where that
+    would pass 1.
+    """
     certain = np.zeros(len(size), dtype=bool)
     while True:
         scale = (count - certain.sum()) / max(size[~certain].sum(), np.finfo(float).tiny)
@@ -128,17 +156,21 @@ def replay(
 ) -> int:
     """Add the gradient of the loss to `.grad` of every parameter that `predict_noise` uses.
 
-    `cotangent` is dL/dx_0 `[N, C, H, W]`; `coefficients` `[T]` as of `effective_coefficients`; `importance` `[T, N]`
-    as of `choose_steps`. Images that replay the same step share a call of at most `micro_batch`. Returns the number of
-    denoiser evaluations, one an image and step.
+    `cotangent` is dL/dx_0 `[N, C, H, W]`; `coefficients` `[T]` as of `effective_coefficients`;
+    `importance` `[T, N]` as of `choose_steps`. Images that replay the same step share a call of at
+    most `micro_batch`. Returns the number of denoiser evaluations, one an image and step.
     """
     scales = torch.as_tensor(importance * np.asarray(coefficients)[:, None]).to(cotangent)
     for step, timestep in enumerate(trajectory.timesteps):
         chosen = torch.as_tensor(np.flatnonzero(importance[step]), device=cotangent.device)
         for part in chunks(len(chosen), micro_batch):
             rows = chosen[part]
-            prediction = predict_noise(trajectory.inputs[step][rows], timestep, trajectory.conditioning[rows])
-            prediction.backward(cotangent[rows] * scales[step, rows].view(-1, *[1] * (cotangent.ndim - 1)))
+            prediction = predict_noise(
+                trajectory.inputs[step][rows], timestep, trajectory.conditioning[rows]
+            )
+            prediction.backward(
+                cotangent[rows] * scales[step, rows].view(-1, *[1] * (cotangent.ndim - 1))
+            )
     return int(np.count_nonzero(importance))
 
 

@@ -1,6 +1,8 @@
-"""What a slice shows: a classifier of contrast, tumour grade and side, trained on synthetic slices whose truth is known.
+"""What a slice shows: a classifier of contrast, tumour grade and side, trained on synthetic slices
+whose truth is known.
 
-It measures prompt fidelity, and its features the distance between sets of images. Tuning never sees it.
+It measures prompt fidelity, and its features the distance between sets of images. Tuning never sees
+it.
 """
 
 from __future__ import annotations
@@ -14,28 +16,54 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..errors import WeightsError
-from ..files import read_tensors, write_tensors
-from .classifier import augment
-from .training import FitSettings, FitStep, Trainer, batch_indices, device_of, generator_for
+from fairlib.errors import WeightsError
+from fairlib.io import read_tensors, write_tensors
+from fairlib.models.classifier import augment
+from fairlib.models.training import (
+    FitSettings,
+    FitStep,
+    Trainer,
+    batch_indices,
+    device_of,
+    generator_for,
+)
 
-CLASSES = {"contrast": ("t1", "t1ce", "t2", "flair"), "grade": ("none", "LGG", "HGG"), "side": ("none", "left", "right")}
+CLASSES = {
+    "contrast": ("t1", "t1ce", "t2", "flair"),
+    "grade": ("none", "LGG", "HGG"),
+    "side": ("none", "left", "right"),
+}
 FEATURES = 64
 
 
 class AttributeClassifier(nn.Module):
-    """images [N, 1, 128, 128] in [-1, 1] -> {attribute: logits [N, K]}; `features` gives [N, 64]."""
+    """images [N, 1, 128, 128] in [-1, 1] -> {attribute: logits [N, K]}; `features` gives [N,
+    64].
+    """
 
     def __init__(self):
         super().__init__()
         widths, before = (24, 48, 64, 96), 1
         layers: list[nn.Module] = []
         for width in widths:
-            layers += [nn.Conv2d(before, width, 5 if before == 1 else 3, stride=2, padding=2 if before == 1 else 1),
-                       nn.GroupNorm(8, width), nn.SiLU()]
+            layers += [
+                nn.Conv2d(
+                    before,
+                    width,
+                    5 if before == 1 else 3,
+                    stride=2,
+                    padding=2 if before == 1 else 1,
+                ),
+                nn.GroupNorm(8, width),
+                nn.SiLU(),
+            ]
             before = width
-        self.body = nn.Sequential(*layers, nn.MaxPool2d(2), nn.Flatten(), nn.Linear(96 * 16, FEATURES), nn.SiLU())
-        self.heads = nn.ModuleDict({name: nn.Linear(FEATURES, len(classes)) for name, classes in CLASSES.items()})
+        self.body = nn.Sequential(
+            *layers, nn.MaxPool2d(2), nn.Flatten(), nn.Linear(96 * 16, FEATURES), nn.SiLU()
+        )
+        self.heads = nn.ModuleDict(
+            {name: nn.Linear(FEATURES, len(classes)) for name, classes in CLASSES.items()}
+        )
 
     def features(self, images: Tensor) -> Tensor:
         return self.body(images)
@@ -47,12 +75,24 @@ class AttributeClassifier(nn.Module):
 
 def codes(table: pd.DataFrame) -> Tensor:
     """The classes of a table with columns contrast, grade, side, as int64 [N, 3]."""
-    return torch.tensor([[classes.index(row[name]) for name, classes in CLASSES.items()] for _, row in table.iterrows()])
+    return torch.tensor(
+        [
+            [classes.index(row[name]) for name, classes in CLASSES.items()]
+            for _, row in table.iterrows()
+        ]
+    )
 
 
-def fit_attributes(classifier: AttributeClassifier, images: Tensor, truth: Tensor, settings: FitSettings,
-                   trainer: Trainer | None = None) -> Iterator[FitStep]:
-    """Train on `images` uint8 [N, 1, H, W] with `truth` [N, 3] (see `codes`); shifted, blurred, noised, never mirrored."""
+def fit_attributes(
+    classifier: AttributeClassifier,
+    images: Tensor,
+    truth: Tensor,
+    settings: FitSettings,
+    trainer: Trainer | None = None,
+) -> Iterator[FitStep]:
+    """Train on `images` uint8 [N, 1, H, W] with `truth` [N, 3] (see `codes`); shifted, blurred,
+    noised, never mirrored.
+    """
     trainer, device = trainer or Trainer(classifier, settings), device_of(classifier)
 
     def loss(step: int) -> Tensor:
@@ -60,7 +100,10 @@ def fit_attributes(classifier: AttributeClassifier, images: Tensor, truth: Tenso
         batch = images[rows].float() / 127.5 - 1
         batch = augment(batch, generator_for(settings.seed, 6, step), mirror=False).to(device)
         wanted = truth[rows].to(device)
-        return sum(F.cross_entropy(logits, wanted[:, i]) for i, logits in enumerate(classifier(batch).values()))
+        return sum(
+            F.cross_entropy(logits, wanted[:, i])
+            for i, logits in enumerate(classifier(batch).values())
+        )
 
     classifier.train()
     yield from trainer.run(loss)
@@ -70,8 +113,12 @@ def fit_attributes(classifier: AttributeClassifier, images: Tensor, truth: Tenso
 
 
 @torch.no_grad()
-def read_attributes(classifier: AttributeClassifier, images: Tensor, batch_size: int = 128) -> tuple[pd.DataFrame, np.ndarray]:
-    """What each image [N, 1, H, W] in [-1, 1] shows (columns contrast, grade, side), and its features [N, 64]."""
+def read_attributes(
+    classifier: AttributeClassifier, images: Tensor, batch_size: int = 128
+) -> tuple[pd.DataFrame, np.ndarray]:
+    """What each image [N, 1, H, W] in [-1, 1] shows (columns contrast, grade, side), and its
+    features [N, 64].
+    """
     found: dict[str, list[str]] = {name: [] for name in CLASSES}
     features = []
     for part in images.split(batch_size):
@@ -86,10 +133,15 @@ def save_attributes(folder: str | Path, classifier: AttributeClassifier) -> None
 
 
 def load_attributes(folder: str | Path) -> AttributeClassifier:
-    """Read a folder written by `save_attributes`, frozen. Raises `WeightsError` when it is not one."""
+    """Read a folder written by `save_attributes`, frozen.
+
+    Raises `WeightsError` when it is not one.
+    """
     path = Path(folder) / "attributes.safetensors"
     if not path.is_file():
-        raise WeightsError(f"{path}: no attribute classifier here; it is fitted by the stage that asks for it")
+        raise WeightsError(
+            f"{path}: no attribute classifier here; it is fitted by the stage that asks for it"
+        )
     classifier = AttributeClassifier()
     classifier.load_state_dict(read_tensors(path))
     return classifier.eval().requires_grad_(False)

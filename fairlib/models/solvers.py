@@ -1,13 +1,17 @@
 """Deterministic diffusion solvers as data: sampling is a linear recurrence around the denoiser.
 
-With `alpha_i = sqrt(abar_t)` and `sigma_i = sqrt(1 - abar_t)` at the i-th chosen timestep, every solver here reads
+With `alpha_i = sqrt(abar_t)` and `sigma_i = sqrt(1 - abar_t)` at the i-th chosen timestep, every
+solver here reads
 
-    x0_i    = data_i * x_i + output_i * model(x_i, t_i)                  (the model's estimate of the clean latents)
-    x_{i+1} = carry_i * x_i + current_i * x0_i + previous_i * x0_{i-1}
+    x0_i    = data_i * x_i + output_i * model(x_i, t_i)                  (the model's estimate of
+    the clean latents) x_{i+1} = carry_i * x_i + current_i * x0_i + previous_i * x0_{i-1}
 
-so the last latents are linear in the noise and the model's outputs once the model's *input* is detached.
-DDIM: Song et al. 2021, eq. 12 with eta = 0. DPM-Solver++ 2M: Lu et al. 2022, algorithm 2; its first-order step is DDIM.
-No thresholding, no clipping: either would break the linearity that `fairlib.methods.replay` relies on.
+so the last latents are linear in the noise and the model's outputs once the model's *input* is
+detached.
+DDIM: Song et al. 2021, eq. 12 with eta = 0. DPM-Solver++ 2M: Lu et al. 2022, algorithm 2; its
+first-order step is DDIM.
+No thresholding, no clipping: either would break the linearity that `fairlib.methods.replay` relies
+on.
 """
 
 from __future__ import annotations
@@ -19,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import SettingsError
+from fairlib.errors import SettingsError
 
 PredictNoise = Callable[[Tensor, int], Tensor]
 SPACINGS = ("trailing", "leading", "linspace")
@@ -28,7 +32,9 @@ PREDICTION_TYPES = ("epsilon", "v_prediction")
 
 @dataclass(frozen=True)
 class SamplingStep:
-    """One solver step: the denoiser saw `latents` at `timestep`; `next_latents` of the last step is x_0."""
+    """One solver step: the denoiser saw `latents` at `timestep`; `next_latents` of the last step is
+    x_0.
+    """
 
     index: int
     timestep: int
@@ -78,7 +84,8 @@ class Solver:
         return estimate, following
 
     def chain_coefficients(self) -> tuple[float, np.ndarray]:
-        """`(a, c [T])` with x_0 = a * x_T + sum_t c_t * model_t when the model's inputs are held fixed.
+        """`(a, c [T])` with x_0 = a * x_T + sum_t c_t * model_t when the model's inputs are held
+        fixed.
 
         Found by pushing unit vectors through the very recurrence that samples.
         """
@@ -90,18 +97,29 @@ class Solver:
 
 
 def ddim(
-    alphas_cumprod: Tensor, steps: int, *, spacing: str = "trailing", prediction_type: str = "epsilon"
+    alphas_cumprod: Tensor,
+    steps: int,
+    *,
+    spacing: str = "trailing",
+    prediction_type: str = "epsilon",
 ) -> Solver:
-    """Deterministic DDIM over `steps` of the `[T_train]` schedule; the last step lands on noise level zero."""
+    """Deterministic DDIM over `steps` of the `[T_train]` schedule; the last step lands on noise
+    level zero.
+    """
     return _build("ddim", alphas_cumprod, steps, spacing, prediction_type, order=1)
 
 
 def dpm_solver_2m(
-    alphas_cumprod: Tensor, steps: int, *, spacing: str = "trailing", prediction_type: str = "epsilon"
+    alphas_cumprod: Tensor,
+    steps: int,
+    *,
+    spacing: str = "trailing",
+    prediction_type: str = "epsilon",
 ) -> Solver:
     """DPM-Solver++ 2M (midpoint) over `steps` of the `[T_train]` schedule.
 
-    The last step is first order and lands on noise level zero, where a second-order step is undefined.
+    The last step is first order and lands on noise level zero, where a second-order step is
+    undefined.
     """
     return _build("dpm_solver_2m", alphas_cumprod, steps, spacing, prediction_type, order=2)
 
@@ -109,8 +127,9 @@ def dpm_solver_2m(
 def choose_timesteps(train_steps: int, steps: int, spacing: str, order: int = 1) -> np.ndarray:
     """`steps` descending timesteps in `[0, train_steps)`.
 
-    "trailing" (the default: it starts at pure noise, Lin et al. 2024, table 2), "leading" and "linspace" follow
-    diffusers, whose DPM-Solver++ reserves one interval more than its DDIM does; hence `order`.
+    "trailing" (the default: it starts at pure noise, Lin et al. 2024, table 2), "leading" and
+    "linspace" follow diffusers, whose DPM-Solver++ reserves one interval more than its DDIM does;
+    hence `order`.
     """
     if spacing not in SPACINGS:
         raise SettingsError(f"spacing is {spacing!r}; expected one of {', '.join(SPACINGS)}")
@@ -126,7 +145,9 @@ def choose_timesteps(train_steps: int, steps: int, spacing: str, order: int = 1)
 
 def _build(name, alphas_cumprod, steps, spacing, prediction_type, order) -> Solver:
     if prediction_type not in PREDICTION_TYPES:
-        raise SettingsError(f"prediction_type is {prediction_type!r}; expected one of {', '.join(PREDICTION_TYPES)}")
+        raise SettingsError(
+            f"prediction_type is {prediction_type!r}; expected one of {', '.join(PREDICTION_TYPES)}"
+        )
     schedule = torch.as_tensor(alphas_cumprod).detach().double().cpu().numpy()
     timesteps = choose_timesteps(len(schedule), steps, spacing, order)
     signal = np.append(schedule[timesteps], 1.0)
@@ -140,12 +161,16 @@ def _build(name, alphas_cumprod, steps, spacing, prediction_type, order) -> Solv
 
 
 def _data_prediction(alpha, sigma, prediction_type):
-    """x0 = data * x + output * model: (x - sigma eps) / alpha, or alpha x - sigma v (Salimans & Ho 2022)."""
+    """x0 = data * x + output * model: (x - sigma eps) / alpha, or alpha x - sigma v (Salimans & Ho
+    2022).
+    """
     return (1 / alpha, -sigma / alpha) if prediction_type == "epsilon" else (alpha, -sigma)
 
 
 def _extrapolation(alpha, sigma) -> np.ndarray:
-    """1 / (2 r_i), r_i the ratio of the last two steps in log signal-to-noise; 0 where the step is first order."""
+    """1 / (2 r_i), r_i the ratio of the last two steps in log signal-to-noise; 0 where the step is
+    first order.
+    """
     with np.errstate(divide="ignore"):
         log_snr = np.log(alpha) - np.log(sigma)
     step = np.diff(log_snr)

@@ -1,7 +1,8 @@
 """A byte-pair vocabulary learnt from captions, in CLIP's own two file formats.
 
-open_clip reads a gzipped list of merges, transformers a `vocab.json` with `merges.txt`; both must give the same ids,
-so that the text tower trained by one can be the text encoder of the other (a test holds them to it).
+open_clip reads a gzipped list of merges, transformers a `vocab.json` with `merges.txt`; both must
+give the same ids, so that the text tower trained by one can be the text encoder of the other (a
+test holds them to it).
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ CONTEXT_LENGTH = 32
 
 
 def learn_merges(captions: list[str], count: int = 400) -> list[tuple[str, str]]:
-    """The `count` most useful merges, most frequent pair first (ties: alphabetical), on CLIP's word pieces."""
+    """The `count` most useful merges, most frequent pair first (ties: alphabetical), on CLIP's word
+    pieces.
+    """
     import regex
 
     pieces = regex.compile(r"[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+")
@@ -53,12 +56,20 @@ def vocabulary(merges: list[tuple[str, str]]) -> dict[str, int]:
     from open_clip.tokenizer import bytes_to_unicode
 
     symbols = list(bytes_to_unicode().values())
-    tokens = [*symbols, *(s + "</w>" for s in symbols), *("".join(m) for m in merges), "<|startoftext|>", "<|endoftext|>"]
+    tokens = [
+        *symbols,
+        *(s + "</w>" for s in symbols),
+        *("".join(m) for m in merges),
+        "<|startoftext|>",
+        "<|endoftext|>",
+    ]
     return {token: i for i, token in enumerate(tokens)}
 
 
 def write_vocabulary(folder: str | Path, merges: list[tuple[str, str]]) -> None:
-    """Write `vocab.json`, `merges.txt` (transformers) and `bpe.txt.gz` (open_clip) into `folder`."""
+    """Write `vocab.json`, `merges.txt` (transformers) and `bpe.txt.gz` (open_clip) into
+    `folder`.
+    """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     lines = "\n".join(["#version: 0.2", *(" ".join(m) for m in merges)])
@@ -68,14 +79,20 @@ def write_vocabulary(folder: str | Path, merges: list[tuple[str, str]]) -> None:
 
 
 def pipeline_tokenizer(folder: str | Path, length: int = CONTEXT_LENGTH):
-    """transformers' CLIPTokenizer of a folder written by `write_vocabulary`; longer texts are cut at `length` tokens.
+    """transformers' CLIPTokenizer of a folder written by `write_vocabulary`; longer texts are cut
+    at `length` tokens.
 
-    Padding is id 0, as in open_clip; that id is the exclamation mark, so one in a prompt reads as padding.
+    Padding is id 0, as in open_clip; that id is the exclamation mark, so one in a prompt reads as
+    padding.
     """
     from transformers import CLIPTokenizer
 
-    return CLIPTokenizer(str(Path(folder) / "vocab.json"), str(Path(folder) / "merges.txt"), pad_token="!",
-                         model_max_length=length)
+    return CLIPTokenizer(
+        str(Path(folder) / "vocab.json"),
+        str(Path(folder) / "merges.txt"),
+        pad_token="!",
+        model_max_length=length,
+    )
 
 
 def clip_tokenizer(folder: str | Path, length: int = CONTEXT_LENGTH):

@@ -1,7 +1,8 @@
-"""One training loop for every network here: a generator that yields once a step and can stop anywhere.
+"""One training loop for every network here: a generator that yields once a step and can stop
+anywhere.
 
-Data order and noise are functions of (seed, step) alone, so a loop taken up from a saved state ends with the same
-bits as one that was never interrupted.
+Data order and noise are functions of (seed, step) alone, so a loop taken up from a saved state ends
+with the same bits as one that was never interrupted.
 """
 
 from __future__ import annotations
@@ -14,14 +15,16 @@ from itertools import chain
 import torch
 from torch import Tensor, nn
 
-from ..errors import WeightsError
+from fairlib.errors import WeightsError
 
 
 @dataclass(frozen=True)
 class FitSettings:
-    """Steps, peak learning rate (warm-up over `warmup` steps, then cosine to zero), clipping, EMA (0: none).
+    """Steps, peak learning rate (warm-up over `warmup` steps, then cosine to zero), clipping, EMA
+    (0: none).
 
-    `horizon`, when not 0, is the step at which the cosine would reach zero: a later phase goes on from a high rate.
+    `horizon`, when not 0, is the step at which the cosine would reach zero: a later phase goes on
+    from a high rate.
     """
 
     steps: int
@@ -45,7 +48,9 @@ class FitStep:
 
 
 def generator_for(seed: int, *keys: int) -> torch.Generator:
-    """A CPU generator that is a function of (seed, keys); distinct keys give independent streams."""
+    """A CPU generator that is a function of (seed, keys); distinct keys give independent
+    streams.
+    """
     import numpy as np
 
     state = np.random.SeedSequence([seed, *keys]).generate_state(2, np.uint32)
@@ -53,7 +58,9 @@ def generator_for(seed: int, *keys: int) -> torch.Generator:
 
 
 def batch_indices(seed: int, step: int, count: int, batch_size: int) -> Tensor:
-    """Indices [batch_size] of step `step` (0-based): epochs of permutations, each a function of (seed, epoch)."""
+    """Indices [batch_size] of step `step` (0-based): epochs of permutations, each a function of
+    (seed, epoch).
+    """
     start = step * batch_size
     found = []
     while len(found) < batch_size:
@@ -74,9 +81,17 @@ class Trainer:
     def __init__(self, module: nn.Module, settings: FitSettings):
         self.module, self.settings, self.step = module, settings, 0
         self.named = {name: p for name, p in module.named_parameters() if p.requires_grad}
-        self.optimiser = torch.optim.AdamW(self.named.values(), lr=settings.learning_rate,
-                                           betas=(0.9, 0.99), weight_decay=settings.weight_decay)
-        self.ema = {name: p.detach().clone() for name, p in self.named.items()} if settings.ema_decay else {}
+        self.optimiser = torch.optim.AdamW(
+            self.named.values(),
+            lr=settings.learning_rate,
+            betas=(0.9, 0.99),
+            weight_decay=settings.weight_decay,
+        )
+        self.ema = (
+            {name: p.detach().clone() for name, p in self.named.items()}
+            if settings.ema_decay
+            else {}
+        )
 
     def learning_rate(self, step: int) -> float:
         s = self.settings
@@ -86,7 +101,10 @@ class Trainer:
         return s.learning_rate * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
 
     def run(self, loss: Callable[[int], Tensor]) -> Iterator[FitStep]:
-        """Run what is left of the fit. `loss(step)` returns the scalar loss of the 0-based `step`."""
+        """Run what is left of the fit.
+
+        `loss(step)` returns the scalar loss of the 0-based `step`.
+        """
         while self.step < self.settings.steps:
             rate = self.learning_rate(self.step)
             for group in self.optimiser.param_groups:
@@ -116,8 +134,13 @@ class Trainer:
         for name, parameter in self.named.items():
             found[f"weight/{name}"] = parameter.detach().clone()
             moments = self.optimiser.state.get(parameter, {})
-            found.update({f"{key}/{name}": moments[key].detach().clone() for key in ("exp_avg", "exp_avg_sq", "step")
-                          if key in moments})
+            found.update(
+                {
+                    f"{key}/{name}": moments[key].detach().clone()
+                    for key in ("exp_avg", "exp_avg_sq", "step")
+                    if key in moments
+                }
+            )
         return found | {f"ema/{name}": mean.clone() for name, mean in self.ema.items()}
 
     def from_tensors(self, tensors: dict[str, Tensor]) -> None:
@@ -126,12 +149,17 @@ class Trainer:
         found = {name for name in tensors if name.startswith("weight/")}
         if wanted != found:
             odd = sorted(wanted ^ found)[0]
-            raise WeightsError(f"saved training state does not fit this network (first odd key: {odd}); start afresh")
+            raise WeightsError(
+                f"saved training state does not fit this network (first odd key: {odd}); start "
+                "afresh"
+            )
         self.step = int(tensors["step"])
         for name, parameter in self.named.items():
             parameter.data.copy_(tensors[f"weight/{name}"])
             if f"exp_avg/{name}" in tensors:
                 self.optimiser.state[parameter] = {"step": tensors[f"step/{name}"].clone()} | {
-                    key: tensors[f"{key}/{name}"].clone().to(parameter.device) for key in ("exp_avg", "exp_avg_sq")}
+                    key: tensors[f"{key}/{name}"].clone().to(parameter.device)
+                    for key in ("exp_avg", "exp_avg_sq")
+                }
         for name in self.ema:
             self.ema[name] = tensors[f"ema/{name}"].clone().to(self.named[name].device)

@@ -1,4 +1,6 @@
-"""A browser on a leash: headless Chromium, spoken to over two pipes, that can reach no host at all."""
+"""A browser on a leash: headless Chromium, spoken to over two pipes, that can reach no host at
+all.
+"""
 
 import base64
 import fcntl
@@ -11,7 +13,12 @@ import tempfile
 import time
 
 CHROMIUM = next(
-    (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None
+    (
+        found
+        for name in ("chromium", "chromium-browser", "google-chrome")
+        if (found := shutil.which(name))
+    ),
+    None,
 )
 FLAGS = [
     "--headless",
@@ -34,7 +41,10 @@ SETTLED = """(async () => {
 
 
 class Browser:
-    """Use as a context manager. `visit` opens a page and remembers what it asked for and what went wrong."""
+    """Use as a context manager.
+
+    `visit` opens a page and remembers what it asked for and what went wrong.
+    """
 
     def __enter__(self):
         self.profile = tempfile.mkdtemp(prefix="book-browser-")
@@ -48,7 +58,11 @@ class Browser:
 
         command = [CHROMIUM, *FLAGS, f"--user-data-dir={self.profile}", "about:blank"]
         self.child = subprocess.Popen(
-            command, preexec_fn=wire, close_fds=False, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            command,
+            preexec_fn=wire,
+            close_fds=False,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
         )
         os.close(to_child)
         os.close(from_child)
@@ -60,7 +74,9 @@ class Browser:
         self.target = self.call("Target.createTarget", url="about:blank")["targetId"]
         if old:
             self.call("Target.closeTarget", targetId=old)
-        self.session = self.call("Target.attachToTarget", targetId=self.target, flatten=True)["sessionId"]
+        self.session = self.call("Target.attachToTarget", targetId=self.target, flatten=True)[
+            "sessionId"
+        ]
         for domain in ("Page", "Network", "Runtime", "Log"):
             self.call(f"{domain}.enable")
 
@@ -72,7 +88,9 @@ class Browser:
         shutil.rmtree(self.profile, ignore_errors=True)
 
     def call(self, method, **parameters):
-        """Send one command of the DevTools protocol and wait for its answer; events are put aside."""
+        """Send one command of the DevTools protocol and wait for its answer; events are put
+        aside.
+        """
         self.count += 1
         message = {"id": self.count, "method": method, "params": parameters}
         if self.session:
@@ -94,11 +112,16 @@ class Browser:
         return json.loads(message)
 
     def visit(self, path, width=1280, height=900, dark=False):
-        """Open a local page in a tab of its own, wait until formulas are set, and give what happened on the way."""
+        """Open a local page in a tab of its own, wait until formulas are set, and give what
+        happened on the way.
+        """
         self._fresh_tab()
         self.resize(width, height)
         scheme = "dark" if dark else "light"
-        self.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
+        self.call(
+            "Emulation.setEmulatedMedia",
+            features=[{"name": "prefers-color-scheme", "value": scheme}],
+        )
         self.events.clear()
         self.call("Page.navigate", url=path.resolve().as_uri())
         deadline = time.monotonic() + 180
@@ -111,12 +134,18 @@ class Browser:
     def resize(self, width, height):
         """Set the window; below 600 pixels it is a phone's."""
         self.call(
-            "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 600
+            "Emulation.setDeviceMetricsOverride",
+            width=width,
+            height=height,
+            deviceScaleFactor=1,
+            mobile=width < 600,
         )
 
     def run(self, script):
         """The value of a JavaScript expression (a promise is awaited)."""
-        answer = self.call("Runtime.evaluate", expression=script, awaitPromise=True, returnByValue=True)
+        answer = self.call(
+            "Runtime.evaluate", expression=script, awaitPromise=True, returnByValue=True
+        )
         assert "exceptionDetails" not in answer, answer["exceptionDetails"]
         return answer["result"].get("value")
 
@@ -132,16 +161,30 @@ class Visit:
 
     def __init__(self, events):
         about = [(event["method"], event["params"]) for event in events]
-        self.requests = [p["request"]["url"] for name, p in about if name == "Network.requestWillBeSent"]
-        self.faults = [p["errorText"] for name, p in about if name == "Network.loadingFailed" and not p.get("canceled")]
-        self.faults += [_trouble(p["exceptionDetails"]) for name, p in about if name == "Runtime.exceptionThrown"]
+        self.requests = [
+            p["request"]["url"] for name, p in about if name == "Network.requestWillBeSent"
+        ]
+        self.faults = [
+            p["errorText"]
+            for name, p in about
+            if name == "Network.loadingFailed" and not p.get("canceled")
+        ]
+        self.faults += [
+            _trouble(p["exceptionDetails"])
+            for name, p in about
+            if name == "Runtime.exceptionThrown"
+        ]
         entries = [p["entry"] for name, p in about if name == "Log.entryAdded"]
         self.faults += [entry["text"] for entry in entries if entry["level"] == "error"]
 
     @property
     def abroad(self):
         """Requests that leave the machine."""
-        return [url for url in self.requests if not url.startswith(("file:", "data:", "blob:", "about:"))]
+        return [
+            url
+            for url in self.requests
+            if not url.startswith(("file:", "data:", "blob:", "about:"))
+        ]
 
 
 def _trouble(details):

@@ -1,4 +1,6 @@
-"""The book as `make book` would build it, with stand-ins for the executed notebooks, so that no model has to run."""
+"""The book as `make book` would build it, with stand-ins for the executed notebooks, so that no
+model has to run.
+"""
 
 import base64
 import re
@@ -15,14 +17,21 @@ ROOT = Path(__file__).resolve().parents[2]
 BOOK = ROOT / "book"
 GLUE = re.compile(r"\{glue:text\}`[^`]*?(\w+)\.ipynb::([\w.-]+):([^`]*)`")  # notebook, key, format
 PIXEL = base64.b64encode(
-    base64.b64decode("iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNkYPhfDwAChwGA60e6kgAAAABJRU5ErkJggg==")
+    base64.b64decode(
+        "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNkYPhfDwAChwGA60e6kgAAAABJRU5ErkJggg=="
+    )
 ).decode()
 
 
 def pages():
-    """All source files of the table of contents, as it names them: "book/preface", "notebooks/01_cohort"."""
+    """All source files of the table of contents, as it names them: "book/preface",
+    "notebooks/01_cohort".
+    """
     toc = yaml.safe_load((ROOT / "_toc.yml").read_text())
-    return [toc["root"], *(chapter["file"] for part in toc["parts"] for chapter in part["chapters"])]
+    return [
+        toc["root"],
+        *(chapter["file"] for part in toc["parts"] for chapter in part["chapters"]),
+    ]
 
 
 def prose():
@@ -40,7 +49,9 @@ def glued():
 
 
 def stand_in(name, keys):
-    """An executed notebook with a picture, the glued keys, and, in the first one, linked widgets."""
+    """An executed notebook with a picture, the glued keys, and, in the first one, linked
+    widgets.
+    """
     picture = new_output("display_data", {"image/png": PIXEL, "text/plain": "<Figure>"})
     about = {
         "mystnb": {
@@ -52,7 +63,9 @@ def stand_in(name, keys):
         new_markdown_cell(f"# {name}\n\nWhere $x^2$ is set in type.\n\n## A section"),
         new_code_cell("draw()", metadata=about, outputs=[picture]),
         new_code_cell(
-            "record()", metadata={"tags": ["remove-cell"]}, outputs=[_record(*pair) for pair in sorted(keys.items())]
+            "record()",
+            metadata={"tags": ["remove-cell"]},
+            outputs=[_record(*pair) for pair in sorted(keys.items())],
         ),
     ]
     about = {

@@ -1,7 +1,7 @@
 """One build of the book for all tests that look at pages.
 
-The notebooks in it are stand-ins, so that no model has to run. To look at the real pages instead, after `make book`:
-`BOOK_HTML=_build/html pytest tests/book`.
+The notebooks in it are stand-ins, so that no model has to run. To look at the real pages instead,
+after `make book`: `BOOK_HTML=_build/html pytest tests/book`.
 """
 
 import os
@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))  # the helpers book_build and book_browser lie beside the tests
+# the helpers book_build and book_browser lie beside the tests
+sys.path.insert(0, str(Path(__file__).parent))
 
 import book_build  # noqa: E402
 

@@ -1,4 +1,6 @@
-"""The pages in a real browser that can reach no host, as files, as a reader with a USB stick has them."""
+"""The pages in a real browser that can reach no host, as files, as a reader with a USB stick has
+them.
+"""
 
 import os
 
@@ -9,11 +11,13 @@ import pytest
 pytestmark = [
     pytest.mark.browser,
     pytest.mark.slow,
-    # A browser is no Python package, so `make test` cannot install one. What is tested here is also checked, less
-    # strictly, by test_pages.py without a browser.
+    # A browser is no Python package, so `make test` cannot install one. What is tested here is also
+    # checked, less strictly, by test_pages.py without a browser.
     pytest.mark.skipif(book_browser.CHROMIUM is None, reason="no chromium on this machine"),
 ]
-HIDDEN_TEXT = """[...document.querySelectorAll("article figure img")].filter(i => !i.naturalWidth).length"""
+HIDDEN_TEXT = (
+    """[...document.querySelectorAll("article figure img")].filter(i => !i.naturalWidth).length"""
+)
 TOO_WIDE = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
 
 
@@ -54,14 +58,23 @@ def test_a_slider_turns_the_leaves_without_a_kernel_on_a_page_with_formulas(buil
     assert browser.run(leaf) == "first leaf"
     browser.run("""document.querySelector(".widget-slider .noUi-handle").focus()""")
     for kind in ("keyDown", "keyUp"):
-        browser.call("Input.dispatchKeyEvent", type=kind, key="ArrowRight", code="ArrowRight", windowsVirtualKeyCode=39)
+        browser.call(
+            "Input.dispatchKeyEvent",
+            type=kind,
+            key="ArrowRight",
+            code="ArrowRight",
+            windowsVirtualKeyCode=39,
+        )
     assert browser.run(f"new Promise(done => setTimeout(() => done({leaf}), 500))") == "second leaf"
 
 
 def test_the_leash_holds(built, browser, tmp_path):
     """A page that does ask another host is caught, or none of the tests above could fail."""
     page = tmp_path / "page.html"
-    page.write_text("<html><body><img src='https://example.org/picture.png'><script>missing()</script></body></html>")
+    page.write_text(
+        "<html><body><img "
+        "src='https://example.org/picture.png'><script>missing()</script></body></html>"
+    )
     visit = browser.visit(page)
     assert visit.abroad == ["https://example.org/picture.png"]
     assert any("missing" in fault for fault in visit.faults)

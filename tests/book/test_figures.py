@@ -14,7 +14,9 @@ def load(name):
     """A module of book/figures, which is a plain folder."""
     sys.path.insert(0, str(FIGURES))
     try:
-        specification = importlib.util.spec_from_file_location(f"book_figures_{name}", FIGURES / f"{name}.py")
+        specification = importlib.util.spec_from_file_location(
+            f"book_figures_{name}", FIGURES / f"{name}.py"
+        )
         module = importlib.util.module_from_spec(specification)
         specification.loader.exec_module(module)
         return module
@@ -40,13 +42,22 @@ def test_nothing_in_a_drawing_lies_outside_its_sheet(name):
     width, height = float(root.get("width")), float(root.get("height"))
     for box in root.iter("{http://www.w3.org/2000/svg}rect"):
         x, y = float(box.get("x", 0)), float(box.get("y", 0))
-        assert x >= 0 and y >= 0 and x + float(box.get("width")) <= width and y + float(box.get("height")) <= height
+        assert (
+            x >= 0
+            and y >= 0
+            and x + float(box.get("width")) <= width
+            and y + float(box.get("height")) <= height
+        )
     assert root.find("{http://www.w3.org/2000/svg}title").text
 
 
 def test_the_chart_of_the_cohort_has_the_joined_counts():
     cohort = load("charts").COHORT
-    assert cohort["both"] == tuple(map(sum, zip(cohort["HGG"], cohort["LGG"], strict=True))) == (90, 76)
+    assert (
+        cohort["both"]
+        == tuple(map(sum, zip(cohort["HGG"], cohort["LGG"], strict=True)))
+        == (90, 76)
+    )
     page = (book_build.BOOK / "fairness.md").read_text(encoding="utf-8")
     for male, female in cohort.values():
         assert f"{100 * female / (male + female):.1f} percent female" in page
@@ -65,6 +76,7 @@ def test_the_three_targets_show_what_their_captions_say():
     female = {name: sum(value > 0 for value in logits) for name, logits in rows.items()}
     assert female["where the images are"] == 2
     assert female["class targets"] == female["quantile targets"] == female["target cohort"] == 6
-    near = {name: sum(abs(value) < 1.39 for value in logits) for name, logits in rows.items()}  # 0.2 < p < 0.8
+    # 0.2 < p < 0.8
+    near = {name: sum(abs(value) < 1.39 for value in logits) for name, logits in rows.items()}
     assert near["class targets"] == 0 and near["mean probability"] == 12
     assert near["quantile targets"] == near["target cohort"] > 0

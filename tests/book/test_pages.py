@@ -19,11 +19,22 @@ LOADED = {
     "audio": "src",
     "embed": "src",
 }
-LOADING_LINKS = {"stylesheet", "icon", "preload", "modulepreload", "manifest", "preconnect", "dns-prefetch", "prefetch"}
+LOADING_LINKS = {
+    "stylesheet",
+    "icon",
+    "preload",
+    "modulepreload",
+    "manifest",
+    "preconnect",
+    "dns-prefetch",
+    "prefetch",
+}
 
 
 class Page(HTMLParser):
-    """What a page loads, which pictures it shows, where its links lead, and the levels of its headings."""
+    """What a page loads, which pictures it shows, where its links lead, and the levels of its
+    headings.
+    """
 
     def __init__(self, path):
         super().__init__()
@@ -89,7 +100,9 @@ def test_every_picture_of_a_page_has_words(pages, name):
     for picture in pages[name].pictures:
         words = picture.get("alt")
         logo = "logo" in picture.get("class", "")  # the title stands beside it, so it is decoration
-        assert logo or (words and " " in words and not re.search(r"\.(png|svg|jpe?g)$|^[0-9a-f]{32,}", words)), picture
+        assert logo or (
+            words and " " in words and not re.search(r"\.(png|svg|jpe?g)$|^[0-9a-f]{32,}", words)
+        ), picture
 
 
 @pytest.mark.parametrize("name", book_build.pages())

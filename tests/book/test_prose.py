@@ -21,11 +21,21 @@ def text(path):
 
 
 def cited(page):
-    return {key.strip() for keys in re.findall(r"\{cite:\w+\}`([^`]+)`", page) for key in keys.split(",")}
+    return {
+        key.strip()
+        for keys in re.findall(r"\{cite:\w+\}`([^`]+)`", page)
+        for key in keys.split(",")
+    }
 
 
 def library():
-    return set(re.findall(r"^@\w+\{([^,]+),", (book_build.BOOK / "references.bib").read_text(encoding="utf-8"), re.M))
+    return set(
+        re.findall(
+            r"^@\w+\{([^,]+),",
+            (book_build.BOOK / "references.bib").read_text(encoding="utf-8"),
+            re.M,
+        )
+    )
 
 
 def test_every_page_of_the_contents_is_in_the_book_folder_and_every_page_is_in_the_contents():
@@ -51,7 +61,9 @@ def test_every_figure_has_a_name_a_caption_and_a_text_for_those_who_cannot_see_i
         alt = re.search(r"^:alt: (.+)$", body, re.M)
         caption = re.sub(r"^:\w+:.*$", "", body, flags=re.M).strip()
         assert (path.parent / source).exists(), source
-        assert alt and len(alt[1].split()) >= 8, f"{source} needs a text that tells what the picture shows"
+        assert alt and len(alt[1].split()) >= 8, (
+            f"{source} needs a text that tells what the picture shows"
+        )
         assert ":name: fig-" in body and len(caption.split()) >= 6, source
     assert "![" not in text(path), "use a figure, which has a caption"
 
@@ -82,7 +94,9 @@ def test_no_source_takes_a_picture_script_or_style_from_another_host(path):
 
 def test_the_notebooks_of_the_contents_are_numbered_without_a_gap():
     study = [page for page in book_build.pages() if page.startswith("notebooks/")]
-    assert [page.split("/")[1][:2] for page in study] == [f"{number:02d}" for number in range(1, len(study) + 1)]
+    assert [page.split("/")[1][:2] for page in study] == [
+        f"{number:02d}" for number in range(1, len(study) + 1)
+    ]
 
 
 def test_every_quoted_number_names_its_notebook_its_key_and_its_format():

@@ -10,7 +10,9 @@ VENDOR = book_build.BOOK / "vendor"
 
 
 def test_every_vendored_file_has_the_sum_on_record():
-    rows = re.findall(r"^\| `([0-9a-f]{64})` \| `([^`]+)` \|$", (VENDOR / "README.md").read_text(), re.M)
+    rows = re.findall(
+        r"^\| `([0-9a-f]{64})` \| `([^`]+)` \|$", (VENDOR / "README.md").read_text(), re.M
+    )
     record = {name: digest for digest, name in rows}
     files = {
         str(path.relative_to(VENDOR)): hashlib.sha256(path.read_bytes()).hexdigest()

@@ -1,5 +1,0 @@
-"""`python -m fairlib ...`."""
-
-from .cli import main
-
-raise SystemExit(main())

@@ -1,0 +1,3 @@
+"""The experiments of this book: phantoms with their generative rules, arms, evaluators, long runs,
+and the running of the book.
+"""

@@ -1,0 +1,5 @@
+"""`python -m studies ...`."""
+
+from studies.engine.cli import main
+
+raise SystemExit(main())

@@ -1,0 +1,87 @@
+"""What leaves a notebook: `glue` keeps numbers for the book's prose, `show` gives a figure its
+words.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from base64 import b64encode
+from typing import Any
+
+from fairlib.errors import SettingsError
+
+GLUE_PREFIX = "application/papermill.record/"
+ROLE = "fairlib"
+WORDS_OF_ALT = (5, 120)
+
+
+def glue(name: str, value: Any) -> None:
+    """Keep `value` under `name` in the executed notebook, for the book's prose.
+
+    A page quotes it as `` {glue:text}`../notebooks/01_cohort.ipynb::name:.2f` ``; the format after
+    the last colon may not be left out (`:s` for text), or the builder takes the name for the
+    format. Writes the MIME bundle that MyST-NB reads, without needing MyST-NB. numpy and torch
+    scalars become Python numbers: the repr of a numpy scalar cannot be formatted and would leave a
+    hole in the sentence. Nothing is displayed. Raises `SettingsError` for anything but a finite
+    number, a truth value or text.
+    """
+    from IPython.display import display
+
+    plain = _plain(name, value)
+    metadata = {"scrapbook": {"name": name, "mime_prefix": GLUE_PREFIX}}
+    display({GLUE_PREFIX + "text/plain": repr(plain)}, raw=True, metadata=metadata)
+
+
+def show(figure, alt: str, caption: str, name: str | None = None, dpi: int = 100) -> None:
+    """Display a matplotlib figure with a text alternative and a caption, and close it.
+
+    `figure` is a Figure, or an Axes or seaborn grid that has one. `alt` says what is to be seen,
+    for somebody who cannot see it; `caption` states the finding, in Markdown, with numbers put in
+    by the notebook that computed them. In a live notebook the caption stands below the figure;
+    publishing moves both into the metadata that the book builder reads, so the figure gets a number
+    there, and can be referred to as `name`. One figure a cell. Raises `SettingsError` when one of
+    the texts is missing or `alt` is not a sentence or a few.
+    """
+    import matplotlib.pyplot as plt
+    from IPython.display import display
+
+    figure = getattr(figure, "figure", figure)
+    _check_texts(alt, caption)
+    about = {"alt": alt.strip(), "caption": " ".join(caption.split()), "name": name}
+    bundle = {"image/png": _png(figure, dpi), "text/plain": about["alt"]}
+    display(bundle, raw=True, metadata={ROLE: about, "image/png": {"alt": about["alt"]}})
+    display(
+        {"text/markdown": about["caption"], "text/plain": about["caption"]},
+        raw=True,
+        metadata={ROLE: {"caption_only": True}},
+    )
+    plt.close(figure)
+
+
+def _plain(name: str, value: Any) -> Any:
+    if hasattr(value, "item"):
+        with contextlib.suppress(ValueError, RuntimeError):  # more than one element
+            value = value.item()
+    if not isinstance(value, (bool, int, float, str)):
+        raise SettingsError(
+            f"glue {name!r}: cannot keep a {type(value).__name__}; pass a number or text"
+        )
+    if isinstance(value, float) and not abs(value) < float("inf"):
+        raise SettingsError(f"glue {name!r}: the value is {value}; a sentence cannot quote it")
+    return value
+
+
+def _check_texts(alt: str, caption: str) -> None:
+    low, high = WORDS_OF_ALT
+    if not low <= len(alt.split()) <= high:
+        raise SettingsError(f"alt text {alt!r}: describe the figure in {low} to {high} words")
+    if not caption.strip():
+        raise SettingsError("caption is empty: state what the figure shows")
+
+
+def _png(figure, dpi: int) -> str:
+    buffer = io.BytesIO()
+    # no software version in the file: the same picture is the same bytes
+    figure.savefig(buffer, format="png", dpi=dpi, bbox_inches="tight", metadata={"Software": None})
+    return b64encode(buffer.getvalue()).decode()

@@ -1,0 +1,168 @@
+"""Does the interval for the worst group hold what it says? Simulated test sets whose true worst
+value is known.
+
+Beside `measures.worst` stand the two intervals one meets in papers: the percentile bootstrap of the
+minimum over groups, and the 95 % interval of whichever group came out lowest, as if it had been
+named beforehand.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from fairlib.errors import DataError
+from fairlib.measures.areas import delong, drawn_times, pairs, weighted
+from fairlib.measures.binomial import jeffreys, wilson
+from fairlib.measures.worst import logit_bounds, worst_area, worst_share
+from studies.null_simulation import separation
+
+OURS, NAIVE, PICKED = "contenders", "bootstrap of the minimum", "interval of the lowest group"
+RACE, RACE_SEX = (90, 150, 760), (51, 39, 86, 64, 433, 327)
+"""People of a test set of 1,000 with the shares of the fundus phantom: Asian, Black, White; and
+each as women, men.
+"""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One world: `metric` ("accuracy" or "auc"), people of each group (`sizes`; half of them ill),
+    the groups' true `values`.
+    """
+
+    name: str
+    metric: str
+    sizes: tuple[int, ...]
+    values: tuple[float, ...]
+
+
+def chapter_settings(shrink: float = 1.0) -> list[Setting]:
+    """The settings of the chapter; `shrink` multiplies the numbers of people (at least 20 a group).
+
+    The last one of each metric is made to be hard: five groups lie about one standard error above
+    the worst, where the interval is most conservative.
+    """
+    worlds = {
+        "3 groups alike": (RACE, (0.85, 0.85, 0.85)),
+        "3 groups, one clearly worse": (RACE, (0.70, 0.87, 0.87)),
+        "3 groups, one slightly worse": (RACE, (0.82, 0.85, 0.85)),
+        "3 groups, stairs": (RACE, (0.80, 0.85, 0.90)),
+        "6 groups alike": (RACE_SEX, (0.85,) * 6),
+        "6 groups, one clearly worse": (RACE_SEX, (0.60, *(0.88,) * 5)),
+        "6 groups, stairs": (RACE_SEX, (0.78, 0.80, 0.82, 0.84, 0.86, 0.88)),
+        "6 groups, five one error above": ((166,) * 6, (0.80, *(0.83,) * 5)),
+    }
+    return [
+        Setting(name, metric, tuple(max(20, round(shrink * n)) for n in sizes), values)
+        for metric in ("accuracy", "auc")
+        for name, (sizes, values) in worlds.items()
+    ]
+
+
+def coverage(
+    rng: np.random.Generator,
+    setting: Setting,
+    repeats: int = 2000,
+    replicates: int = 300,
+    naive_repeats: int | None = None,
+) -> pd.DataFrame:
+    """How often each 95 % interval holds the true worst value: one row a method.
+
+    Columns: setting, metric, groups, method, coverage, low, high (Wilson, over repeats), below
+    (share of intervals that lie wholly below the truth), above, width (mean), repeats. The
+    bootstrap of the minimum is run on the first `naive_repeats` test sets (all by default), with
+    `replicates` draws each.
+    """
+    if setting.metric not in ("accuracy", "auc") or len(setting.sizes) != len(setting.values):
+        raise DataError(
+            f"setting {setting.name!r}: metric {setting.metric!r}, {len(setting.sizes)} sizes and "
+            f"{len(setting.values)} values; expected accuracy or auc, and a value for each group"
+        )
+    draw = _shares if setting.metric == "accuracy" else _areas
+    found = draw(
+        rng,
+        setting,
+        repeats,
+        replicates,
+        repeats if naive_repeats is None else min(naive_repeats, repeats),
+    )
+    return pd.DataFrame([_row(setting, method, *ends) for method, ends in found.items()])
+
+
+def coverage_table(
+    rng: np.random.Generator,
+    settings: Sequence[Setting],
+    repeats: int = 2000,
+    replicates: int = 300,
+    naive_repeats: int | None = None,
+    progress: Callable[[Iterable], Iterable] = iter,
+) -> pd.DataFrame:
+    """`coverage` in all `settings`, one below the other; each has a generator of its own, spawned
+    from `rng`.
+    """
+    each = list(zip(rng.spawn(len(settings)), settings, strict=True))
+    found = [
+        coverage(own, setting, repeats, replicates, naive_repeats)
+        for own, setting in progress(each)
+    ]
+    return pd.concat(found, ignore_index=True)
+
+
+def _row(setting: Setting, method: str, low: np.ndarray, high: np.ndarray) -> dict:
+    truth, repeats = min(setting.values), len(low)
+    below, above = high < truth - 1e-12, low > truth + 1e-12
+    held = ~(below | above)
+    ends = wilson(held.sum(), repeats)
+    return {
+        "setting": setting.name,
+        "metric": setting.metric,
+        "groups": len(setting.sizes),
+        "method": method,
+        "coverage": float(held.mean()),
+        "low": float(ends[0]),
+        "high": float(ends[1]),
+        "below": float(below.mean()),
+        "above": float(above.mean()),
+        "width": float((high - low).mean()),
+        "repeats": repeats,
+    }
+
+
+def _shares(
+    rng, setting: Setting, repeats: int, replicates: int, naive_repeats: int
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    n = np.array(setting.sizes)
+    right = rng.binomial(n, setting.values, (repeats, len(n)))
+    lowest = (right / n).argmin(1)
+    picked = jeffreys(np.take_along_axis(right, lowest[:, None], 1)[:, 0], n[lowest], 0.025, 0.025)
+    # a bootstrap draw of a share is binomial with the observed share: nothing else need be drawn
+    drawn = (
+        rng.binomial(n, right[:naive_repeats] / n, (replicates, naive_repeats, len(n))) / n
+    ).min(-1)
+    return {
+        OURS: worst_share(right, n)[:2],
+        NAIVE: tuple(np.quantile(drawn, [0.025, 0.975], axis=0)),
+        PICKED: picked,
+    }
+
+
+def _areas(
+    rng, setting: Setting, repeats: int, replicates: int, naive_repeats: int
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    half = np.array(setting.sizes) // 2
+    value, error = np.empty((2, repeats, len(half)))
+    drawn = np.ones((naive_repeats, replicates))
+    for place in range(repeats):
+        for g, size in enumerate(half):
+            ill, healthy = rng.normal(separation(setting.values[g]), 1, size), rng.normal(size=size)
+            value[place, g], error[place, g] = delong(ill, healthy)
+            if place < naive_repeats:
+                times = drawn_times(rng, size, replicates), drawn_times(rng, size, replicates)
+                drawn[place] = np.minimum(drawn[place], weighted(pairs(ill, healthy), *times))
+    at = np.arange(repeats), value.argmin(1)
+    picked = logit_bounds(value[at], error[at], 0.025, 0.025)
+    naive = tuple(np.quantile(drawn, [0.025, 0.975], axis=1))
+    return {OURS: worst_area(value, error, half, half)[:2], NAIVE: naive, PICKED: picked}

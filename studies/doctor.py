@@ -1,0 +1,134 @@
+"""What a bug report needs, and what is most often missing: versions, device, memory, weights,
+layout of the data.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+from pathlib import Path
+
+from fairlib.errors import FairlibError
+from studies.engine.manifest import device, read_manifest, versions
+from studies.engine.places import repository, runs_folder
+from studies.engine.progress import Progress
+
+# Of each cohort, what its reader looks for and where: a pattern, or several of which one is enough.
+LAYOUTS = {
+    "brats": {
+        "subjects of high grade (HGG/*/)": "HGG/*/",
+        "subjects of low grade (LGG/*/)": "LGG/*/",
+        "scans (*.nii, *.nii.gz)": "?GG/*/*.nii*",
+        "segmentations (*_seg.nii*)": "?GG/*/*_seg.nii*",
+        "name_mapping.csv": "name_mapping.csv",
+        "clinical table of HGG (*clinical_patient_gbm.txt)": "*clinical_patient_gbm.txt",
+        "clinical table of LGG (*clinical_patient_lgg.txt)": "*clinical_patient_lgg.txt",
+    },
+    "roco": {
+        "captions.txt": ("data/*/radiology/captions.txt", "*/radiology/captions.txt"),
+        "images (*.jpg)": ("data/*/radiology/images/*.jpg", "*/radiology/images/*.jpg"),
+    },
+    "rocov2": {
+        "captions (*_captions.csv)": "*_captions.csv",
+        "images (*_images/*.jpg)": "*_images/*.jpg",
+    },
+    "mnms": {
+        "the table (*Dataset_information*.csv)": "**/*Dataset_information*.csv",
+        "hearts (*_sa.nii.gz)": "**/*_sa.nii*",
+        "segmentations (*_sa_gt.nii.gz)": "**/*_sa_gt.nii*",
+    },
+    "acdc": {
+        "patients (Info.cfg)": "**/patient*/Info.cfg",
+        "segmentations (*_gt.nii.gz)": "**/patient*/*_gt.nii*",
+    },
+    "fairgenmed": {
+        "data_summary.csv": "data_summary.csv",
+        "training subjects (Training/*.npz)": "Training/*.npz",
+        "validation subjects (Validation/*.npz)": "Validation/*.npz",
+        "test subjects (Test/*.npz)": "Test/*.npz",
+    },
+    "ham10000": {
+        "HAM10000_metadata": "HAM10000_metadata*",
+        "pictures (*_images_part_*/*.jpg)": "*_[iI]mages_[pP]art_*/*.jpg",
+    },
+    "chexpert": {
+        "train.csv": "**/train.csv",
+        "radiographs (view*_*.jpg)": "**/patient*/study*/view*.jpg",
+        "the demographic sheet (*DEMO*)": "**/*DEMO*",
+    },
+}
+
+# patterns of which readers refuse a second match
+ONE = {"*clinical_patient_gbm.txt", "*clinical_patient_lgg.txt"}
+
+
+def examine(data_dir: str = "", cohort: str = "brats") -> tuple[list[str], bool]:
+    """Lines about this machine, the weights and, if given, the data in `data_dir`; and whether all
+    of it is well.
+    """
+    machine = [f"{name}: {version}" for name, version in versions().items()]
+    machine += [
+        f"device: {device()}",
+        f"cores: {os.cpu_count()}",
+        f"memory: {memory()}",
+        f"disk: {disk()}",
+    ]
+    machine.append(f"platform: {platform.platform(terse=True)}")
+    weights, weights_well = check_weights(repository() / "weights")
+    data, data_well = check_layout(data_dir, cohort) if data_dir else ([], True)
+    return machine + weights + data, weights_well and data_well
+
+
+def check_weights(folder: Path) -> tuple[list[str], bool]:
+    """One line for each folder of weights, its hashes recomputed."""
+    manifests = sorted(folder.rglob("manifest.json"))
+    if not manifests:
+        return [f"weights: none in {folder}; `make base` trains them"], False
+    lines, well = [], True
+    for place in Progress().track([path.parent for path in manifests], label="checking weights"):
+        try:
+            files = read_manifest(place)["files"]
+            lines.append(f"weights: {place.name}: {len(files)} files, hashes match")
+        except FairlibError as error:
+            lines, well = [*lines, f"weights: {error}"], False
+    return lines, well
+
+
+def check_layout(data_dir: str, cohort: str) -> tuple[list[str], bool]:
+    """How much of the layout that the readers expect is found below `data_dir`, and whether it is
+    all there.
+    """
+    root = Path(data_dir).expanduser()
+    found = {what: _found(root, pattern) for what, pattern in LAYOUTS[cohort].items()}
+    return [f"data ({cohort}): {what}: {text}" for what, (text, _) in found.items()], all(
+        well for _, well in found.values()
+    )
+
+
+def _found(root: Path, pattern: str | tuple[str, ...]) -> tuple[str, bool]:
+    """How many files there are, in words, and whether that is well."""
+    patterns = (pattern,) if isinstance(pattern, str) else pattern
+    count = sum(1 for one in patterns for _ in root.glob(one))
+    if not count:
+        return f"none, expected in {root}", False
+    if count > 1 and pattern in ONE:
+        return f"{count}, expected one", False
+    return str(count), True
+
+
+def memory() -> str:
+    """The memory of the machine, where the system tells."""
+    try:
+        size = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return "unknown"
+    return f"{size / 2**30:.1f} GiB"
+
+
+def disk() -> str:
+    """The free space where runs are written."""
+    place = runs_folder()
+    while not place.exists():
+        place = place.parent
+    return f"{shutil.disk_usage(place).free / 2**30:.1f} GiB free at {place}"

@@ -1,0 +1,310 @@
+"""A stage is work that is done once: its result lies in a folder named after everything that it
+depends on.
+
+    @stage(load=load_classifier)
+    def tuning_classifier(out, progress, settings: ClassifierSettings, cohort: Artifact) -> None:
+        ...                                        # writes files into the folder `out`
+
+    classifier = tuning_classifier(ClassifierSettings(steps=700), cohort)    # an Artifact: built,
+    or found classifier.load()                                                        # what
+    `load_classifier` reads
+
+The name of the folder is a hash of the arguments, of the results that come in as artifacts, and of
+the code: of all definitions of this project that the function can reach (`studies.engine.reach`).
+Nobody passes a key or lists a file.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import inspect
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+import pandas as pd
+import torch
+
+from fairlib.errors import SettingsError
+from fairlib.settings import digest, to_dict
+from studies.engine.manifest import content_digest, files_digest, read_manifest, write_manifest
+from studies.engine.places import stages_folder
+from studies.engine.progress import Progress, duration
+from studies.engine.reach import code_digest
+
+T = TypeVar("T")
+WORKING = "working"
+Build = Callable[[Path, Progress], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Artifact(Generic[T]):
+    """A result on disk: its folder, the digest of what it holds, and the function that reads it.
+
+    `load` keeps the value of the last few artifacts in memory, so treat it as read-only.
+    """
+
+    folder: Path
+    digest: str
+    reader: Callable[[Path], T]
+
+    def load(self) -> T:
+        """What the folder holds."""
+        return _loaded(self)
+
+    @property
+    def identity(self) -> list[str]:
+        """What a stage that takes this artifact depends on: the files, and the code that reads
+        them.
+        """
+        return [self.digest, code_digest(self.reader)]
+
+    @classmethod
+    def weights(cls, name: str | Path, reader: Callable[[Path], T]) -> Artifact[T]:
+        """Weights made elsewhere: a folder, known by the hashes of its manifest, or else a name of
+        a hub.
+        """
+        folder = Path(name)
+        known = (folder / "manifest.json").is_file()
+        return cls(folder, content_digest(folder) if known else str(name), reader)
+
+    @classmethod
+    def files(
+        cls, folder: str | Path, files: Iterator[Path], reader: Callable[[Path], T]
+    ) -> Artifact[T]:
+        """Data too many to be read for a key: known by names, sizes and times of change of
+        `files`.
+        """
+        return cls(Path(folder), files_digest(files), reader)
+
+
+@functools.lru_cache(maxsize=16)
+def _loaded(artifact: Artifact[T]) -> T:
+    return artifact.reader(artifact.folder)
+
+
+def as_is(folder: Path) -> Path:
+    """The reader of a result that is used as a folder."""
+    return folder
+
+
+def stage(
+    function: Callable[..., None] | None = None,
+    *,
+    load: Callable[[Path], T] = as_is,
+    verify: bool = True,
+    ignore: tuple[str, ...] = (),
+) -> Any:
+    """Make a stage of `function(out, progress, ...)`, which writes files into the folder `out`.
+
+    The stage takes the other arguments and returns an `Artifact` that `load` reads. Arguments are
+    settings (dataclasses, dictionaries, numbers, words), tables and arrays, functions, and
+    artifacts; those named in `ignore` cannot change the result. What `function` writes below `out /
+    "working"` outlives a kill and is there again at the next attempt. With `verify` every file is
+    hashed again when a finished result is found. Raises `SettingsError` on an argument that has no
+    identity, and `WeightsError` when a finished result no longer matches its manifest.
+    """
+    if function is None:
+        return functools.partial(stage, load=load, verify=verify, ignore=ignore)
+    signature = inspect.signature(function)
+
+    @functools.wraps(function)
+    def run(*args: Any, **kwargs: Any) -> Artifact:
+        bound = signature.bind(None, None, *args, **kwargs)
+        bound.apply_defaults()
+        out, progress, *names = signature.parameters
+        values = {name: bound.arguments[name] for name in names}
+        kept = {name: identity(value, name) for name, value in values.items() if name not in ignore}
+        folder = make(
+            function.__name__.strip("_"),
+            kept,
+            code_digest(function),
+            lambda folder, shown: function(folder, shown, **values),
+            verify,
+        )
+        return Artifact(folder, content_digest(folder), load)
+
+    run.function = function  # type: ignore[attr-defined]
+    return run
+
+
+def identity(value: Any, name: str = "value") -> Any:
+    """What `value` is, as something that JSON can hold; equal values are equal in it. Raises
+    `SettingsError` otherwise.
+    """
+    if isinstance(value, Artifact):
+        return {"artifact": value.identity}
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, (list, tuple, set, frozenset)):
+        parts = [identity(part, name) for part in value]
+        return sorted(parts, key=repr) if isinstance(value, (set, frozenset)) else parts
+    if isinstance(value, dict):
+        return {str(key): identity(part, f"{name}[{key!r}]") for key, part in value.items()}
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {
+            field.name: identity(getattr(value, field.name), f"{name}.{field.name}")
+            for field in dataclasses.fields(value)
+        }
+    if isinstance(value, functools.partial):
+        return {
+            "code": code_digest(value.func),
+            "args": identity([value.args, value.keywords], name),
+        }
+    if isinstance(value, type) or inspect.isfunction(value):
+        return {"code": code_digest(value)}
+    if isinstance(value, (pd.DataFrame, pd.Series)):
+        return {"table": _short(value.to_csv(index=False).encode())}
+    if isinstance(value, torch.Tensor):
+        value = value.detach().cpu().numpy()
+    if isinstance(value, (np.ndarray, np.generic)):
+        return {
+            "array": [
+                str(value.dtype),
+                list(value.shape),
+                _short(np.ascontiguousarray(value).tobytes()),
+            ]
+        }
+    raise SettingsError(
+        f"{name} is a {type(value).__name__}, which has no identity; give a stage settings, "
+        "tables, functions "
+        "and artifacts"
+    )
+
+
+def _short(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()[:12]
+
+
+def make(
+    name: str,
+    kept: dict[str, Any],
+    code: str,
+    build: Build,
+    verify: bool = True,
+    root: str | Path | None = None,
+) -> Path:
+    """The folder with the result of the stage `name`; made by `build(folder, progress)` if it is
+    not there yet.
+
+    The folder takes its final name only once it is complete. Two processes asking for the same
+    result do not both make it.
+    """
+    root = stages_folder() if root is None else Path(root)
+    key = stage_key(name, kept, code)
+    final = root / f"{_checked(name)}-{key}"
+    if not final.exists():
+        with alone(root, final.name):
+            if not final.exists():
+                _make(final, name, kept, {"stage": name, "key": key, "code": code}, build)
+    read_manifest(final, verify=verify)
+    return final
+
+
+def stage_key(name: str, kept: dict[str, Any], code: str) -> str:
+    """The hash that tells one variant of a stage from another."""
+    return digest({"name": name, "arguments": kept, "code": code})
+
+
+def run_stage(
+    root: str | Path | None,
+    name: str,
+    settings: Any,
+    inputs: list[str],
+    build: Build,
+    *,
+    verify: bool = True,
+) -> Path:
+    """The folder of a stage whose inputs are given as digests; its code is what the function around
+    `build` can reach.
+    """
+    parameters = to_dict(settings) if dataclasses.is_dataclass(settings) else dict(settings)
+    return make(
+        name,
+        {"settings": parameters, "inputs": list(inputs)},
+        code_digest(build),
+        build,
+        verify,
+        root,
+    )
+
+
+def clean_working(root: str | Path | None = None) -> int:
+    """Delete the unfinished attempts below `root`; returns how many there were."""
+    attempts = list((stages_folder() if root is None else Path(root)).glob(".attempt-*"))
+    for attempt in attempts:
+        shutil.rmtree(attempt)
+    return len(attempts)
+
+
+def _make(final: Path, name: str, parameters: dict, extra: dict, build: Build) -> None:
+    progress = Progress()
+    attempt, resumed = _open_attempt(final)
+    progress.say(f"stage {name}: {'taken up again' if resumed else 'started'}")
+    start = time.monotonic()
+    build(attempt, progress)
+    seconds = time.monotonic() - start
+    shutil.rmtree(attempt / WORKING)
+    write_manifest(attempt, parameters, seconds, resumed=resumed, **extra)
+    _flush(attempt)
+    os.replace(attempt, final)
+    progress.say(f"stage {name}: done in {duration(seconds)}")
+
+
+def _open_attempt(final: Path) -> tuple[Path, bool]:
+    """The folder to build in, emptied of all but what an earlier attempt left in its working
+    folder.
+    """
+    attempt = final.parent / f".attempt-{final.name}"
+    attempt.mkdir(parents=True, exist_ok=True)
+    for leftover in attempt.iterdir():
+        if leftover.name != WORKING:
+            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+    working = attempt / WORKING
+    working.mkdir(exist_ok=True)
+    return attempt, any(working.iterdir())
+
+
+@contextmanager
+def alone(root: Path, name: str) -> Iterator[None]:
+    """Hold the lock `name` of the folder `root`; the system lets go of it when the holder dies,
+    however it dies.
+    """
+    lock = root / ".locks" / name
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        import fcntl
+    # not on Windows; there, of two processes at the same work the later result stands
+    except ImportError:
+        yield
+        return
+    with open(lock, "a") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+
+
+def _flush(folder: Path) -> None:
+    """Have every file on the disk before the folder gets its name, so that a power cut cannot leave
+    a hollow one.
+    """
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with open(path, "rb") as file:
+                os.fsync(file.fileno())
+
+
+def _checked(name: str) -> str:
+    if (
+        not name
+        or not all(letter.isalnum() or letter in "_-." for letter in name)
+        or name.startswith(".")
+    ):
+        raise SettingsError(f"stage name {name!r}: use letters, digits, '_' and '-' only")
+    return name

@@ -1,0 +1,270 @@
+"""The BraTS reader on five tiny subjects in the released layout."""
+
+import os
+import shutil
+
+import nibabel
+import numpy as np
+import pytest
+import torch
+
+from fairlib import CorruptScan, DataError
+from fairlib.cohorts import brats as module
+from fairlib.cohorts.brats import read_brats
+from fairlib.cohorts.captions import caption
+from fairlib.cohorts.slices import CONTRASTS, SliceSettings
+
+SETTINGS = SliceSettings(
+    size=16, field_of_view_mm=32.0, slices_per_subject=2, minimum_gap_mm=4.0, minimum_tumour_mm2=4.0
+)
+FIRST = "Brats18_TCIA01_001_1"
+
+
+@pytest.fixture
+def opened(monkeypatch):
+    """The volumes opened so far."""
+    paths = []
+    for name in ("read_volume", "read_labels"):
+        original = getattr(module, name)
+        monkeypatch.setattr(
+            module, name, lambda path, original=original: paths.append(path) or original(path)
+        )
+    return paths
+
+
+def test_one_row_is_one_subject_slice_and_contrast(brats):
+    cohort = read_brats(**brats, settings=SETTINGS)
+    table = cohort.table
+    assert len(table) == 5 * 2 * 4 and cohort.load().shape == (40, 1, 16, 16)
+    assert not table.duplicated(["subject", "slice", "contrast"]).any() and set(
+        table["contrast"]
+    ) == set(CONTRASTS)
+    people = cohort.by_subject(["sex", "grade"]).set_index("subject")
+    assert people["sex"].fillna("?").to_dict() == {
+        FIRST: "F",
+        "Brats18_TCIA01_002_1": "M",
+        "Brats18_CBICA_AAB_1": "?",
+        "Brats18_TCIA09_003_1": "M",
+        "Brats18_TCIA09_004_1": "?",
+    }
+    assert set(people.loc[people.index.str.contains("TCIA09"), "grade"]) == {"LGG"}
+    assert table.loc[table["subject"] == FIRST, "age"].unique().tolist() == [44.0]
+    assert set(table["slice"]) == {2, 3}
+
+
+def test_captions_say_contrast_grade_and_side(brats):
+    table = read_brats(**brats, settings=SETTINGS).table
+    assert set(table["side"]) == {"left"}
+    for row in table.itertuples():
+        assert row.caption == caption(contrast=row.contrast, grade=row.grade, side=row.side)
+
+
+def test_a_slice_without_tumour_is_captioned_so(brats):
+    few = SliceSettings(
+        size=16,
+        field_of_view_mm=32.0,
+        slices_per_subject=4,
+        minimum_gap_mm=0,
+        minimum_tumour_mm2=20.0,
+    )
+    table = read_brats(**brats, settings=few).table
+    healthy = table[table["slice"] == 4]  # tumour lies in slices 2 and 3 only
+    assert (
+        len(healthy) == 20
+        and set(healthy["side"]) == {"none"}
+        and set(healthy["grade"]) == {"HGG", "LGG"}
+    )
+    assert all(row.caption == caption(contrast=row.contrast) for row in healthy.itertuples())
+    # 4 voxels of 4 mm^2 are below 20 mm^2
+    assert set(table.loc[table["slice"] == 2, "side"]) == {"none"}
+    assert set(table.loc[table["slice"] == 3, "side"]) == {"left"}
+
+
+def test_who_has_no_sex_is_kept_counted_and_listed(brats):
+    cohort = read_brats(**brats, settings=SETTINGS)
+    reasons = cohort.notes.set_index("item")["reason"].to_dict()
+    assert reasons == {
+        "Brats18_CBICA_AAB_1": "no TCGA id in the name mapping",
+        "Brats18_TCIA09_004_1": "TCGA id not in the clinical tables",
+    }
+    known = cohort.with_known_sex()
+    assert set(known.excluded["item"]) == set(reasons) and set(known.excluded["detail"]) == set(
+        reasons.values()
+    )
+    assert len(known) == 24 and known.shares().iloc[0]["n"] == 3
+
+
+def test_gzip_and_plain_files_give_the_same_picture(tmp_path, brats, write):
+    subject = "Brats18_TCIA09_003_1"
+    # it was written as .nii
+    write["subject"](brats["root"], subject, "LGG", seed=3, ending=".nii.gz")
+    packed = tmp_path / "packed"
+    shutil.copytree(brats["root"], packed)
+    for folder, ending in ((brats["root"], ".nii.gz"), (packed, ".nii")):
+        for path in (folder / "LGG" / subject).iterdir():
+            if path.name.endswith(ending):
+                path.unlink()
+    plain, gzipped = (
+        read_brats(**{**brats, "root": root}, settings=SETTINGS) for root in (brats["root"], packed)
+    )
+    assert torch.equal(plain.load(), gzipped.load()) and plain.table.equals(gzipped.table)
+
+
+def test_a_flipped_affine_gives_the_identical_slice(tmp_path, brats, write):
+    before = read_brats(**brats, settings=SETTINGS)
+    volumes, labels = write["brain"](0)
+    affine = np.diag([2.0, -2.0, 4.0, 1.0])  # now x grows to the patient's right
+    for name, data in {**volumes, "seg": labels}.items():
+        write["save"](brats["root"] / "HGG" / FIRST / f"{FIRST}_{name}.nii.gz", data[::-1], affine)
+    after = read_brats(**brats, settings=SETTINGS)
+    assert torch.equal(before.load(), after.load()) and before.table.equals(after.table)
+
+
+def test_no_volume_is_opened_twice_in_memory(brats, opened):
+    cohort = read_brats(**brats, settings=SETTINGS)
+    assert len(opened) == len(set(opened)) == 25
+    for _ in range(2):
+        cohort.load()
+    assert len(opened) == 25
+
+
+def test_no_volume_is_opened_twice_with_a_cache(tmp_path, brats, opened):
+    first = read_brats(**brats, settings=SETTINGS, cache_dir=tmp_path / "cache")
+    assert len(opened) == 25
+    second = read_brats(**brats, settings=SETTINGS, cache_dir=tmp_path / "cache")
+    assert len(opened) == 25 and second.table.equals(first.table)
+    memory = read_brats(**brats, settings=SETTINGS)
+    assert torch.equal(second.load(), memory.load()) and torch.equal(first.load(), memory.load())
+
+
+def test_the_cache_knows_other_settings_other_files_and_broken_ones(tmp_path, brats, opened):
+    cache = tmp_path / "cache"
+    read = lambda settings=SETTINGS: read_brats(**brats, settings=settings, cache_dir=cache)  # noqa: E731
+    images = read().load()
+    other = SliceSettings(**{**SETTINGS.__dict__, "size": 24})
+    assert read(other).load().shape[-1] == 24 and len(opened) == 50
+    path = brats["root"] / "HGG" / FIRST / f"{FIRST}_t1.nii.gz"
+    os.utime(path, ns=(1, 1))
+    read()
+    assert len(opened) == 55 and {file.parent.name for file in opened[50:]} == {FIRST}
+    for number, file in enumerate(sorted(cache.iterdir())):
+        file.write_bytes(file.read_bytes()[: (10, -5)[number % 2]])
+    assert torch.equal(read().load(), images) and len(opened) == 80
+
+
+def test_a_cache_that_vanishes_is_named(tmp_path, brats):
+    cohort = read_brats(**brats, settings=SETTINGS, cache_dir=tmp_path / "cache")
+    shutil.rmtree(tmp_path / "cache")
+    with pytest.raises(DataError, match="read the cohort again"):
+        cohort.load([0])
+
+
+def test_progress_is_told(brats):
+    told = []
+    read_brats(**brats, settings=SETTINGS, progress=lambda done, total: told.append((done, total)))
+    assert told == [(i, 5) for i in range(1, 6)]
+
+
+def test_a_second_scan_of_one_patient_is_left_out(brats):
+    text = brats["name_mapping"].read_text()
+    brats["name_mapping"].write_text(text.replace("TCGA-CS-0003", "TCGA-02-0001"))
+    cohort = read_brats(**brats, settings=SETTINGS)
+    assert cohort.excluded.values.tolist() == [
+        ["Brats18_TCIA09_003_1", "second scan of one patient", f"same as {FIRST}"]
+    ]
+    assert "Brats18_TCIA09_003_1" not in cohort.subjects() and FIRST in cohort.subjects()
+
+
+def test_cropping_and_too_few_slices_are_noted(brats):
+    tight = SliceSettings(size=16, field_of_view_mm=18.0, slices_per_subject=3, minimum_gap_mm=8.0)
+    notes = read_brats(**brats, settings=tight).notes
+    assert (notes["reason"] == "brain cropped").sum() == 5 and (
+        notes["reason"] == "fewer slices"
+    ).sum() == 5
+    assert set(notes.loc[notes["reason"] == "fewer slices", "detail"]) == {"2 of 3"}
+
+
+def test_a_voxel_size_that_is_not_the_sforms_is_noted(brats):
+    """And hides nothing: a subject whose sex is unknown keeps the reason."""
+    subject = "Brats18_CBICA_AAB_1"
+    before = read_brats(**brats, settings=SETTINGS)
+    for path in (brats["root"] / "HGG" / subject).iterdir():
+        image = nibabel.load(path)
+        header, data = image.header.copy(), np.asarray(image.dataobj)
+        header.set_sform(np.diag([-1.0, -1.0, 1.0, 1.0]), code=1)
+        nibabel.save(nibabel.Nifti1Image(data, None, header), path)
+    cohort = read_brats(**brats, settings=SETTINGS)
+    notes = cohort.notes[cohort.notes["reason"] == "voxel size from pixdim"]
+    assert notes["item"].tolist() == [subject] and "pixdim 2 x 2 x 4 mm" in notes["detail"].iloc[0]
+    assert torch.equal(cohort.load(), before.load())
+    why = cohort.with_known_sex().excluded.set_index("item")["detail"]
+    assert why[subject] == "no TCGA id in the name mapping"
+
+
+def test_a_folder_without_the_layout_is_refused(tmp_path, brats):
+    with pytest.raises(DataError, match="no folder HGG"):
+        read_brats(**{**brats, "root": tmp_path / "nowhere"})
+    (tmp_path / "empty/HGG").mkdir(parents=True)
+    with pytest.raises(DataError, match="no folder LGG"):
+        read_brats(**{**brats, "root": tmp_path / "empty"})
+    (tmp_path / "empty/LGG").mkdir()
+    with pytest.raises(DataError, match="no subject folders"):
+        read_brats(**{**brats, "root": tmp_path / "empty"})
+
+
+def test_missing_doubled_and_misplaced_scans_are_named(brats, write):
+    folder = brats["root"] / "HGG" / FIRST
+    shutil.copy(folder / f"{FIRST}_t1.nii.gz", folder / f"{FIRST}_t1.nii")
+    with pytest.raises(DataError, match="t1 is there twice"):
+        read_brats(**brats)
+    (folder / f"{FIRST}_t1.nii").unlink()
+    shutil.copytree(folder, brats["root"] / "LGG" / FIRST)
+    with pytest.raises(DataError, match=f"{FIRST} lies in HGG and LGG"):
+        read_brats(**brats)
+    shutil.rmtree(brats["root"] / "LGG" / FIRST)
+    (folder / f"{FIRST}_t1ce.nii.gz").unlink()
+    with pytest.raises(DataError, match="t1ce is missing"):
+        read_brats(**brats)
+
+
+def test_a_grade_that_contradicts_its_folder_is_refused(brats):
+    brats["name_mapping"].write_text(brats["name_mapping"].read_text().replace("LGG", "HGG", 1))
+    with pytest.raises(DataError, match="its folder LGG"):
+        read_brats(**brats)
+
+
+@pytest.mark.parametrize(
+    ("scan", "change", "message"),
+    [
+        ("t2", lambda data: data[:, :, :5], "shape"),
+        ("seg", lambda data: np.where(data == 4, 3, data), r"labels \[3\]"),
+        ("flair", lambda data: 0 * data, "flair volume shows no brain"),
+    ],
+)
+def test_scans_that_cannot_be_trusted_are_named(brats, write, scan, change, message):
+    volumes, labels = write["brain"](0)
+    path = brats["root"] / "HGG" / FIRST / f"{FIRST}_{scan}.nii.gz"
+    write["save"](path, change({**volumes, "seg": labels}[scan]))
+    with pytest.raises(CorruptScan, match=message) as caught:
+        read_brats(**brats)
+    assert FIRST in caught.value.path
+
+
+def test_another_affine_is_another_grid(brats, write):
+    volumes, _ = write["brain"](0)
+    write["save"](
+        brats["root"] / "HGG" / FIRST / f"{FIRST}_t2.nii.gz",
+        volumes["t2"],
+        np.diag([-2.0, -2.0, 4.2, 1.0]),
+    )
+    with pytest.raises(CorruptScan, match="affine differs"):
+        read_brats(**brats)
+
+
+def test_a_flipped_bit_is_never_read(brats):
+    path = brats["root"] / "HGG" / FIRST / f"{FIRST}_flair.nii.gz"
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 4
+    path.write_bytes(bytes(data))
+    with pytest.raises(CorruptScan, match="gzip|header"):
+        read_brats(**brats)

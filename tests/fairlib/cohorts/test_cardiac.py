@@ -1,0 +1,155 @@
+"""Classes, prompts, weights and channels of the heart cohorts."""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fairlib import DataError, SettingsError
+from fairlib.cohorts.cardiac import (
+    BMI_CLASSES,
+    DIAGNOSES,
+    balancing_weights,
+    bmi_class,
+    body_mass_index,
+    control_image,
+    decade,
+    normalise,
+    parse_prompt,
+    prompt_of,
+    stack,
+)
+
+ROW = {"sex": "F", "age": 64.0, "bmi": 27.3, "diagnosis": "heart failure"}
+
+
+def test_the_prompt_is_that_of_the_paper():
+    assert prompt_of(ROW) == "Female, age in 60s, overweight BMI, heart failure"
+    assert prompt_of({**ROW, "sex": "M", "age": 70, "bmi": 18.4, "diagnosis": "healthy"}) == (
+        "Male, age in 70s, underweight BMI, healthy"
+    )
+
+
+def test_classes_change_at_their_edges():
+    edges = {
+        17.0: "underweight",
+        18.49: "underweight",
+        18.5: "normal",
+        24.99: "normal",
+        25.0: "overweight",
+        29.99: "overweight",
+        30.0: "obese",
+        60.0: "obese",
+    }
+    assert {bmi: bmi_class(bmi) for bmi in edges} == edges
+    assert [decade(age) for age in (49.9, 50, 59, 60.0, 101)] == [
+        "40s",
+        "50s",
+        "50s",
+        "60s",
+        "100s",
+    ]
+    assert body_mass_index(200, 100) == pytest.approx(25.0)
+
+
+@given(st.sampled_from("FM"), st.integers(10, 109), st.floats(8, 100), st.sampled_from(DIAGNOSES))
+def test_a_prompt_is_read_back(sex, age, bmi, diagnosis):
+    found = parse_prompt(prompt_of({"sex": sex, "age": age, "bmi": bmi, "diagnosis": diagnosis}))
+    assert found == {
+        "sex": sex,
+        "decade": decade(age),
+        "bmi_class": bmi_class(bmi),
+        "diagnosis": diagnosis,
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "match"),
+    [
+        ("Femal, age in 60s, normal BMI, healthy", "Femal.*did you mean 'Female'"),
+        ("Female, age in 60s, heavy BMI, healthy", "heavy BMI"),
+        ("Female, age in 65s, normal BMI, healthy", "'age in 65s' is no age"),
+        ("Female, age in 60s, normal BMI, hart failure", "did you mean 'heart failure'"),
+        ("Female, age in 60s, healthy", "3 parts"),
+    ],
+)
+def test_an_unknown_attribute_is_named(text, match):
+    with pytest.raises(SettingsError, match=match):
+        parse_prompt(text)
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"bmi": float("nan")}, "body-mass index nan"),
+        ({"age": float("nan")}, "age nan"),
+        ({"sex": None}, "sex None"),
+        ({"diagnosis": "ill"}, "'ill'"),
+        ({"bmi": 250}, "250"),
+        ({"age": 7}, "age 7"),
+    ],
+)
+def test_a_row_without_an_attribute_has_no_prompt(change, match):
+    with pytest.raises(DataError, match=match):
+        prompt_of({**ROW, **change})
+
+
+def test_metres_are_not_taken_for_centimetres():
+    with pytest.raises(DataError, match="convert the units"):
+        body_mass_index(1.84, 95)
+
+
+def test_weights_are_inverse_frequencies_under_a_cap():
+    prompts = ["a"] * 300 + ["b"] * 60 + ["c"]
+    counts = Counter(prompts)
+    for clip in (5, 20):
+        expected = [min(1 / counts[prompt], 1 / (9 * clip)) for prompt in prompts]
+        assert balancing_weights(prompts, clip).tolist() == expected
+    assert set(balancing_weights(prompts)) == {1 / 300, 1 / 180}
+    with pytest.raises(SettingsError, match="clip"):
+        balancing_weights(prompts, 0)
+
+
+def test_channels_are_ed_es_ed():
+    images = torch.arange(2 * 2 * 3 * 3, dtype=torch.float32).reshape(2, 2, 3, 3)
+    three = stack(images)
+    assert (
+        three.shape == (2, 3, 3, 3)
+        and torch.equal(three[:, 0], images[:, 0])
+        and torch.equal(three[:, 2], images[:, 0])
+    )
+    assert torch.equal(three[:, 1], images[:, 1])
+    with pytest.raises(DataError, match="ED, ES"):
+        stack(three)
+
+
+def test_the_control_image_is_label_over_three():
+    masks = torch.randint(0, 4, (2, 2, 5, 5), dtype=torch.uint8)
+    control = control_image(masks)
+    assert control.dtype == torch.float32 and torch.equal(
+        (control[:, :2] * 3).round().to(torch.uint8), masks
+    )
+    assert control.min() >= 0 and control.max() <= 1
+    with pytest.raises(DataError, match="labels"):
+        control_image(masks + 2)
+
+
+def test_both_phases_are_normalised_together():
+    ramp = np.linspace(0, 1, 2000).reshape(2, 20, 50)
+    found, brighter = normalise(ramp), normalise(ramp * 700 + 40)
+    assert (
+        found.dtype == np.float32
+        and found.min() == -1
+        and found.max() == 1
+        and np.allclose(found, brighter, atol=1e-5)
+    )
+    assert found[0].max() < found[1].min() + 0.01  # the dark phase stays the dark one
+    with pytest.raises(DataError, match="single value"):
+        normalise(np.ones((2, 4, 4)))
+
+
+def test_every_class_has_a_prompt():
+    assert len({prompt_of({**ROW, "bmi": bmi}) for bmi in (17, 22, 27, 33)}) == len(BMI_CLASSES)

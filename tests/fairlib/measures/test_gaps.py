@@ -1,0 +1,134 @@
+"""Gaps per prompt, and what chance alone makes of a generator that is exactly on target."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fairlib.errors import DataError
+from fairlib.measures.gaps import beyond_chance, per_prompt_gap, sampling_floor
+from fairlib.measures.proportions import HeldOut, corrected_share
+
+RNG = np.random.default_rng
+
+
+def readings(counts, n=100):
+    """`counts` {prompt: number of n images read as female} as (p_female, prompts)."""
+    p = np.concatenate([np.repeat([0.9, 0.1], [count, n - count]) for count in counts.values()])
+    return p, np.repeat(list(counts), n)
+
+
+def test_hand_worked():
+    found = per_prompt_gap(*readings({"a": 50, "b": 30}), 0.45, RNG(0), replicates=50)
+    assert found.mean.estimate == pytest.approx((0.05 + 0.15) / 2)
+    assert found.prompts.set_index("prompt").share.to_dict() == pytest.approx({"a": 0.5, "b": 0.3})
+    assert (found.prompts.low <= found.prompts.share).all() and (
+        found.prompts.share <= found.prompts.high
+    ).all()
+
+
+def test_a_target_for_each_prompt():
+    found = per_prompt_gap(
+        *readings({"a": 50, "b": 30}), {"a": 0.5, "b": 0.3}, RNG(0), replicates=50
+    )
+    assert found.mean.estimate == pytest.approx(0) and found.mean.low == 0
+
+
+def test_correction_uses_the_held_out_accuracies():
+    """a_F = a_M = 0.75: an observed 0.5 + x is a true 0.5 + 2x."""
+    truth = np.repeat([1, 0], 40)
+    real = HeldOut(
+        np.where((np.arange(80) % 4 > 0) == (truth == 1), 0.9, 0.1), truth, np.arange(80)
+    )
+    found = per_prompt_gap(*readings({"a": 60, "b": 45}), 0.5, RNG(0), real, 50)
+    assert found.prompts.share.tolist() == pytest.approx([0.7, 0.4])
+    assert found.mean.estimate == pytest.approx(0.15)
+
+
+def test_floor_against_simulation():
+    rng, a_f, a_m = RNG(0), 0.85, 0.9
+    female = rng.random((20000, 60)) < 0.458
+    read = np.where(female, rng.random(female.shape) < a_f, rng.random(female.shape) >= a_m).mean(1)
+    corrected = np.clip((read + a_m - 1) / (a_f + a_m - 1), 0, 1)
+    assert sampling_floor(0.458, 60, a_f, a_m) == pytest.approx(
+        np.abs(corrected - 0.458).mean(), rel=0.02
+    )
+
+
+def test_floor_by_hand_and_by_number():
+    assert sampling_floor(0.5, 1) == pytest.approx(0.5)
+    assert sampling_floor(0.5, 2) == pytest.approx(0.25)
+    floors = [sampling_floor(0.458, n) for n in (50, 200, 800)]
+    assert floors[0] / floors[1] == pytest.approx(2, rel=0.03) and floors[1] / floors[
+        2
+    ] == pytest.approx(2, rel=0.03)
+
+
+def test_a_generator_on_target_shows_its_floor_and_nothing_beyond():
+    rng = RNG(1)
+    # prompts enough for the mean of their gaps to be sharp
+    prompts = np.repeat(np.arange(200), 100)
+    found = per_prompt_gap(
+        (rng.random(20000) < 0.458).astype(float), prompts, 0.458, rng, replicates=50
+    )
+    assert found.mean.estimate == pytest.approx(found.floor, rel=0.1)
+    assert found.beyond_chance < 0.015 < found.floor
+    assert found.mean.low == 0
+
+
+def test_beyond_chance_recovers_the_true_gap():
+    """Half of the prompts 0.1 above, half 0.1 below: root mean square 0.1, whatever the number of
+    images.
+    """
+    rng = RNG(2)
+    share = np.tile([0.558, 0.358], 400)
+    for n in (30, 300):
+        raw = rng.binomial(n, 0.85 * share + 0.1 * (1 - share)) / n
+        assert beyond_chance(raw, np.full(800, n), np.full(800, 0.458), 0.85, 0.9) == pytest.approx(
+            0.1, abs=0.012
+        )
+
+
+@pytest.mark.parametrize("gap", [0.0, 0.05, 0.15])
+def test_interval_covers_the_true_mean_gap(gap):
+    rng, hits = RNG(3), 0
+    share = 0.458 + gap * np.array([1, -1, 1, -1])
+    for _ in range(60):
+        p = (rng.random((4, 200)) < share[:, None]).astype(float).ravel()
+        found = per_prompt_gap(p, np.repeat(np.arange(4), 200), 0.458, rng, replicates=60)
+        hits += found.mean.low <= gap <= found.mean.high
+    assert hits >= 53
+
+
+def test_a_judge_near_chance_is_refused_as_where_shares_are_corrected():
+    """Right on 11 of 20 people of either sex: in a third of the draws the judge is no better than a
+    coin.
+    """
+    truth = np.repeat([1, 0], 20)
+    real = HeldOut(
+        np.where((np.arange(40) % 20 < 11) == (truth == 1), 0.9, 0.1), truth, np.arange(40)
+    )
+    p, prompts = readings({"a": 60, "b": 45})
+    for measured in (
+        lambda: corrected_share(p, real, RNG(0), 200),
+        lambda: per_prompt_gap(p, prompts, 0.5, RNG(0), real, 200),
+    ):
+        with pytest.raises(DataError, match="of the bootstrap replicates are undefined"):
+            measured()
+
+
+@given(st.lists(st.integers(0, 20), min_size=2, max_size=5), st.floats(0, 1))
+def test_relabelling_prompts_changes_nothing(counts, target):
+    counts = {f"prompt {i}": count for i, count in enumerate(counts)}
+    p, prompts = readings(counts, 20)
+    one = per_prompt_gap(p, prompts, target, RNG(0), replicates=5)
+    other = per_prompt_gap(p[::-1], np.char.add("z", prompts[::-1]), target, RNG(0), replicates=5)
+    assert one.mean.estimate == pytest.approx(other.mean.estimate) and 0 <= one.mean.estimate <= 1
+
+
+@pytest.mark.parametrize(
+    "target, words", [({"a": 0.5}, "no target share for prompt 'b'"), (1.2, "do not all lie")]
+)
+def test_bad_targets_are_refused(target, words):
+    with pytest.raises(DataError, match=words):
+        per_prompt_gap(*readings({"a": 5, "b": 5}, 10), target, RNG(0))

@@ -1,0 +1,315 @@
+"""Tables from readings: a planted study, whose shares, gaps and sizes are known, is measured
+back.
+"""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from fairlib.errors import DataError
+from fairlib.measures import readings as rd
+from fairlib.measures.proportions import sigmoid
+from fairlib.measures.resampling import Interval
+from studies.engine.criteria import COLUMNS, Exam, exam, holds_in_words, magnitude, verdict
+
+RNG = np.random.default_rng
+PROMPTS = [f"{contrast}-{grade}" for contrast in ("t1", "flair") for grade in ("HGG", "LGG")]
+
+
+def judged(female, rng, separation=1.2):
+    """Readings by three judges of calibrated AUC 0.95, and a size 2.4 standard deviations apart
+    (mm).
+    """
+    sign = np.where(female, 1, -1)
+    table = pd.DataFrame(
+        {
+            judge: sigmoid(2 * separation * (separation * sign + rng.normal(size=len(sign))))
+            for judge in ("guide", "auditor", "oracle")
+        }
+    )
+    return table.assign(extent_mm=145 - 7 * sign + rng.normal(0, 6, len(sign)))
+
+
+@pytest.fixture(scope="module")
+def slices():
+    rng = RNG(0)
+    female = np.repeat(np.arange(400) % 2 == 0, 2)
+    return judged(female, rng).assign(
+        subject=np.repeat(np.arange(400), 2).astype(str), sex=np.where(female, "F", "M")
+    )
+
+
+def arm(name, shares, rng, n=400, seeds=(0, 1), grow=0.0):
+    """Images of an arm with a planted female share for each prompt; `grow` mm larger men, smaller
+    women.
+    """
+    parts = []
+    for seed in seeds:
+        for prompt, share in zip(PROMPTS, shares, strict=True):
+            female = np.arange(n) < round(share * n)
+            table = judged(female, rng)
+            table.extent_mm += np.where(female, -grow, grow)
+            parts.append(
+                table.assign(
+                    truth=np.where(female, 0.99, 0.01),
+                    arm=name,
+                    seed=seed,
+                    prompt=prompt,
+                    group=prompt.split("-")[1],
+                )
+            )
+    return pd.concat(parts, ignore_index=True)
+
+
+@pytest.fixture(scope="module")
+def study():
+    rng = RNG(1)
+    return pd.concat(
+        [
+            arm("base", [0.15] * 4, rng),
+            arm("tuned", [0.458] * 4, rng),
+            arm("conditional", [0.376, 0.585] * 2, rng),
+        ],
+        ignore_index=True,
+    )
+
+
+class TestTables:
+    def test_shares_come_back(self, study, slices):
+        table = rd.share_table(study, slices, RNG(0), by=("arm",), replicates=60).set_index(
+            ["arm", "judge"]
+        )
+        for name, share in (("base", 0.15), ("tuned", 0.458)):
+            for judge in rd.JUDGES:
+                row = table.loc[(name, judge)]
+                assert row.corrected == pytest.approx(share, abs=0.035) and row.em == pytest.approx(
+                    share, abs=0.035
+                )
+                assert row.corrected_low <= row.corrected <= row.corrected_high and row.n == 3200
+        # the judges' errors make it look less biased than it is
+        assert (table.loc["base"].raw > 0.2).all()
+
+    def test_one_row_for_each_arm_seed_and_judge(self, study, slices):
+        table = rd.share_table(study, slices, RNG(0), ["auditor"], replicates=5)
+        assert list(zip(table.arm, table.seed, strict=True)) == [
+            (a, s) for a in ("base", "tuned", "conditional") for s in (0, 1)
+        ]
+        assert (table.n == 1600).all() and (table.judge == "auditor").all()
+
+    def test_judges_may_be_renamed(self, study, slices):
+        renamed = (
+            study.rename(columns={"guide": "guide_robust"}),
+            slices.rename(columns={"guide": "guide_robust"}),
+        )
+        table = rd.share_table(*renamed, RNG(0), {"guide": "guide_robust"}, ("arm",), 5)
+        expected = rd.share_table(study, slices, RNG(0), ["guide"], ("arm",), 5)
+        pd.testing.assert_frame_equal(table, expected)
+
+    def test_gaps_come_back(self, study, slices):
+        table = rd.gap_table(study, slices, 0.458, RNG(0), by=("arm",), replicates=60).set_index(
+            ["arm", "judge"]
+        )
+        assert table.loc["base"].gap.to_numpy() == pytest.approx(np.full(3, 0.308), abs=0.04)
+        tuned = table.loc["tuned"]
+        assert (tuned.beyond_chance < 0.045).all() and (tuned.gap < 0.055).all()
+        assert (tuned.floor < 0.02).all() and (tuned.gap_low == 0).all()
+
+    def test_prompts_come_back(self, study, slices):
+        table = rd.prompt_table(study, slices, 0.458, RNG(0), ["oracle"], replicates=40)
+        conditional = table[table.arm == "conditional"].set_index("prompt").share
+        assert conditional[PROMPTS].to_numpy() == pytest.approx([0.376, 0.585] * 2, abs=0.06)
+
+    def test_groups_come_back_with_signed_gaps(self, study, slices):
+        targets = {"HGG": 0.376, "LGG": 0.585}
+        table = rd.group_table(study, slices, targets, RNG(0), ["auditor"], ("arm",), 40).set_index(
+            ["arm", "group"]
+        )
+        assert table.loc["conditional"].gap.abs().max() < 0.05
+        assert table.loc[("base", "LGG"), "gap"] == pytest.approx(0.15 - 0.585, abs=0.05)
+        with pytest.raises(DataError, match="no target share for prompt group 'LGG'"):
+            rd.group_table(study, slices, {"HGG": 0.4}, RNG(0))
+
+    def test_ambiguity_against_the_slices(self, study, slices):
+        table = rd.ambiguity_table(study, slices, RNG(0), by=("arm",), replicates=40)
+        assert table.points.abs().max() < 5
+        polarised = study.assign(**{judge: study[judge].round() for judge in rd.JUDGES})
+        gone = rd.ambiguity_table(polarised, slices, RNG(0), by=("arm",), replicates=40)
+        assert (gone.share == 0).all() and gone.points.to_numpy() == pytest.approx(
+            -100 * np.tile([((slices[j] > 0.2) & (slices[j] < 0.8)).mean() for j in rd.JUDGES], 3)
+        )
+
+
+class TestWithinSex:
+    def test_like_with_like_is_zero_when_sizes_agree(self, study, slices):
+        table = rd.within_sex_table(
+            study[study.arm == "tuned"], slices, RNG(0), by=("arm",), replicates=60
+        )
+        assert table[table.against == "reading"].difference.abs().max() < 0.15
+        assert len(table) == 3 * 2 * 2
+
+    def test_a_caricature_shows(self, slices):
+        """Men 6 mm larger, women 6 mm smaller: one standard deviation each way; a judge that errs
+        sees less.
+        """
+        images, real = (
+            arm("tuned", [0.5] * 4, RNG(2), grow=6.0),
+            slices.assign(truth=(slices.sex == "F").astype(float)),
+        )
+        table = rd.within_sex_table(images, real, RNG(0), ["truth", "auditor"], ("arm",), 60)
+        table = table[table.against == "truth"].set_index(["judge", "sex"])
+        found, erring = table.loc["truth"], table.loc["auditor"]
+        assert found.difference["F"] == pytest.approx(-1, abs=0.1) and found.difference[
+            "M"
+        ] == pytest.approx(1, abs=0.1)
+        assert -1 < erring.difference["F"] < -0.3 and 0.3 < erring.difference["M"] < 1
+        assert (found.difference_low < found.difference).all() and found.difference_high[
+            "F"
+        ] < 0 < found.difference_low["M"]
+
+    def test_a_judges_mistakes_move_the_comparison_with_the_truth_only(self, study, slices):
+        """Nine in ten base images are men: those misread as women make 'women' large, against true
+        women.
+        """
+        table = rd.within_sex_table(
+            study[study.arm == "base"], slices, RNG(0), ["auditor"], ("arm",), 60
+        ).set_index(["sex", "against"])
+        assert table.difference[("F", "truth")] > 0.3
+
+    def test_by_hand(self):
+        assert rd.standardised_difference([3.0, 5.0], [1.0, 3.0]) == pytest.approx(2 / np.sqrt(2))
+
+    def test_too_few_images_say_nothing(self, slices):
+        few = arm("tuned", [0.0] * 4, RNG(0), n=4, seeds=(0,)).assign(auditor=0.01)
+        table = rd.within_sex_table(few, slices, RNG(0), ["auditor"], ("arm",), 20)
+        assert (
+            table[table.sex == "F"].difference.isna().all()
+            and table[table.sex == "M"].difference.notna().all()
+        )
+
+
+class TestBadTables:
+    def test_unreadable_images_are_counted(self, study, slices):
+        holes = study.copy()
+        holes.loc[holes.index[:100], "oracle"] = np.nan
+        table = rd.share_table(holes, slices, RNG(0), ["oracle", "auditor"], ("arm",), 5).set_index(
+            ["arm", "judge"]
+        )
+        assert table.unreadable[("base", "oracle")] == 100 and table.n[("base", "oracle")] == 3100
+        assert table.unreadable.sum() == 100
+        by_seed = rd.share_table(holes, slices, RNG(0), ["oracle"], replicates=5)
+        assert by_seed.unreadable.tolist() == [100, 0, 0, 0, 0, 0]
+
+    def test_a_judge_that_reads_nothing_is_refused(self, study, slices):
+        with pytest.raises(DataError, match="'oracle' could read no image of {'arm': 'base'}"):
+            rd.share_table(study.assign(oracle=np.nan), slices, RNG(0), by=("arm",), replicates=5)
+
+    @pytest.mark.parametrize("column", ["prompt", "auditor", "seed"])
+    def test_missing_columns_are_named(self, study, slices, column):
+        with pytest.raises(DataError, match=f"readings .* lacks column '{column}'"):
+            rd.share_table(study.drop(columns=column), slices, RNG(0), replicates=5)
+
+    def test_missing_columns_of_slices_are_named(self, study, slices):
+        with pytest.raises(DataError, match="slices .* lacks column 'sex'"):
+            rd.share_table(study, slices.drop(columns="sex"), RNG(0), replicates=5)
+
+    def test_empty_tables_are_refused(self, study, slices):
+        with pytest.raises(DataError, match="readings is empty"):
+            rd.share_table(study[:0], slices, RNG(0), replicates=5)
+
+
+class TestExam:
+    def test_a_good_study_passes(self, study, slices):
+        table = exam(study, slices, RNG(0), replicates=60)
+        assert list(table.columns) == list(COLUMNS)
+        tuned = table[(table.arm != "base") & ~table.figure.str.startswith("anatomy")]
+        assert tuned.holds.all(), tuned[~tuned.holds]
+        assert table.holds[table.figure == "female share below target, points"].all()
+        assert set(table.figure[(table.arm == "base") & table.bound.notna()]) == {
+            "female share below target, points"
+        }
+        assert set(table.figure) == {
+            "female share below target, points",
+            "mean gap over prompts",
+            "gap beyond chance",
+            "gap over prompts, seeds joined",
+            "gap to the share of HGG",
+            "gap to the share of LGG",
+            "ambiguous images against test slices, points",
+            "anatomy within F, standardised difference",
+            "anatomy within M, standardised difference",
+        }
+
+    def test_an_untuned_study_fails(self, study, slices):
+        same = pd.concat(
+            [study[study.arm == "base"], study[study.arm == "base"].assign(arm="tuned")]
+        )
+        table = exam(same, slices, RNG(0), replicates=20)
+        gaps = table[(table.arm == "tuned") & table.figure.str.contains("gap")]
+        bound = gaps[gaps.bound.notna()]
+        assert (
+            len(gaps) == 9
+            and len(bound) == 6
+            and not bound.holds.any()
+            and not table.figure.str.contains("HGG").any()
+        )
+        # added after the first results
+        assert gaps[gaps.bound.isna()].figure.str.endswith("seeds joined").all()
+
+    def test_what_holds_is_said_in_a_word(self):
+        rows = [
+            verdict("plain", "a", "b", Interval(value, 0.0, 1.0), bound, 5)
+            for value, bound in ((0.1, 0.2), (0.3, 0.2), (0.3, np.nan))
+        ]
+        rows += [
+            verdict("lenient, so far", "a", "b", Interval(value, 0.0, 1.0), 0.2, 5)
+            | {"holds": holds}
+            for value, holds in ((0.1, True), (0.3, True), (0.3, False))
+        ]
+        words = holds_in_words(pd.DataFrame(rows), "lenient")
+        assert words == ["yes", "no", "-", "yes", "not contradicted", "no"]
+
+    def test_an_arm_that_is_not_there_has_no_rows(self, study, slices):
+        whole, part = (
+            exam(some, slices, RNG(0), replicates=20)
+            for some in (study, study[study.arm == "tuned"])
+        )
+        assert set(part.arm) == {"tuned"}
+        known = ["figure", "arm", "judge"]
+        pd.testing.assert_frame_equal(
+            part[[*known, "value", "floor"]],
+            whole[whole.arm == "tuned"][[*known, "value", "floor"]].reset_index(drop=True),
+        )
+
+    def test_seeds_on_either_side_do_not_cancel(self, slices):
+        rng = RNG(5)
+        both = pd.concat(
+            [
+                arm("base", [0.1] * 4, rng),
+                arm("tuned", [0.258] * 4, rng, seeds=(0,)),
+                arm("tuned", [0.658] * 4, rng, seeds=(1,)),
+            ],
+            ignore_index=True,
+        )
+        table = exam(both, slices, RNG(0), replicates=20)
+        found = table[(table.arm == "tuned") & (table.figure == "mean gap over prompts")]
+        assert found.value.to_numpy() == pytest.approx(np.full(3, 0.2), abs=0.04)
+        joined = table[(table.arm == "tuned") & table.figure.str.endswith("seeds joined")]
+        assert (joined.value.to_numpy() < 0.06).all()
+
+    def test_verdicts(self):
+        row = verdict("x", "tuned", "auditor", Interval(0.04, 0.02, 0.07), 0.05, 100)
+        assert row["holds"] and not row["certain"]
+        row = verdict("x", "base", "oracle", Interval(0.3, 0.2, 0.4), np.nan, 100)
+        assert row["holds"] and row["certain"]
+        row = verdict("x", "base", "oracle", Interval(25, 21, 29), 20, 100, at_least=True)
+        assert row["holds"] and row["certain"]
+
+    def test_magnitude(self):
+        assert magnitude(Interval(-0.1, -0.3, 0.05)) == Interval(0.1, 0.0, 0.3)
+        assert magnitude(Interval(-0.2, -0.3, -0.1)) == Interval(0.2, 0.1, 0.3)
+
+    def test_targets_are_those_of_the_joined_cohort(self):
+        assert Exam().target == pytest.approx(0.458, abs=5e-4)
+        assert dict(Exam().conditional_targets) == pytest.approx(
+            {"HGG": 0.376, "LGG": 0.585}, abs=5e-4
+        )

@@ -1,0 +1,425 @@
+import math
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from fairlib.errors import DataError, SettingsError, WeightsError
+from fairlib.io import read_tensors, write_tensors
+from fairlib.methods.finetuning import FinetuneSettings, FinetuneState, finetune, prediction_type
+from fairlib.methods.perturbation import (
+    FairBayesianPerturbation,
+    PerturbationSettings,
+    share_negative,
+)
+from fairlib.methods.probing import choose_probe, prediction_target, probe_losses, sample_losses
+from fairlib.methods.reweighting import GroupDRO, InverseFrequency, Plain, RandomSigma
+from fairlib.methods.sample_weights import attribute_gaps, group_means, loss_gap
+from fairlib.models.generator import add_noise, alphas_cumprod
+from fairlib.models.training import batch_indices, generator_for
+from studies.brain.base import drive
+
+SIZES = (2, 2)
+SETTINGS = FinetuneSettings(
+    steps=8, batch_size=8, learning_rate=1e-2, ema_decay=0.9, probe_every=2, seed=5
+)
+SMALL_WINDOW = PerturbationSettings(window=3, seed=2)
+REPAIRED = PerturbationSettings(form="repaired", window=3, seed=2)
+
+
+class Tiny(nn.Module):
+    """Linear in the latents, the words and the time: a network whose every gradient is at hand."""
+
+    def __init__(self):
+        super().__init__()
+        chance = torch.Generator().manual_seed(0)
+        self.pixels, self.words = nn.Conv2d(4, 4, 1), nn.Linear(3, 4)
+        self.time = nn.Parameter(torch.zeros(4))
+        with torch.no_grad():
+            for parameter in self.parameters():
+                parameter.copy_(0.3 * torch.randn(parameter.shape, generator=chance))
+        self.asked = []
+
+    def forward(self, latents, time, words):
+        self.asked.append((latents.detach().clone(), time.clone(), words.clone()))
+        shift = self.words(words.mean(1)) + self.time * (time / 1000).view(-1, 1)
+        return SimpleNamespace(sample=self.pixels(latents) + shift[:, :, None, None])
+
+
+@pytest.fixture(scope="module")
+def task():
+    """Forty people; the rare group's latents are another constant, known from the prompt."""
+    chance = torch.Generator().manual_seed(1)
+    rare = (torch.arange(40) % 5 == 0).long()
+    codes = torch.stack([rare, torch.arange(40) // 2 % 2], 1)
+    latents = 0.3 * torch.randn(40, 4, 2, 2, generator=chance) + (2.0 * rare - 0.5).view(
+        -1, 1, 1, 1
+    )
+    return latents, torch.randn(2, 3, 3, generator=chance), rare, codes
+
+
+NULL = torch.zeros(1, 3, 3)
+ARMS = {
+    "plain": lambda codes: Plain(SIZES),
+    "released": lambda codes: FairBayesianPerturbation(SIZES, SMALL_WINDOW),
+    "repaired": lambda codes: FairBayesianPerturbation(SIZES, REPAIRED),
+    "random": lambda codes: RandomSigma(SIZES, SMALL_WINDOW),
+    "inverse": lambda codes: InverseFrequency(codes, SIZES),
+    "dro": lambda codes: GroupDRO(codes, SIZES, rate=0.5),
+}
+
+
+def probe_of(task):
+    latents, _, prompts, codes = task
+    return choose_probe(latents, prompts, codes, SIZES, per_group=2, times=2)
+
+
+def fitted(task, arm="plain", settings=SETTINGS, stop=None, state=None, **options):
+    """(state, steps) after `stop` steps, or all."""
+    if state is None:
+        state = FinetuneState(Tiny(), ARMS[arm](task[-1]), settings)
+    options = {"null": NULL, "probe": probe_of(task)} | options
+    found = []
+    for step in finetune(state.module, *task, state.weights, settings, state=state, **options):
+        found.append(step)
+        if step.step == stop:
+            break
+    return state, found
+
+
+@pytest.mark.parametrize("arm", ARMS)
+def test_a_resumed_run_has_the_same_bits(task, arm, tmp_path):
+    whole, steps = fitted(task, arm)
+    state, first = fitted(task, arm, stop=5)
+    write_tensors(tmp_path / "state.safetensors", state.to_tensors())
+    torch.manual_seed(99)
+    again = FinetuneState(Tiny(), ARMS[arm](task[-1]), SETTINGS)
+    again.from_tensors(read_tensors(tmp_path / "state.safetensors"))
+    resumed, rest = fitted(task, arm, state=again)
+    one, other = whole.to_tensors(), resumed.to_tensors()
+    assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+    assert [step.loss for step in first + rest] == [step.loss for step in steps]
+
+
+def test_the_plain_arm_is_adam_on_the_mean_loss(task):
+    """Held against the loop written out."""
+    latents, embeds, prompts, _ = task
+    settings = FinetuneSettings(
+        steps=3, batch_size=8, learning_rate=1e-2, prompt_dropout=0.0, ema_decay=0.0, seed=5
+    )
+    module = Tiny()
+    optimiser = torch.optim.AdamW(module.parameters(), lr=1e-2, betas=(0.9, 0.99), weight_decay=0.0)
+    losses = []
+    for step in range(3):
+        rows = batch_indices(5, step, 40, 8)
+        noisy, time, noise = add_noise(latents[rows], generator_for(5, 21, step))
+        loss = nn.functional.mse_loss(module(noisy, time, embeds[prompts[rows]]).sample, noise)
+        optimiser.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(module.parameters(), 1.0)
+        optimiser.step()
+        losses.append(float(loss.detach()))
+    state, steps = fitted(task, settings=settings, null=None, probe=None)
+    assert [step.loss for step in steps] == pytest.approx(losses, rel=1e-5)
+    for one, other in zip(state.module.parameters(), module.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+def test_arms_of_one_seed_see_the_same_batches_and_noises(task):
+    asked = {}
+    for arm in ARMS:
+        state, steps = fitted(task, arm, probe=probe_of(task) if arm == "repaired" else None)
+        asked[arm] = [call for call in state.module.asked if len(call[0]) == 8][:8]
+        assert steps[0].plain_loss == pytest.approx(fitted(task, "plain", stop=1)[1][0].plain_loss)
+    for arm, calls in asked.items():
+        for one, other in zip(calls, asked["plain"], strict=True):
+            assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True)), arm
+    other, _ = fitted(task, settings=FinetuneSettings(steps=1, batch_size=8, seed=6), probe=None)
+    assert not torch.equal(other.module.asked[0][0], asked["plain"][0][0])
+
+
+@pytest.mark.parametrize("form", ["released", "repaired"])
+def test_in_expectation_the_gradient_is_the_plain_one(task, form):
+    """The gradient of the weighted loss is linear in the weights, so the mean over 1,000 draws of
+    the
+    noise must agree with the plain gradient to within its standard error, in every parameter; and
+    single draws do differ from it.
+    """
+    latents, embeds, prompts, codes = task
+    module, batch = Tiny(), torch.arange(8)
+    noisy, time, noise = add_noise(latents[batch], torch.Generator().manual_seed(3))
+    each = sample_losses(module(noisy, time, embeds[prompts[batch]]).sample, noise)
+    gradients = torch.stack(
+        [
+            torch.cat(
+                [
+                    g.flatten()
+                    for g in torch.autograd.grad(one, list(module.parameters()), retain_graph=True)
+                ]
+            )
+            for one in each
+        ]
+    ).double()
+    weights = RandomSigma(SIZES, PerturbationSettings(form=form), fixed=1.0)
+    draws = (
+        torch.stack([weights.weights(codes[batch], step) for step in range(1000)]) @ gradients / 8
+    )
+    error = draws.std(0) / 1000**0.5
+    assert bool(((draws.mean(0) - gradients.mean(0)).abs() < 4.5 * error).all())
+    assert float((draws[0] - gradients.mean(0)).norm()) > 0.1 * float(gradients.mean(0).norm())
+
+
+def test_the_weighted_loss_is_the_mean_of_weight_times_loss(task):
+    """The first step by hand: weights of the arm, losses of the untrained network."""
+    latents, embeds, prompts, codes = task
+    settings = FinetuneSettings(steps=1, batch_size=8, prompt_dropout=0.0, seed=5)
+    state, [step] = fitted(task, "released", settings, probe=None, null=None)
+    rows = batch_indices(5, 0, 40, 8)
+    noisy, time, noise = add_noise(latents[rows], generator_for(5, 21, 0))
+    each = (
+        (Tiny()(noisy, time, embeds[prompts[rows]]).sample - noise)
+        .square()
+        .mean((1, 2, 3))
+        .detach()
+    )
+    weights = FairBayesianPerturbation(SIZES, SMALL_WINDOW).weights(codes[rows], 0)
+    assert step.loss == pytest.approx(float((weights * each).mean()), rel=1e-5)
+    assert step.plain_loss == pytest.approx(float(each.mean()), rel=1e-5)
+    torch.testing.assert_close(
+        step.group_losses, group_means(each, codes[rows], SIZES), equal_nan=True, rtol=1e-5, atol=0
+    )
+    assert step.gap == pytest.approx(loss_gap(each, codes[rows], SIZES), rel=1e-5)
+    assert (step.weight_min, step.weight_mean) == pytest.approx(
+        (float(weights.min()), float(weights.mean()))
+    )
+    assert step.share_negative == float((weights < 0).double().mean()) and torch.equal(
+        step.sigma, torch.ones(4).double()
+    )
+    assert step.probe_gap is None and state.step == 1
+
+
+def test_the_share_of_negative_weights_is_the_known_one(task):
+    """Sigma one throughout, two attributes: Phi(-1 / sqrt(2)); none in the repaired form."""
+    settings = FinetuneSettings(steps=100, batch_size=32, learning_rate=1e-5, seed=1)
+    state = FinetuneState(
+        Tiny(), RandomSigma(SIZES, PerturbationSettings(seed=1), fixed=1.0), settings
+    )
+    _, steps = fitted(task, settings=settings, state=state, probe=None)
+    share = share_negative(2**0.5)
+    assert np.mean([step.share_negative for step in steps]) == pytest.approx(
+        share, abs=4.5 * (share / 3200) ** 0.5
+    )
+    assert max(step.share_negative for step in fitted(task, "repaired")[1]) == 0
+
+
+def test_the_probe_is_looked_at_by_every_arm_and_shown_to_the_repaired_one(task):
+    """After each look: the losses of the network as it then is; and the arm's outcomes are the
+    falls between looks.
+    """
+    for arm in ("plain", "repaired"):
+        state = FinetuneState(Tiny(), ARMS[arm](task[-1]), SETTINGS)
+        wanted, found = {}, {}
+        for step in finetune(
+            state.module,
+            *task,
+            state.weights,
+            SETTINGS,
+            state=state,
+            null=NULL,
+            probe=probe_of(task),
+        ):
+            losses = probe_losses(state.module, probe_of(task), task[1])
+            wanted[step.step] = float(
+                attribute_gaps(group_means(losses, probe_of(task).group_codes, SIZES), SIZES).sum()
+            )
+            found[step.step] = step.probe_gap
+        assert [step for step, gap in found.items() if gap is not None] == [2, 4, 6, 8]
+        assert all(found[step] == pytest.approx(wanted[step], rel=1e-6) for step in (2, 4, 6, 8))
+    assert state.weights.outcomes.tolist() == pytest.approx(
+        [found[a] - found[a + 2] for a in (2, 4, 6)], abs=1e-9
+    )
+
+
+def test_weights_for_the_rare_group_lower_its_loss(task):
+    """Twice the weight on what is rare moves the fit towards it: against plain, same seed, on all
+    people.
+    """
+    settings = FinetuneSettings(steps=100, batch_size=16, learning_rate=2e-2, seed=3)
+    probe = choose_probe(task[0], task[2], task[3], SIZES, per_group=8, times=8)
+    losses = {
+        arm: group_means(
+            probe_losses(fitted(task, arm, settings, probe=None)[0].module, probe, task[1]),
+            probe.group_codes,
+            SIZES,
+        )
+        for arm in ("plain", "inverse", "dro")
+    }
+    assert losses["inverse"][1] < losses["plain"][1] and losses["dro"][1] < losses["plain"][1]
+    assert losses["inverse"][0] > losses["plain"][0]
+
+
+def test_the_learning_rate_stays_or_falls(task):
+    rates = {}
+    for kind in ("none", "cosine"):
+        settings = FinetuneSettings(
+            steps=6, batch_size=4, learning_rate=1e-3, warmup=2, anneal=kind
+        )
+        rates[kind] = [
+            step.learning_rate for step in fitted(task, settings=settings, probe=None)[1]
+        ]
+    assert rates["none"] == pytest.approx([5e-4, 1e-3, 1e-3, 1e-3, 1e-3, 1e-3])
+    assert rates["cosine"][2:] == pytest.approx(
+        [1e-3 * 0.5 * (1 + math.cos(math.pi * k / 4)) for k in range(4)]
+    )
+
+
+def test_prompts_are_dropped_in_their_share(task):
+    null = torch.full((1, 3, 3), 7.0)
+    state, _ = fitted(
+        task,
+        settings=FinetuneSettings(steps=50, batch_size=40, prompt_dropout=0.25, learning_rate=1e-6),
+        null=null,
+        probe=None,
+    )
+    dropped = torch.cat([(words == 7).all((1, 2)) for _, _, words in state.module.asked]).double()
+    assert float(dropped.mean()) == pytest.approx(0.25, abs=4.5 * (0.25 * 0.75 / 2000) ** 0.5)
+
+
+def test_the_prediction_type_is_that_of_the_scheduler(task):
+    """A denoiser asked for velocities: the loss of the first step is that to the velocity."""
+    scheduler = SimpleNamespace(
+        alphas_cumprod=alphas_cumprod().float(),
+        config=SimpleNamespace(prediction_type="v_prediction"),
+    )
+    settings = FinetuneSettings(steps=1, batch_size=8, prompt_dropout=0.0, seed=5)
+    _, [step] = fitted(task, settings=settings, scheduler=scheduler, null=None, probe=None)
+    latents, embeds, prompts, _ = task
+    rows = batch_indices(5, 0, 40, 8)
+    noisy, time, noise = add_noise(latents[rows], generator_for(5, 21, 0))
+    target = prediction_target("v_prediction", latents[rows], noise, time)
+    wanted = nn.functional.mse_loss(Tiny()(noisy, time, embeds[prompts[rows]]).sample, target)
+    assert step.loss == pytest.approx(float(wanted.detach()), rel=1e-5)
+    assert prediction_type(None) == "epsilon"
+    scheduler.alphas_cumprod = scheduler.alphas_cumprod**2
+    with pytest.raises(SettingsError, match="another noise schedule"):
+        prediction_type(scheduler)
+
+
+def test_the_loop_of_the_recipes_drives_it_and_takes_it_up_again(task, tmp_path):
+    """`drive` saves and resumes a fine-tuning as any other fit."""
+    path, said = tmp_path / "state.safetensors", []
+    state, _ = fitted(task, "released", stop=4)
+    write_tensors(path, state.to_tensors())
+    again = FinetuneState(Tiny(), ARMS["released"](task[-1]), SETTINGS)
+    steps = finetune(
+        again.module, *task, again.weights, SETTINGS, null=NULL, state=again, probe=probe_of(task)
+    )
+    drive(path, again, steps, "released", said.append, every=2)
+    whole = fitted(task, "released")[0].to_tensors()
+    assert said[0] == "released: going on at step 4"
+    assert all(torch.equal(whole[name], value) for name, value in read_tensors(path).items())
+
+
+def test_a_frozen_denoiser_is_made_to_learn_and_its_average_is_kept(task):
+    module = Tiny().requires_grad_(False)
+    state = FinetuneState(module, Plain(SIZES), SETTINGS)
+    before = module.time.detach().clone()
+    fitted(task, state=state)
+    last = module.time.detach().clone()
+    assert not torch.equal(before, last)
+    state.use_average()
+    assert torch.equal(module.time, state.ema["time"]) and not torch.equal(module.time, last)
+
+
+def test_a_pipeline_denoiser_and_scheduler_fit_in(task):
+    from diffusers import DDIMScheduler
+
+    from fairlib.models.generator import SCHEDULE, build_denoiser
+
+    torch.manual_seed(0)
+    scheduler = DDIMScheduler(num_train_timesteps=1000, prediction_type="v_prediction", **SCHEDULE)
+    latents = torch.randn(8, 4, 8, 8)
+    steps = list(
+        finetune(
+            build_denoiser((16, 32), 32),
+            latents,
+            torch.randn(2, 5, 32),
+            task[2][:8],
+            task[3][:8],
+            FairBayesianPerturbation(SIZES, SMALL_WINDOW),
+            FinetuneSettings(steps=2, batch_size=4),
+            null=torch.zeros(1, 5, 32),
+            scheduler=scheduler,
+        )
+    )
+    assert [step.step for step in steps] == [1, 2] and all(
+        math.isfinite(step.loss) for step in steps
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"null": None}, SettingsError, "`null` is missing"),
+        ({"probe": None}, SettingsError, "observes a probe"),
+        ({"latents": torch.zeros(39, 4, 2, 2)}, DataError, "'latents': 39"),
+        ({"embeds": torch.zeros(1, 3, 3)}, DataError, "prompt_rows run from 0 to 1"),
+        (
+            {"latents": torch.full((40, 4, 2, 2), float("nan"))},
+            DataError,
+            "loss of step 1 is not finite",
+        ),
+    ],
+)
+def test_parts_that_do_not_fit_are_refused(task, change, error, message):
+    parts = dict(zip(("latents", "embeds", "prompts", "codes"), task, strict=True))
+    options = {"null": NULL, "probe": probe_of(task)}
+    for name, value in change.items():
+        (options if name in options else parts)[name] = value
+    with pytest.raises(error, match=message):
+        next(
+            finetune(
+                Tiny(),
+                *parts.values(),
+                FairBayesianPerturbation(SIZES, REPAIRED),
+                SETTINGS,
+                **options,
+            )
+        )
+
+
+def test_a_state_of_another_arm_is_refused(task):
+    state, _ = fitted(task, "released", stop=2)
+    with pytest.raises(WeightsError, match="not one of GroupDRO"):
+        FinetuneState(Tiny(), ARMS["dro"](task[-1]), SETTINGS).from_tensors(state.to_tensors())
+    with pytest.raises(WeightsError, match="other weights or another denoiser"):
+        next(finetune(Tiny(), *task, state.weights, SETTINGS, null=NULL, state=state))
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"steps": 0}, {"ema_decay": 1.0}, {"anneal": "linear"}, {"probe_every": 0}]
+)
+def test_settings_out_of_range_are_refused(wrong):
+    with pytest.raises(SettingsError, match=f"FinetuneSettings.{next(iter(wrong))} is"):
+        FinetuneSettings(**wrong)
+
+
+# No machine of CI has a CUDA device, and nothing can stand in for one; on the processor the same
+# call is tested above.
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
+def test_it_runs_where_the_denoiser_is(task):
+    module = Tiny().cuda()
+    steps = list(
+        finetune(
+            module,
+            *task,
+            FairBayesianPerturbation(SIZES, REPAIRED),
+            SETTINGS,
+            null=NULL,
+            probe=probe_of(task),
+        )
+    )
+    assert len(steps) == 8 and steps[-1].probe_losses.device.type == "cpu"

@@ -1,0 +1,238 @@
+"""Targets against numpy's quantiles, scipy's binomial, brute force and POT."""
+
+import itertools
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fairlib.errors import SettingsError
+from fairlib.methods import targets as tg
+
+FEMALE = np.random.default_rng(0).normal(2, 1.5, 38)
+MALE = np.random.default_rng(1).normal(-2, 1.0, 63)
+LEVELS = np.linspace(0, 1, 101)
+
+
+def logits_of(*values):
+    return torch.tensor(values, dtype=torch.float64)
+
+
+def test_equal_weights_give_numpys_hazen_quantiles():
+    found = tg.weighted(MALE).quantile(LEVELS)
+    np.testing.assert_allclose(found, np.quantile(MALE, LEVELS, method="hazen"), atol=1e-12)
+
+
+def test_the_natural_share_gives_the_pooled_quantiles():
+    pooled = np.concatenate([FEMALE, MALE])
+    found = tg.mixture(FEMALE, MALE, 38 / 101).quantile(LEVELS)
+    np.testing.assert_allclose(found, np.quantile(pooled, LEVELS, method="hazen"), atol=1e-12)
+
+
+def test_any_share_is_that_of_a_resampled_cohort():
+    """Weights 3:1 are the same as each woman three times."""
+    share = 3 * 38 / (3 * 38 + 63)
+    repeated = np.concatenate([np.repeat(FEMALE, 3), MALE])
+    found = tg.mixture(FEMALE, MALE, share).quantile(LEVELS)
+    wanted = np.quantile(repeated, LEVELS, method="hazen")
+    assert np.abs(found - wanted).max() < 0.4 and np.abs(found - wanted).mean() < 0.03
+
+
+@pytest.mark.parametrize("share,group", [(1.0, FEMALE), (0.0, MALE)])
+def test_extreme_shares_are_one_sex_alone(share, group):
+    np.testing.assert_allclose(
+        tg.mixture(FEMALE, MALE, share).quantile(LEVELS), tg.weighted(group).quantile(LEVELS)
+    )
+
+
+def test_separated_sexes_give_exactly_the_share():
+    distribution = tg.mixture(np.full(38, 3.0), np.full(63, -3.0), 0.458)
+    assert (distribution.quantile((np.arange(10_000) + 0.5) / 10_000) > 0).mean() == pytest.approx(
+        0.458, abs=0.015
+    )
+
+
+def test_ranks_go_to_midpoint_quantiles_in_order():
+    distribution = tg.weighted(MALE)
+    found = tg.quantile_targets(logits_of(5.0, -1.0, 0.0, 7.0), distribution)
+    wanted = np.quantile(MALE, [0.625, 0.125, 0.375, 0.875], method="hazen")
+    np.testing.assert_allclose(found.numpy(), wanted)
+
+
+@settings(derandomize=True, deadline=None, max_examples=50)
+@given(st.lists(st.floats(-20, 20), min_size=1, max_size=30, unique=True), st.floats(0, 1))
+def test_targets_are_monotone_and_the_cheapest_matching(values, share):
+    """1-D optimal transport: no reordering of the targets is nearer to the logits."""
+    logits = logits_of(*values)
+    found = tg.quantile_targets(logits, tg.mixture(FEMALE, MALE, share))
+    order = logits.argsort()
+    assert (found[order].diff() >= 0).all()
+    shuffled = found[torch.randperm(len(found), generator=torch.Generator().manual_seed(0))]
+    assert (
+        float((logits - found).square().sum()) <= float((logits - shuffled).square().sum()) + 1e-9
+    )
+
+
+def test_targets_are_the_optimal_assignment_by_brute_force():
+    logits = logits_of(0.3, -2.0, 1.1, 0.2, -0.5)
+    found = tg.quantile_targets(logits, tg.mixture(FEMALE, MALE, 0.458)).numpy()
+    costs = [
+        np.abs(logits.numpy() - found[list(p)]).sum() for p in itertools.permutations(range(5))
+    ]
+    assert np.abs(logits.numpy() - found).sum() == pytest.approx(min(costs))
+
+
+@pytest.mark.parametrize("size", [1, 2, 4, 8, 16])
+def test_a_pool_keeps_the_spread_that_small_batches_lose(size):
+    """Logits already distributed as the target: their targets should be too."""
+    rng = np.random.default_rng(size)
+    distribution = tg.mixture(FEMALE, MALE, 0.458)
+    spread = distribution.quantile((np.arange(5000) + 0.5) / 5000).std()
+
+    def targets(pool_size):
+        found = []
+        for _ in range(600):
+            draw = torch.as_tensor(distribution.quantile(rng.random(size + pool_size)))
+            pool = draw[size:] if pool_size else None
+            found.append(tg.quantile_targets(draw[:size], distribution, pool).numpy())
+        return np.concatenate(found).std() / spread
+
+    assert targets(128) == pytest.approx(1, abs=0.06)
+    shrunk = targets(0)
+    levels = (np.arange(size) + 0.5) / size
+    assert shrunk == pytest.approx(distribution.quantile(levels).std() / spread, abs=1e-9)
+    assert shrunk < {1: 1e-6, 2: 0.95, 4: 0.985, 8: 0.999, 16: 1}[size]
+
+
+def test_random_levels_are_distributed_as_the_target():
+    distribution, rng = tg.mixture(FEMALE, MALE, 0.458), np.random.default_rng(0)
+    found = torch.cat(
+        [tg.quantile_targets(torch.zeros(1), distribution, generator=rng) for _ in range(3000)]
+    )
+    wanted = (distribution.quantile(LEVELS) > 0).mean()
+    assert float((found > 0).double().mean()) == pytest.approx(wanted, abs=0.04)
+
+
+def test_ties_share_no_rank():
+    assert sorted(tg.ranks(torch.zeros(4))[0]) == [0, 1, 2, 3]
+
+
+def test_pooled_ranks_count_the_pool_below():
+    rank, count = tg.ranks(logits_of(0.0, 2.0), logits_of(-1.0, 1.0, 3.0))
+    assert rank.tolist() == [1, 3] and count == 5
+
+
+def test_the_transport_map_carries_the_bank_onto_the_target():
+    base = torch.randn(400, generator=torch.Generator().manual_seed(0)) - 3
+    distribution = tg.mixture(FEMALE, MALE, 0.458)
+    mapped = tg.transport_map(base, distribution)
+    assert (mapped[base.argsort()].diff() >= 0).all()
+    wanted = distribution.quantile((np.arange(400) + 0.5) / 400)
+    np.testing.assert_allclose(np.sort(mapped.numpy()), wanted, atol=1e-5)
+
+
+def by_enumeration(count, male_share):
+    """P(the image of ascending rank r is female) over every outcome of `count` coin flips."""
+    female = np.zeros(count)
+    for coins in itertools.product([0, 1], repeat=count):
+        males = coins.count(0)
+        chance = male_share**males * (1 - male_share) ** (count - males)
+        female[males:] += chance
+    return female
+
+
+@pytest.mark.parametrize("share", [0.0, 0.2, 0.458, 0.5, 0.9, 1.0])
+def test_the_rank_rule_is_the_enumeration(share):
+    values = torch.randn(7, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    labels, confidence = tg.binary_class_targets(values, share)
+    expected = by_enumeration(7, 1 - share)
+    order = values.argsort()
+    np.testing.assert_allclose(
+        confidence[order].numpy(), np.maximum(expected, 1 - expected), atol=1e-12
+    )
+    assert labels[order].tolist() == (expected > 0.5).tolist()
+
+
+def test_the_published_example_keeps_twenty_of_twenty_four():
+    """papers: N = 24, class-0 share 0.458, confidence 0.8."""
+    labels, confidence = tg.binary_class_targets(torch.arange(24.0), 1 - 0.458)
+    assert int((confidence >= 0.8).sum()) == 20
+    assert int(labels.sum()) == 13  # 24 * 0.542
+
+
+def test_the_label_share_follows_the_target_for_any_share():
+    for share in (0.05, 0.3, 0.458, 0.8):
+        labels, _ = tg.binary_class_targets(
+            torch.randn(500, generator=torch.Generator().manual_seed(0)), share
+        )
+        assert float(labels.mean()) == pytest.approx(share, abs=0.004)
+
+
+def test_optimal_transport_of_two_classes_is_the_rank_rule():
+    logits = torch.randn(12, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    p = torch.sigmoid(logits)
+    pair = torch.stack([1 - p, p], dim=1)
+    labels, confidence = tg.optimal_transport_class_targets(
+        pair, [0.542, 0.458], 4000, np.random.default_rng(0)
+    )
+    expected, sure = tg.binary_class_targets(logits, 0.458)
+    np.testing.assert_allclose(confidence.numpy(), sure.numpy(), atol=0.03)
+    clear = sure > 0.6
+    assert (labels[clear] == expected[clear]).all()
+
+
+def test_an_assignment_costs_what_pot_finds():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # its import looks for backends that are not here
+        import ot
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        points = rng.dirichlet([0.7] * 4, size=16)
+        counts = rng.multinomial(16, [0.1, 0.2, 0.3, 0.4])
+        cost = np.linalg.norm(points[:, None] - np.eye(4), axis=2)
+        classes = tg.assign(cost, counts)
+        assert np.bincount(classes, minlength=4).tolist() == counts.tolist()
+        expected = ot.emd2(np.full(16, 1 / 16), counts / 16, cost)
+        assert cost[np.arange(16), classes].mean() == pytest.approx(expected, abs=1e-9)
+
+
+def test_a_target_holds_plain_numbers_and_its_distribution():
+    target = tg.Target("HGG", 0.376, FEMALE, torch.as_tensor(MALE))
+    assert isinstance(target.female_logits, tuple) and len(target.male_logits) == 63
+    np.testing.assert_allclose(
+        target.distribution().quantile(0.3), tg.mixture(FEMALE, MALE, 0.376).quantile(0.3)
+    )
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.2, float("nan"), "0.5"])
+def test_a_share_outside_nought_and_one_is_refused(share):
+    with pytest.raises(SettingsError, match="fraction from 0 to 1"):
+        tg.Target("all", share, FEMALE, MALE)
+
+
+@pytest.mark.parametrize(
+    "shares", [[0.5, 0.6], [0.2, 0.2, 0.2], [1.5, -0.5], [1.0], [float("nan"), 1.0]]
+)
+def test_shares_that_do_not_sum_to_one_are_refused(shares):
+    with pytest.raises(SettingsError, match="shares"):
+        tg.optimal_transport_class_targets(
+            torch.ones(3, len(shares)), shares, 2, np.random.default_rng(0)
+        )
+
+
+def test_shares_and_classes_must_agree():
+    with pytest.raises(SettingsError, match="3 shares"):
+        tg.optimal_transport_class_targets(
+            torch.ones(3, 2), [0.2, 0.3, 0.5], 2, np.random.default_rng(0)
+        )
+
+
+@pytest.mark.parametrize(
+    "female,male,share", [([], MALE, 0.4), (FEMALE, [], 0.4), ([float("nan")], MALE, 0.4)]
+)
+def test_a_sex_without_logits_is_refused(female, male, share):
+    with pytest.raises(SettingsError, match="finite (female|male) logits"):
+        tg.mixture(female, male, share)

@@ -1,0 +1,254 @@
+import numpy as np
+import pytest
+import torch
+
+from fairlib.errors import SettingsError, WeightsError
+from fairlib.io import read_tensors, write_tensors
+from fairlib.methods.alignment import AlignmentSettings, AlignmentState, Target, tune
+from fairlib.models import clip as cl
+from fairlib.models import generator as gen
+from fairlib.models.autoencoder import build_autoencoder
+from fairlib.models.solvers import ddim
+from fairlib.models.training import FitSettings, generator_for
+from studies.engine.manifest import write_manifest
+
+CONFIG = {
+    "embed_dim": 16,
+    "vision_cfg": {"image_size": 32, "patch_size": 8, "width": 32, "head_width": 16, "layers": 1},
+    "text_cfg": {"context_length": 32, "width": 32, "heads": 2, "layers": 1},
+}
+PROMPTS = ["axial t1 of the brain", "axial flair of the brain"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A tiny pipeline folder, as `make base` writes it."""
+    place = tmp_path_factory.mktemp("weights")
+    cl.write_vocabulary(place / "clip", cl.learn_merges(PROMPTS, count=20))
+    torch.manual_seed(0)
+    encoder = cl.text_encoder_of(cl.build_clip(place / "clip", CONFIG))
+    denoiser = gen.build_denoiser(channels=(16, 32), text_width=32)
+    pipeline = gen.assemble(
+        encoder, cl.pipeline_tokenizer(place / "clip"), build_autoencoder((8, 8, 8, 8)), denoiser
+    )
+    gen.save_pipeline(place / "brain", pipeline)
+    write_manifest(place / "brain", {}, 0.0)
+    return place / "brain"
+
+
+@pytest.fixture
+def generator(folder):
+    return gen.Generator.load(folder)
+
+
+def test_the_pipeline_itself_draws_the_same_image(generator, folder):
+    """diffusers' own sampling loop and ours, from one folder and one noise."""
+    steps, noise = 4, generator.noise(0, [3])
+    solver = (
+        ddim(generator.alphas_cumprod, steps, spacing="leading")
+        if "spacing" in ddim.__code__.co_varnames
+        else None
+    )
+    pipeline = generator.pipeline
+    pipeline.scheduler.set_timesteps(steps)
+    embeds = generator.encode_prompts(PROMPTS[:1])
+    theirs = pipeline(
+        prompt=PROMPTS[:1],
+        latents=noise.clone(),
+        num_inference_steps=steps,
+        guidance_scale=2.0,
+        output_type="latent",
+        return_dict=False,
+    )[0]
+    latents = noise
+    with torch.no_grad():
+        for time in pipeline.scheduler.timesteps:
+            predicted = generator.predict_noise(latents, int(time), embeds, 2.0)
+            latents = pipeline.scheduler.step(predicted, time, latents).prev_sample
+    assert torch.allclose(latents, theirs, atol=1e-4)
+    if solver is not None and list(solver.timesteps) == pipeline.scheduler.timesteps.tolist():
+        with torch.no_grad():
+            ours = solver.run(lambda x, t: generator.predict_noise(x, t, embeds, 2.0), noise)
+        assert torch.allclose(ours, theirs, atol=1e-4)
+
+
+def test_guidance_is_the_line_between_both_predictions(generator):
+    latents, embeds = generator.noise(1, [0, 1]), generator.encode_prompts(PROMPTS)
+    null = generator.encode_prompts(["", ""])
+    with torch.no_grad():
+        plain, blank = (
+            generator.predict_noise(latents, 500, embeds),
+            generator.predict_noise(latents, 500, null),
+        )
+        guided = generator.predict_noise(latents, 500, embeds, 3.0)
+    assert torch.allclose(guided, blank + 3 * (plain - blank), atol=1e-5)
+
+
+def test_noise_is_a_function_of_seed_and_index(generator):
+    whole = generator.noise(4, [0, 1, 2])
+    assert torch.equal(whole[2:], generator.noise(4, [2]))
+    assert not torch.equal(whole[:1], generator.noise(5, [0]))
+    assert abs(float(generator.noise(0, list(range(8))).std()) - 1) < 0.05
+
+
+def test_a_whole_batch_decodes_as_each_alone(generator):
+    latents = generator.noise(0, [0, 1, 2])
+    with torch.no_grad():
+        each = torch.cat([generator.decode(one) for one in latents.split(1)])
+        assert torch.allclose(generator.decode(latents), each, atol=1e-5)
+
+
+def test_the_frozen_copy_stays_when_the_original_moves(generator):
+    twin = generator.frozen_copy()
+    latents, embeds = generator.noise(0, [0]), generator.encode_prompts(PROMPTS[:1])
+    with torch.no_grad():
+        before = twin.predict_noise(latents, 10, embeds)
+        next(iter(generator.trainable_parameters().values())).add_(1.0)
+        assert torch.equal(twin.predict_noise(latents, 10, embeds), before)
+        assert not torch.equal(generator.predict_noise(latents, 10, embeds), before)
+
+
+def test_lora_starts_as_the_original_and_is_all_that_trains(generator):
+    latents, embeds = generator.noise(0, [0]), generator.encode_prompts(PROMPTS[:1])
+    with torch.no_grad():
+        before = generator.predict_noise(latents, 10, embeds)
+        generator.add_lora(2)
+        assert torch.allclose(generator.predict_noise(latents, 10, embeds), before, atol=1e-6)
+    named = generator.trainable_parameters()
+    assert named and all("lora_" in name for name in named)
+
+
+def test_lora_starts_as_its_seed_says_and_leaves_other_chance_alone(folder):
+    def start(seed):
+        generator = gen.Generator.load(folder)
+        torch.rand(seed)  # whatever was drawn before
+        state = torch.get_rng_state()
+        generator.add_lora(2, seed)
+        assert torch.equal(torch.get_rng_state(), state)
+        named = generator.trainable_parameters()
+        return torch.cat(
+            [named[name].detach().flatten() for name in sorted(named) if "lora_A" in name]
+        )
+
+    first = start(1)
+    assert torch.equal(first, start(1)) and not torch.equal(first, start(2))
+
+
+def test_lora_weights_that_are_there_are_kept_or_refused(generator):
+    generator.add_lora(2, 0)
+    named = generator.trainable_parameters()
+    with torch.no_grad():
+        next(iter(named.values())).add_(1.0)
+    before = {name: value.detach().clone() for name, value in named.items()}
+    generator.add_lora(2, 5)
+    after = generator.trainable_parameters()
+    assert before.keys() == after.keys() and all(
+        torch.equal(before[name], after[name]) for name in before
+    )
+    with pytest.raises(SettingsError, match="has LoRA weights of rank 2; .* rank 3"):
+        generator.add_lora(3, 0)
+
+
+def test_lora_tuning_goes_on_from_a_saved_state_with_the_same_bits(folder, tmp_path):
+    """On the real denoiser, where the adapter is made by peft: a resumed run ends as the whole run
+    does.
+    """
+    settings = AlignmentSettings(
+        steps=3,
+        prompts_per_step=1,
+        images_per_prompt=2,
+        bank_size=2,
+        sampling_steps=2,
+        replay_steps=1,
+        guidance_scale=1.0,
+        learning_rate=1e-2,
+        trainable="lora",
+        lora_rank=2,
+        seed=3,
+    )
+    targets = [Target("all", 0.5, (1.0, 2.0), (-1.0, -2.0))] * 2
+
+    def run(generator, state=None):
+        torch.rand(7)
+        return tune(
+            generator,
+            lambda images: images.mean((1, 2, 3)),
+            lambda images: images.flatten(1),
+            PROMPTS,
+            targets,
+            settings,
+            state=state,
+        )
+
+    whole = [step.state.to_tensors() for step in run(gen.Generator.load(folder))]
+    used = gen.Generator.load(folder)
+    write_tensors(tmp_path / "state.safetensors", next(run(used)).state.to_tensors())
+    saved = read_tensors(tmp_path / "state.safetensors")
+    resumed = [
+        step.state.to_tensors()
+        for step in run(gen.Generator.load(folder), AlignmentState.from_tensors(saved))
+    ]
+    assert len(resumed) == 2 and all(
+        torch.equal(resumed[-1][name], value) for name, value in whole[-1].items()
+    )
+    assert any("lora_B" in name and value.any() for name, value in whole[-1].items())
+    with pytest.raises(WeightsError, match="not as the run found it"):
+        next(run(used, AlignmentState.from_tensors(saved)))
+
+
+def test_the_schedule_is_stable_diffusions(generator):
+    assert np.allclose(generator.alphas_cumprod.numpy(), gen.alphas_cumprod().numpy(), atol=1e-6)
+
+
+def test_a_draw_that_rounds_up_to_one_still_gets_a_time_step():
+    """In single precision (127 + 0.99999...) / 128 is 1.0; step 955 of seed 3 draws such a
+    number.
+    """
+    noisy, time, noise = gen.add_noise(torch.ones(128, 1, 1, 1), generator_for(3, 21, 955))
+    assert int(time.max()) == gen.TRAINING_STEPS - 1
+    last = gen.alphas_cumprod().float()[-1]
+    row = int(time.argmax())
+    assert torch.equal(noisy[row], last.sqrt() + (1 - last).sqrt() * noise[row])
+
+
+def test_what_the_denoiser_predicts_is_told_by_the_scheduler(generator):
+    assert generator.prediction_type == "epsilon"
+    pipeline = generator.pipeline
+    pipeline.scheduler = type(pipeline.scheduler).from_config(
+        pipeline.scheduler.config, prediction_type="v_prediction"
+    )
+    assert gen.Generator(pipeline).prediction_type == "v_prediction"
+
+
+def test_denoising_loss_falls(folder):
+    torch.manual_seed(0)
+    denoiser = gen.build_denoiser(channels=(16, 32), text_width=32)
+    latents = torch.ones(8, 4, 16, 16) * torch.tensor([1.0, -1.0, 1.0, -1.0]).view(1, 4, 1, 1)
+    embeds = torch.randn(2, 32, 32, generator=torch.Generator().manual_seed(0))
+    losses = [
+        s.loss
+        for s in gen.fit_denoiser(
+            denoiser,
+            latents,
+            embeds,
+            torch.arange(8) % 2,
+            embeds[:1],
+            FitSettings(30, 8, 2e-3, warmup=2),
+        )
+    ]
+    assert np.mean(losses[-5:]) < 0.7 * np.mean(losses[:3])
+
+
+def test_changed_weights_are_refused(folder, tmp_path):
+    import shutil
+
+    copy = tmp_path / "brain"
+    shutil.copytree(folder, copy)
+    weights = next((copy / "unet").glob("*.safetensors"))
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(bytes(data))
+    with pytest.raises(WeightsError, match="hash"):
+        gen.Generator.load(copy)
+    with pytest.raises(WeightsError, match="no pipeline here"):
+        gen.Generator.load(tmp_path / "nothing")

@@ -1,0 +1,137 @@
+"""The heart's networks work where their weights lie, whatever they are given on the CPU.
+
+Device "meta" has shapes and no numbers, and refuses a tensor of another device as a GPU does: it
+tells on the processor alone what was left behind. What a network finds has to come back to the CPU,
+which from "meta" is an error of its own.
+"""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from fairlib.models import clip as cl
+from fairlib.models import heart_reader
+from fairlib.models.diagnosis import (
+    DiagnosisSettings,
+    build_classifier,
+    diagnose,
+    fit_diagnosis,
+    set_threshold,
+)
+from fairlib.models.heart_reader import HeartReader, fit_reader, read_people
+from fairlib.models.segmenter import Segmenter, SegmenterSettings, fit_segmenter, segment
+from fairlib.models.text_tower import TextTower, fit_text_tower
+from fairlib.models.training import FitSettings
+
+CONFIG = {
+    "embed_dim": 16,
+    "vision_cfg": {"image_size": 64, "patch_size": 16, "width": 32, "head_width": 16, "layers": 1},
+    "text_cfg": {"context_length": 16, "width": 32, "heads": 2, "layers": 1},
+}
+PROMPTS = ["Female, healthy", "Male, healthy", "Female, heart failure", "Male, heart failure"]
+IMAGES = torch.rand(8, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
+LABELS, MASKS = torch.arange(8) % 2, torch.arange(4, dtype=torch.uint8).repeat(8, 2, 64, 16)
+TRUTH = torch.stack([LABELS.float(), torch.linspace(40, 80, 8), torch.linspace(20, 34, 8)], 1)
+
+
+class OneStep:
+    """In place of a `Trainer`: the loss and its gradient once, and where they are."""
+
+    ema = None
+
+    def run(self, loss):
+        self.loss = loss(0)
+        self.loss.backward()
+        yield self.loss
+
+    def use_average(self):
+        pass
+
+
+def fit_tower(tower, trainer):
+    return fit_text_tower(
+        tower,
+        torch.zeros(8, 3, 64, 64, dtype=torch.uint8),
+        PROMPTS * 2,
+        FitSettings(1, 4, 1e-3),
+        trainer=trainer,
+    )
+
+
+FITS = {
+    "words": fit_tower,
+    "diagnosis": lambda network, trainer: fit_diagnosis(
+        network, IMAGES, LABELS, DiagnosisSettings(1, 4), torch.ones(8), torch.ones(8), trainer
+    ),
+    "segmenter": lambda network, trainer: fit_segmenter(
+        network, IMAGES, MASKS, SegmenterSettings(1, 4), trainer
+    ),
+    "reader": lambda network, trainer: fit_reader(
+        network, IMAGES, TRUTH, FitSettings(1, 4, 1e-3), trainer
+    ),
+}
+
+
+def network_of(name: str, folder) -> nn.Module:
+    if name == "words":
+        cl.write_vocabulary(folder, cl.learn_merges(PROMPTS, count=20))
+        return TextTower(cl.build_clip(folder, CONFIG), PROMPTS)
+    return {
+        "diagnosis": lambda: build_classifier(0),
+        "segmenter": lambda: Segmenter((8, 16)),
+        "reader": HeartReader,
+    }[name]()
+
+
+@pytest.fixture
+def frames_unseen(monkeypatch):
+    """The reader looks for NaN in its frames, and "meta" has no numbers to look at."""
+    monkeypatch.setattr(heart_reader, "frames_of", lambda images: images[:, :2])
+
+
+@pytest.mark.parametrize("name", FITS)
+def test_a_fit_takes_its_batches_to_the_network(name, tmp_path, frames_unseen):
+    trainer, network = OneStep(), network_of(name, tmp_path).to("meta")
+    for _ in FITS[name](network, trainer):
+        pass
+    assert trainer.loss.device.type == "meta" and all(
+        p.grad is not None for p in network.parameters() if p.requires_grad
+    )
+
+
+@pytest.mark.parametrize("name", ["segmenter", "reader"])
+def test_what_a_network_finds_comes_back_to_the_processor(name, tmp_path, frames_unseen):
+    network = network_of(name, tmp_path).to("meta")
+    with pytest.raises(NotImplementedError, match="Cannot copy out of meta tensor"):
+        segment(network, IMAGES) if name == "segmenter" else read_people(network, IMAGES)
+
+
+def test_logits_are_compared_with_the_threshold_on_the_processor():
+    classifier = build_classifier(0)
+    classifier.threshold = classifier.threshold.to("meta")
+    with pytest.raises(NotImplementedError, match="Cannot copy out of meta tensor"):
+        diagnose(classifier, IMAGES)
+
+
+# No machine of CI has a CUDA device; what "meta" cannot show, the numbers, is looked at where there
+# is one.
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
+@pytest.mark.parametrize("name", FITS)
+def test_on_a_gpu_they_fit_and_read(name, tmp_path):
+    network = network_of(name, tmp_path).cuda()
+    assert [step.step for step in FITS[name](network, None)] == [1]
+    if name == "diagnosis":
+        set_threshold(network, IMAGES, LABELS)
+        found = diagnose(network, IMAGES)
+        assert all(one.device.type == "cpu" for one in found) and torch.equal(
+            found[1], found[0] > network.threshold.cpu()
+        )
+    elif name == "segmenter":
+        assert (
+            segment(network, IMAGES).shape == MASKS.shape
+            and segment(network, IMAGES).device.type == "cpu"
+        )
+    elif name == "reader":
+        assert all(np.isfinite(one).all() for one in read_people(network, IMAGES))

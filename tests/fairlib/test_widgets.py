@@ -1,0 +1,183 @@
+"""Widgets without a kernel: the pictures are all there, one is seen, the slider names them, nothing
+is fetched.
+"""
+
+import base64
+import io
+import json
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from fairlib import widgets
+from fairlib.errors import SettingsError
+
+
+def pictures(count):
+    return [
+        widgets.strip(torch.full((1, 1, 8, 8), -1 + 2 * i / max(1, count - 1)))
+        for i in range(count)
+    ]
+
+
+class Elements(HTMLParser):
+    def __init__(self, text):
+        super().__init__()
+        self.found = []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.found.append((tag, dict(attributes)))
+
+    def of(self, tag):
+        return [attributes for name, attributes in self.found if name == tag]
+
+
+def test_scrub_shows_one_picture_and_names_all():
+    page = Elements(
+        widgets.scrub(pictures(4), ["a", "b", "c", "d"], "step", "a grey square", start=2).data
+    )
+    images, [slider] = page.of("img"), page.of("input")
+    assert [image["alt"] for image in images] == [f"{label}: a grey square" for label in "abcd"]
+    assert ["display:block" in image["style"] for image in images] == [False, False, True, False]
+    assert (slider["type"], slider["min"], slider["max"], slider["value"]) == (
+        "range",
+        "0",
+        "3",
+        "2",
+    )
+    assert slider["aria-label"] == "step" and slider["aria-valuetext"] == "c"
+
+
+def test_scrub_holds_the_pictures_themselves_and_asks_no_host():
+    given = pictures(2)
+    text = widgets.scrub(given, ["x", "y"], "n", "square").data
+    held = [base64.b64decode(data) for data in re.findall(r"base64,([^\"]+)", text)]
+    assert held == given
+    assert "://" not in text and "<script" not in text
+
+
+def test_words_cannot_break_out_of_the_markup():
+    text = widgets.scrub(pictures(2), ['<b>"x"', "y"], "a & b", 'say "hello" <i>').data
+    page = Elements(text)
+    assert not page.of("b") and not page.of("i")
+    assert page.of("img")[0]["alt"] == '<b>"x": say "hello" <i>'
+
+
+@pytest.mark.parametrize(
+    ("count", "labels", "start"), [(1, ["a"], 0), (2, ["a"], 0), (2, ["a", "b"], 2)]
+)
+def test_scrub_refuses(count, labels, start):
+    with pytest.raises(SettingsError):
+        widgets.scrub(pictures(count), labels, "n", "square", start)
+
+
+def test_dials_show_the_picture_of_their_combination():
+    axes = {"sex": ["woman", "man"], "age": ["50s", "60s", "70s"]}
+    given = pictures(6)
+    page = Elements(widgets.dials(given, axes, "person", "a grey square", start=[1, 2]).data)
+    images, sliders = page.of("img"), page.of("input")
+    assert [image["data-label"] for image in images] == [
+        f"{sex}, {age}" for sex in axes["sex"] for age in axes["age"]
+    ]
+    assert [int(slider["data-stride"]) for slider in sliders] == [3, 1] and [
+        slider["value"] for slider in sliders
+    ] == ["1", "2"]
+    shown = ["display:block" in image["style"] for image in images].index(True)
+    assert (
+        shown == sum(int(slider["value"]) * int(slider["data-stride"]) for slider in sliders) == 5
+    )
+    assert (
+        json.loads(sliders[1]["data-words"]) == axes["age"]
+        and sliders[0]["aria-valuetext"] == "man"
+    )
+    assert [base64.b64decode(image["src"].partition(",")[2]) for image in images] == given
+
+
+@pytest.mark.parametrize(
+    ("count", "axes", "start"),
+    [
+        (5, {"a": ["x", "y"], "b": ["1", "2", "3"]}, None),
+        (1, {"a": ["x"]}, None),
+        (2, {"a": ["x", "y"]}, [2]),
+        (1, {}, None),
+    ],
+)
+def test_dials_refuse(count, axes, start):
+    with pytest.raises(SettingsError):
+        widgets.dials(pictures(count), axes, "n", "square", start)
+
+
+def test_leaves_are_linked_in_the_page():
+    """The link is a model of its own in the saved state, from the slider's value to the tab that is
+    seen.
+    """
+    import ipywidgets
+
+    box = widgets.leaves(["<p>one</p>", "<p>two</p>"], ["1", "2"], "leaf")
+    slider, tab = box.children
+    links = [
+        model
+        for model in ipywidgets.Widget.get_manager_state()["state"].values()
+        if model["model_name"] == "LinkModel"
+    ]
+    ends = [
+        {
+            (end[0].removeprefix("IPY_MODEL_"), end[1])
+            for end in (m["state"]["source"], m["state"]["target"])
+        }
+        for m in links
+    ]
+    assert {(slider.model_id, "value"), (tab.model_id, "selected_index")} in ends
+    assert (slider.min, slider.max) == (0, 1) and [child.value for child in tab.children] == [
+        "<p>one</p>",
+        "<p>two</p>",
+    ]
+    with pytest.raises(SettingsError):
+        widgets.leaves(["one"], ["1"], "leaf")
+
+
+def test_strip_lays_images_out_in_reading_order():
+    levels = torch.tensor([-1.0, -0.5, 0.0, 0.5, 1.0])
+    sheet = Image.open(
+        io.BytesIO(widgets.strip(levels.view(5, 1, 1, 1).expand(5, 1, 6, 4), columns=2, gap=1))
+    )
+    assert sheet.mode == "L" and sheet.size == (2 * 4 + 1, 3 * 6 + 2)
+    pixels = np.asarray(sheet)
+    middles = [pixels[7 * (i // 2) + 3, 5 * (i % 2) + 2] for i in range(5)]
+    assert np.abs(np.array(middles) - (levels.numpy() + 1) * 127.5).max() <= 255 / 63 / 2 + 0.5
+    # the gap, and the place with no image, are paper
+    assert pixels[6].min() == 255 and pixels[-1, -1] == 255
+
+
+def test_strip_refuses_what_is_no_picture():
+    with pytest.raises(SettingsError, match="strip"):
+        widgets.strip(torch.zeros(3, 8, 8))
+
+
+def test_explore_draws_every_value_once_and_the_same_each_time():
+    import matplotlib.pyplot as plt
+
+    drawn = []
+
+    def draw(value):
+        drawn.append(value)
+        figure, axes = plt.subplots(figsize=(1, 1))
+        axes.plot([0, value])
+        return axes
+
+    first, again = (
+        widgets.explore(draw, [1, 2, 3], "n", "a line", label="n = {}".format).data
+        for _ in range(2)
+    )
+    assert drawn == [1, 2, 3, 1, 2, 3] and first == again
+    assert [image["data-label"] for image in Elements(first).of("img")] == [
+        "n = 1",
+        "n = 2",
+        "n = 3",
+    ]
+    assert not plt.get_fignums()
