@@ -108,9 +108,7 @@ def test_conda_environment_is_the_same_one():
     assert not names, "a package from conda beside its pin in the lock would be installed twice"
 
 
-@pytest.mark.parametrize(
-    "module", ["fairlib", "studies.engine.cli", "studies.engine.stage", "studies.engine.profiles"]
-)
+@pytest.mark.parametrize("module", ["fairlib", "studies.engine.cli", "studies.engine.profiles"])
 def test_import_is_light(module):
     code = f"import sys, {module}; print(*[name for name in {HEAVY!r} if name in sys.modules])"
     result = subprocess.run(

@@ -12,7 +12,7 @@ import torch
 from studies.engine.manifest import files_digest, write_manifest
 from studies.fundus import FundusStudy
 from studies.fundus import cohorts as fundi
-from studies.heart import HeartStudy, control, downstream, generation
+from studies.heart import HeartStudy, control, generation
 from studies.heart import cohorts as hearts
 
 TABLE = pd.DataFrame({"subject": ["one", "two"]})
@@ -44,7 +44,7 @@ def test_a_picture_that_was_changed_gives_another_key(
 ):
     monkeypatch.setattr(module, "_cohort", lambda study: cohort)
     monkeypatch.setattr(
-        module, "stage", lambda root, name, settings, inputs, build, code, verify: inputs
+        module, "run_stage", lambda root, name, settings, inputs, build, verify: inputs
     )
     path = tmp_path / file
     path.parent.mkdir(parents=True)
@@ -82,7 +82,3 @@ def test_readings_of_generated_hearts_depend_on_the_images_and_on_the_masks(
     monkeypatch.setattr(generation, "draw", lambda *_: tmp_path)
     assert len({key(b"image", 0), key(b"other", 0), key(b"image", 1)}) == 3
     assert key(b"image", 0) == key(b"image", 0)
-
-
-def test_the_classifier_that_is_trained_is_part_of_the_code():
-    assert "models/classifier.py" in downstream.TRAINING

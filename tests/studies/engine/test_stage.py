@@ -143,8 +143,13 @@ print("at", run_stage(Path(sys.argv[1]), "walk", {"seed": 3}, [], build), flush=
 
 
 def walk(root, pause):
+    script = Path(root).parent / "walk.py"
+    script.write_text(WALK)  # a function's code is read from its file
     return subprocess.Popen(
-        [sys.executable, "-c", WALK, str(root), str(pause)], stdout=subprocess.PIPE, text=True
+        [sys.executable, script, str(root), str(pause)],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": os.getcwd()},
     )
 
 

@@ -443,11 +443,11 @@ def test_only_what_a_training_uses_makes_it_anew(study, runs, monkeypatch):
     monkeypatch.setattr(downstream, "part_digest", lambda study, part: part)
     monkeypatch.setattr(downstream, "made_digest", lambda study, source: [f"generated {source}"])
 
-    def record(root, name, settings, inputs, build, code):
+    def record(root, name, settings, inputs, build):
         seen[settings["arm"]] = inputs
         raise KeyError
 
-    monkeypatch.setattr(downstream, "stage", record)
+    monkeypatch.setattr(downstream, "run_stage", record)
     for arm in ("real", "mixed", "extra_real"):
         with pytest.raises(KeyError):
             downstream.train_arm(study, arm, 0)
