@@ -14,7 +14,7 @@ from fairlib.io import read_json
 from fairlib.measures.readings import group_table, share_table, within_sex_table
 from fairlib.measures.resampling import Interval
 from studies.brain.settings import ARMS
-from studies.engine.criteria import COLUMNS, Exam, exam, verdict
+from studies.engine.bounds import COLUMNS, Exam, exam, verdict
 from studies.engine.places import repository
 
 FIDELITY = ("contrast", "tumour", "side", "grade")

@@ -30,21 +30,34 @@ def code_digest(function: Any) -> str:
 
     Of a function within a function, and of a lambda, the outermost one counts.
     """
-    return _digest(function.__module__, function.__qualname__.partition(".")[0])
+    return _digest(*start_of(function))
 
 
 def reachable(function: Any) -> set[Name]:
     """The definitions of the project that `function` can reach, itself among them, as (module,
     name).
     """
-    return set(_reach(function.__module__, function.__qualname__.partition(".")[0])[0])
+    return set(_reach(*start_of(function))[0])
 
 
 def packages(function: Any) -> set[str]:
     """The top-level names of the packages outside of the project that the reachable definitions
     use.
     """
-    return set(_reach(function.__module__, function.__qualname__.partition(".")[0])[1])
+    return set(_reach(*start_of(function))[1])
+
+
+def start_of(function: Any) -> Name:
+    """Where the search starts: the module, and its outermost definition that holds `function`.
+
+    A lambda of a module, which has no name, stands for itself under a name made of its line.
+    """
+    name = function.__qualname__.partition(".")[0]
+    if name == "<lambda>":
+        name = f"<lambda> {function.__code__.co_firstlineno}"
+        source = module_of(function.__module__)
+        source.statements.setdefault(name, source.lambdas.get(function.__code__.co_firstlineno, []))
+    return function.__module__, name
 
 
 def project_digest() -> str:
@@ -103,8 +116,9 @@ class Source:
 
     name: str
     is_package: bool = False
-    statements: dict[str, list[ast.stmt]] = field(default_factory=dict)
+    statements: dict[str, list[ast.AST]] = field(default_factory=dict)
     imports: dict[str, Name] = field(default_factory=dict)
+    lambdas: dict[int, list[ast.AST]] = field(default_factory=dict)
 
     def text(self, what: str) -> str:
         """The trees of a definition as text, without docstrings and places."""
@@ -114,7 +128,7 @@ class Source:
         """The definitions, here and elsewhere, that a definition names."""
         return [name for node in self.statements[what] for name in self._names(node)]
 
-    def _names(self, node: ast.stmt) -> Iterator[Name]:
+    def _names(self, node: ast.AST) -> Iterator[Name]:
         local = {
             name: target
             for part in ast.walk(node)
@@ -159,6 +173,9 @@ def module_of(name: str) -> Source:
     path = file_of(name) or Path(sys.modules[name].__file__)
     source = Source(name, path.name == "__init__.py")
     tree = WithoutDocstrings().visit(ast.parse(path.read_text(encoding="utf-8")))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Lambda):
+            source.lambdas.setdefault(node.lineno, []).append(node)
     for node in statements(tree.body):
         if isinstance(node, (ast.Import, ast.ImportFrom)):
             source.imports.update(imported(node, name, source.is_package))

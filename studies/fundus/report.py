@@ -12,7 +12,7 @@ import pandas as pd
 from fairlib.cohorts.fundus import RACES
 from fairlib.errors import DataError
 from fairlib.measures.resampling import Interval
-from studies.engine.criteria import COLUMNS, verdict
+from studies.engine.bounds import COLUMNS, verdict
 from studies.fundus.settings import ARMS, BASE, REAL, UNTUNED
 from studies.fundus.statistics import CDR, FOUND, GAP, MMD, NO_TASK, TO_GENERATED, TO_REAL
 from studies.fundus.study import load_fundus_results

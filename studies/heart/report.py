@@ -10,7 +10,7 @@ import pandas as pd
 from fairlib.errors import DataError
 from fairlib.io import read_json
 from fairlib.measures.resampling import Interval
-from studies.engine.criteria import COLUMNS, verdict
+from studies.engine.bounds import COLUMNS, verdict
 from studies.engine.places import repository
 from studies.engine.results import read_table
 from studies.heart.control import as_interval, lowest_dice

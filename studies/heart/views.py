@@ -19,7 +19,7 @@ from fairlib.figures.style import LOOKS, percent
 from fairlib.methods.control import TYPICAL_BMI
 from fairlib.widgets import strip
 from studies.brain.views.display import table
-from studies.engine.criteria import holds_in_words
+from studies.engine.bounds import holds_in_words
 from studies.heart.generation import ends, swatches
 from studies.heart.phantom import draw_heart_with, expected_geometry
 from studies.heart.report import heart_report

@@ -10,7 +10,7 @@ from fairlib.errors import DataError
 from fairlib.measures import readings as rd
 from fairlib.measures.proportions import sigmoid
 from fairlib.measures.resampling import Interval
-from studies.engine.criteria import COLUMNS, Exam, exam, holds_in_words, magnitude, verdict
+from studies.engine.bounds import COLUMNS, Exam, exam, holds_in_words, magnitude, verdict
 
 RNG = np.random.default_rng
 PROMPTS = [f"{contrast}-{grade}" for contrast in ("t1", "flair") for grade in ("HGG", "LGG")]

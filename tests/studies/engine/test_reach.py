@@ -129,14 +129,18 @@ def changed(toy, module, old, new):
         ("b", "UNUSED = 1", "UNUSED = 2", set()),
         ("b", "x * 2", "x * 3", {"top", "typed", "from_registry", "Child"}),
         ("a", "LIMIT = 3", "LIMIT = 4", {"top"}),
-        ("b", "def by_module(x):\n    return x", "def by_module(x):\n    return 0",
-         {"through_module"}),
+        (
+            "b",
+            "def by_module(x):\n    return x",
+            "def by_module(x):\n    return 0",
+            {"through_module"},
+        ),
         ("b", "def late(x):\n    return x", "def late(x):\n    return 0", {"inside"}),
         ("inner/c", "return x", "return 0", {"through_package"}),
         ("a", 'REGISTRY["y"] = Base', 'REGISTRY["y"] = helper', {"from_registry"}),
         ("a", "def mine(self):\n        return 1", "def mine(self):\n        return 2", {"Child"}),
     ],
-)  # fmt: skip
+)
 def test_a_change_moves_the_keys_of_what_reaches_it_and_no_other(toy, module, old, new, moved):
     assert changed(toy, module, old, new) == moved
 

@@ -1,0 +1,286 @@
+"""The engine on a toy study: one entry makes a new arm, table, cohort or criterion; nothing is
+lost, mixed or made twice.
+"""
+
+import dataclasses
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from fairlib.errors import DataError, SettingsError
+from fairlib.io import read_json, write_json
+from fairlib.measures.resampling import Interval
+from studies.engine import study as engine
+from studies.engine.criteria import Criterion, Rule
+from studies.engine.stage import Artifact, stage
+from studies.engine.study import Arm, Source, Study, Table
+
+CALLS = []
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    cohort: str = "numbers"
+    data_dir: str = ""
+    count: int = 3
+
+
+def read(folder: Path) -> list:
+    return read_json(folder / "values.json")
+
+
+@stage(load=read)
+def draw(out, progress, count: int, step: int, seed: int) -> None:
+    CALLS.append((count, step, seed))
+    write_json(out / "values.json", [seed + step * place for place in range(count)])
+
+
+@stage(load=read)
+def cohort(out, progress, count: int) -> None:
+    write_json(out / "values.json", list(range(count)))
+
+
+ARMS = {
+    "base": Arm(lambda settings, seed: draw(settings.count, 0, seed), "does nothing", "nowhere"),
+    "one": Arm(lambda settings, seed: draw(settings.count, 1, seed), "steps of one"),
+    "two": Arm(lambda settings, seed: draw(settings.count, 2, seed), "steps of two"),
+}
+
+
+def readings(run):
+    return pd.DataFrame({"value": run.artifact.load()})
+
+
+def means(tables, settings):
+    return tables["readings"].groupby("arm", sort=False)["value"].mean().reset_index()
+
+
+MEAN = Criterion("mean", "mean value", 2.5, Rule.AT_LEAST)
+
+
+def criteria(tables, settings):
+    return [
+        MEAN.row(row.arm, "eye", Interval(row.value, row.value, row.value), 1)
+        for row in tables["means"].itertuples()
+    ]
+
+
+STUDY = Study(
+    "toy",
+    Settings,
+    ARMS,
+    tables={
+        "readings": Table(readings, compressed=True),
+        "people": Table(
+            lambda settings: pd.DataFrame({"person": cohort(settings.count).load()}), "study"
+        ),
+        "means": Table(means, "summary"),
+    },
+    sources={"numbers": Source(lambda s: cohort(s.count), lambda s: cohort(s.count).digest)},
+    criteria=criteria,
+    references=lambda settings: ("base",),
+    default_arms=lambda settings: ("one",),
+    seeds=(1, 2),
+)
+
+
+@pytest.fixture(autouse=True)
+def fresh(tmp_path, monkeypatch):
+    monkeypatch.setenv("FAIRLIB_RUNS", str(tmp_path / "runs"))
+    CALLS.clear()
+
+
+def test_tables_hold_references_and_arms_in_order(tmp_path):
+    out = engine.run_study(STUDY, Settings(), ["two", "one", "two"], [2, 1], tmp_path / "out")
+    table = engine.load_results(STUDY, out)
+    pairs = list(
+        table["readings"][["seed", "arm"]].drop_duplicates().itertuples(index=False, name=None)
+    )
+    assert pairs == [(1, "base"), (1, "one"), (1, "two"), (2, "base"), (2, "one"), (2, "two")]
+    assert table["readings"].query("arm == 'two' and seed == 2")["value"].tolist() == [2, 4, 6]
+    assert table["people"]["person"].tolist() == [0, 1, 2]
+    assert dict(table["means"].itertuples(index=False)) == {"base": 1.5, "one": 2.5, "two": 3.5}
+    assert read_json(out / "study.json")["runs"] == {"base": [1, 2], "one": [1, 2], "two": [1, 2]}
+
+
+def test_memory_and_disk_hold_the_same(tmp_path):
+    out = engine.run_study(STUDY, Settings(), None, None, tmp_path / "out")
+    for name, table in engine.tables_of(STUDY, Settings(), None, STUDY.seeds).items():
+        pd.testing.assert_frame_equal(table, engine.read_tables(STUDY, out)[name])
+
+
+def test_what_is_there_is_kept_and_nothing_is_computed_twice(tmp_path):
+    engine.run_study(STUDY, Settings(), ["one"], [1], tmp_path / "out")
+    first = len(CALLS)
+    engine.run_study(STUDY, Settings(), ["two"], [1], tmp_path / "out")
+    table = engine.load_results(STUDY, tmp_path / "out")["readings"]
+    assert (
+        first == 2
+        and len(CALLS) == 3
+        and set(table["arm"]) == {"base", "one", "two"}
+        and len(table) == 9
+    )
+
+
+def test_another_study_is_refused(tmp_path):
+    out = engine.run_study(STUDY, Settings(), ["one"], [1], tmp_path / "out")
+    with pytest.raises(DataError, match="another study.*'study'"):
+        engine.run_study(STUDY, Settings(count=4), ["one"], [1], out)
+    record = read_json(out / "study.json")
+    write_json(out / "study.json", record | {"inputs": {"cohort": "other"}})
+    with pytest.raises(DataError, match="'inputs'"):
+        engine.run_study(STUDY, Settings(), ["one"], [1], out)
+    del record["inputs"]  # as older records are
+    write_json(out / "study.json", record)
+    engine.run_study(STUDY, Settings(), ["one"], [1], out)
+
+
+@pytest.mark.parametrize(
+    ("arms", "only", "message"),
+    [(["tow"], None, "did you mean 'two'"), (None, ["reading"], "'readings'")],
+)
+def test_unknown_names_are_refused_at_once(tmp_path, arms, only, message):
+    with pytest.raises(SettingsError, match=message):
+        engine.run_study(STUDY, Settings(), arms, [1], tmp_path / "out", only)
+    assert not CALLS
+
+
+def test_no_results_say_how_to_make_them(tmp_path):
+    with pytest.raises(DataError, match="python -m studies toy"):
+        engine.load_results(STUDY, tmp_path)
+
+
+def test_one_entry_makes_an_arm_a_table_and_a_cohort(tmp_path):
+    """What a newcomer adds is a function and a line."""
+    more = dataclasses.replace(
+        STUDY,
+        arms={
+            **ARMS,
+            "ten": Arm(
+                lambda settings, seed: draw(settings.count, 10, seed), "steps of ten", "sampling"
+            ),
+        },
+        tables={
+            **STUDY.tables,
+            "largest": Table(
+                lambda tables, s: tables["readings"].groupby("arm")["value"].max().reset_index(),
+                "summary",
+            ),
+        },
+        sources={
+            **STUDY.sources,
+            "few": Source(lambda s: cohort(1), lambda s: cohort(1).digest, "patients"),
+        },
+    )
+    out = engine.run_study(more, Settings(cohort="few"), ["ten"], [0], tmp_path / "out")
+    tables = engine.load_results(more, out)
+    assert dict(tables["largest"].itertuples(index=False)) == {"base": 0, "ten": 20}
+    assert read_json(out / "study.json")["people"] == "patients"
+
+
+def test_a_table_can_be_left_out_by_arm_and_by_setting():
+    chosen = {
+        "readings": dataclasses.replace(STUDY.tables["readings"], arms=lambda arm: arm != "base"),
+        "people": dataclasses.replace(
+            STUDY.tables["people"], when=lambda settings: settings.count > 9
+        ),
+    }
+    found = engine.tables_of(dataclasses.replace(STUDY, tables=chosen), Settings())
+    assert set(found) == {"readings"} and set(found["readings"]["arm"]) == {"one"}
+
+
+def test_settings_are_read_back(tmp_path):
+    out = engine.run_study(STUDY, Settings(count=4), ["one"], [1], tmp_path / "out")
+    assert engine.settings_of(STUDY, out) == Settings(count=4)
+
+
+def test_where_things_lie_is_no_part_of_the_identity():
+    assert STUDY.identity(Settings(data_dir="/a")) == STUDY.identity(Settings(data_dir="/b"))
+
+
+# ---- artifacts and their identity
+# ------------------------------------------------------------------------------------
+
+
+def test_a_stage_is_known_by_its_arguments_and_its_inputs():
+    one, again, other = draw(3, 1, 0), draw(3, 1, 0), draw(3, 1, 1)
+    assert one == again and one.digest != other.digest and len(CALLS) == 2
+    assert one.load() is again.load() and one.load() == [0, 1, 2]
+
+
+def test_arguments_without_identity_are_refused():
+    with pytest.raises(SettingsError, match="count is a object"):
+        draw(object(), 1, 0)
+
+
+def test_functions_and_tables_have_an_identity():
+    from studies.engine.stage import identity
+
+    frame = pd.DataFrame({"a": [1.0]})
+    assert identity(frame) == identity(frame.copy()) != identity(frame + 1)
+    assert identity(read) != identity(readings)
+    assert identity({"b": (1, 2), "a": Settings()}) == {
+        "b": [1, 2],
+        "a": {"cohort": "numbers", "data_dir": "", "count": 3},
+    }
+
+
+def test_foreign_weights_are_known_by_manifest_or_name(tmp_path):
+    from studies.engine.manifest import write_manifest
+
+    assert Artifact.weights("owner/model", read).digest == "owner/model"
+    (tmp_path / "a").write_text("x")
+    write_manifest(tmp_path, {}, 0.0)
+    before = Artifact.weights(tmp_path, read).digest
+    (tmp_path / "a").write_text("y")
+    write_manifest(tmp_path, {}, 0.0)
+    assert Artifact.weights(tmp_path, read).digest != before
+
+
+# ---- criteria
+# --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("rule", "met"),
+    [
+        (Rule.AT_MOST, True),
+        (Rule.AT_LEAST, False),
+        (Rule.WHOLE_AT_MOST, False),
+        (Rule.WHOLE_AT_LEAST, False),
+        (Rule.NOT_ABOVE, True),
+        (Rule.NONE, None),
+    ],
+)
+def test_a_rule_says_what_meets_a_criterion(rule, met):
+    row = Criterion("x", "share of {group}", 1.0, rule).row(
+        "a", "e", Interval(0.9, 0.8, 1.2), 5, group="F"
+    )
+    assert row["met"] is met and row["figure"] == "share of F" and row["rule"] == rule.value
+
+
+def test_a_compared_arm_has_no_criterion():
+    row = MEAN.row("base", "eye", Interval(0.0, 0.0, 0.0), 1, compared=True)
+    assert row["met"] is None and row["criterion"] != row["criterion"]
+
+
+def test_the_table_for_readers_has_estimate_interval_and_rule():
+    from studies.engine.criteria import criteria_table, formatted
+
+    rows = [
+        MEAN.row("a", "e", Interval(0.9, 0.8, 1.2), 1200),
+        MEAN.row("b", "e", Interval(3.0, 3.0, 3.0), 1, compared=True),
+    ]
+    shown = formatted(criteria_table(rows))
+    assert shown.loc[0].to_dict() == {
+        "figure": "mean value",
+        "arm": "a",
+        "evaluator": "e",
+        "estimate (95 % CI)": "0.900 (0.800 to 1.200)",
+        "floor": "–",
+        "criterion": "estimate at least 2.500",
+        "met": "no",
+        "n": "1,200",
+    }
+    assert shown.loc[1, "met"] == "–" and shown.loc[1, "estimate (95 % CI)"] == "3.000"
