@@ -13,9 +13,9 @@ from fairlib.cohorts.captions import EVALUATION_PROMPTS, Prompt
 from fairlib.io import read_tensors, write_bytes, write_tensors
 from fairlib.models import solvers
 from fairlib.models.generator import Generator
-from studies.brain.base import to_images
 from studies.brain.judges import Judges
 from studies.brain.settings import Study
+from studies.engine.recipe import to_images
 from studies.engine.stage import run_stage
 
 NOISE = 5000  # seeds of evaluation noise start here; tuning uses its own seed as it is

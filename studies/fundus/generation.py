@@ -16,8 +16,8 @@ from fairlib.io import read_tensors, write_tensors
 from fairlib.models.generator import Generator
 from fairlib.models.solvers import dpm_solver_2m
 from fairlib.settings import digest
-from studies.brain.base import to_bytes
 from studies.engine.manifest import content_digest
+from studies.engine.recipe import to_bytes
 from studies.engine.stage import run_stage
 from studies.fundus.cohorts import Fundi, fundi, join
 from studies.fundus.finetuning import fundus_generator, generator_digest, tuned, tuned_generator

@@ -20,9 +20,9 @@ from fairlib.errors import DataError
 from fairlib.io import read_tensors, write_bytes, write_tensors
 from fairlib.methods.downstream import ImageTable
 from fairlib.settings import digest
-from studies.brain.base import to_bytes, to_images
 from studies.engine.manifest import content_digest, files_digest, training_people
 from studies.engine.places import runs_folder
+from studies.engine.recipe import to_bytes, to_images
 from studies.engine.stage import run_stage
 from studies.heart.phantom import HeartSettings, draw_hearts
 from studies.heart.settings import HeartStudy, part_settings

@@ -17,9 +17,9 @@ from fairlib.io import read_tensors, write_bytes, write_tensors
 from fairlib.methods.control import copies, new_combinations
 from fairlib.models.control import ControlledGenerator
 from fairlib.settings import digest
-from studies.brain.base import to_bytes
 from studies.engine.manifest import content_digest
 from studies.engine.places import accelerator
+from studies.engine.recipe import to_bytes
 from studies.engine.stage import run_stage
 from studies.heart.cohorts import Hearts, _join, hearts, to_images
 from studies.heart.rules import HEIGHT_CM

@@ -19,7 +19,6 @@ from fairlib.methods.reweighting import GroupDRO, InverseFrequency, Plain, Rando
 from fairlib.methods.sample_weights import attribute_gaps, group_means, loss_gap
 from fairlib.models.generator import add_noise, alphas_cumprod
 from fairlib.models.training import batch_indices, generator_for
-from studies.brain.base import drive
 
 SIZES = (2, 2)
 SETTINGS = FinetuneSettings(
@@ -305,21 +304,6 @@ def test_the_prediction_type_is_that_of_the_scheduler(task):
     scheduler.alphas_cumprod = scheduler.alphas_cumprod**2
     with pytest.raises(SettingsError, match="another noise schedule"):
         prediction_type(scheduler)
-
-
-def test_the_loop_of_the_recipes_drives_it_and_takes_it_up_again(task, tmp_path):
-    """`drive` saves and resumes a fine-tuning as any other fit."""
-    path, said = tmp_path / "state.safetensors", []
-    state, _ = fitted(task, "released", stop=4)
-    write_tensors(path, state.to_tensors())
-    again = FinetuneState(Tiny(), ARMS["released"](task[-1]), SETTINGS)
-    steps = finetune(
-        again.module, *task, again.weights, SETTINGS, null=NULL, state=again, probe=probe_of(task)
-    )
-    drive(path, again, steps, "released", said.append, every=2)
-    whole = fitted(task, "released")[0].to_tensors()
-    assert said[0] == "released: going on at step 4"
-    assert all(torch.equal(whole[name], value) for name, value in read_tensors(path).items())
 
 
 def test_a_frozen_denoiser_is_made_to_learn_and_its_average_is_kept(task):
