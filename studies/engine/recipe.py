@@ -231,11 +231,12 @@ def pixel_phase(
     seed: int,
 ) -> None:
     """Fit one phase of the autoencoder that `build` makes, from where the previous one ended."""
+    state = None if previous is None else previous.load().state_dict()
     torch.manual_seed(seed)
     model = build().to(accelerator(), memory_format=torch.channels_last)
     images = drawn.load().tensors["images"]
-    if previous is not None:
-        model.load_state_dict(previous.load().state_dict())
+    if state is not None:
+        model.load_state_dict(state)
     if standardise:
         ae.standardise_latents(model, images[:1000])
     model.requires_grad_(True)
@@ -354,9 +355,10 @@ def controlnet(
     """
     tensors, captions = drawn.load()
     embeds, places, null = embedded(words.load(), captions)
+    base = locked.load()  # before the seed, since a model that is read draws its first weights, too
     torch.manual_seed(seed)
     model = (
-        co.build_controlnet(locked.load())
+        co.build_controlnet(base)
         .to(accelerator(), memory_format=torch.channels_last)
         .train()
     )
@@ -364,7 +366,7 @@ def controlnet(
         model.load_state_dict(previous.load().state_dict())
     trainer = Trainer(model, settings)
     steps = fit_controlnet(
-        locked.load(),
+        base,
         model,
         encoded.load(),
         control_image(tensors["masks"]),
