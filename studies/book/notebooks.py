@@ -1,9 +1,15 @@
 """Running the notebooks of a profile: clean sources in `notebooks/`, executed copies in
 `runs/<profile>/`.
+
+Each notebook runs in a process of its own (`studies.book.execute`), the parts of the book beside
+each other. `make` with file targets was the alternative: it runs a notebook again for a comment.
 """
 
 from __future__ import annotations
 
+import asyncio
+import json
+import os
 import re
 import sys
 import time
@@ -13,15 +19,13 @@ from typing import Any
 from fairlib.errors import FairlibError, SettingsError
 from fairlib.io import read_json, sha256, write_json
 from fairlib.settings import digest, unknown_key
-from studies.book.kernel import this_interpreter
-from studies.book.parallel import Company, Lines, Stop, cores, in_lanes, jobs_for
-from studies.engine.manifest import commit, device, versions
-from studies.engine.places import repository, runs_folder
+from studies.engine.manifest import commit, device, hashes, versions
+from studies.engine.places import PACKAGE, accelerator, repository, runs_folder
 from studies.engine.profiles import Profile, chapters, lanes, load_profile, notebooks
 from studies.engine.progress import Progress, duration
-from studies.engine.reach import project_digest
+from studies.engine.reach import script_digest
 
-ANSI = re.compile(r"\x1b\[[0-9;]*m")
+AT_MOST = 2  # a third lane saves little after the longest one, and every kernel takes memory
 
 
 class NotebookError(FairlibError):
@@ -35,174 +39,168 @@ def run_profile(
     executed copies in order.
 
     `only` picks notebooks by stem, also such as the book does not list; `force` runs them even if
-    nothing changed. A notebook is up to date when its source, its parameters, fairlib's code, and
-    the files below `weights/` and `results/` are those of its last run. `jobs` parts of the book
-    run at the same time (None: as many as make sense, see `parallel.jobs_for`), each in the order
-    of the book; with 1, so does the whole.
+    nothing changed (see `run_key`). `jobs` parts of the book run at the same time (None: as many
+    as make sense, see `jobs_for`), each in the order of the book; with 1, so does the whole. A
+    failure and Ctrl-C end all notebooks at once.
 
     Raises `NotebookError` with the traceback of the cell that failed, `SettingsError` when `jobs`
     is no number above zero.
     """
     profile, known = load_profile(name), list(notebooks())
     chosen = _choose(only, known) if only else list(chapters())
-    rows = _lanes(chosen)
-    jobs = jobs_for(jobs, len(rows))
+    parts = _lanes(chosen)
+    jobs = jobs_for(jobs, len(parts))
 
-    def alone(stem: str, company: Company | None = None) -> None:
-        _bring_up_to_date(
-            profile, stem, f"[{chosen.index(stem) + 1}/{len(chosen)}] {stem}", force, company
-        )
+    async def in_order(stems: list[str], free: asyncio.Semaphore) -> None:
+        async with free:
+            for stem in stems:
+                head = f"[{chosen.index(stem) + 1}/{len(chosen)}] {stem}"
+                await _bring_up_to_date(profile, stem, head, force, jobs)
 
-    def beside_others(stem: str, stop: Stop) -> None:
-        stream = Lines(sys.stderr, f"{stem.split('_')[0]} | ")
-        alone(stem, Company(stream, stop, threads=max(1, cores() // jobs)))
-        stream.end()
+    async def all_parts() -> None:
+        free = asyncio.Semaphore(jobs)
+        longest_first = sorted(parts, key=len, reverse=True) if jobs > 1 else [chosen]
+        await asyncio.gather(*(in_order(stems, free) for stems in longest_first))
 
-    if jobs > 1:
-        in_lanes(rows, jobs, beside_others)
-    else:
-        for stem in chosen:
-            alone(stem)
+    asyncio.run(all_parts())  # at the first error, and at Ctrl-C, it cancels what is left
     return [executed_path(name, stem) for stem in chosen]
 
 
-def _bring_up_to_date(
-    profile: Profile, stem: str, head: str, force: bool, company: Company | None
-) -> None:
-    say = Progress(stream=Lines(sys.stderr)).say
-    if not force and is_current(profile, stem):
+def jobs_for(jobs: int | None, parts: int) -> int:
+    """How many of `parts` to run at the same time: `jobs` of them, or with None as many as make
+    sense here.
+
+    That is two, but one where there is a single core, and on an accelerator, which two notebooks
+    would have to share. Raises `SettingsError` when `jobs` is not a whole number above zero.
+    """
+    if jobs is None:
+        jobs = 1 if cores() == 1 or accelerator().type != "cpu" else AT_MOST
+    if isinstance(jobs, bool) or not isinstance(jobs, int) or jobs < 1:
+        raise SettingsError(
+            f"jobs is {jobs!r}; it is how many notebooks run at the same time: give a whole number "
+            "from 1"
+        )
+    return max(1, min(jobs, parts))
+
+
+def cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+async def _bring_up_to_date(profile: Profile, stem: str, head: str, force: bool, jobs: int) -> None:
+    say, key = Progress().say, run_key(profile, stem)
+    if not force and is_current(executed_path(profile.name, stem), key):
         return say(f"{head}: up to date")
     say(f"{head}: running (profile {profile.name})")
     try:
-        seconds = run_notebook(profile, stem, company)
-    except BaseException:
-        if company:
-            say(f"{head}: {'stopped' if company.stop.is_set() else 'failed'}")
+        seconds = await run_notebook(profile, stem, key, jobs)
+    except BaseException as error:
+        say(f"{head}: {'failed' if isinstance(error, NotebookError) else 'stopped'}")
         raise
     say(f"{head}: done in {duration(seconds)}")
 
 
-def run_notebook(profile: Profile, stem: str, company: Company | None = None) -> float:
-    """Execute one notebook and record what it was run with; returns the seconds it took."""
+async def run_notebook(profile: Profile, stem: str, key: str, jobs: int = 1) -> float:
+    """Execute one notebook and record what it was run with, under `key`; returns the seconds it
+    took.
+    """
     source, output = notebooks()[stem], executed_path(profile.name, stem)
     record = output.with_suffix(".json")
     output.parent.mkdir(parents=True, exist_ok=True)
     record.unlink(missing_ok=True)
-    key, start = run_key(profile, stem), time.monotonic()
-    execute(source, output, profile.parameters(stem), company)
+    found, start = sha256(source), time.monotonic()
+    await execute(source, output, profile.parameters(stem), jobs)
     seconds = time.monotonic() - start
     write_json(
         record,
         {
             "key": key,
-            "source_sha256": sha256(source),
+            "source_sha256": found,
             "parameters": profile.parameters(stem),
             "seconds": round(seconds, 1),
             "commit": commit(),
             "device": device(),
             "packages": versions(),
-            "glued": glued(output),
         },
     )
     return seconds
 
 
-def execute(
-    source: Path, output: Path, parameters: dict[str, Any], company: Company | None = None
-) -> None:
-    """Run the notebook at `source` in a kernel of this very interpreter, from the repository's
-    root.
+async def execute(source: Path, output: Path, parameters: dict[str, Any], jobs: int = 1) -> None:
+    """Run the notebook at `source` with this very interpreter, from the repository's root.
 
-    What cells print to stderr (progress) is passed on as it comes. Raises `NotebookError`; the
-    executed copy up to the failing cell is then at `output`. `company` is for notebooks that run in
-    threads, at the same time.
+    What cells print to stderr (progress) is passed on as it comes; where several `jobs` run at the
+    same time, each line after the number of its notebook. Raises `NotebookError`; the executed
+    copy up to the failing cell is then at `output`. Cancelled, it leaves no process behind.
     """
-    import papermill
-    from nbclient.exceptions import DeadKernelError
-    from papermill.exceptions import PapermillExecutionError
-
-    try:
-        # not papermill's `cwd`, which would change the folder of this process, and with it that of
-        # every thread
-        papermill.execute_notebook(
-            str(source),
-            str(output),
-            parameters,
-            kernel_name="python3",
-            progress_bar=False,
-            stderr_file=company.stream if company else sys.stderr,
-            kernel_manager_class=this_interpreter(repository(), company),
-        )
-    except DeadKernelError:
-        raise NotebookError(
-            f"{source}: its kernel died or was killed; where memory ran out, close other programs, "
-            "or run "
-            "one notebook at a time (--jobs 1)"
-        ) from None
-    except PapermillExecutionError as error:
-        lines = [ANSI.sub("", line) for line in error.traceback]
-        text = "\n".join(lines)
-        raise NotebookError(
-            f"{source}, cell {error.cell_index}: {error.ename}: {error.evalue}\n{text}"
-        ) from None
-
-
-def is_current(profile: Profile, stem: str) -> bool:
-    """Whether the executed copy is what running the notebook now would be made from."""
-    output = executed_path(profile.name, stem)
-    record = output.with_suffix(".json")
-    return (
-        output.exists() and record.exists() and read_json(record)["key"] == run_key(profile, stem)
+    failure = output.with_suffix(".error")
+    failure.unlink(missing_ok=True)
+    label = f"{source.stem.partition('_')[0]} | " if jobs > 1 else ""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "studies.book.execute", source, output, json.dumps(parameters)),
+        label,
+        stdin=asyncio.subprocess.PIPE,
+        cwd=repository(),
+        env=_environment(jobs),
+        start_new_session=True,  # or Ctrl-C would reach it, too
     )
+    try:
+        status = await process.wait()
+    finally:
+        process.stdin.close()  # upon which it ends, with all that it started
+        await process.wait()
+    if failure.is_file():
+        raise NotebookError(failure.read_text())
+    if status:
+        raise NotebookError(
+            f"{source}: its process ended with status {status}; where that is -9, memory ran out"
+        )
+
+
+def _environment(jobs: int) -> dict[str, str]:
+    """This very fairlib first on the path and this interpreter's kernel first among those called
+    python3; no bars of other libraries, which each leave a widget in a notebook.
+    """
+    path = os.pathsep.join(filter(None, [str(PACKAGE.parent), os.environ.get("PYTHONPATH")]))
+    kernels = str(Path(sys.prefix, "share", "jupyter"))
+    # kernels that each take all cores keep each other from working
+    threads = {"OMP_NUM_THREADS": str(max(1, cores() // jobs))} if jobs > 1 else {}
+    ours = {"PYTHONPATH": path, "JUPYTER_PATH": kernels, "TQDM_DISABLE": "1"}
+    return {**threads, **os.environ, **ours}
+
+
+def is_current(output: Path, key: str) -> bool:
+    """Whether the executed copy at `output` is what a run with this `key` would make."""
+    record = output.with_suffix(".json")
+    return output.exists() and record.exists() and read_json(record)["key"] == key
 
 
 def run_key(profile: Profile, stem: str) -> str:
-    """The hash of all that an execution depends on."""
+    """The hash of all that an execution depends on: the notebook and its parameters, the project's
+    code that its cells can reach, and the files below `weights/` and `results/`.
+    """
+    source = notebooks()[stem]
     return digest(
         {
-            "source": sha256(notebooks()[stem]),
+            "source": sha256(source),
             "parameters": profile.parameters(stem),
-            "code": project_digest(),
-            "kept": kept_digest(),
+            "code": script_digest(code_of(source)),
+            "kept": {name: hashes(repository() / name) for name in ("weights", "results")},
         }
     )
 
 
-def kept_digest() -> str:
-    """The hash of the files that notebooks read from the repository: `weights/` and `results/`."""
-    files = [
-        file
-        for place in ("weights", "results")
-        for file in sorted((repository() / place).rglob("*"))
-    ]
-    return digest(
-        {
-            file.relative_to(repository()).as_posix(): sha256(file)
-            for file in files
-            if file.is_file()
-        }
-    )
+def code_of(notebook: Path) -> str:
+    """The code cells of a notebook as one Python source, without the lines meant for IPython."""
+    cells = read_json(notebook)["cells"]
+    text = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
+    return re.sub(r"^(\s*)[%!].*$", r"\1pass", text, flags=re.M)
 
 
 def executed_path(profile: str, stem: str) -> Path:
     """Where the executed copy of a notebook lies."""
     return runs_folder() / profile / f"{stem}.ipynb"
-
-
-def glued(path: Path) -> dict[str, str]:
-    """The values that the executed notebook at `path` glued: `{name: text}`."""
-    import nbformat
-
-    outputs = [
-        output for cell in nbformat.read(path, 4).cells for output in cell.get("outputs", [])
-    ]
-    marked = [output for output in outputs if "scrapbook" in output.get("metadata", {})]
-    return {
-        output.metadata["scrapbook"]["name"]: output.data.get(
-            "application/papermill.record/text/plain", ""
-        )
-        for output in marked
-    }
 
 
 def _choose(only: list[str], known: list[str]) -> list[str]:

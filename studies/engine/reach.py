@@ -16,7 +16,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cache, lru_cache
-from importlib import metadata, util
+from importlib import import_module, metadata, util
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +58,29 @@ def start_of(function: Any) -> Name:
         source = module_of(function.__module__)
         source.statements.setdefault(name, source.lambdas.get(function.__code__.co_firstlineno, []))
     return function.__module__, name
+
+
+def script_digest(text: str) -> str:
+    """A short hash of the project's code that the Python source `text` can reach, and of the
+    packages that both import; of all the project's code where a name cannot be followed.
+
+    A name that a package hands out only when asked for it (PEP 562) is followed to its definition.
+    """
+    named = set(Source("", statements={"": [ast.parse(text)]}).named_by(""))
+    outside = sorted({place.partition(".")[0] for place, _ in named} - set(PROJECT))
+    try:
+        inside = sorted(_digest(*_defined(*name)) for name in named if file_of(name[0]))
+    except (NameError, AttributeError):
+        inside = [project_digest()]
+    versions = [f"{package} {_version(package)}" for package in outside]
+    return hashlib.sha256("\n".join([*inside, *versions]).encode()).hexdigest()[:12]
+
+
+def _defined(module: str, name: str) -> Name:
+    source = module_of(module)
+    if "__getattr__" not in source.statements or name in {"", *source.statements, *source.imports}:
+        return module, name
+    return start_of(getattr(import_module(module), name))
 
 
 def project_digest() -> str:

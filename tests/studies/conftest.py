@@ -129,6 +129,6 @@ def house(tmp_path, monkeypatch):
         monkeypatch.setattr(f"studies.{module}.repository", lambda: tmp_path)
     # the real one is tested elsewhere; here, somebody may be editing the package while its tests
     # run
-    monkeypatch.setattr("studies.book.notebooks.project_digest", lambda: "code")
+    monkeypatch.setattr("studies.book.notebooks.script_digest", lambda text: "code")
     monkeypatch.setenv("FAIRLIB_RUNS", str(tmp_path / "runs"))
     return tmp_path

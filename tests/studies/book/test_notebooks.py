@@ -2,21 +2,36 @@
 builder.
 """
 
+import asyncio
+import io
 import json
 import os
 import re
+import signal
+import subprocess
 import sys
-import threading
 import time
 
 import nbformat
+import psutil
 import pytest
+import torch
 
 from fairlib import SettingsError
 from studies.book.build import BookError, assemble, build_book
-from studies.book.notebooks import NotebookError, executed_path, run_profile
+from studies.book.execute import Lines
+from studies.book.notebooks import (
+    NotebookError,
+    code_of,
+    execute,
+    executed_path,
+    jobs_for,
+    run_key,
+    run_profile,
+)
 from studies.engine.profiles import load_profile, notebooks
 
+LONG = 60  # seconds: nothing here waits that long unless it is broken
 CONFIG = """
 title: Tiny
 only_build_toc_files: true
@@ -82,9 +97,10 @@ def test_a_profile_from_source_to_page(house, capfd):
     assert "[1/2] 01_first: running" in said and "2/2, 0 s so far" in said, (
         "progress inside a cell must come through"
     )
+    assert "KeyboardInterrupt" not in said, "the kernel ends without an error of its own"
     record = json.loads(paths[1].with_suffix(".json").read_text())
     assert record["parameters"] == {"profile": "tiny", "seed": 4, "rate": 1}
-    assert record["glued"] == {"share": "4.25"} and record["packages"] and record["seconds"] > 0
+    assert record["packages"] and record["seconds"] > 0
     assert "seed 4" in paths[1].read_text()
 
     run_profile("tiny")
@@ -133,8 +149,6 @@ def test_failing_cell_is_named_with_its_traceback(house):
 
 def test_kernel_is_this_interpreter(house, tmp_path, monkeypatch):
     """Whatever kernel the user has registered as `python3`, the one that runs is ours."""
-    from studies.book.notebooks import execute
-
     place = tmp_path / "jupyter" / "kernels" / "python3"
     place.mkdir(parents=True)
     (place / "kernel.json").write_text(
@@ -150,7 +164,7 @@ def test_kernel_is_this_interpreter(house, tmp_path, monkeypatch):
     made = nbformat.read(path, 4)
     made.cells = made.cells[:3]  # without the figure: quicker
     nbformat.write(made, path)
-    execute(path, tmp_path / "out.ipynb", {"seed": 1})
+    asyncio.run(execute(path, tmp_path / "out.ipynb", {"seed": 1}))
     assert f"KERNEL {sys.executable} {house}" in (tmp_path / "out.ipynb").read_text()
 
 
@@ -194,7 +208,7 @@ def test_parts_of_the_book_run_at_the_same_time(house, capfd, monkeypatch):
         "[2/2] 02_second: running (profile tiny)",
     ]
     assert f"THREADS 3 {house}" in executed_path("tiny", "02_second").read_text()
-    assert os.getcwd() == folder and not list(house.glob("kernel-ipc*"))
+    assert os.getcwd() == folder and "IPKernelApp" not in "".join(said)
     run_profile("tiny", jobs=2)
     assert capfd.readouterr().err.count("up to date") == 2
 
@@ -229,8 +243,7 @@ while not Path("started").exists():
     ):
         run_profile("tiny", jobs=2)
     assert time.monotonic() - start < 200
-    with pytest.raises(ProcessLookupError):
-        os.kill(int((house / "pid").read_text()), 0)
+    assert not alive(int((house / "pid").read_text()))
     said = capfd.readouterr().err
     assert (
         "[1/2] 01_first: stopped" in said
@@ -242,46 +255,158 @@ while not Path("started").exists():
 
 def test_a_kernel_that_dies_is_a_clear_error(house):
     write_cell(house, "01_first", "import os; os.kill(os.getpid(), 9)")
-    with pytest.raises(NotebookError, match="01_first.ipynb: its kernel died .*--jobs 1"):
+    with pytest.raises(
+        NotebookError, match=r"01_first.ipynb, cell \d: the kernel died .*memory ran out .*--jobs 1"
+    ):
         run_profile("tiny", only=["01_first"])
 
 
-@pytest.mark.parametrize("jobs", [1, 2])
-def test_one_job_goes_through_the_book_in_order_and_in_this_thread(house, monkeypatch, jobs):
-    """The parts stand in the contents in another order than the notebooks' numbers; only with one
-    job nothing differs.
+@pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGKILL])
+def test_no_process_is_left_behind(tmp_path, sign):
+    """Ctrl-C ends the kernel and what it started at once, and so does the death of whoever started
+    it.
     """
-    calls = []
-    monkeypatch.setattr(
-        "studies.book.notebooks.run_notebook",
-        lambda profile, stem, company: (
-            calls.append(
-                (stem, company is None, threading.current_thread() is threading.main_thread())
-            )
-            or 0
-        ),
+    cell = """
+import os, subprocess, time
+from pathlib import Path
+child = subprocess.Popen(["sleep", "300"])
+Path("PIDS.part").write_text(f"{os.getpid()} {os.getppid()} {child.pid}")
+Path("PIDS.part").rename("PIDS")
+time.sleep(300)
+""".replace("PIDS", str(tmp_path / "pids"))
+    made = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell)])
+    made.metadata["kernelspec"] = {"name": "python3", "display_name": "x", "language": "python"}
+    nbformat.write(made, tmp_path / "a.ipynb")
+    script = f"""
+import asyncio, signal
+from pathlib import Path
+from studies.book.notebooks import execute
+signal.signal(signal.SIGINT, signal.default_int_handler)  # it may have been ignored
+asyncio.run(execute(Path({str(tmp_path / "a.ipynb")!r}), Path({str(tmp_path / "b.ipynb")!r}), {{}}))
+"""
+    process = subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.PIPE, text=True)
+    waited(lambda: (tmp_path / "pids").is_file())
+    pids = [int(pid) for pid in (tmp_path / "pids").read_text().split()]
+    process.send_signal(sign)
+    said = process.communicate(timeout=LONG)[1]
+    assert process.returncode and said.strip().endswith(
+        "KeyboardInterrupt" if sign == signal.SIGINT else ""
     )
-    in_two_parts(house, "02_second", "01_first")
-    paths = run_profile("tiny", jobs=jobs)
-    assert [path.stem for path in paths] == ["01_first", "02_second"]
-    if jobs == 1:
-        assert calls == [("01_first", True, True), ("02_second", True, True)]
-    else:
-        assert sorted(calls) == [("01_first", False, False), ("02_second", False, False)]
+    waited(lambda: not any(alive(pid) for pid in pids))
 
 
-def test_notebooks_that_the_book_does_not_list_follow_each_other(house, monkeypatch):
-    rows = []
+def waited(condition):
+    end = time.monotonic() + LONG
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def alive(pid):
+    """A process that is not a mere entry in the system's table: nobody may collect an orphan."""
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def test_lines_arrive_whole_and_labelled(monkeypatch):
+    target = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", target)
+    one, two = Lines("1 | "), Lines("")
+    print("half a", end="", file=one, flush=True)
+    print("two\nlines", file=two)
+    print(" line\nand the rest", file=one)
+    assert target.getvalue() == "two\nlines\n1 | half a line\n1 | and the rest\n"
+
+
+class Runs:
+    """Stands in for the runs of notebooks: who ran when, beside how many others."""
+
+    def __init__(self, monkeypatch, outcome=None):
+        self.started, self.ended, self.most, self.now = [], [], 0, 0
+        self.outcome = outcome or (lambda stem: None)
+        monkeypatch.setattr("studies.book.notebooks.run_notebook", self.run)
+
+    async def run(self, profile, stem, key, jobs):
+        self.started.append(stem)
+        self.now += 1
+        self.most = max(self.most, self.now)
+        try:
+            await asyncio.sleep(LONG if self.outcome(stem) == "waits" else 0.02)
+            if self.outcome(stem) == "fails":
+                raise NotebookError("the error")
+            self.ended.append(stem)
+        finally:
+            self.now -= 1
+        return 0
+
+
+@pytest.mark.parametrize("jobs", [1, 2, 3])
+def test_parts_in_their_order_and_no_more_than_jobs(house, monkeypatch, jobs):
+    runs = Runs(monkeypatch)
+    copies(house)
+    part = ["03_c", "04_d", "05_e"]
+    monkeypatch.setattr("studies.book.notebooks.lanes", lambda: [["01_a"], part])
+    paths = run_profile("tiny", only=[*part[::-1], "02_b", "01_a"], jobs=jobs)
+    book = ["01_a", "02_b", *part]
+    assert [path.stem for path in paths] == book and sorted(runs.started) == book
+    assert [stem for stem in runs.started if stem in part] == part and runs.most == jobs
+    if jobs == 1:  # the order of the book, whatever its parts
+        assert runs.started == book
+    else:  # the longest part first, the one that the book does not list last
+        assert runs.started[0] == "03_c" and runs.started.index("01_a") < runs.started.index("02_b")
+
+
+def test_the_first_error_stops_every_part(house, monkeypatch, capfd):
+    outcome = {"02_b": "fails", "03_c": "waits"}
+    runs = Runs(monkeypatch, outcome.get)
+    copies(house)
     monkeypatch.setattr(
-        "studies.book.notebooks.in_lanes", lambda lanes, jobs, work: rows.extend(lanes)
+        "studies.book.notebooks.lanes", lambda: [["01_a", "02_b"], ["03_c", "04_d"]]
     )
-    for stem in ("03_third", "04_fourth"):
-        (house / "notebooks" / f"{stem}.ipynb").write_bytes(
-            (house / "notebooks" / "01_first.ipynb").read_bytes()
-        )
-    in_two_parts(house)
-    run_profile("tiny", only=["04_fourth", "03_third", "02_second"], jobs=2)
-    assert rows == [["02_second"], ["03_third", "04_fourth"]]
+    start = time.monotonic()
+    with pytest.raises(NotebookError, match="the error"):
+        run_profile("tiny", jobs=2)
+    assert runs.ended == ["01_a"] and runs.now == 0 and time.monotonic() - start < LONG / 2
+    said = capfd.readouterr().err
+    assert "[2/5] 02_b: failed" in said and "[3/5] 03_c: stopped" in said
+
+
+def copies(house):
+    """Five notebooks in place of the two."""
+    text = (house / "notebooks" / "01_first.ipynb").read_text()
+    (house / "profiles" / "tiny.yml").write_text("common: {profile: tiny}")
+    for stem in ("01_a", "02_b", "03_c", "04_d", "05_e"):
+        (house / "notebooks" / f"{stem}.ipynb").write_text(text)
+    for stem in ("01_first", "02_second"):
+        (house / "notebooks" / f"{stem}.ipynb").unlink()
+
+
+@pytest.mark.parametrize(
+    "jobs, parts, cores, device, expected",
+    [
+        (None, 3, 2, "cpu", 2),
+        (None, 3, 64, "cpu", 2),
+        (None, 1, 64, "cpu", 1),
+        (None, 3, 1, "cpu", 1),
+        (None, 3, 64, "cuda", 1),
+        (1, 3, 64, "cpu", 1),
+        (3, 3, 1, "cuda", 3),
+        (9, 3, 2, "cpu", 3),
+        (2, 0, 2, "cpu", 1),
+    ],
+)
+def test_as_many_jobs_as_make_sense(monkeypatch, jobs, parts, cores, device, expected):
+    monkeypatch.setattr("studies.book.notebooks.cores", lambda: cores)
+    monkeypatch.setattr("studies.book.notebooks.accelerator", lambda: torch.device(device))
+    assert jobs_for(jobs, parts) == expected
+
+
+@pytest.mark.parametrize("jobs", [0, -1, 1.5, "two", True])
+def test_a_number_of_jobs_that_is_none(jobs):
+    with pytest.raises(SettingsError, match=f"jobs is {jobs!r}; .*whole number from 1"):
+        jobs_for(jobs, 3)
 
 
 def test_unknown_notebook_is_refused(house):
@@ -290,9 +415,6 @@ def test_unknown_notebook_is_refused(house):
 
 
 def test_changed_weights_make_a_run_stale(house):
-    from studies.book.notebooks import run_key
-    from studies.engine.profiles import load_profile
-
     profile = load_profile("tiny")
     before = run_key(profile, "01_first")
     (house / "weights" / "w.bin").write_bytes(b"1")
@@ -302,12 +424,16 @@ def test_changed_weights_make_a_run_stale(house):
 
 
 def test_changed_code_makes_a_run_stale(house, monkeypatch):
-    from studies.book.notebooks import run_key
-    from studies.engine.profiles import load_profile
-
     before = run_key(load_profile("tiny"), "01_first")
-    monkeypatch.setattr("studies.book.notebooks.project_digest", lambda: "other code")
+    monkeypatch.setattr("studies.book.notebooks.script_digest", lambda text: "other code")
     assert run_key(load_profile("tiny"), "01_first") != before
+
+
+def test_the_code_of_a_notebook_is_python(house):
+    write_cell(house, "01_first", "if True:\n    %pip install x\n!ls\nprint(1)")
+    text = code_of(house / "notebooks" / "01_first.ipynb")
+    assert text.endswith("if True:\n    pass\npass\nprint(1)")
+    compile(text, "", "exec")
 
 
 def test_book_wants_every_notebook_run(house):
@@ -324,7 +450,7 @@ def test_a_notebook_outside_of_the_contents_waits_until_it_is_asked_for(house, m
     executed_path("tiny", "02_second").unlink()
     source = assemble("tiny")  # nobody misses the one that is not listed
     assert [path.name for path in (source / "notebooks").iterdir()] == ["01_first.ipynb"]
-    monkeypatch.setattr("studies.book.notebooks.is_current", lambda profile, stem: True)
+    monkeypatch.setattr("studies.book.notebooks.is_current", lambda output, key: True)
     assert [path.stem for path in run_profile("tiny")] == ["01_first"]
     assert [path.stem for path in run_profile("tiny", only=["02_second"])] == ["02_second"]
 

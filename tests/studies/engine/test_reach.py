@@ -181,3 +181,41 @@ def test_the_whole_project_is_known_without_its_words(toy):
     assert reach.project_digest() == before
     toy("b", textwrap.dedent(MODULES["b"]).replace("UNUSED = 1", "UNUSED = 2"))
     assert reach.project_digest() != before
+
+
+SCRIPTS = {
+    "helper": "from toy.b import helper\nhelper(1)",
+    "attribute": "import toy.b as b\nb.late(1)",
+    "front door": "import toy\ntoy.lazy(1)",
+    "imported only": "from toy.b import helper",
+    "unknown": "import toy.b as b\nb.nothing",
+}
+
+
+@pytest.mark.parametrize(
+    "module, old, new, moved",
+    [
+        ("b", "x * 2", "x * 3", {"helper", "unknown"}),
+        ("b", "UNUSED = 1", "UNUSED = 2", {"unknown"}),
+        ("b", "# a comment", "# another", set()),
+        ("inner/c", "return x", "return -x", {"front door", "unknown"}),
+    ],
+)
+def test_a_script_is_keyed_by_the_code_that_it_can_reach(toy, module, old, new, moved):
+    """Through a front door that opens on demand, too; a name that is nowhere stands for it all."""
+    toy("__init__", FRONT_DOOR)
+    before = {name: reach.script_digest(text) for name, text in SCRIPTS.items()}
+    text = textwrap.dedent(MODULES[module])
+    assert old in text
+    toy(module, text.replace(old, new))
+    assert {n for n, text in SCRIPTS.items() if reach.script_digest(text) != before[n]} == moved
+
+
+FRONT_DOOR = """
+def __getattr__(name):
+    from toy.inner.c import exported
+
+    if name == "lazy":
+        return exported
+    raise AttributeError(name)
+"""
