@@ -6,7 +6,6 @@ import dataclasses
 import difflib
 import hashlib
 import json
-import types
 import typing
 from typing import Any, TypeVar
 
@@ -16,21 +15,43 @@ T = TypeVar("T")
 
 
 def from_dict(cls: type[T], mapping: dict[str, Any]) -> T:
-    """Build the frozen dataclass `cls` from `mapping`.
+    """Build the frozen dataclass `cls` from `mapping`, whose values JSON can hold.
 
     Raises `SettingsError` on an unknown key (naming the nearest known one) or a value of the wrong
     type.
     """
     hints = typing.get_type_hints(cls)
     known = [field.name for field in dataclasses.fields(cls)]
-    for key, value in mapping.items():
+    for key in mapping:
         if key not in known:
             raise SettingsError(unknown_key(key, known, cls.__name__))
-        if not _fits(value, hints[key]):
-            raise SettingsError(
-                f"{cls.__name__}.{key} is {value!r} ({type(value).__name__}); expected {hints[key]}"
-            )
-    return cls(**{key: _coerce(value, hints[key]) for key, value in mapping.items()})
+    return cls(
+        **{
+            key: checked(value, hints[key], f"{cls.__name__}.{key}")
+            for key, value in mapping.items()
+        }
+    )
+
+
+def checked(value: Any, kind: Any, name: str) -> Any:
+    """`value` as one of type `kind` (such as `int`, `float | None`, `tuple[int, ...]`, a
+    `Literal`, a dataclass).
+
+    Nothing but what JSON cannot tell apart is converted: whole numbers to floats, lists to tuples,
+    mappings to dataclasses. Raises `SettingsError` that says what `name` is and what is expected.
+    """
+    from pydantic import TypeAdapter, ValidationError
+
+    if dataclasses.is_dataclass(kind) and isinstance(value, dict):
+        return from_dict(kind, value)
+    try:
+        text = json.dumps(value, default=to_dict)
+        return TypeAdapter(kind).validate_json(text, strict=True)
+    except (TypeError, ValidationError):
+        expected = kind.__name__ if isinstance(kind, type) else kind
+        raise SettingsError(
+            f"{name} is {value!r} ({type(value).__name__}); expected {expected}"
+        ) from None
 
 
 def to_dict(settings) -> dict[str, Any]:
@@ -53,29 +74,3 @@ def unknown_key(key: str, known: list[str], where: str) -> str:
     near = difflib.get_close_matches(key, known, n=1)
     hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}"
     return f"unknown key {key!r} in {where}; {hint}"
-
-
-def _fits(value: Any, hint: Any) -> bool:
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if hint is Any:
-        return True
-    if origin in (types.UnionType, typing.Union):
-        return any(_fits(value, argument) for argument in arguments)
-    if origin is tuple:
-        inner = arguments[0]
-        return isinstance(value, (list, tuple)) and all(_fits(item, inner) for item in value)
-    if origin is dict:
-        return isinstance(value, dict)
-    if origin is typing.Literal:
-        return value in arguments
-    if hint is float:
-        return isinstance(value, (int, float)) and not isinstance(value, bool)
-    if hint is int:
-        return isinstance(value, int) and not isinstance(value, bool)
-    return isinstance(value, hint)
-
-
-def _coerce(value: Any, hint: Any) -> Any:
-    if hint is float:
-        return float(value)
-    return tuple(value) if typing.get_origin(hint) is tuple else value

@@ -34,6 +34,7 @@ HEAVY = (
     "matplotlib",
     "papermill",
     "fairlearn",
+    "pydantic",
 )
 
 

@@ -18,6 +18,11 @@ class Inner:
 
 
 @dataclass(frozen=True)
+class Outer:
+    inner: Inner = Inner()
+
+
+@dataclass(frozen=True)
 class Toy:
     steps: int = 10
     rate: float = 0.1
@@ -51,6 +56,21 @@ def test_every_type_comes_through_and_back():
 def test_whole_numbers_become_floats_and_lists_tuples():
     toy = from_dict(Toy, {"rate": 1, "widths": [7, 8], "limit": None})
     assert isinstance(toy.rate, float) and toy.widths == (7, 8) and toy.limit is None
+
+
+def test_settings_within_settings():
+    assert from_dict(Outer, to_dict(Outer(Inner(3)))) == Outer(Inner(3))
+    assert from_dict(Outer, {"inner": Inner(4)}).inner == Inner(4)
+    with pytest.raises(SettingsError, match="unknown key 'dept' in Inner; did you mean 'depth'"):
+        from_dict(Outer, {"inner": {"dept": 1}})
+    with pytest.raises(SettingsError, match=r"Inner.depth is 'x' \(str\); expected int"):
+        from_dict(Outer, {"inner": {"depth": "x"}})
+
+
+def test_numbers_need_not_be_finite_and_what_json_cannot_hold_is_refused():
+    assert from_dict(Toy, {"rate": float("inf")}).rate == float("inf")
+    with pytest.raises(SettingsError, match=r"Toy.extra is \{'a': <object"):
+        from_dict(Toy, {"extra": {"a": object()}})
 
 
 def test_settings_cannot_be_changed():
