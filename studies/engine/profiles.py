@@ -1,20 +1,27 @@
 """Profiles: one YAML file gives every notebook its parameters, and each value is checked before
 anything runs.
+
+`quick` is the profile whose values stand in the notebooks themselves; a test holds them together.
+So a parameter that differs from it was changed by the reader, and goes over any other profile.
 """
 
 from __future__ import annotations
 
+import ast
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, make_dataclass
 from pathlib import Path
 from typing import Any
 
 from fairlib.errors import SettingsError
-from fairlib.settings import unknown_key
+from fairlib.settings import checked, unknown_key
 from studies.engine.places import repository
 
 COMMON = "common"
-TYPES = {"int": int, "float": (int, float), "str": str, "bool": bool, "list": list, "dict": dict}
+DEFAULT = "quick"
+TYPES = {"int": int, "float": float, "str": str, "bool": bool, "list": list, "dict": dict}
+INJECTED = "# Parameters\n"  # the first line of the cell that papermill puts in
+EXPONENT = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+")
 
 
 @dataclass(frozen=True)
@@ -29,25 +36,60 @@ class Parameter:
 
 @dataclass(frozen=True)
 class Profile:
-    """What a profile sets: `common` for every notebook that has such a parameter, `sections` for
-    one notebook each (by its stem).
-
-    `declared`: the parameters that each notebook has.
-    """
+    """What a profile sets: the values of each notebook's parameters, by its stem."""
 
     name: str
-    path: Path
-    common: dict[str, Any]
-    sections: dict[str, dict[str, Any]]
-    declared: dict[str, frozenset[str]]
+    values: dict[str, dict[str, Any]]
 
     def parameters(self, notebook: str) -> dict[str, Any]:
         """The parameters of one notebook: the common ones that it has, and over them its own."""
-        known = self.declared.get(notebook, frozenset())
-        return {
-            **{key: value for key, value in self.common.items() if key in known},
-            **self.sections.get(notebook, {}),
-        }
+        return dict(self.values.get(notebook, {}))
+
+
+def load_parameters(notebook: str, namespace: dict[str, Any]) -> Any:
+    """The parameters of a running notebook: those of the profile that its parameter `profile`
+    names, and over them what was changed.
+
+    `settings = load_parameters("05_alignment_tuning", globals())`, below the parameters cell, gives
+    a frozen dataclass with a field for each parameter: `settings.images`. Changed is what papermill
+    put in, and what differs from the `quick` profile, whose values the notebook declares; so a
+    reader who sets `profile = "colab"` gets the values of `profiles/colab.yml`, however the
+    notebook runs. Texts that begin with `~` lie in the home folder.
+
+    Raises `SettingsError` on an unknown notebook or profile, a parameter that the notebook lacks
+    (naming the nearest one) or that is not set, and a value of another type than declared.
+    """
+    if notebook not in (sources := notebooks()):
+        raise SettingsError(unknown_key(notebook, list(sources), "the notebooks"))
+    declared = notebook_parameters(sources[notebook])
+    injected = _injected(namespace)
+    for name in injected:
+        if name not in declared:
+            raise SettingsError(unknown_key(name, list(declared), f"the parameters of {notebook}"))
+    for name in declared:
+        if name not in namespace:
+            raise SettingsError(f"{notebook}.{name} is not set; run the parameters cell first")
+    name = checked(namespace["profile"], str, f"{notebook}.profile")
+    chosen, usual = (load_profile(each).parameters(notebook) for each in (name, DEFAULT))
+    values = {}
+    for name, parameter in declared.items():
+        value = namespace[name]
+        if name in chosen and name not in injected and value == usual.get(name):
+            value = chosen[name]
+        value = typed(value, parameter.type, f"{notebook}.{name}")
+        is_home = isinstance(value, str) and value.startswith("~")
+        values[name] = str(Path(value).expanduser()) if is_home else value
+    kind = make_dataclass("Parameters", [(n, type(v)) for n, v in values.items()], frozen=True)
+    return kind(**values)
+
+
+def _injected(namespace: dict[str, Any]) -> set[str]:
+    """The names that papermill set, by the cells that ran (IPython keeps their text in `In`)."""
+    cells = [ast.parse(text) for text in namespace.get("In", []) if text.startswith(INJECTED)]
+    nodes = [node for cell in cells for node in ast.walk(cell)]
+    return {
+        node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)
+    }
 
 
 def known_profiles(root: Path | None = None) -> list[str]:
@@ -68,12 +110,8 @@ def load_profile(name: str, root: Path | None = None) -> Profile:
         raise SettingsError(
             f"unknown profile {name!r}; known profiles: {', '.join(known_profiles(root)) or 'none'}"
         )
-    sections = _parse(path)
     declared = {stem: notebook_parameters(file) for stem, file in notebooks(root).items()}
-    known = {stem: frozenset(found) for stem, found in declared.items()}
-    profile = Profile(name, path, sections.pop(COMMON, {}), sections, known)
-    _check(profile, declared)
-    return profile
+    return Profile(name, _values(path, _parse(path), declared))
 
 
 def notebooks(root: Path | None = None) -> dict[str, Path]:
@@ -157,30 +195,39 @@ def _parse(path: Path) -> dict[str, dict[str, Any]]:
     return {str(name): section or {} for name, section in content.items()}
 
 
-def _check(profile: Profile, declared: dict[str, dict[str, Parameter]]) -> None:
-    for section in profile.sections:
-        if section not in declared:
-            raise SettingsError(unknown_key(section, [COMMON, *declared], str(profile.path)))
+def _values(
+    path: Path, sections: dict[str, dict[str, Any]], declared: dict[str, dict[str, Parameter]]
+) -> dict[str, dict[str, Any]]:
+    """The values of each notebook's parameters, each of the type that the notebook declares."""
+    common, values = sections.pop(COMMON, {}), {}
     everywhere = sorted({key for known in declared.values() for key in known})
-    for key in profile.common:
-        if key not in everywhere:
-            raise SettingsError(unknown_key(str(key), everywhere, str(profile.path)))
-    for notebook, known in declared.items():
-        for key, value in profile.parameters(notebook).items():
+    places = [(sections, [COMMON, *declared], ""), (common, everywhere, "")]
+    places += [
+        (own, list(declared.get(n, ())), f", for notebook {n}") for n, own in sections.items()
+    ]
+    for given, known, where in places:
+        for key in given:
             if key not in known:
-                where = f"{profile.path}, for notebook {notebook}"
-                raise SettingsError(unknown_key(str(key), list(known), where))
-            if not fits(value, known[key].type):
-                found = f"{notebook}.{key} is {value!r} ({type(value).__name__})"
-                raise SettingsError(f"{profile.path}: {found}; expected {known[key].type}")
+                raise SettingsError(unknown_key(str(key), known, f"{path}{where}"))
+    for notebook, known in declared.items():
+        found = {key: value for key, value in common.items() if key in known}
+        values[notebook] = {
+            key: typed(value, known[key].type, f"{path}: {notebook}.{key}")
+            for key, value in {**found, **sections.get(notebook, {})}.items()
+        }
+    return values
 
 
-def fits(value: Any, kind: str) -> bool:
-    """Whether `value` is of the annotated type `kind`, such as `int`, `str` or `list[float]`."""
-    outer, _, inner = kind.replace(" ", "").partition("[")
-    if isinstance(value, bool) and outer != "bool":
-        return False
-    if not isinstance(value, TYPES[outer]):
-        return False
-    inner = inner.rstrip("]")
-    return all(fits(item, inner) for item in value) if outer == "list" and inner in TYPES else True
+def typed(value: Any, annotation: str, name: str) -> Any:
+    """`value` as one of the type that `annotation` (such as `int`, `str` or `list[float]`) names.
+
+    A number that YAML takes for text, as 1e-4, is one. Raises `SettingsError` that names `name`.
+    """
+    outer, _, inner = annotation.replace(" ", "").rstrip("]").partition("[")
+    if "float" in (outer, inner):
+        value = [_number(item) for item in value] if isinstance(value, list) else _number(value)
+    return checked(value, TYPES[outer][TYPES[inner]] if inner in TYPES else TYPES[outer], name)
+
+
+def _number(value: Any) -> Any:
+    return float(value) if isinstance(value, str) and EXPONENT.fullmatch(value) else value
