@@ -1,69 +1,71 @@
-"""Progress in plain lines, with an estimate of what is left: for a terminal, a log file and a
-notebook alike.
+"""Progress for whoever waits: a bar on a terminal, plain lines in a log file and a notebook.
+
+All goes to stderr, so that it never becomes part of a notebook's published output.
 """
 
 from __future__ import annotations
 
 import sys
-import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import TextIO, TypeVar
+
+from tqdm import tqdm
 
 T = TypeVar("T")
 
 
-def progress(
-    iterable: Iterable[T], total: int | None = None, label: str = "", every: float | None = None
-) -> Iterator[T]:
-    """Pass `iterable` through, and say now and then how far it is and how long the rest will take.
-
-    `every` is the least number of seconds between two lines: 2 on a terminal, 10 elsewhere. Lines
-    go to stderr, so that they never become part of a notebook's published output.
-    """
-    yield from Progress(every=every).track(iterable, total, label)
-
-
 class Progress:
-    """Prints lines about long work to `stream` (stderr), at most one every `every` seconds."""
+    """What long work says to `stream` (stderr): texts, and how far it is, in a log at most every
+    `every` seconds.
+    """
 
-    def __init__(
-        self,
-        every: float | None = None,
-        stream: TextIO | None = None,
-        clock: Callable[[], float] = time.monotonic,
-    ):
-        self.stream = stream or sys.stderr
-        self.every = (2.0 if self.stream.isatty() else 10.0) if every is None else every
-        self.clock = clock
+    def __init__(self, every: float = 10.0, stream: TextIO | None = None):
+        self.every, self.stream = every, stream or sys.stderr
 
     def say(self, text: str) -> None:
         """Print one line at once, whatever the interval."""
-        print(text, file=self.stream, flush=True)
+        if self.stream.isatty():
+            tqdm.write(text, file=self.stream)  # above a bar
+        else:
+            print(text, file=self.stream, flush=True)
 
     def track(
         self, iterable: Iterable[T], total: int | None = None, label: str = "", done: int = 0
     ) -> Iterator[T]:
-        """Pass `iterable` through with progress lines; `done` of `total` were there before (a
-        resumed run).
+        """Pass `iterable` through and say how far it is and how long the rest will take; `done` of
+        `total` were there before (a resumed run).
         """
         if total is None and hasattr(iterable, "__len__"):
             total = done + len(iterable)
-        start = last = self.clock()
-        for count, item in enumerate(iterable, 1):
-            yield item
-            now = self.clock()
-            if now - last >= self.every:
-                last = now
-                self.say(line(label, done + count, total, (now - start) / count, now - start))
+        if self.stream.isatty():
+            bar, options = tqdm, {"mininterval": 0.5, "dynamic_ncols": True}
+        else:
+            bar, options = _Lines, {"mininterval": self.every, "miniters": 1}
+            options["delay"] = max(self.every, 1e-9)  # no line before the first item
+        yield from bar(
+            iterable,
+            label,
+            total,
+            leave=False,
+            file=self.stream,
+            disable=False,  # whatever $TQDM_DISABLE tells other libraries
+            smoothing=0,  # the mean time of all items
+            initial=done,
+            **options,
+        )
 
 
-def line(label: str, count: int, total: int | None, seconds_each: float, elapsed: float) -> str:
-    """One progress line, such as `fit: 40/100, 12 s so far, about 18 s left`."""
-    head = f"{label}: " if label else ""
-    if total is None:
-        return f"{head}{count}, {duration(elapsed)} so far"
-    left = duration(seconds_each * max(total - count, 0))
-    return f"{head}{count}/{total}, {duration(elapsed)} so far, about {left} left"
+class _Lines(tqdm):
+    """A bar for a log: a line of its own each time, and none at the start and the end."""
+
+    monitor_interval = 0  # no thread that looks after it
+
+    def display(self, msg: str | None = None, pos: int | None = None) -> None:
+        """Print the state as a line; `msg` is the empty text that would clear a bar."""
+        if msg is None:
+            left = ", about {remaining} left" if self.total else ""
+            self.bar_format = "{desc}: {n_fmt}/{total_fmt}, {elapsed} so far" + left
+            print(self, file=self.fp, flush=True)
 
 
 def duration(seconds: float) -> str:

@@ -8,8 +8,8 @@ rate: float = 0.5  # step
 sizes: list[int] = [1]  # n"""
 BODY = """
 from studies.book.glue import glue, show
-from studies.engine.progress import progress
-for _ in progress(range(2), every=0):
+from studies.engine.progress import Progress
+for _ in Progress(every=0).track(range(2)):
     pass
 glue("share", 0.25 + seed)
 print(f"seed {seed}")

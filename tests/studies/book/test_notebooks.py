@@ -94,7 +94,7 @@ def test_a_profile_from_source_to_page(house, capfd):
     """
     paths = run_profile("tiny")
     said = capfd.readouterr().err
-    assert "[1/2] 01_first: running" in said and "2/2, 0 s so far" in said, (
+    assert "[1/2] 01_first: running" in said and "2/2, 00:00 so far" in said, (
         "progress inside a cell must come through"
     )
     assert "KeyboardInterrupt" not in said, "the kernel ends without an error of its own"
