@@ -38,6 +38,21 @@ def pytest_collection_modifyitems(config, items):
                 item.add_marker(pytest.mark.skip(reason="--skip-slow"))
 
 
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_terminal_summary(terminalreporter):
+    """Say at the very end what was not looked at, so that nobody takes a skip for a pass."""
+    result = yield
+    skipped = terminalreporter.stats.get("skipped", [])
+    missed = [report for report in skipped if "no chromium" in str(report.longrepr)]
+    if missed:
+        terminalreporter.write_line(
+            f"{len(missed)} browser tests skipped: no Chromium on the PATH (Debian: apt-get install "
+            "chromium)",
+            yellow=True,
+        )
+    return result
+
+
 @pytest.fixture(autouse=True)
 def no_network(monkeypatch):
     """A test that reaches for another host fails at once, with the address in its message."""

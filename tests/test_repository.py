@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 import tomllib
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -76,6 +77,46 @@ def test_code_keeps_the_rules_that_the_project_names():
         cwd=ROOT,
     )
     assert result.returncode == 0, result.stdout
+
+
+def modules():
+    """`{dotted name: path}` of every module of the library and the studies."""
+    paths = [path for top in ("fairlib", "studies") for path in (ROOT / top).rglob("*.py")]
+    named = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in paths}
+    return {name.removesuffix(".__init__"): path for name, path in named.items()}
+
+
+def imports(path, known, everywhere):
+    """The modules of the project that the one at `path` imports: when it is loaded, or
+    `everywhere`, within functions, too.
+    """
+    left, found = [ast.parse(path.read_text())], set()
+    while left:
+        node = left.pop()
+        if everywhere or not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            left += ast.iter_child_nodes(node)
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno}: a relative import"
+            full = {alias.name: f"{node.module}.{alias.name}" for alias in node.names}
+            found |= {each if each in known else node.module for each in full.values()}
+    return found & set(known)
+
+
+def test_the_library_knows_no_study():
+    known = modules()
+    for name, path in known.items():
+        if name.startswith("fairlib"):
+            found = imports(path, known, everywhere=True)
+            assert not [each for each in found if each.startswith("studies")], name
+
+
+def test_no_module_imports_itself_by_way_of_others():
+    """Raises `CycleError` with the circle otherwise."""
+    known = modules()
+    graph = {name: imports(path, known, everywhere=False) - {name} for name, path in known.items()}
+    assert set(TopologicalSorter(graph).static_order()) == set(known)
 
 
 def test_torch_that_torchvision_cannot_stand_is_excluded():
