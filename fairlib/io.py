@@ -1,4 +1,4 @@
-"""Atomic files: JSON and safetensors, never pickle."""
+"""Atomic files: JSON and safetensors, never pickle; and images as bytes."""
 
 from __future__ import annotations
 
@@ -10,8 +10,12 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fairlib.errors import WeightsError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def write_bytes(path: str | Path, data: bytes) -> Path:
@@ -71,6 +75,16 @@ def read_tensors(path: str | Path) -> dict:
                 f"{path}: tensor {name!r} holds NaN or infinity; make the file again"
             )
     return tensors
+
+
+def to_bytes(images: Tensor) -> Tensor:
+    """Convert images in [-1, 1], of any shape, to uint8 0 to 255: rounded, and clipped outside."""
+    return ((images + 1) * 127.5).round().clamp(0, 255).byte()
+
+
+def to_images(values: Tensor) -> Tensor:
+    """Convert uint8 0 to 255, of any shape, to images: float32 in [-1, 1]."""
+    return values.float() / 127.5 - 1
 
 
 def sha256(path: str | Path) -> str:

@@ -10,8 +10,7 @@ import numpy as np
 import pandas as pd
 
 from fairlib import figures
-from fairlib.io import read_tensors
-from studies.brain import to_images
+from fairlib.io import read_tensors, to_images
 from studies.engine.places import stages_folder
 
 SEED, COUNT = 2, 10

@@ -1,55 +1,34 @@
-"""ROCO and ROCOv2: radiology pictures with captions, read from the layouts in which they are
+"""ROCO and ROCOv2: radiology images with captions, read from the layouts in which they are
 released.
 """
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from fairlib.cohorts.table import Cohort, report
-from fairlib.cohorts.text_tables import column, read_rows, read_text, refuse_twice
+from fairlib.cohorts.cohort import Cohort, report
+from fairlib.cohorts.images import read_grey
+from fairlib.cohorts.listing import listed, require_some
+from fairlib.cohorts.tables import named_cells, read_rows, read_text, read_truth, refuse_twice
 from fairlib.errors import DataError
 from fairlib.settings import unknown_key
 
-FEMALE = (
-    "female",
-    "females",
-    "woman",
-    "women",
-    "girl",
-    "girls",
-    "lady",
-    "ladies",
-    "she",
-    "her",
-    "hers",
-)
-MALE = ("male", "males", "man", "men", "boy", "boys", "gentleman", "gentlemen", "he", "him", "his")
-TRUTH = ("subject", "sex", "contrast", "grade", "side", "age")
-COLUMNS = (
-    "subject",
-    "sex",
-    "grade",
-    "contrast",
-    "slice",
-    "side",
-    "caption",
-    "age",
-    "image",
-    "split",
-    "mentions_sex",
-    "sex_in_caption",
-)
-MAX_PIXELS = 1 << 26
+FEMALE = "females?|wom[ae]n|girls?|lady|ladies|she|hers?"
+MALE = "males?|m[ae]n|boys?|gentlem[ae]n|he|him|his"
+FINDINGS = ("sex", "grade", "contrast", "side")  # known of a phantom only
+TRUTH = ("subject", "age", *FINDINGS)
+COLUMNS = ("subject", "sex", "grade", "contrast", "slice", "side", "caption", "age", "image")
+OF_CAPTION = ("split", "mentions_sex", "sex_in_caption")
 
 
-def read_roco(root: str | Path, split: str = "train", size: int = 128) -> Cohort:
-    """ROCO's radiology part: `root/data/<split>/radiology/captions.txt` (id, tab, caption) and
+def read_roco(root: str | Path, *, split: str = "train", size: int = 128) -> Cohort:
+    """Read ROCO's radiology part: `root/data/<split>/radiology/captions.txt` (id, tab, caption) and
     `images/<id>.jpg`.
 
     `split`: "train", "validation" or "test". One row an image; columns as in a brain cohort, and
@@ -58,32 +37,27 @@ def read_roco(root: str | Path, split: str = "train", size: int = 128) -> Cohort
     truths come from `truth.csv` (phantoms only), else they are missing. Captions whose image was
     never fetched are listed in `excluded`. Raises `DataError` on another layout.
     """
-    folder = _split_folder(Path(root), split) / "radiology"
+    _check_split(split, ["train", "validation", "test"], "ROCO")
+    root = Path(root)
+    root = root / "data" if (root / "data").is_dir() else root
+    folder = root / split / "radiology"
     captions = _tabbed_captions(folder / "captions.txt")
-    return _cohort(
-        "roco",
-        captions,
-        folder / "images",
-        split,
-        size,
-        _articles(folder / "licences.txt"),
-        folder / "truth.csv",
-    )
+    articles = _articles(folder / "licences.txt")
+    images, truth = folder / "images", folder / "truth.csv"
+    return _cohort("roco", captions, images, split, size, articles, truth)
 
 
-def read_rocov2(root: str | Path, split: str = "train", size: int = 128) -> Cohort:
-    """ROCOv2's csv form: `root/<split>_captions.csv` (ID, Caption) and
+def read_rocov2(root: str | Path, *, split: str = "train", size: int = 128) -> Cohort:
+    """Read ROCOv2's csv form: `root/<split>_captions.csv` (ID, Caption) and
     `root/<split>_images/<id>.jpg`.
 
     `split`: "train", "valid" or "test". The rest as `read_roco`; the subject is the image.
     """
+    _check_split(split, ["train", "valid", "test"], "ROCOv2")
     root = Path(root)
-    if split not in ("train", "valid", "test"):
-        raise DataError(unknown_key(split, ["train", "valid", "test"], "the splits of ROCOv2"))
     captions = _csv_captions(root / f"{split}_captions.csv")
-    return _cohort(
-        "rocov2", captions, root / f"{split}_images", split, size, {}, root / "truth.csv"
-    )
+    images, truth = root / f"{split}_images", root / "truth.csv"
+    return _cohort("rocov2", captions, images, split, size, {}, truth)
 
 
 def sex_in_caption(caption: str) -> str:
@@ -95,105 +69,56 @@ def sex_in_caption(caption: str) -> str:
     )
 
 
-def open_picture(path: Path, mode: str = "L"):
-    """One picture as a PIL image in `mode` ("L" grey, "RGB" colour).
-
-    Raises `DataError` naming a file that cannot be decoded or is too large.
-    """
-    from PIL import Image
-
-    try:
-        with Image.open(path) as picture:
-            if picture.width * picture.height > MAX_PIXELS:
-                raise DataError(
-                    f"{path}: {picture.width} x {picture.height} pixels; make it smaller"
-                )
-            return picture.convert(mode)
-    except (
-        OSError,
-        SyntaxError,
-        ValueError,
-        Image.DecompressionBombError,
-        Image.DecompressionBombWarning,
-    ) as error:
-        raise (
-            error
-            if isinstance(error, DataError)
-            else DataError(
-                f"{path}: cannot be decoded ({error}); fetch it again or delete it, then it is "
-                "counted as missing"
-            )
-        ) from error
-
-
-def read_picture(path: Path, size: int) -> np.ndarray:
-    """One picture as grey float32 [size, size] in [-1, 1]: padded to a square with black, then
-    resized.
-
-    Raises `DataError` as `open_picture`.
-    """
-    from PIL import Image
-
-    grey = open_picture(path)
-    side = max(grey.size)
-    square = Image.new("L", (side, side))
-    square.paste(grey, ((side - grey.width) // 2, (side - grey.height) // 2))
-    small = square.resize((size, size), Image.Resampling.BILINEAR)
-    return np.asarray(small, dtype=np.float32) / 127.5 - 1
-
-
-def _pattern(words: tuple[str, ...]) -> re.Pattern:
-    return re.compile(rf"\b(?:{'|'.join(words)})\b(?!-?\d)", re.IGNORECASE)
+def _pattern(words: str) -> re.Pattern:
+    return re.compile(rf"\b(?:{words})\b(?!-?\d)", re.IGNORECASE)
 
 
 _FEMALE, _MALE = _pattern(FEMALE), _pattern(MALE)
 
 
-@dataclass(frozen=True)
-class _PictureReader:
-    folder: Path
-    size: int
-
-    def __call__(self, key: str) -> np.ndarray:
-        return read_picture(self.folder / f"{key}.jpg", self.size)
+def _check_split(split: str, known: list[str], release: str) -> None:
+    if split not in known:
+        raise DataError(unknown_key(split, known, f"the splits of {release}"))
 
 
 def _cohort(
     name: str,
-    captions: dict[str, str],
+    captions: Mapping[str, str],
     images: Path,
     split: str,
     size: int,
-    articles: dict,
+    articles: Mapping[str, str],
     truth: Path,
 ) -> Cohort:
-    kept, lost = {}, []
-    present = {path.stem for path in images.glob("*.jpg")}
-    for key, text in captions.items():
-        if key not in present:
-            lost.append((key, "image missing", str(images / f"{key}.jpg")))
-        elif not text:
-            lost.append((key, "caption empty", ""))
-        else:
-            kept[key] = text
-    if not kept:
-        raise DataError(
-            f"{images}: none of the {len(captions)} captioned images is there; fetch the images "
-            "first"
-        )
+    present = {path.stem for path in listed(images, "*.jpg")}
+    kept = {key: text for key, text in captions.items() if key in present and text}
+    excluded = [
+        (key, "caption empty", "")
+        if key in present
+        else (key, "image missing", str(images / f"{key}.jpg"))
+        for key in captions
+        if key not in kept
+    ]
+    require_some(kept, excluded, images, "captioned images", "fetch the images first")
     table = _with_truth(_table(kept, split, articles), truth)
-    return Cohort(name, table, _PictureReader(images, size), report(lost))
+    return Cohort(
+        name, table, partial(_read_image, images, size), report(excluded), strata=("sex", "grade")
+    )
 
 
-def _table(captions: dict[str, str], split: str, articles: dict[str, str]) -> pd.DataFrame:
+def _read_image(folder: Path, size: int, key: str) -> np.ndarray:
+    return read_grey(folder / f"{key}.jpg", size)
+
+
+def _table(captions: Mapping[str, str], split: str, articles: Mapping[str, str]) -> pd.DataFrame:
     table = pd.DataFrame({"image": list(captions), "caption": list(captions.values())}, dtype="str")
     table["subject"] = [articles.get(key, key) for key in captions]
     table["sex_in_caption"] = [sex_in_caption(text) for text in captions.values()]
     table["mentions_sex"], table["split"] = table["sex_in_caption"] != "none", split
-    for name in ("sex", "grade", "contrast", "side"):
-        table[name] = pd.array([pd.NA] * len(table), dtype="string")
     table["age"], table["slice"] = np.nan, pd.array([pd.NA] * len(table), dtype="Int64")
-    return table[list(COLUMNS)]
+    for name in FINDINGS:
+        table[name] = pd.array([pd.NA] * len(table), dtype="string")
+    return table[[*COLUMNS, *OF_CAPTION]]
 
 
 def _with_truth(table: pd.DataFrame, path: Path) -> pd.DataFrame:
@@ -202,30 +127,12 @@ def _with_truth(table: pd.DataFrame, path: Path) -> pd.DataFrame:
     """
     if not path.is_file():
         return table
-    rows = read_rows(path)
-    for name in ("image_id", *TRUTH):
-        column(path, rows[0], name)
-    truth = pd.DataFrame(rows[1:], columns=rows[0], dtype="string").replace(
-        {"": pd.NA, "NA": pd.NA}
-    )
-    refuse_twice(path, truth["image_id"].tolist())
-    truth = truth.set_index("image_id").reindex(table["image"])
-    for name in ("sex", "contrast", "grade", "side"):
-        table[name] = truth[name].to_numpy()
-    table["subject"] = (
-        truth["subject"].fillna(pd.Series(table["subject"].to_numpy(), truth.index)).to_numpy()
-    )
-    table["age"] = pd.to_numeric(truth["age"], errors="coerce").to_numpy(
-        dtype=float, na_value=np.nan
-    )
-    return table.astype(dict.fromkeys(("sex", "contrast", "grade", "side"), "string"))
-
-
-def _split_folder(root: Path, split: str) -> Path:
-    known = ["train", "validation", "test"]
-    if split not in known:
-        raise DataError(unknown_key(split, known, "the splits of ROCO"))
-    return root / "data" / split if (root / "data").is_dir() else root / split
+    truth = read_truth(path, "image_id", table["image"], TRUTH).reset_index(drop=True)
+    for name in FINDINGS:
+        table[name] = truth[name]
+    table["subject"] = truth["subject"].fillna(table["subject"]).to_numpy()
+    ages = pd.to_numeric(truth["age"], errors="coerce")
+    return table.assign(age=ages.to_numpy(dtype=float, na_value=np.nan))
 
 
 def _tabbed_captions(path: Path) -> dict[str, str]:
@@ -235,19 +142,19 @@ def _tabbed_captions(path: Path) -> dict[str, str]:
             continue
         key, tab, caption = line.partition("\t")
         if not tab:
-            raise DataError(
-                f"{path}: line {number} has no tab between id and caption; take the file from the "
-                "release"
-            )
+            remedy = "take the file from the release"
+            raise DataError(f"{path}: line {number} has no tab between id and caption; {remedy}")
         pairs.append((key.strip(), caption.strip()))
-    return _unique(path, pairs)
+    refuse_twice(path, [key for key, _ in pairs])
+    return dict(pairs)
 
 
 def _csv_captions(path: Path) -> dict[str, str]:
-    rows = read_rows(path)
-    header = [{"id": "image_id"}.get(name.lower(), name.lower()) for name in rows[0]]
-    key, caption = column(path, header, "image_id"), column(path, header, "caption")
-    return _unique(path, [(row[key], row[caption]) for row in rows[1:]])
+    header, *body = read_rows(path)
+    header = ["image_id" if name.lower() == "id" else name.lower() for name in header]
+    cells = named_cells(path, [header, *body], {"key": "image_id", "caption": "caption"})
+    refuse_twice(path, [row["key"] for row in cells])
+    return {row["key"]: row["caption"] for row in cells}
 
 
 def _articles(path: Path) -> dict[str, str]:
@@ -259,11 +166,5 @@ def _articles(path: Path) -> dict[str, str]:
     """
     if not path.is_file():
         return {}
-    rows = read_rows(path)
-    key, article = column(path, rows[0], "ROCO_ID"), column(path, rows[0], "PMC_ID")
-    return {row[key]: row[article].split("_", 1)[0] for row in rows[1:] if row[article]}
-
-
-def _unique(path: Path, pairs: list[tuple[str, str]]) -> dict[str, str]:
-    refuse_twice(path, (key for key, _ in pairs))
-    return dict(pairs)
+    cells = named_cells(path, read_rows(path), {"key": "ROCO_ID", "article": "PMC_ID"})
+    return {row["key"]: row["article"].split("_", 1)[0] for row in cells if row["article"]}

@@ -1,25 +1,41 @@
-"""From the five volumes of a subject to a few pictures: which slices, which grey values, which
-millimetres.
+"""From the volumes of a brain to a few slices: which ones, which grey values, which millimetres;
+and the store of slices of any organ, on disk or in memory: no volume is opened twice.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 import nibabel
 import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
 
-from fairlib.errors import DataError, SettingsError
+from fairlib.errors import DataError, SettingsError, WeightsError
+from fairlib.io import read_tensors, write_tensors
+from fairlib.nifti import voxel_sizes
+from fairlib.settings import digest
 
+FORMAT = 1  # of the store's files; raise it when slices are chosen or drawn otherwise
 CONTRASTS = ("t1", "t1ce", "t2", "flair")
 SIDES = ("none", "left", "right")
+
+
+def require_settings(settings: object, rules: dict[str, bool]) -> None:
+    """Raise `SettingsError` naming the rules that `settings` break."""
+    broken = [rule for rule, met in rules.items() if not met]
+    if broken:
+        raise SettingsError(f"{settings}: {', '.join(broken)}")
 
 
 @dataclass(frozen=True)
 class SliceSettings:
     """How slices are chosen and drawn.
 
-    size: pixels a side. field_of_view_mm: width of the picture; a pixel is field_of_view_mm / size
+    size: pixels a side. field_of_view_mm: width of the image; a pixel is field_of_view_mm / size
     for everybody, because the size of a brain carries sex and may not be scaled away.
     slices_per_subject: at most so many.
     minimum_area: share of the subject's largest brain area a slice must show. minimum_gap_mm: least
@@ -36,23 +52,20 @@ class SliceSettings:
     clip_percentiles: tuple[float, ...] = (0.5, 99.5)
 
     def __post_init__(self):
-        if self.size < 8 or self.slices_per_subject < 1 or self.field_of_view_mm <= 0:
-            raise SettingsError(
-                f"{self}: size must be at least 8, slices_per_subject at least 1, field_of_view_mm "
-                "positive"
-            )
-        if not 0 < self.minimum_area <= 1 or self.minimum_gap_mm < 0 or self.minimum_tumour_mm2 < 0:
-            raise SettingsError(
-                f"{self}: minimum_area must lie in (0, 1], minimum_gap_mm and minimum_tumour_mm2 "
-                "above 0"
-            )
-        if (
-            len(self.clip_percentiles) != 2
-            or not 0 <= self.clip_percentiles[0] < self.clip_percentiles[1] <= 100
-        ):
-            raise SettingsError(
-                f"{self}: clip_percentiles must be two growing numbers from 0 to 100"
-            )
+        limits = self.clip_percentiles
+        growing = len(limits) == 2 and 0 <= limits[0] < limits[1] <= 100
+        require_settings(
+            self,
+            {
+                "size must be at least 8": self.size >= 8,
+                "slices_per_subject must be at least 1": self.slices_per_subject >= 1,
+                "field_of_view_mm must be positive": self.field_of_view_mm > 0,
+                "minimum_area must lie in (0, 1]": 0 < self.minimum_area <= 1,
+                "minimum_gap_mm must be 0 or more": self.minimum_gap_mm >= 0,
+                "minimum_tumour_mm2 must be 0 or more": self.minimum_tumour_mm2 >= 0,
+                "clip_percentiles must be two growing numbers from 0 to 100": growing,
+            },
+        )
 
 
 STANDARD = SliceSettings()
@@ -60,18 +73,82 @@ STANDARD = SliceSettings()
 
 @dataclass(frozen=True, eq=False)
 class SubjectSlices:
-    """The pictures of one subject.
+    """The slices of one subject.
 
     images: float32 [n, contrasts, size, size] in [-1, 1]; index: axial index of each slice, from
-    the feet up;
-    side: "left", "right" (the patient's) or "none" for each; cropped: whether the brain exceeds the
-    picture.
+    the feet up; side: position in `SIDES` of each (the patient's side with the tumour); cropped:
+    whether the brain exceeds the image.
     """
 
     images: np.ndarray
     index: tuple[int, ...]
-    side: tuple[str, ...]
+    side: tuple[int, ...]
     cropped: bool
+
+    @property
+    def sides(self) -> tuple[str, ...]:
+        """ "left", "right" (the patient's) or "none" for each slice."""
+        return tuple(SIDES[code] for code in self.side)
+
+
+@dataclass
+class SliceStore:
+    """Slices of many subjects: on disk (one safetensors file a subject) or, when `folder` is None,
+    in memory.
+
+    kind: the dataclass of one subject's slices, whose fields are arrays, tuples of int, and bool.
+    """
+
+    kind: type
+    folder: str | Path | None
+    _kept: dict[str, Any] = field(default_factory=dict, repr=False)
+
+    def add(self, subject: str, files: Iterable[Path], make: Callable[[], Any], key: Any) -> Any:
+        """The slices of `subject` as `kind`: from the cache or, where it has none or a broken file,
+        from `make()`. The file's name follows from `key` (settings) and from the size and time of
+        each of `files`.
+        """
+        if self.folder is None:
+            self._kept[subject] = slices = make()
+            return slices
+        marks = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+        path = Path(self.folder) / f"{subject}.{digest([FORMAT, key, marks])}.safetensors"
+        self._kept[subject] = path
+        slices = self._cached(path)
+        if slices is None:
+            slices = make()
+            write_tensors(
+                path, {name: torch.as_tensor(value) for name, value in vars(slices).items()}
+            )
+        return slices
+
+    def read(self, subject: str, name: str, number: int) -> np.ndarray:
+        """Slice `number` (from 0) of the array `name` of a subject."""
+        kept = self._kept[subject]
+        if not isinstance(kept, Path):
+            return getattr(kept, name)[number]
+        try:
+            with safe_open(kept, framework="numpy") as file:
+                return file.get_slice(name)[number : number + 1][0]
+        except (OSError, SafetensorError) as error:
+            raise DataError(
+                f"{kept}: cached slices are gone or broken ({error}); read the cohort again"
+            ) from error
+
+    def _cached(self, path: Path) -> Any:
+        if not path.exists():
+            return None
+        try:
+            tensors = read_tensors(path).items()
+            return self.kind(**{name: _untensored(value) for name, value in tensors})
+        except (WeightsError, TypeError):  # a broken cache is no cache
+            return None
+
+
+def _untensored(value: torch.Tensor) -> np.ndarray | tuple | bool:
+    if value.ndim > 1:
+        return value.numpy()
+    return tuple(value.tolist()) if value.ndim else value.item()
 
 
 def extract(
@@ -80,8 +157,8 @@ def extract(
     """Choose, normalise and draw the slices of one subject from skull-stripped `volumes` (0 =
     background) on one grid.
 
-    Raises `DataError` when a volume shows nothing. The picture is centred on the bounding box of
-    the whole brain.
+    The image is centred on the bounding box of the whole brain. Raises `DataError` when a volume
+    shows nothing.
     """
     names, volumes = list(volumes), [to_canonical(volume, affine)[0] for volume in volumes.values()]
     for name, volume in zip(names, volumes, strict=True):
@@ -99,14 +176,11 @@ def extract(
     images = np.stack(
         [[draw(volume[..., k], *drawers) for volume in grey] for k in range(len(index))]
     )
-    sides = [
-        side_of(tumour[..., z], sum(boxes[0]) / 2, sizes, settings.minimum_tumour_mm2)
-        for z in index
-    ]
+    middle, least = sum(boxes[0]) / 2, settings.minimum_tumour_mm2
+    sides = [SIDES.index(side_of(tumour[..., z], middle, sizes, least)) for z in index]
     widths = [(high - low + 1) * sizes[axis] for axis, (low, high) in enumerate(boxes)]
-    return SubjectSlices(
-        images, tuple(index), tuple(sides), max(widths) > settings.field_of_view_mm
-    )
+    cropped = bool(max(widths) > settings.field_of_view_mm)
+    return SubjectSlices(images, tuple(index), tuple(sides), cropped)
 
 
 def to_canonical(volume: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -117,7 +191,7 @@ def to_canonical(volume: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, np
     """
     turn = nibabel.io_orientation(affine)
     sizes = np.zeros(3)
-    sizes[turn[:, 0].astype(int)] = np.sqrt((affine[:3, :3] ** 2).sum(axis=0))
+    sizes[turn[:, 0].astype(int)] = voxel_sizes(affine)
     return nibabel.apply_orientation(volume, turn), sizes
 
 
@@ -162,7 +236,7 @@ def resampling(n: int, spacing: float, centre: float, settings: SliceSettings) -
     """The [size, n] matrix that takes one axis of `n` voxels to pixels: bilinear, averaging over
     area when it shrinks.
 
-    The picture starts on the edge of the voxel that best puts `centre` (in voxels) into its middle,
+    The image starts on the edge of the voxel that best puts `centre` (in voxels) into its middle,
     so that a grid which is already right is copied, not blurred. Beyond the volume there is
     background.
     """
@@ -170,9 +244,8 @@ def resampling(n: int, spacing: float, centre: float, settings: SliceSettings) -
     start = np.floor(centre + 1 - settings.size * step / 2)
     place = start - 0.5 + (np.arange(settings.size) + 0.5) * step
     reach = max(step, 1.0)
-    voxel = np.floor(place)[:, None].astype(int) + np.arange(
-        -int(np.ceil(reach)), int(np.ceil(reach)) + 2
-    )
+    near = int(np.ceil(reach))
+    voxel = np.floor(place)[:, None].astype(int) + np.arange(-near, near + 2)
     weight = np.clip(1 - np.abs(voxel - place[:, None]) / reach, 0, None)
     weight /= weight.sum(axis=1, keepdims=True)
     matrix, inside = np.zeros((settings.size, n)), (voxel >= 0) & (voxel < n)
@@ -182,12 +255,12 @@ def resampling(n: int, spacing: float, centre: float, settings: SliceSettings) -
 
 
 def draw(grey: np.ndarray, across: np.ndarray, along: np.ndarray) -> np.ndarray:
-    """One RAS slice [X, Y] of grey in [0, 1] as a picture float32 [size, size] in [-1, 1].
+    """One RAS slice [X, Y] of grey in [0, 1] as an image float32 [size, size] in [-1, 1].
 
     Radiological display: row 0 is anterior, column 0 the patient's right.
     """
-    picture = (across @ grey @ along.T)[::-1, ::-1].T
-    return np.clip(2 * picture - 1, -1, 1).astype(np.float32)
+    image = (across @ grey @ along.T)[::-1, ::-1].T
+    return np.clip(2 * image - 1, -1, 1).astype(np.float32)
 
 
 def side_of(tumour: np.ndarray, midline: float, sizes: np.ndarray, minimum_mm2: float) -> str:

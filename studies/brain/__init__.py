@@ -3,7 +3,7 @@
 from studies.brain.ablation import load_ablation, run_ablation
 from studies.brain.cohorts import brain_cohort, splits, target_share, training_cohort
 from studies.brain.judges import Judges, fit_judges, judges_digest
-from studies.brain.readings import arm_readings, generate, prompts_of, read_images, to_images
+from studies.brain.readings import arm_readings, generate, prompts_of, read_images
 from studies.brain.report import (
     exam_table,
     headline,
@@ -47,7 +47,6 @@ __all__ = [
     "splits",
     "target_share",
     "targets_of",
-    "to_images",
     "training_cohort",
     "tune_arm",
     "tuned_generator",

@@ -15,15 +15,16 @@ import numpy as np
 import pandas as pd
 from torch import nn
 
-from fairlib.cohorts.captions import EVALUATION_PROMPTS
 from fairlib.errors import SettingsError
+from fairlib.io import to_images
 from fairlib.measures.readings import share_table, within_sex_table
 from fairlib.models.classifier import ClassifierSettings, Ensemble, load_classifier
 from fairlib.models.clip import load_clip
 from fairlib.models.generator import Generator
 from studies.brain.cohorts import splits
 from studies.brain.judges import Judges, classifier_settings, fit_judge, fit_judges, judges_digest
-from studies.brain.readings import arm_readings, to_images
+from studies.brain.prompts import EVALUATION_PROMPTS
+from studies.brain.readings import arm_readings
 from studies.brain.settings import ABLATIONS, Study
 from studies.brain.study import (
     attributes,

@@ -16,16 +16,17 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from fairlib.cohorts.captions import mirrored
+from fairlib.io import to_bytes
 from fairlib.models import autoencoder as ae
 from fairlib.models import clip as cl
 from fairlib.models import generator as gen
 from fairlib.models.training import FitSettings, Trainer
+from studies.brain.prompts import mirrored
 from studies.brain.radiology import RadiologySettings, draw_slice
 from studies.engine import recipe
 from studies.engine.places import accelerator
 from studies.engine.progress import Progress
-from studies.engine.recipe import Drawn, PixelPhase, Words, to_bytes
+from studies.engine.recipe import Drawn, PixelPhase, Words
 from studies.engine.stage import Artifact, stage
 
 

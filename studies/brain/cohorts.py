@@ -8,9 +8,8 @@ from functools import lru_cache
 from pathlib import Path
 
 from fairlib.cohorts.brats import find_subjects, read_brats
-from fairlib.cohorts.clinical import find_biotabs
+from fairlib.cohorts.cohort import Cohort
 from fairlib.cohorts.roco import read_roco
-from fairlib.cohorts.table import Cohort
 from fairlib.settings import digest
 from studies.brain.phantom import BrainSettings, write_brats
 from studies.brain.radiology import RadiologySettings, write_roco
@@ -31,7 +30,7 @@ def brain_cohort(study: Study) -> Cohort:
     """The target cohort: every slice, subjects without a known sex included."""
     root = _root(study)
     cache = runs_folder() / "slices" / root.name
-    return read_brats(root, root / "name_mapping.csv", find_biotabs(root), cache_dir=cache)
+    return read_brats(root, cache_dir=cache)
 
 
 def table_digest(study: Study) -> str:

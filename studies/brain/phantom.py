@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fairlib.cohorts.captions import CONTRASTS
+from fairlib.cohorts.slices import CONTRASTS
 from fairlib.io import write_bytes
 from studies.brain.rules import draw_subject, render
 

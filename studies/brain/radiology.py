@@ -11,7 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from fairlib.cohorts.captions import CONTRASTS, caption
+from fairlib.cohorts.brats import caption
+from fairlib.cohorts.slices import CONTRASTS
 from fairlib.io import write_bytes
 from studies.brain.rules import draw_subject, normalise, render_slice, slice_height
 

@@ -9,13 +9,12 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from fairlib.cohorts.captions import EVALUATION_PROMPTS, Prompt
-from fairlib.io import read_tensors, write_bytes, write_tensors
+from fairlib.io import read_tensors, to_images, write_bytes, write_tensors
 from fairlib.models import solvers
 from fairlib.models.generator import Generator
 from studies.brain.judges import Judges
+from studies.brain.prompts import EVALUATION_PROMPTS, Prompt
 from studies.brain.settings import Study
-from studies.engine.recipe import to_images
 from studies.engine.stage import run_stage
 
 NOISE = 5000  # seeds of evaluation noise start here; tuning uses its own seed as it is

@@ -15,9 +15,8 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from fairlib.cohorts.captions import EVALUATION_PROMPTS, FIDELITY_PROMPTS
 from fairlib.errors import SettingsError
-from fairlib.io import write_bytes
+from fairlib.io import to_images, write_bytes
 from fairlib.measures.quality import mmd_difference, mmd_interval
 from fairlib.models.attributes import (
     CLASSES,
@@ -34,7 +33,8 @@ from fairlib.models.training import FitSettings
 from fairlib.settings import to_dict
 from studies.brain.cohorts import cohort_digest, splits, table_digest, training_cohort
 from studies.brain.judges import Judges, classifier_settings, fit_judges, judges_digest
-from studies.brain.readings import arm_readings, generate, prompts_of, read_images, to_images
+from studies.brain.prompts import EVALUATION_PROMPTS, FIDELITY_PROMPTS
+from studies.brain.readings import arm_readings, generate, prompts_of, read_images
 from studies.brain.settings import ARMS, Study, arm_settings
 from studies.brain.tuning import base_digest, history, tune_arm, tuned_generator
 from studies.engine.manifest import content_digest

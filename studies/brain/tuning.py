@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from fairlib.cohorts.captions import EVALUATION_PROMPTS
 from fairlib.io import read_tensors, write_bytes, write_tensors
 from fairlib.methods.alignment import (
     AlignmentSettings,
@@ -27,6 +26,7 @@ from fairlib.models.generator import Generator
 from fairlib.settings import to_dict
 from studies.brain.cohorts import splits, target_share
 from studies.brain.judges import Judges
+from studies.brain.prompts import EVALUATION_PROMPTS
 from studies.brain.settings import Study, arm_settings
 from studies.engine.manifest import content_digest
 from studies.engine.places import accelerator

@@ -41,17 +41,6 @@ from studies.engine.places import accelerator
 from studies.engine.progress import Progress
 from studies.engine.stage import WORKING, Artifact, stage
 
-
-def to_bytes(image: Tensor) -> Tensor:
-    """[-1, 1] to 0 ... 255."""
-    return ((image + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
-
-
-def to_images(values: Tensor) -> Tensor:
-    """0 ... 255 to float32 [-1, 1]."""
-    return values.float() / 127.5 - 1
-
-
 Draw = Callable[[Any, Progress], tuple[dict[str, Tensor], list[str]]]
 
 

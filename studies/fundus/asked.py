@@ -9,7 +9,7 @@ from functools import lru_cache
 import numpy as np
 import pandas as pd
 
-from fairlib.cohorts.fundus import CDR_EDGES, CDR_STATUSES
+from fairlib.cohorts.fairgenmed import CDR_EDGES, CDR_STATUSES
 from fairlib.errors import DataError
 from studies.fundus.rules import CDR_RANGE, CDR_SCATTER, expected_cdr
 

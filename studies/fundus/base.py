@@ -22,14 +22,15 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from fairlib.cohorts.fundus import PROMPTED, parse_prompt, prompt_of
+from fairlib.cohorts.fairgenmed import PROMPTED, parse_prompt, prompt_of
+from fairlib.io import to_bytes
 from fairlib.models import autoencoder as ae
 from fairlib.models import clip as cl
 from fairlib.models import generator as gen
 from fairlib.models.training import FitSettings
 from studies.engine import recipe
 from studies.engine.progress import Progress
-from studies.engine.recipe import PixelPhase, to_bytes
+from studies.engine.recipe import PixelPhase
 from studies.fundus.phantom import FundusSettings, draw_fundus
 
 # A prompt of this template is up to 33 tokens with its two ends: at 32, the last attribute would be

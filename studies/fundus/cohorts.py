@@ -13,15 +13,14 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from fairlib.cohorts.fairgenmed import FOLDERS, read_fairgenmed
-from fairlib.cohorts.fundus import RACES, USES, group_codes
-from fairlib.cohorts.prompted import PromptCohort
+from fairlib.cohorts.attributes import RACES, group_codes
+from fairlib.cohorts.cohort import Cohort
+from fairlib.cohorts.fairgenmed import FOLDERS, USES, read_fairgenmed
 from fairlib.errors import DataError
-from fairlib.io import read_tensors, write_bytes, write_tensors
+from fairlib.io import read_tensors, to_bytes, to_images, write_bytes, write_tensors
 from fairlib.methods.downstream import ImageTable
 from fairlib.settings import digest
 from studies.engine.manifest import content_digest, files_digest, training_people
-from studies.engine.recipe import to_bytes, to_images
 from studies.engine.stage import run_stage
 from studies.fundus.phantom import FundusSettings, draw_fundus
 from studies.fundus.settings import (
@@ -171,7 +170,7 @@ def join(out: Path, paths: list[Path], name: str) -> None:
 
 
 @lru_cache(maxsize=2)
-def _cohort(study: FundusStudy) -> dict[str, PromptCohort]:
+def _cohort(study: FundusStudy) -> dict[str, Cohort]:
     if not study.data_dir:
         raise DataError(
             "cohort 'fairgenmed' needs data_dir, the folder that holds data_summary.csv"

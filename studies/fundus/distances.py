@@ -7,7 +7,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from fairlib.cohorts.fundus import ATTRIBUTES, RACES
+from fairlib.cohorts.attributes import ATTRIBUTES, RACES
 from fairlib.io import write_bytes
 from fairlib.measures.quality import mmd_draws
 from fairlib.measures.resampling import Sample

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fairlib.cohorts.fundus import ATTRIBUTES, group_names
+from fairlib.cohorts.attributes import ATTRIBUTES, group_names
 from fairlib.errors import SettingsError
 from fairlib.io import read_tensors, write_bytes, write_tensors
 from fairlib.methods.finetuning import FinetuneState, FinetuneStep, finetune

@@ -12,12 +12,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fairlib.errors import DataError
-from fairlib.io import read_tensors, write_tensors
+from fairlib.io import read_tensors, to_bytes, write_tensors
 from fairlib.models.generator import Generator
 from fairlib.models.solvers import dpm_solver_2m
 from fairlib.settings import digest
 from studies.engine.manifest import content_digest
-from studies.engine.recipe import to_bytes
 from studies.engine.stage import run_stage
 from studies.fundus.cohorts import Fundi, fundi, join
 from studies.fundus.finetuning import fundus_generator, generator_digest, tuned, tuned_generator

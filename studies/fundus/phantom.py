@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fairlib.cohorts.fundus import USES, cdr_status, prompt_of
+from fairlib.cohorts.fairgenmed import USES, cdr_status, prompt_of
 from fairlib.errors import DataError
 from studies.fundus.rules import (
     FundusSettings,
@@ -69,7 +69,7 @@ def draw_fundus_with(
     subject: str = "synthetic-fundus",
     size: int = 128,
 ) -> FundusSubject:
-    """One subject with GIVEN attributes (words of `fairlib.cohorts.fundus`); `rng` decides
+    """One subject with GIVEN attributes (words of `fairlib.cohorts.fairgenmed`); `rng` decides
     everything else.
 
     cdr: the true ratio, 0.15 to 0.92; without it the law decides, within `cdr_status` when that is

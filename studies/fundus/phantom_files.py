@@ -9,7 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from fairlib.cohorts.fundus import ETHNICITIES, GLAUCOMA, RACES, SEX_WORDS, SEXES, USES
+from fairlib.cohorts.attributes import ETHNICITIES, RACES, SEX_WORDS, SEXES
+from fairlib.cohorts.fairgenmed import GLAUCOMA, USES
 from fairlib.io import write_bytes
 from studies.fundus.phantom import draw_fundus
 from studies.fundus.rules import FundusSettings

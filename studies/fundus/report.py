@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from fairlib.cohorts.fundus import RACES
+from fairlib.cohorts.attributes import RACES
 from fairlib.errors import DataError
 from fairlib.measures.resampling import Interval
 from studies.engine.bounds import COLUMNS, verdict

@@ -10,16 +10,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fairlib.cohorts.fundus import (
+from fairlib.cohorts.attributes import ETHNICITIES, RACES, SEXES
+from fairlib.cohorts.fairgenmed import (
     CDR_EDGES,
     CDR_STATUSES,
-    ETHNICITIES,
     GLAUCOMA,
-    RACES,
     REFRACTIONS,
     RNFLT_STATUSES,
     SEVERITIES,
-    SEXES,
     cdr_status,
 )
 from fairlib.errors import DataError, SettingsError

@@ -8,7 +8,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from fairlib.cohorts.fundus import CDR_STATUSES, ETHNICITIES, GLAUCOMA, RACES, SEVERITIES, SEXES
+from fairlib.cohorts.attributes import ETHNICITIES, RACES, SEXES
+from fairlib.cohorts.fairgenmed import CDR_STATUSES, GLAUCOMA, SEVERITIES
 from fairlib.errors import SettingsError
 from fairlib.methods.finetuning import FinetuneSettings
 from fairlib.settings import to_dict

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from fairlib.cohorts.fundus import ATTRIBUTES, RACES
+from fairlib.cohorts.attributes import ATTRIBUTES, RACES
 from fairlib.measures.areas import pairs, weighted
 from fairlib.measures.equity import class_counts
 from studies.fundus.judges import stacked

@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from fairlib.cohorts.fundus import PROMPTED
+from fairlib.cohorts.fairgenmed import PROMPTED
 from fairlib.errors import DataError, SettingsError
 from fairlib.io import read_json
 from fairlib.settings import unknown_key

@@ -14,7 +14,8 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from fairlib.cohorts.fundus import ATTRIBUTES, RACES, group_names, prompt_of
+from fairlib.cohorts.attributes import ATTRIBUTES, RACES, group_names
+from fairlib.cohorts.fairgenmed import prompt_of
 from fairlib.errors import DataError
 from fairlib.figures.images import image_grid
 from fairlib.figures.style import INK, LOOKS, percent

@@ -2,7 +2,7 @@
 downstream test, report.
 """
 
-from studies.heart.cohorts import Hearts, age_class, hearts, to_images, trained_on
+from studies.heart.cohorts import Hearts, age_class, hearts, trained_on
 from studies.heart.control import (
     dice_of,
     geometry_of,
@@ -87,7 +87,6 @@ __all__ = [
     "subsampled",
     "swatches",
     "tables_of",
-    "to_images",
     "trained_on",
     "worst_difference",
 ]

@@ -18,7 +18,9 @@ from pathlib import Path
 import pandas as pd
 from torch import Tensor, nn
 
-from fairlib.cohorts.cardiac import BMI_CLASSES, DIAGNOSES, SEXES, prompt_of
+from fairlib.cohorts.attributes import SEXES
+from fairlib.cohorts.cardiac import BMI_CLASSES, DIAGNOSES, prompt_of
+from fairlib.io import to_bytes
 from fairlib.methods.control import TYPICAL_BMI
 from fairlib.models import autoencoder as ae
 from fairlib.models import clip as cl
@@ -27,7 +29,7 @@ from fairlib.models.text_tower import attributes_of
 from fairlib.models.training import FitSettings
 from studies.engine import recipe
 from studies.engine.progress import Progress
-from studies.engine.recipe import PixelPhase, to_bytes
+from studies.engine.recipe import PixelPhase
 from studies.engine.stage import Artifact
 from studies.heart.phantom import HeartSettings, draw_hearts
 

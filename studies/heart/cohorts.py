@@ -13,16 +13,14 @@ import torch
 from torch import Tensor
 
 from fairlib.cohorts.cardiac import stack
-from fairlib.cohorts.cardiac_cohort import HeartCohort
+from fairlib.cohorts.cohort import Cohort, report
 from fairlib.cohorts.mnms import read_mnms
-from fairlib.cohorts.table import report
 from fairlib.errors import DataError
-from fairlib.io import read_tensors, write_bytes, write_tensors
+from fairlib.io import read_tensors, to_bytes, to_images, write_bytes, write_tensors
 from fairlib.methods.downstream import ImageTable
 from fairlib.settings import digest
 from studies.engine.manifest import content_digest, files_digest, training_people
 from studies.engine.places import runs_folder
-from studies.engine.recipe import to_bytes, to_images
 from studies.engine.stage import run_stage
 from studies.heart.phantom import HeartSettings, draw_hearts
 from studies.heart.settings import HeartStudy, part_settings
@@ -166,7 +164,7 @@ def _join(out: Path, paths: list[Path]) -> None:
 
 
 @lru_cache(maxsize=2)
-def _cohort(study: HeartStudy) -> HeartCohort:
+def _cohort(study: HeartStudy) -> Cohort:
     if not study.data_dir:
         raise DataError("cohort 'mnms' needs data_dir, the folder that holds OpenDataset")
     return read_mnms(study.data_dir, cache_dir=runs_folder() / "slices" / "mnms").with_prompt()

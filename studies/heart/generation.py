@@ -13,15 +13,14 @@ from torch import Tensor
 
 from fairlib.cohorts.cardiac import bmi_class, control_image, decade, prompt_of, stack
 from fairlib.errors import SettingsError
-from fairlib.io import read_tensors, write_bytes, write_tensors
+from fairlib.io import read_tensors, to_bytes, to_images, write_bytes, write_tensors
 from fairlib.methods.control import copies, new_combinations
 from fairlib.models.control import ControlledGenerator
 from fairlib.settings import digest
 from studies.engine.manifest import content_digest
 from studies.engine.places import accelerator
-from studies.engine.recipe import to_bytes
 from studies.engine.stage import run_stage
-from studies.heart.cohorts import Hearts, _join, hearts, to_images
+from studies.heart.cohorts import Hearts, _join, hearts
 from studies.heart.rules import HEIGHT_CM
 from studies.heart.settings import WAYS, HeartStudy
 

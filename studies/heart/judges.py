@@ -16,7 +16,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from fairlib.cohorts.splitting import split_subjects
+from fairlib.cohorts.cohort import split_subjects
 from fairlib.measures.overlap import dice, mean_dice
 from fairlib.models.classifier import predict
 from fairlib.models.diagnosis import (

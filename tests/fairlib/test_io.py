@@ -16,6 +16,8 @@ from fairlib.io import (
     read_json,
     read_tensors,
     sha256,
+    to_bytes,
+    to_images,
     write_bytes,
     write_json,
     write_tensors,
@@ -125,3 +127,14 @@ def test_a_folder_whose_making_fails_never_appears(tmp_path):
         (folder / "part").write_text("x")
         raise RuntimeError
     assert not target.exists() and not left_over(tmp_path)
+
+
+def test_every_byte_comes_back_and_images_are_clipped():
+    values = torch.arange(256, dtype=torch.uint8).reshape(1, 1, 16, 16)
+    images = to_images(values)
+    assert images.dtype == torch.float32 and (images.min(), images.max()) == (-1, 1)
+    assert torch.equal(to_bytes(images), values)
+    outside = to_bytes(torch.tensor([-3.0, 0.0, 1.2]))
+    assert outside.dtype == torch.uint8 and outside.tolist() == [0, 128, 255]
+    images = torch.rand(1000, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    assert (to_images(to_bytes(images)) - images).abs().max() <= 0.5 / 127.5 + 1e-6

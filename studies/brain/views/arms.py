@@ -10,12 +10,12 @@ from pathlib import Path
 import pandas as pd
 from torch import Tensor
 
-from fairlib.io import read_tensors, write_bytes, write_tensors
+from fairlib.io import read_tensors, to_images, write_bytes, write_tensors
 from fairlib.models.clip import load_clip
 from fairlib.models.generator import Generator
 from studies.brain.cohorts import splits
 from studies.brain.judges import Judges, fit_judges, judges_digest
-from studies.brain.readings import arm_readings, generate, prompts_of, read_images, to_images
+from studies.brain.readings import arm_readings, generate, prompts_of, read_images
 from studies.brain.settings import ARMS, Study
 from studies.brain.study import (
     attributes,

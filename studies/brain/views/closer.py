@@ -7,11 +7,11 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from fairlib.cohorts.captions import EVALUATION_PROMPTS
 from fairlib.models import solvers
 from fairlib.models.generator import Generator
 from fairlib.models.training import device_of
 from studies.brain.judges import Judges
+from studies.brain.prompts import EVALUATION_PROMPTS
 from studies.brain.settings import Study
 from studies.brain.views.tables import READERS
 

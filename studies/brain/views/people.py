@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 from torch import Tensor
 
-from fairlib.cohorts.captions import CONTRASTS
+from fairlib.cohorts.slices import CONTRASTS
 from studies.brain.cohorts import _phantom, brain_cohort, splits
 from studies.brain.settings import Study
 

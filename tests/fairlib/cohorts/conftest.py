@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from fairlib.cohorts.table import Cohort
+from fairlib.cohorts.cohort import Cohort
 
 SHAPE = (12, 14, 6)
 # x grows to the patient's left, y to the back, as in BraTS
@@ -138,6 +138,6 @@ def make_cohort():
             key: np.full((8, 8), i / max(1, len(table)), np.float32)
             for i, key in enumerate(table["image"])
         }
-        return Cohort("toy", table, value.__getitem__)
+        return Cohort("toy", table, value.__getitem__, strata=("sex", "grade"))
 
     return make

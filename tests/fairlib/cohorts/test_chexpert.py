@@ -13,9 +13,14 @@ import torch
 from PIL import Image
 
 from fairlib import DataError, SettingsError
-from fairlib.cohorts.chexpert import ATTRIBUTES, prompt_of, read_chexpert
-from fairlib.cohorts.chexpert_people import race_of, read_demographics
-from fairlib.cohorts.fundus import group_codes
+from fairlib.cohorts.attributes import group_codes
+from fairlib.cohorts.chexpert import (
+    ATTRIBUTES,
+    prompt_of,
+    race_of,
+    read_chexpert,
+    read_demographics,
+)
 from studies.fundus.phantom_chest import FINDINGS, ChestSettings, draw_chest, write_chexpert
 
 SETTINGS = ChestSettings(
@@ -222,7 +227,7 @@ def test_pictures_that_are_not_there_are_counted(root):
     ).excluded.to_numpy().tolist()
     shutil.rmtree(root / "train")
     shutil.rmtree(root / "valid")
-    with pytest.raises(DataError, match="none of the .* listed pictures"):
+    with pytest.raises(DataError, match="none of the .* listed images can be used"):
         read_chexpert(root, uncertain="zeros")
 
 

@@ -2,6 +2,7 @@
 them.
 """
 
+import itertools
 import shutil
 import zipfile
 
@@ -11,11 +12,21 @@ import pytest
 import torch
 from PIL import Image
 
-from fairlib import DataError
-from fairlib.cohorts.fairgenmed import FOLDERS, read_fairgenmed, read_people
-from fairlib.cohorts.fairgenmed_npz import fundus_picture, read_codes
-from fairlib.cohorts.fundus import EXAMPLE, group_codes, prompt_of
-from fairlib.cohorts.npz import read_npz
+from fairlib import DataError, SettingsError
+from fairlib.cohorts.attributes import group_codes
+from fairlib.cohorts.fairgenmed import (
+    EXAMPLE,
+    FOLDERS,
+    PROMPTED,
+    cdr_status,
+    fundus_image,
+    parse_prompt,
+    prompt_of,
+    read_codes,
+    read_fairgenmed,
+    read_npz,
+    read_subjects,
+)
 
 CDR, SEVERITY = ("normal", "borderline", "abnormal"), ("normal", "mild", "moderate", "severe")
 RACES, USES = (
@@ -172,10 +183,10 @@ def test_pictures_are_grey_from_minus_one_to_one(cohort, written):
 
 def test_a_picture_keeps_its_proportions():
     ramp = np.tile(np.linspace(0, 5, 40), (20, 1))
-    image = fundus_picture(ramp, 40)
+    image = fundus_image(ramp, 40)
     assert image.shape == (40, 40) and (image[:10] == -1).all() and (image[30:] == -1).all()
     assert np.abs(image[15] - np.linspace(-1, 1, 40)).max() < 1e-6
-    assert fundus_picture(np.stack([ramp] * 3, axis=2), 7).shape == (7, 7)
+    assert fundus_image(np.stack([ramp] * 3, axis=2), 7).shape == (7, 7)
 
 
 def test_without_a_picture_in_the_npz_the_jpg_is_read(root):
@@ -390,7 +401,7 @@ def test_the_truth_of_a_phantom_is_joined(root):
 def test_a_wrong_table_is_named(root, change, match):
     edit(root, change)
     with pytest.raises(DataError, match=match):
-        read_people(root / "data_summary.csv")
+        read_subjects(root / "data_summary.csv")
 
 
 def test_a_layout_that_is_none_is_refused(root, tmp_path):
@@ -398,7 +409,7 @@ def test_a_layout_that_is_none_is_refused(root, tmp_path):
         read_fairgenmed(tmp_path / "nothing")
     for path in root.glob("*/*.npz"):
         path.unlink()
-    with pytest.raises(DataError, match="no subject can be used"):
+    with pytest.raises(DataError, match="none of the 12 subjects can be used"):
         read_fairgenmed(root)
     for folder in FOLDERS.values():
         (root / folder).rmdir()
@@ -418,7 +429,7 @@ def test_a_layout_that_is_none_is_refused(root, tmp_path):
 )
 def test_a_picture_that_is_none_is_refused(values, match):
     with pytest.raises(DataError, match=match):
-        fundus_picture(values, 16)
+        fundus_image(values, 16)
 
 
 def test_progress_is_told(written):
@@ -453,3 +464,88 @@ def test_flipped_bytes_give_the_same_arrays_or_one_error(tmp_path):
         else:
             assert all(np.array_equal(found[name], value) for name, value in wanted.items())
     assert refused > 200
+
+
+ROW = {
+    "race": "Black",
+    "sex": "F",
+    "ethnicity": "Non-Hispanic",
+    "glaucoma": "glaucoma",
+    "md_severity": "mild",
+    "cdr_status": "abnormal",
+    "refraction": "myopia",
+}
+
+
+def test_the_template_is_the_paper_s():
+    assert (
+        prompt_of(ROW)
+        == (
+            "SLO fundus image of a Black Female Non-Hispanic patient with the following "
+            "conditions: "
+            "glaucoma, mild vision loss, abnormal cup-disc ratio, myopia"
+        )
+        == EXAMPLE
+    )
+    assert prompt_of(ROW | {"glaucoma": "non-glaucoma", "md_severity": "normal"}).endswith(
+        ": non-glaucoma, normal vision, abnormal cup-disc ratio, myopia"
+    )
+
+
+def test_every_prompt_is_its_own_and_is_read_back():
+    rows = [
+        dict(zip(PROMPTED, values, strict=True)) for values in itertools.product(*PROMPTED.values())
+    ]
+    assert len(rows) == 3 * 2 * 2 * 2 * 4 * 3 * 3 and len({prompt_of(row) for row in rows}) == len(
+        rows
+    )
+    assert all(parse_prompt(prompt_of(row)) == row for row in rows)
+    assert prompt_of(pd.Series(ROW)) == EXAMPLE
+
+
+@pytest.mark.parametrize("value", ["unknown", None, np.nan, pd.NA])
+@pytest.mark.parametrize("name", PROMPTED)
+def test_a_row_that_has_no_prompt_says_why(name, value):
+    with pytest.raises(DataError, match=f"^{name} .*leave rows without one out"):
+        prompt_of(ROW | {name: value})
+    with pytest.raises(DataError, match=f"the row has no '{name}'"):
+        prompt_of({key: word for key, word in ROW.items() if key != name})
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "match"),
+    [
+        ("Black", "Blak", "did you mean 'Black'"),
+        ("Female", "female", "did you mean 'Female'"),
+        ("Female", "F", "known keys: Female, Male"),
+        ("mild vision loss", "mild vision", "did you mean 'mild vision loss'"),
+        ("abnormal", "odd", "known keys: normal, borderline, abnormal"),
+        ("glaucoma,", "glaucomas,", "did you mean 'glaucoma'"),
+        (", myopia", "", "does not follow the template"),
+        ("SLO fundus", "Fundus", "does not follow the template"),
+    ],
+)
+def test_words_outside_the_template_are_named(old, new, match):
+    with pytest.raises(SettingsError, match=match):
+        parse_prompt(EXAMPLE.replace(old, new))
+
+
+@pytest.mark.parametrize(
+    ("cdr", "status"),
+    [
+        (0, "normal"),
+        (0.49999, "normal"),
+        (0.5, "borderline"),
+        (0.69999, "borderline"),
+        (0.7, "abnormal"),
+        (1, "abnormal"),
+    ],
+)
+def test_the_status_is_a_threshold(cdr, status):
+    assert cdr_status(cdr) == status
+
+
+@pytest.mark.parametrize("cdr", [-0.01, 1.01, np.nan])
+def test_no_ratio_no_status(cdr):
+    with pytest.raises(DataError, match="between 0 and 1"):
+        cdr_status(cdr)

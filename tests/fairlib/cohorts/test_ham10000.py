@@ -8,16 +8,14 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from PIL import Image
 
 from fairlib import DataError
-from fairlib.cohorts.fundus import group_codes
+from fairlib.cohorts.attributes import group_codes
 from fairlib.cohorts.ham10000 import (
     ATTRIBUTES,
     age_group,
     category,
     prompt_of,
-    read_colour,
     read_ham10000,
 )
 from studies.fundus.phantom_skin import DermoscopySettings, draw_lesion, write_ham10000
@@ -97,16 +95,6 @@ def test_pictures_have_colours(cohort, written, released):
     red, green, blue = cohort.load()[:, :, 0, 0].mean(0)
     assert red > green > blue  # skin in the corner
     assert len({path.parent.name for path in written.glob("*/*.jpg")}) == 2
-
-
-def test_the_middle_square_is_read(tmp_path):
-    wide = np.zeros((20, 60, 3), np.uint8)
-    wide[:, 20:30, 0], wide[:, 30:40, 2], wide[:, :20, 1] = 255, 255, 255
-    Image.fromarray(wide).save(tmp_path / "wide.png")
-    image = read_colour(tmp_path / "wide.png", 20)
-    assert (
-        (image[0, :, :10] == 1).all() and (image[2, :, 10:] == 1).all() and (image[1] == -1).all()
-    )
 
 
 def test_two_pictures_of_a_lesion_are_never_parted(cohort):

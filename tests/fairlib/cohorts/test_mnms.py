@@ -10,8 +10,8 @@ import torch
 
 from fairlib import CorruptScan, DataError
 from fairlib.cohorts import mnms as module
-from fairlib.cohorts.cardiac_slices import CardiacSettings, choose, label_order
-from fairlib.cohorts.mnms import PARTS, read_mnms, read_people
+from fairlib.cohorts.cardiac import CardiacSettings, choose, label_order
+from fairlib.cohorts.mnms import PARTS, read_mnms, read_subjects
 from studies.heart.phantom import HeartSettings, draw_heart, write_mnms
 from studies.heart.phantom_files import TABLE
 
@@ -184,7 +184,7 @@ def test_however_the_file_is_turned_the_picture_is_upright(root, cohort, change)
 
 
 def test_several_slices_lie_next_to_the_middle(written):
-    found = read_mnms(written, CardiacSettings(slices_per_subject=3))
+    found = read_mnms(written, settings=CardiacSettings(slices_per_subject=3))
     assert all(list(group["slice"]) == [1, 2, 3] for _, group in found.table.groupby("subject"))
     assert found.load([0, 1]).shape == (2, 3, 64, 64)
     labels = np.zeros((2, 2, 6, 2), np.uint8)
@@ -203,8 +203,8 @@ def test_the_cache_spares_a_second_reading(written, tmp_path, monkeypatch, cohor
     unlabelled = {path.parent.name for path in written.glob("Training/Unlabeled/*/*_gt.nii.gz")}
     monkeypatch.setattr(
         module,
-        "find_folders",
-        lambda root, find=module.find_folders: {
+        "find_subjects",
+        lambda root, find=module.find_subjects: {
             code: place for code, place in find(root).items() if code not in unlabelled
         },
     )
@@ -265,7 +265,7 @@ def test_a_pathology_that_is_neither_is_kept_until_a_prompt_is_needed(root):
 def test_a_wrong_table_is_named(root, change, match):
     edit_table(root, change)
     with pytest.raises(DataError, match=match):
-        read_people(root / TABLE)
+        read_subjects(root / TABLE)
 
 
 def test_a_frame_that_is_not_there_is_refused(root):
@@ -295,14 +295,14 @@ def test_a_mask_that_does_not_fit_is_refused(root, change, match):
 
 
 def test_a_layout_that_is_none_is_refused(root, tmp_path):
-    with pytest.raises(DataError, match="0 tables"):
+    with pytest.raises(DataError, match="none of the files match"):
         read_mnms(tmp_path / "nothing")
     image = labelled(root)[1]
     image.unlink()
     with pytest.raises(DataError, match="is missing; copy it"):
         read_mnms(root)
     shutil.copytree(root / "Testing", root / "Validation", dirs_exist_ok=True)
-    with pytest.raises(DataError, match="remove one folder"):
+    with pytest.raises(DataError, match="remove one of them"):
         read_mnms(root)
 
 

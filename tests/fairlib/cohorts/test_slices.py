@@ -52,7 +52,7 @@ def test_the_display_is_radiological():
     picture = slices.images[0, 0]
     rows, columns = np.nonzero(picture > 0.9)
     assert len(rows) == 6 and rows.max() < 8 and columns.min() >= 8
-    assert slices.side == ("left", "left")
+    assert slices.sides == ("left", "left")
 
 
 FLIPS = list(itertools.product([1, -1], repeat=3))

@@ -3,7 +3,7 @@ import pandas as pd
 import pytest
 import torch
 
-from fairlib.cohorts.fundus import ATTRIBUTES, group_codes
+from fairlib.cohorts.attributes import ATTRIBUTES, group_codes
 from fairlib.errors import DataError, SettingsError, WeightsError
 from fairlib.methods.sample_weights import (
     attribute_gaps,

@@ -6,17 +6,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from fairlib.cohorts.brats import read_brats
-from fairlib.cohorts.captions import (
-    CONTRASTS,
-    EVALUATION_PROMPTS,
-    FIDELITY_PROMPTS,
-    caption,
-    mirrored,
-)
+from fairlib.cohorts.brats import caption, read_brats
 from fairlib.cohorts.roco import read_roco
+from fairlib.cohorts.slices import CONTRASTS
 from fairlib.errors import SettingsError
 from studies.brain.phantom import BrainSettings, roster, write_brats
+from studies.brain.prompts import EVALUATION_PROMPTS, FIDELITY_PROMPTS, mirrored
 from studies.brain.radiology import RadiologySettings, draw_slice, write_roco
 from studies.brain.rules import (
     BASE_SIZE,
@@ -36,11 +31,7 @@ def brats(tmp_path_factory):
 
 
 def read(root):
-    return read_brats(
-        root,
-        root / "name_mapping.csv",
-        [root / f"clinical_patient_{s}.txt" for s in ("gbm", "lgg")],
-    )
+    return read_brats(root)
 
 
 def test_default_counts_are_those_of_the_real_cohort():
@@ -143,7 +134,7 @@ def test_the_real_roco_reader_finds_the_slices(tmp_path):
     settings = RadiologySettings(slices=6, validation=2)
     write_roco(tmp_path, settings)
     cohort = read_roco(tmp_path)
-    assert len(cohort) == 6 and len(read_roco(tmp_path, "validation")) == 2
+    assert len(cohort) == 6 and len(read_roco(tmp_path, split="validation")) == 2
     image, truth = draw_slice(settings, 3)
     row = list(cohort.table.caption).index(truth["caption"])
     assert cohort.table.sex.iloc[row] == truth["sex"]

@@ -7,11 +7,11 @@ import pandas as pd
 import pytest
 import torch
 
-from fairlib.cohorts.captions import EVALUATION_PROMPTS
 from fairlib.methods.targets import Target
 from fairlib.models.generator import alphas_cumprod
 from studies.brain import Study, generate, views
 from studies.brain.anatomy import Outline
+from studies.brain.prompts import EVALUATION_PROMPTS
 from studies.brain.views import tables
 from studies.brain.views.closer import prompt_grid
 

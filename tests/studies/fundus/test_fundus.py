@@ -10,14 +10,8 @@ import pytest
 import torch
 from scipy import stats
 
-from fairlib.cohorts.fundus import (
-    ATTRIBUTES,
-    CDR_STATUSES,
-    RACES,
-    SEVERITIES,
-    cdr_status,
-    parse_prompt,
-)
+from fairlib.cohorts.attributes import ATTRIBUTES, RACES
+from fairlib.cohorts.fairgenmed import CDR_STATUSES, SEVERITIES, cdr_status, parse_prompt
 from fairlib.errors import DataError, SettingsError, WeightsError
 from fairlib.io import read_tensors
 from fairlib.measures.equity import equity_report

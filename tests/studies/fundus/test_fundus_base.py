@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from fairlib.cohorts.fundus import PROMPTED
+from fairlib.cohorts.fairgenmed import PROMPTED
 from fairlib.io import read_json
 from fairlib.models import clip as cl
 from fairlib.models.autoencoder import build_autoencoder, encode

@@ -8,14 +8,14 @@ import pytest
 import torch
 
 from fairlib import DataError, SettingsError
-from fairlib.cohorts.fairgenmed import read_fairgenmed
-from fairlib.cohorts.fundus import (
+from fairlib.cohorts.attributes import RACES
+from fairlib.cohorts.fairgenmed import (
     CDR_STATUSES,
     GLAUCOMA,
-    RACES,
     SEVERITIES,
     cdr_status,
     parse_prompt,
+    read_fairgenmed,
 )
 from studies.fundus.phantom import (
     FundusSettings,

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from fairlib import DataError, SettingsError
-from fairlib.cohorts.cardiac_slices import label_order
+from fairlib.cohorts.cardiac import label_order
 from studies.heart.phantom import (
     HeartSettings,
     draw_heart,

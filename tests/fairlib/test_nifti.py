@@ -10,10 +10,8 @@ import nibabel
 import numpy as np
 import pytest
 
-from fairlib import CorruptScan
-from fairlib.cohorts import nifti
-from fairlib.cohorts.nifti import read_frames, read_labels, read_volume, require_same_grid
-from fairlib.cohorts.nifti_affine import scale_note
+from fairlib import CorruptScan, nifti
+from fairlib.nifti import read_frames, read_labels, read_volume, require_same_grid, scale_note
 
 AFFINE = np.array([[-1.5, 0, 0, 10], [0, -1.5, 0, 20], [0, 0, 4, -30], [0, 0, 0, 1.0]])
 RNG = np.random.default_rng(0)

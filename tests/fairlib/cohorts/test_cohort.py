@@ -1,5 +1,7 @@
 """Cohorts: splits by person, honest intervals, and no silent loss."""
 
+from functools import partial
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -9,8 +11,7 @@ from hypothesis import strategies as st
 from scipy.stats import binomtest
 
 from fairlib import DataError, SettingsError
-from fairlib.cohorts.splitting import allot
-from fairlib.cohorts.table import Cohort, wilson
+from fairlib.cohorts.cohort import Cohort, allot, no_prompt, wilson
 
 REAL = {("M", "HGG"): 63, ("F", "HGG"): 38, ("M", "LGG"): 27, ("F", "LGG"): 38}
 PARTS = {"train": 0.6, "validation": 0.2, "test": 0.2}
@@ -156,7 +157,7 @@ def test_labels_are_one_for_female(make_cohort):
 
 def test_load_reads_the_rows_asked_for_and_no_others(make_cohort):
     cohort, asked = make_cohort({("F", "HGG"): 6}), []
-    watched = Cohort("w", cohort.table, lambda key: asked.append(key) or cohort.reader(key))
+    watched = Cohort("w", cohort.table, lambda key: asked.append(key) or cohort.read_image(key))
     images = watched.load([4, 1])
     assert asked == list(cohort.table["image"].iloc[[4, 1]])
     assert images.shape == (2, 1, 8, 8) and images.dtype == torch.float32
@@ -209,3 +210,46 @@ def test_a_reader_outside_the_convention_is_refused(make_cohort, bad):
     keys = iter([np.zeros((8, 8), np.float32), bad.astype(np.float32)])
     with pytest.raises(DataError, match="shapes|values reach"):
         Cohort("bad", cohort.table, lambda _: next(keys)).load()
+
+
+def full(prompts, **fields):
+    """Three images of two subjects, with masks."""
+    table = pd.DataFrame(
+        {
+            "subject": ["x", "x", "y"],
+            "sex": ["F", "F", "M"],
+            "image": ["a", "b", "c"],
+            "age": [50, 50, np.nan],
+            "prompt": pd.array(prompts, dtype="string"),
+        }
+    )
+    mask = np.arange(4, dtype=np.uint8).reshape(1, 2, 2)
+    read = {"read_image": lambda _: np.zeros((2, 2), np.float32), "read_mask": lambda _: mask}
+    return Cohort("full", table, **read, **fields)
+
+
+def test_masks_are_read_like_images(make_cohort):
+    masks = full(["p"] * 3).load_masks([0, 2])
+    assert masks.dtype == torch.uint8 and masks.tolist() == [[[[0, 1], [2, 3]]]] * 2
+    with pytest.raises(DataError, match="has no masks"):
+        make_cohort(REAL).load_masks()
+
+
+def test_rows_without_prompt_are_listed_once_each(make_cohort):
+    by_image = full(["p", None, None], why_no_prompt=partial(no_prompt, needed=("sex", "age")))
+    assert by_image.with_prompt().excluded.to_numpy().tolist() == [
+        ["b", "prompt unknown", ""],
+        ["c", "age unknown", ""],
+    ]
+    by_subject = full([None, None, "p"], why_no_prompt=lambda row: (row["subject"], "old", ""))
+    whole = by_subject.with_prompt()
+    assert whole.excluded.to_numpy().tolist() == [["x", "old", ""]] and whole.subjects() == ["y"]
+    with pytest.raises(DataError, match="'prompt'"):
+        make_cohort(REAL).with_prompt()
+
+
+def test_what_a_data_set_does_not_state_is_said():
+    cohort = full(["p"] * 3, not_stated={"age": "take another data set"})
+    for use in (lambda: cohort.by_subject(["age"]), lambda: cohort.shares("age")):
+        with pytest.raises(DataError, match="full: has no age: take another data set"):
+            use()
