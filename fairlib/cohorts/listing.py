@@ -15,13 +15,17 @@ Excluded = tuple[str, str, str]  # item, reason, detail
 def listed(folder: Path, pattern: str = "*") -> list[Path]:
     """The files and folders in `folder` whose names match `pattern`, sorted; none where it is not
     a folder.
+
+    Hidden ones are left out (macOS writes a `._x.jpg` beside each `x.jpg` on other disks), and so
+    is `__MACOSX`, which it puts into archives.
     """
-    return sorted(folder.glob(pattern)) if folder.is_dir() else []
+    paths = sorted(folder.glob(pattern)) if folder.is_dir() else []
+    return [path for path in paths if not path.name.startswith(".") and path.name != "__MACOSX"]
 
 
 def folders(folder: Path) -> list[Path]:
-    """The folders in `folder`, sorted, without hidden ones."""
-    return [path for path in listed(folder) if path.is_dir() and not path.name.startswith(".")]
+    """The folders in `folder`, sorted, as `listed` lists them."""
+    return [path for path in listed(folder) if path.is_dir()]
 
 
 def by_name(root: Path, parts: Mapping[str, Sequence[Path]]) -> dict[str, tuple[str, Path]]:

@@ -221,6 +221,11 @@ def test_rows_without_npz_and_npz_without_rows_are_counted(root):
         read_fairgenmed(root)
 
 
+def test_what_macos_adds_is_no_subject(root):
+    shutil.copy(root / "Test/data_00005.npz", root / "Test/._data_00005.npz")
+    assert not len(read_fairgenmed(root, strict=True).excluded)
+
+
 def test_codes_outside_the_release_are_counted(root):
     for index, changes in {
         0: {"race": 7},

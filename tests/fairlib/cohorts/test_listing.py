@@ -8,16 +8,17 @@ from fairlib.cohorts.listing import by_name, first_of, folders, listed, missing,
 
 @pytest.fixture
 def root(tmp_path):
-    for name in ("b", "a", ".hidden"):
+    for name in ("b", "a", ".hidden", "__MACOSX"):
         (tmp_path / name).mkdir()
-    for name in ("b/x.jpg", "a/x.jpg", "a/y.jpg"):
+    for name in ("b/x.jpg", "a/x.jpg", "a/y.jpg", "a/._x.jpg", "a/.DS_Store"):
         (tmp_path / name).write_text("")
     return tmp_path
 
 
-def test_files_and_folders_are_sorted(root):
+def test_files_and_folders_are_sorted_without_what_macos_adds(root):
     assert [path.name for path in folders(root)] == ["a", "b"]
     assert [path.name for path in listed(root / "a", "*.jpg")] == ["x.jpg", "y.jpg"]
+    assert [path.name for path in listed(root / "a")] == ["x.jpg", "y.jpg"]
     assert listed(root / "nowhere") == [] and folders(root / "a" / "x.jpg") == []
 
 
