@@ -25,7 +25,7 @@ from fairlib.cohorts.cardiac import (
 from fairlib.cohorts.cohort import Cohort
 from fairlib.cohorts.listing import folders, missing, tracked
 from fairlib.cohorts.slices import SliceStore
-from fairlib.cohorts.tables import TAKE_AGAIN, read_text
+from fairlib.cohorts.tables import number_of, read_text
 from fairlib.errors import DataError
 from fairlib.nifti import read_labels, read_volume, require_same_grid
 from fairlib.settings import unknown_key
@@ -112,7 +112,8 @@ def read_info(path: Path, diagnoses: Mapping[str, str | None] = DIAGNOSES) -> di
     for key in KEYS:
         if key not in info:
             raise DataError(f"{path}: has no line {key!r}; {unknown_key(key, list(info), 'it')}")
-    numbers = {key: _number(path, key, info[key]) for key in KEYS if key != "Group"}
+    keys = [key for key in KEYS if key != "Group"]
+    numbers = {key: number_of(str(path), key, info[key], 0, 1e4) for key in keys}
     ed, es, frames = (numbers[key] for key in ("ED", "ES", "NbFrame"))
     if ed == es or not all(1 <= frame <= frames and frame == int(frame) for frame in (ed, es)):
         named = f"ED {info['ED']} and ES {info['ES']} of {info['NbFrame']} frames"
@@ -130,13 +131,6 @@ def read_info(path: Path, diagnoses: Mapping[str, str | None] = DIAGNOSES) -> di
         "es": int(es),
     }
     return subject_row(subject, diagnoses, str(path))
-
-
-def _number(path: Path, key: str, text: str) -> float:
-    try:
-        return float(text)
-    except ValueError as error:
-        raise DataError(f"{path}: {key} is {text!r}, not a number; {TAKE_AGAIN}") from error
 
 
 def _scans(folder: Path, subject: Mapping) -> list[Path]:

@@ -23,7 +23,7 @@ from fairlib.cohorts.slices import (
     SubjectSlices,
     extract,
 )
-from fairlib.cohorts.tables import named_cells, read_rows, refuse_twice
+from fairlib.cohorts.tables import is_missing, named_cells, read_rows, refuse_twice
 from fairlib.errors import CorruptScan, DataError
 from fairlib.nifti import read_labels, read_volume, require_same_grid, scale_note
 
@@ -31,7 +31,6 @@ GRADES = ("HGG", "LGG")
 SCANS = (*CONTRASTS, "seg")
 NAME_MAPPING = "name_mapping.csv"
 TCGA, AGE = "TCGA_TCIA_subject_ID", "age_at_initial_pathologic_diagnosis"
-MISSING = {"", "NA", "N/A", "NAN"}
 
 # What a caption says, and each wording of it (synonyms change with the template).
 _CONTRAST = {
@@ -177,11 +176,11 @@ def read_name_mapping(path: str | Path) -> pd.DataFrame:
         (row[year], row["tcga"], row["grade"])
         for row in cells
         for year in years
-        if row[year].upper() not in MISSING
+        if not is_missing(row[year])
     ]
     table = pd.DataFrame(long, columns=["subject", "tcga", "grade"], dtype="string")
     refuse_twice(path, table["subject"])
-    return table.assign(tcga=table["tcga"].where(~table["tcga"].str.upper().isin(MISSING)))
+    return table.assign(tcga=table["tcga"].where(~table["tcga"].map(is_missing)))
 
 
 def find_biotabs(root: str | Path) -> list[Path]:
@@ -330,7 +329,7 @@ def _notes(
 
 def _sex(path: str | Path, text: str) -> str | None:
     # biotab writes [Not Available], [Unknown], ...
-    if text.upper() in MISSING or text.startswith("["):
+    if is_missing(text) or text.startswith("["):
         return None
     if text.lower() not in SEX_CELLS:
         what = f"gender {text!r}; expected MALE, FEMALE or a bracketed [Not Available]"

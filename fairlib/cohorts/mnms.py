@@ -13,8 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
-import numpy as np
-
+from fairlib.cohorts.attributes import SEXES
 from fairlib.cohorts.cardiac import (
     FORMAT,
     STANDARD,
@@ -27,7 +26,15 @@ from fairlib.cohorts.cardiac import (
 from fairlib.cohorts.cohort import Cohort
 from fairlib.cohorts.listing import Excluded, by_name, folders, missing, only, tracked
 from fairlib.cohorts.slices import SliceStore
-from fairlib.cohorts.tables import named_cells, read_rows, refuse_twice
+from fairlib.cohorts.tables import (
+    is_missing,
+    itself,
+    named_cells,
+    number_of,
+    read_rows,
+    refuse_twice,
+    word_of,
+)
 from fairlib.errors import DataError
 from fairlib.nifti import as_labels, read_frames, require_same_grid
 
@@ -52,7 +59,6 @@ FIELDS = {
 DIAGNOSES = {"NOR": "healthy"}
 DIAGNOSES |= dict.fromkeys(("DCM", "HHD", "HCM"), "heart failure")
 DIAGNOSES |= dict.fromkeys(("ARV", "AHS", "IHD", "LVNC", "Other"))
-MISSING = {"", "NA", "N/A", "NAN", "NONE", "-"}
 LABELS = frozenset({0, 1, 2, 3})
 
 
@@ -188,24 +194,14 @@ def _attributes(
     path: str | Path, row: Mapping[str, str], diagnoses: Mapping[str, str | None]
 ) -> dict:
     where = f"{path}: {row['subject']}"
-    names = ("age", "height", "weight", "ed", "es")
-    numbers = {name: _number(where, FIELDS[name], row[name]) for name in names}
+    numbers = {
+        name: number_of(where, FIELDS[name], row[name], 0, 1e4)
+        for name in ("age", "height", "weight", "ed", "es")
+    }
     ed, es = numbers["ed"], numbers["es"]
     if ed == es or any(not (value >= 0 and value == int(value)) for value in (ed, es)):
         frames = f"ED {row['ed']!r} and ES {row['es']!r}"
         raise DataError(f"{where}: {frames}; expected two different frames, counted from 0")
-    words = {name: None if row[name].upper() in MISSING else row[name] for name in row}
-    if words["sex"] not in (None, "F", "M"):
-        raise DataError(f"{where}: Sex {row['sex']!r}; expected F, M or empty")
-    row = {**words, **numbers, "subject": row["subject"], "ed": int(ed), "es": int(es)}
-    return subject_row(row, diagnoses, where)
-
-
-def _number(where: str, name: str, text: str) -> float:
-    if text.upper() in MISSING:
-        return np.nan
-    try:
-        return float(text)
-    except ValueError as error:
-        remedy = "correct the table or leave the cell empty"
-        raise DataError(f"{where}: {name} is {text!r}, not a number; {remedy}") from error
+    words = {name: None if is_missing(row[name]) else row[name] for name in row}
+    words |= {"subject": row["subject"], "sex": word_of(where, "Sex", row["sex"], itself(SEXES))}
+    return subject_row({**words, **numbers, "ed": int(ed), "es": int(es)}, diagnoses, where)

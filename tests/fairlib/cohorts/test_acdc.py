@@ -154,6 +154,16 @@ def test_a_wrong_info_file_is_named(root, old, new, match):
     assert "patient001" in str(error.value)
 
 
+def test_a_weight_that_is_unknown_leaves_the_patient_in(root):
+    path = root / "training" / "patient001" / "Info.cfg"
+    path.write_text(path.read_text().replace("Weight: 95.0", "Weight: NA"))
+    table = read_acdc(root).table.set_index("subject")
+    assert table["bmi"].isna().tolist() == [True, False, False]
+    path.write_text(path.read_text().replace("ES: 12", "ES: NA"))
+    with pytest.raises(DataError, match="counted from 1"):
+        read_acdc(root)
+
+
 def test_phases_on_two_grids_are_refused(root):
     path = root / "training" / "patient001" / "patient001_frame12.nii.gz"
     save(path, np.asarray(nibabel.load(path).dataobj)[:, :-1])

@@ -255,7 +255,7 @@ def test_a_pathology_that_is_neither_is_kept_until_a_prompt_is_needed(root):
         (lambda t: t.assign(ED="-1"), "counted from 0"),
         (lambda t: t.assign(ED=""), "counted from 0"),
         (lambda t: t.assign(Age="old"), "Age is 'old'"),
-        (lambda t: t.assign(Sex="X"), "Sex 'X'"),
+        (lambda t: t.assign(Sex="X"), "Sex is 'X'"),
         (
             lambda t: t.assign(Height="1.75", Weight="70"),
             "SYN00000: height 1.75.*convert the units",
@@ -266,6 +266,13 @@ def test_a_wrong_table_is_named(root, change, match):
     edit_table(root, change)
     with pytest.raises(DataError, match=match):
         read_subjects(root / TABLE)
+
+
+@pytest.mark.parametrize("mark", ["", "NA", "unknown", "-", "-1", "None"])
+def test_every_mark_for_a_missing_value_is_one(root, mark):
+    edit_table(root, lambda t: t.assign(Age=mark, Sex=mark, Height=mark, Pathology=mark))
+    rows = pd.DataFrame(read_subjects(root / TABLE).values())
+    assert rows[["age", "sex", "height", "bmi", "pathology", "diagnosis"]].isna().all(axis=None)
 
 
 def test_a_frame_that_is_not_there_is_refused(root):
