@@ -53,7 +53,8 @@ def read_acdc(
     `patientNNN/Info.cfg`, `patientNNN_frameMM.nii.gz` and `patientNNN_frameMM_gt.nii.gz` for the
     frames ED and ES that Info.cfg names (counted from 1).
 
-    Columns as in `cardiac.heart_cohort`, sex and age missing: what needs them raises `DataError`.
+    Columns as in `cardiac.heart_cohort`, without sex, age, decade and prompt: what needs one of
+    them raises `DataError`.
     Masks are in the label order of this book (1 LV, 2 MYO, 3 RV; in the files it is 1 RV, 2 MYO, 3
     LV, and that is checked on the data). The released sforms state no voxel size, so it is read
     from pixdim, and `notes` says of whom. Left out and listed: no usable slice. Raises `DataError`

@@ -13,7 +13,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -339,7 +338,8 @@ def heart_cohort(
     excluded: Sequence[Excluded],
     store: SliceStore,
     settings: CardiacSettings,
-    **fields: Any,
+    strata: tuple[str, ...] = ("sex", "diagnosis"),
+    not_stated: Mapping[str, str] | None = None,
 ) -> Cohort:
     """The cohort of the subjects that have `slices`: one row is one slice position of one subject,
     in end-diastole and end-systole.
@@ -349,8 +349,8 @@ def heart_cohort(
     prompt (missing where one of sex, age, bmi, diagnosis is), image. Images float32 [3, H, W] (ED,
     ES, ED), masks uint8 [2, H, W] (ED, ES). `notes` lists the subjects whose segmentation is wider
     than the image, and those whose scans' voxel size (`files`) comes from pixdim, because the sform
-    states another (see `fairlib.nifti.read_affine`). fields: further ones of `Cohort`. Raises
-    `DataError` when no subject is left.
+    states another (see `fairlib.nifti.read_affine`). The columns that `not_stated` names are not in
+    the table. Raises `DataError` when no subject is left.
     """
     require_some(slices, excluded, root, "subjects", "check their images and masks")
     rows = [
@@ -358,19 +358,21 @@ def heart_cohort(
         for subject, one in slices.items()
         for number, index in enumerate(one.index)
     ]
+    table = typed(rows, ("age", "height", "weight", "bmi"), ("slice",))[[*OF_SUBJECT, *OF_SLICE]]
     width = f"wider than {settings.field_of_view_mm:g} mm"
     scales = {subject: scale_note(files[subject]) for subject in slices}
     notes = [(subject, "heart cropped", width) for subject, one in slices.items() if one.cropped]
     notes += [(one, "voxel size from pixdim", note) for one, note in scales.items() if note]
     return Cohort(
         name,
-        typed(rows, ("age", "height", "weight", "bmi"), ("slice",))[[*OF_SUBJECT, *OF_SLICE]],
+        table.drop(columns=list(not_stated or ())),
         partial(_read_image, store),
         report(excluded),
         report(notes),
         partial(_read, store, "masks"),
         _why_no_prompt,
-        **fields,
+        strata,
+        not_stated or {},
     )
 
 

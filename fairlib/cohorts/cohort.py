@@ -39,9 +39,10 @@ class Cohort:
     """Subjects, their images and what is known of them.
 
     name: of the data set, and of the part.
-    table: one row an image, with at least `subject`, `sex` ("F", "M" or missing) and `image` (a
-    key); its index is always 0..N-1. Further columns are the data set's (see its reader): `prompt`
-    (a text, missing where the row cannot state all of it), `use` (the release's own split).
+    table: one row an image, with at least `subject` and `image` (a key); its index is always
+    0..N-1. Further columns are the data set's (see its reader), among them `sex` ("F", "M" or
+    missing), `prompt` (a text, missing where the row cannot state all of it), and `use` (the
+    release's own split).
     read_image: key -> float32 [H, W] or [C, H, W] in [-1, 1]; only `load` calls it.
     excluded: what was left out; notes: what was kept but wants a word (columns item, reason,
     detail).
@@ -66,11 +67,12 @@ class Cohort:
     def __post_init__(self):
         table = self.table.reset_index(drop=True)
         object.__setattr__(self, "table", table)
-        _require(self, ["subject", "sex", "image"], stated=False)
-        table["sex"] = table["sex"].astype("string")
-        if other := set(table["sex"].dropna()) - {"F", "M"}:
-            words = f"sex is {sorted(other)}; write 'F', 'M' or leave it missing"
-            raise DataError(f"{self.name}: {words}")
+        _require(self, ["subject", "image"])
+        if "sex" in table:
+            table["sex"] = table["sex"].astype("string")
+            if other := set(table["sex"].dropna()) - {"F", "M"}:
+                words = f"sex is {sorted(other)}; write 'F', 'M' or leave it missing"
+                raise DataError(f"{self.name}: {words}")
         if table["subject"].isna().any():
             why = "a split by subject needs one for each image"
             raise DataError(f"{self.name}: a row has no subject; {why}")
@@ -301,13 +303,11 @@ def _share(rows: pd.DataFrame) -> dict[str, float]:
     return counts | {"share": share, "low": low, "high": high}
 
 
-def _require(cohort: Cohort, columns: Sequence[str], stated: bool = True) -> None:
+def _require(cohort: Cohort, columns: Sequence[str]) -> None:
     for name in columns:
-        if stated and name in cohort.not_stated:
-            raise DataError(f"{cohort.name}: has no {name}: {cohort.not_stated[name]}")
         if name not in cohort.table:
             near = unknown_key(name, list(cohort.table.columns), "the table")
-            raise DataError(f"{cohort.name}: {near}")
+            raise DataError(f"{cohort.name}: has no {name}; {cohort.not_stated.get(name, near)}")
 
 
 def _require_one_row(cohort: Cohort, rows: pd.DataFrame, what: str, verb: str = "has") -> None:

@@ -249,7 +249,16 @@ def test_rows_without_prompt_are_listed_once_each(make_cohort):
 
 
 def test_what_a_data_set_does_not_state_is_said():
-    cohort = full(["p"] * 3, not_stated={"age": "take another data set"})
-    for use in (lambda: cohort.by_subject(["age"]), lambda: cohort.shares("age")):
-        with pytest.raises(DataError, match="full: has no age: take another data set"):
+    cohort = full(["p"] * 3, not_stated={"bmi": "take another data set"})
+    for use in (lambda: cohort.by_subject(["bmi"]), lambda: cohort.shares("bmi")):
+        with pytest.raises(DataError, match="full: has no bmi; take another data set"):
             use()
+
+
+def test_a_cohort_without_sex_has_no_labels_and_no_shares():
+    table = pd.DataFrame({"subject": ["x", "y"], "image": ["a", "b"]})
+    cohort = Cohort("sexless", table, dict)
+    for use in (cohort.labels, cohort.shares, cohort.with_known_sex, cohort.by_subject):
+        with pytest.raises(DataError, match="sexless: has no sex; unknown key 'sex'"):
+            use()
+    assert len(cohort.split({"a": 0.5, "b": 0.5}, seed=0, stratify=())["a"]) == 1
