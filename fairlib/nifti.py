@@ -250,17 +250,14 @@ def _gunzip(path: Path, packed: bytes, max_voxels: int, series: bool) -> bytes:
         data = stream.decompress(packed, promised + 1)
     except zlib.error as error:
         raise CorruptScan(path, f"broken gzip data ({error}); {COPY_AGAIN}") from error
-    problem = (
-        f"unpacks to more than the {promised} bytes its header promises"
-        if len(data) > promised
-        else "gzip data end too soon, the checksum is missing"
-        if not stream.eof
-        else f"{len(stream.unused_data)} bytes after the end of the gzip data"
-        if stream.unused_data
-        else ""
-    )
-    if problem:
-        raise CorruptScan(path, f"{problem}; {COPY_AGAIN}")
+    problems = {
+        f"unpacks to more than the {promised} bytes its header promises": len(data) > promised,
+        "gzip data end too soon, the checksum is missing": not stream.eof,
+        f"{len(stream.unused_data)} bytes after the end of the gzip data": stream.unused_data,
+    }
+    for problem, met in problems.items():
+        if met:
+            raise CorruptScan(path, f"{problem}; {COPY_AGAIN}")
     return data
 
 

@@ -61,10 +61,7 @@ CONDITIONS = {
     "refraction": REFRACTIONS,
 }
 PROMPTED = ATTRIBUTES | CONDITIONS  # what a prompt states, in its order
-VISION = {
-    "normal": "normal vision",
-    **{degree: f"{degree} vision loss" for degree in SEVERITIES[1:]},
-}
+VISION = {degree: f"{degree} vision loss" for degree in SEVERITIES} | {"normal": "normal vision"}
 TEMPLATE = re.compile(
     r"SLO fundus image of a (\S+) (\S+) (\S+) patient with the following conditions: "
     r"([^,]+), ([^,]+), ([^,]+) cup-disc ratio, ([^,]+)"

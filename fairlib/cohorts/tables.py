@@ -131,10 +131,8 @@ def word_of(where: str, column: str, text: str, words: Mapping[str, str]) -> str
     if is_missing(text):
         return None
     if text.strip().lower() not in words:
-        raise DataError(
-            f"{where}: {column} is {text!r}; expected one of {', '.join(words)}, or an empty cell; "
-            "correct the table"
-        )
+        expected = f"one of {', '.join(words)}, or an empty cell; correct the table"
+        raise DataError(f"{where}: {column} is {text!r}; expected {expected}")
     return words[text.strip().lower()]
 
 
@@ -149,13 +147,9 @@ def number_of(where: str, column: str, text: str, low: float, high: float) -> fl
     try:
         value = float(text)
     except ValueError as error:
-        raise DataError(
-            f"{where}: {column} is {text!r}, not a number; correct the table or leave the cell "
-            "empty"
-        ) from error
+        remedy = "correct the table or leave the cell empty"
+        raise DataError(f"{where}: {column} is {text!r}, not a number; {remedy}") from error
     if not low <= value <= high:  # also NaN and infinity
-        raise DataError(
-            f"{where}: {column} is {text}; expected {low:g} to {high:g}, or an empty cell; correct "
-            "the table"
-        )
+        expected = f"{low:g} to {high:g}, or an empty cell; correct the table"
+        raise DataError(f"{where}: {column} is {text}; expected {expected}")
     return value
