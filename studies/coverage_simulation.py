@@ -1,9 +1,9 @@
 """Does the interval for the worst group hold what it says? Simulated test sets whose true worst
 value is known.
 
-Beside `measures.worst` stand the two intervals one meets in papers: the percentile bootstrap of the
-minimum over groups, and the 95 % interval of whichever group came out lowest, as if it had been
-named beforehand.
+Beside `measures.worst_group` stand the two intervals one meets in papers: the percentile bootstrap
+of the minimum over groups, and the 95 % interval of whichever group came out lowest, as if it had
+been named beforehand.
 """
 
 from __future__ import annotations
@@ -15,9 +15,17 @@ import numpy as np
 import pandas as pd
 
 from fairlib.errors import DataError
-from fairlib.measures.areas import delong, drawn_times, pairs, weighted
-from fairlib.measures.binomial import jeffreys, wilson
-from fairlib.measures.worst import logit_bounds, worst_area, worst_share
+from fairlib.measures.intervals import (
+    clopper_pearson,
+    counted,
+    delong,
+    draw_counts,
+    jeffreys,
+    pair_table,
+    weighted_auc,
+    wilson,
+)
+from fairlib.measures.worst_group import logit_bounds, worst_auc, worst_share
 from studies.null_simulation import separation
 
 OURS, NAIVE, PICKED = "contenders", "bootstrap of the minimum", "interval of the lowest group"
@@ -160,9 +168,72 @@ def _areas(
             ill, healthy = rng.normal(separation(setting.values[g]), 1, size), rng.normal(size=size)
             value[place, g], error[place, g] = delong(ill, healthy)
             if place < naive_repeats:
-                times = drawn_times(rng, size, replicates), drawn_times(rng, size, replicates)
-                drawn[place] = np.minimum(drawn[place], weighted(pairs(ill, healthy), *times))
+                times = draw_counts(rng, size, replicates), draw_counts(rng, size, replicates)
+                drawn[place] = np.minimum(
+                    drawn[place], weighted_auc(pair_table(ill, healthy), *times)
+                )
     at = np.arange(repeats), value.argmin(1)
     picked = logit_bounds(value[at], error[at], 0.025, 0.025)
     naive = tuple(np.quantile(drawn, [0.025, 0.975], axis=1))
-    return {OURS: worst_area(value, error, half, half)[:2], NAIVE: naive, PICKED: picked}
+    return {OURS: worst_auc(value, error, half)[:2], NAIVE: naive, PICKED: picked}
+
+
+def percentile_bootstrap(right, n, level: float = 0.95) -> tuple[np.ndarray, np.ndarray]:
+    """What the percentile bootstrap of a share gives with infinitely many replicates; of width zero
+    where all or none are right.
+
+    It needs no drawing: its replicates are binomial with the observed share, so its ends, and the
+    coverage of every interval for a share, are exact sums.
+    """
+    from scipy.stats import binom
+
+    right, n = counted(right, n)
+    tail = (1 - level) / 2
+    return binom.ppf(tail, n, right / n) / n, binom.ppf(1 - tail, n, right / n) / n
+
+
+METHODS = {
+    "percentile bootstrap": percentile_bootstrap,
+    "Wilson": wilson,
+    "Clopper-Pearson": clopper_pearson,
+}
+
+
+def exact_coverage(
+    method: Callable[..., tuple[np.ndarray, np.ndarray]], n: int, shares, level: float = 0.95
+) -> pd.DataFrame:
+    """Columns share, n, coverage, width (mean) and no_width (chance of an interval of width zero),
+    summed over all outcomes.
+    """
+    from scipy.stats import binom
+
+    outcomes, shares = np.arange(n + 1), np.atleast_1d(np.asarray(shares, float))
+    low, high = method(outcomes, n, level)
+    chance = binom.pmf(outcomes, n, shares[:, None])
+    covered = (low <= shares[:, None] + 1e-12) & (shares[:, None] <= high + 1e-12)
+    return pd.DataFrame(
+        {
+            "share": shares,
+            "n": n,
+            "coverage": (chance * covered).sum(1),
+            "width": chance @ (high - low),
+            "no_width": chance @ (high - low < 1e-12),
+        }
+    )
+
+
+def rare_intersections(
+    sizes: Sequence[int],
+    shares,
+    level: float = 0.95,
+    methods: dict[str, Callable[..., tuple[np.ndarray, np.ndarray]]] = METHODS,
+) -> pd.DataFrame:
+    """`exact_coverage` of every method for groups of `sizes` people, with a column `method`."""
+    return pd.concat(
+        [
+            exact_coverage(method, int(n), shares, level).assign(method=name)
+            for name, method in methods.items()
+            for n in sizes
+        ],
+        ignore_index=True,
+    )

@@ -16,11 +16,11 @@ import numpy as np
 import pandas as pd
 
 from fairlib.errors import DataError
-from fairlib.measures.areas import area
-from fairlib.measures.binomial import wilson
-from fairlib.measures.comparison import STATISTICS, PairedAreas, differences, swap_p
+from fairlib.measures.distances import frechet, mmd
 from fairlib.measures.equity import equity_scaled
-from fairlib.measures.quality import frechet, mmd
+from fairlib.measures.intervals import auc as area
+from fairlib.measures.intervals import wilson
+from fairlib.measures.paired import STATISTICS, PairedAreas, auc_differences, swap_p
 
 PUBLISHED = "paired t-test over replicates"
 BOOTSTRAP, SWAP = "paired bootstrap over patients", "arms swapped within patients"
@@ -160,20 +160,20 @@ def null_rates(
 
     Columns: test, statistic, replicates, rejected, low, high (Wilson), expected (`published_rate`
     for the published test, else `level`), repeats. The published test is run on the AUC of
-    everybody, ours on all of `comparison.STATISTICS`.
+    everybody, ours on all of `paired.STATISTICS`.
     """
     found = {(PUBLISHED, "auc", count): [] for count in published}
     found |= {(test, name, replicates): [] for test in (BOOTSTRAP, SWAP) for name in STATISTICS}
     for _ in progress(range(repeats)):
         arms = PairedAreas(*simulated_arms(rng, sizes, areas, shared))
-        observed, drawn, swapped = differences(arms, rng, replicates)
+        observed, drawn, swapped = auc_differences(arms, rng, replicates)
         ends = np.quantile(drawn, [level / 2, 1 - level / 2], axis=0)
         for name, out, p in zip(
             STATISTICS, (ends[0] > 0) | (ends[1] < 0), swap_p(observed, swapped), strict=True
         ):
             found[BOOTSTRAP, name, replicates].append(out)
             found[SWAP, name, replicates].append(p <= level)
-        many = arms.area_differences(rng, max(published)) if published else None
+        many = arms.overall_differences(rng, max(published)) if published else None
         for count in published:
             found[PUBLISHED, "auc", count].append(published_p(many[:count]) <= level)
     return pd.DataFrame([_rate(key, rejected, level) for key, rejected in found.items()])

@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from fairlib.errors import DataError
-from fairlib.measures.quality import N_MIN, check_sets, squared_distances
+from fairlib.measures.distances import N_MIN, check_sets, squared_distances
 
 
 def precision_recall(

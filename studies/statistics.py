@@ -22,9 +22,13 @@ import pandas as pd
 
 from fairlib.errors import DataError, SettingsError
 from fairlib.io import write_bytes, write_json
-from fairlib.measures.binomial import rare_intersections
 from fairlib.settings import to_dict
-from studies.coverage_simulation import OURS, chapter_settings, coverage_table
+from studies.coverage_simulation import (
+    OURS,
+    chapter_settings,
+    coverage_table,
+    rare_intersections,
+)
 from studies.engine.manifest import commit, device, versions
 from studies.engine.places import repository
 from studies.engine.progress import Progress
@@ -152,7 +156,7 @@ def worst(study: StatisticsSettings, progress: Progress | None = None) -> pd.Dat
 
 
 def rare(study: StatisticsSettings) -> pd.DataFrame:
-    """See `binomial.rare_intersections`, for true shares from 0.50 to 0.99."""
+    """See `coverage_simulation.rare_intersections`, for true shares from 0.50 to 0.99."""
     return rare_intersections(study.rare, np.round(np.arange(0.50, 0.995, 0.01), 2))
 
 

@@ -14,10 +14,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+from numpy.typing import ArrayLike
 
 from fairlib.errors import DataError
-from fairlib.measures.quality import squared_distances
-from fairlib.measures.resampling import Interval, Sample, bootstrap, interval
+from fairlib.measures.distances import squared_distances
+from fairlib.measures.intervals import Interval, Labels, Rng, Sample, bootstrap, interval
 
 
 @dataclass(frozen=True)
@@ -44,35 +45,33 @@ class Memorisation:
     shares: pd.DataFrame
     median_ratio: Interval
     synthetic: Nearest
-    held_out: Nearest
+    heldout: Nearest
 
     def closest(self, count: int = 8) -> pd.DataFrame:
         """The `count` nearest pairs, most suspicious first: columns synthetic, training (row
         numbers), distance.
         """
         order = np.argsort(self.synthetic.distance, kind="stable")[:count]
-        return pd.DataFrame(
-            {
-                "synthetic": order,
-                "training": self.synthetic.index[order],
-                "distance": self.synthetic.distance[order],
-            }
-        )
+        training, distance = self.synthetic.index[order], self.synthetic.distance[order]
+        return pd.DataFrame({"synthetic": order, "training": training, "distance": distance})
 
 
-def blurred(images, sigma: float = 1.0) -> np.ndarray:
+def blurred(images: ArrayLike, sigma: float = 1.0) -> np.ndarray:
     """Images [N, C, H, W] under a Gaussian blur of `sigma` pixels, float32: noise alone should not
     keep a copy apart.
     """
     from scipy import ndimage
 
-    return ndimage.gaussian_filter(
-        np.asarray(images, np.float32), (0, 0, sigma, sigma), mode="nearest"
-    )
+    width = (0, 0, sigma, sigma)
+    return ndimage.gaussian_filter(np.asarray(images, np.float32), width, mode="nearest")
 
 
 def nearest(
-    queries, training, query_subjects=None, training_subjects=None, chunk: int = 256
+    queries: ArrayLike,
+    training: ArrayLike,
+    query_subjects: Labels = None,
+    training_subjects: Labels = None,
+    chunk: int = 256,
 ) -> Nearest:
     """The exact nearest row of `training` [M, ...] to each row of `queries` [N, ...], in L2,
     `chunk` queries at a time.
@@ -84,8 +83,7 @@ def nearest(
     if queries.shape[1] != training.shape[1]:
         raise DataError(
             f"queries with {queries.shape[1]} and training images with {training.shape[1]} values "
-            "each cannot be "
-            "compared; bring both to one grid"
+            "each cannot be compared; bring both to one grid"
         )
     index = np.empty(len(queries), int)
     for start in range(0, len(queries), chunk):
@@ -102,79 +100,65 @@ def nearest(
         index[rows] = squared.argmin(1)
     # taken again as a difference: the expanded square loses the digits that tell a copy (0) from a
     # near copy
-    distance = np.array(
-        [np.linalg.norm(query - training[i]) for query, i in zip(queries, index, strict=True)]
-    )
-    return Nearest(distance, index)
+    pairs = zip(queries, index, strict=True)
+    return Nearest(np.array([np.linalg.norm(query - training[i]) for query, i in pairs]), index)
 
 
 def memorisation(
-    synthetic,
-    held_out,
-    training,
-    rng: np.random.Generator,
+    synthetic: ArrayLike,
+    heldout: ArrayLike,
+    training: ArrayLike,
+    rng: Rng,
     quantiles: tuple[float, ...] = (0.01, 0.05),
-    synthetic_subjects=None,
-    held_out_subjects=None,
-    training_subjects=None,
+    synthetic_subjects: Labels = None,
+    heldout_subjects: Labels = None,
+    training_subjects: Labels = None,
     replicates: int = 1000,
 ) -> Memorisation:
-    """Compare the nearest training image of `synthetic` [N, ...] with that of `held_out` real
+    """Compare the nearest training image of `synthetic` [N, ...] with that of `heldout` real
     images [K, ...].
 
     All of one kind: blurred images (see `blurred`) or features [., D]. Subjects, where given, are
     drawn whole by the bootstrap, which draws the real images too: a quantile of few images is
-    itself uncertain. With `synthetic_subjects` (the person whose mask was asked) and
+    itself uncertain. With `synthetic_subjects` (the person whose mask was requested) and
     `training_subjects`, pairs of one subject are left out. Raises `DataError` when the held-out
     images are too few for the smallest quantile, or share a subject with the training.
     """
-    _check_held_out(held_out, held_out_subjects, training_subjects, quantiles)
-    own = synthetic_subjects if training_subjects is not None else None
-    made = nearest(synthetic, training, own, training_subjects)
-    real = nearest(held_out, training)
+    _check_heldout(heldout, heldout_subjects, training_subjects, quantiles)
+    left_out = synthetic_subjects if training_subjects is not None else None
+    made = nearest(synthetic, training, left_out, training_subjects)
+    real = nearest(heldout, training)
     samples = [
         Sample(made.distance, clusters=synthetic_subjects),
-        Sample(real.distance, clusters=held_out_subjects),
+        Sample(real.distance, clusters=heldout_subjects),
     ]
 
     def statistic(made, real):
-        return [
-            *(made[:, None] < np.quantile(real, quantiles)).mean(0),
-            np.median(made) / np.median(real),
-        ]
+        shares = (made[:, None] < np.quantile(real, quantiles)).mean(0)
+        return [*shares, np.median(made) / np.median(real)]
 
-    found, draws = (
-        statistic(made.distance, real.distance),
-        bootstrap(statistic, samples, rng, replicates),
-    )
-    *shares, ratio = (interval(value, column) for value, column in zip(found, draws.T, strict=True))
-    table = pd.DataFrame(
-        {
-            "quantile": quantiles,
-            "threshold": np.quantile(real.distance, quantiles),
-            "share": [s.estimate for s in shares],
-            "low": [s.low for s in shares],
-            "high": [s.high for s in shares],
-        }
-    )
+    draws = bootstrap(statistic, samples, rng, replicates)
+    values = statistic(made.distance, real.distance)
+    *shares, ratio = (interval(*pair) for pair in zip(values, draws.T, strict=True))
+    table = pd.DataFrame([share.columns("share", "") for share in shares])
+    table.insert(0, "quantile", quantiles)
+    table.insert(1, "threshold", np.quantile(real.distance, quantiles))
     return Memorisation(table, ratio, made, real)
 
 
-def _check_held_out(held_out, held_out_subjects, training_subjects, quantiles) -> None:
+def _check_heldout(heldout, heldout_subjects, training_subjects, quantiles) -> None:
     needed = int(np.ceil(1 / min(quantiles)))
-    if len(held_out) < needed:
+    if len(heldout) < needed:
         raise DataError(
-            f"{len(held_out)} held-out images do not fix a quantile of {min(quantiles):g}; give at "
-            f"least {needed}, "
-            "or ask for larger quantiles"
+            f"{len(heldout)} held-out images do not fix a quantile of {min(quantiles):g}; give at "
+            f"least {needed}, or ask for larger quantiles"
         )
-    if held_out_subjects is not None and training_subjects is not None:
-        shared = sorted(set(map(str, held_out_subjects)) & set(map(str, training_subjects)))
+    if heldout_subjects is not None and training_subjects is not None:
+        shared = sorted(set(map(str, heldout_subjects)) & set(map(str, training_subjects)))
         if shared:
             raise DataError(
                 f"subject {shared[0]!r} (of {len(shared)}) is both held out and in the training "
-                "set; "
-                "split by subject"
+                "set; split by subject"
             )
 
 

@@ -17,7 +17,7 @@ from torch import nn
 
 from fairlib.errors import SettingsError
 from fairlib.io import to_images
-from fairlib.measures.readings import share_table, within_sex_table
+from fairlib.measures.shares import Evaluator, share_table, within_sex_table
 from fairlib.models.classifier import ClassifierSettings, Ensemble, load_classifier
 from fairlib.models.clip import load_clip
 from fairlib.models.generator import Generator
@@ -134,13 +134,14 @@ def shares(readings: pd.DataFrame, slices: pd.DataFrame, guide: str) -> dict[str
         {"guide": f"guide_{guide}", "auditor": "auditor", "oracle": "oracle"},
     )
     found: dict[str, float] = {"images": len(readings)}
-    for row in share_table(readings, slices, rng, judges, ("arm",), 300).itertuples():
+    evaluators = [Evaluator(name, column) for name, column in judges.items()]
+    for row in share_table(readings, slices, evaluators, rng, ("arm",), 300).itertuples():
         found |= {
-            row.judge: row.corrected,
-            f"{row.judge}_low": row.corrected_low,
-            f"{row.judge}_high": row.corrected_high,
+            row.evaluator: row.corrected,
+            f"{row.evaluator}_low": row.corrected_low,
+            f"{row.evaluator}_high": row.corrected_high,
         }
-    sizes = within_sex_table(readings, slices, rng, {"oracle": "oracle"}, ("arm",), 100)
+    sizes = within_sex_table(readings, slices, evaluators[-1:], rng, ("arm",), 100)
     for row in sizes[sizes.against == "truth"].itertuples():
         found[f"size_{row.sex}"] = row.difference
     return found | {

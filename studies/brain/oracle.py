@@ -10,7 +10,7 @@ import pandas as pd
 
 from fairlib.errors import DataError
 from fairlib.io import read_json, write_json
-from fairlib.measures.proportions import logit, sigmoid
+from fairlib.measures.shares import logit, sigmoid
 from studies.brain.anatomy import PIXEL_MM, measure
 
 # the area adds nothing to these two (same AUC), the ventricles tell age

@@ -11,8 +11,8 @@ import pandas as pd
 
 from fairlib.errors import DataError
 from fairlib.io import read_json
-from fairlib.measures.readings import group_table, share_table, within_sex_table
-from fairlib.measures.resampling import Interval
+from fairlib.measures.intervals import Interval
+from fairlib.measures.shares import Evaluator, group_table, share_table, within_sex_table
 from studies.brain.settings import ARMS
 from studies.engine.bounds import COLUMNS, Exam, exam, verdict
 from studies.engine.places import repository
@@ -108,15 +108,16 @@ def headline(
         if part.empty:
             continue
         judges = judge_columns(ARMS[arm].guide if arm in ARMS else ARMS[tuned].guide)
-        for row in share_table(part, slices, rng, judges, ("arm",), replicates).itertuples():
-            name = f"long_{arm}_{row.judge}"
+        evaluators = [Evaluator(name, column) for name, column in judges.items()]
+        for row in share_table(part, slices, evaluators, rng, ("arm",), replicates).itertuples():
+            name = f"long_{arm}_{row.evaluator}"
             found |= {
                 name: row.corrected,
                 f"{name}_low": row.corrected_low,
                 f"{name}_high": row.corrected_high,
             }
-        table = within_sex_table(part, slices, rng, judges, ("arm",), replicates)
-        for row in table[(table.judge == "oracle") & (table.against == "truth")].itertuples():
+        table = within_sex_table(part, slices, evaluators, rng, ("arm",), replicates)
+        for row in table[(table.evaluator == "oracle") & (table.against == "truth")].itertuples():
             found[f"long_{arm}_size_{row.sex}"] = row.difference
         guide, oracle = part[judges["guide"]] > 0.5, part["oracle"] > 0.5
         found |= {
@@ -140,10 +141,12 @@ def _conditional(readings, slices, rng, replicates: int) -> dict[str, float]:
     if part.empty:
         return {}
     wanted = dict(Exam().conditional_targets)
-    table = group_table(
-        part, slices, wanted, rng, judge_columns(ARMS["conditional"].guide), ("arm",), replicates
-    )
-    shares = {f"long_conditional_{row.group}_{row.judge}": row.share for row in table.itertuples()}
+    judges = judge_columns(ARMS["conditional"].guide)
+    evaluators = [Evaluator(name, column) for name, column in judges.items()]
+    table = group_table(part, slices, evaluators, wanted, rng, ("arm",), replicates)
+    shares = {
+        f"long_conditional_{row.group}_{row.evaluator}": row.share for row in table.itertuples()
+    }
     return shares | {"long_conditional_seeds": int(part.seed.nunique())}
 
 

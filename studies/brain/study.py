@@ -17,7 +17,7 @@ from torch import Tensor
 
 from fairlib.errors import SettingsError
 from fairlib.io import to_images, write_bytes
-from fairlib.measures.quality import mmd_difference, mmd_interval
+from fairlib.measures.distances import mmd_interval
 from fairlib.models.attributes import (
     CLASSES,
     AttributeClassifier,
@@ -238,7 +238,7 @@ def quality(
     chosen = rng.choice(len(slices), min(len(features), len(slices)), replace=False)
     real, clusters = slices[chosen], subjects[chosen]
     found = mmd_interval(features, real, rng, y_clusters=clusters, replicates=200)
-    against = mmd_difference(features, base, real, rng, target_clusters=clusters, replicates=200)
+    against = mmd_interval(features, real, rng, y_clusters=clusters, replicates=200, base=base)
     return {
         "mmd": found.estimate,
         "mmd_low": found.low,

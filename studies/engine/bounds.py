@@ -7,14 +7,15 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from fairlib.measures.readings import (
+from fairlib.measures.intervals import Interval
+from fairlib.measures.shares import (
+    Evaluator,
     ambiguity_table,
     gap_table,
     group_table,
     share_table,
     within_sex_table,
 )
-from fairlib.measures.resampling import Interval
 
 COLUMNS = (
     "figure",
@@ -121,7 +122,7 @@ def exam(
     """Every bound of the study that can be told from readings, over all seeds; one row each,
     columns `COLUMNS`.
 
-    Columns of `readings` and `slices`: see `fairlib.measures.readings`; judges:
+    Columns of `readings` and `slices`: see `fairlib.measures.shares`; judges:
     `{"guide": column, "auditor": column, "oracle": column}`. Each seed's prompts are cells of their
     own, so gaps of opposite sign in two seeds do not cancel; "beyond chance" takes the noise of a
     finite number of images out of them. "Seeds joined" is the milder figure beside it: what the
@@ -148,8 +149,12 @@ def _arm(readings, name) -> pd.DataFrame:
     return readings[readings.arm == name]
 
 
-def _one(judges, name) -> dict[str, str]:
-    return {name: judges[name]}
+def _one(judges, name) -> list[Evaluator]:
+    return _all({name: judges[name]})
+
+
+def _all(judges) -> list[Evaluator]:
+    return [Evaluator(name, column) for name, column in judges.items()]
 
 
 def _interval(row, name: str) -> Interval:
@@ -160,7 +165,7 @@ def _base_share(readings, slices, rng, settings, judges, replicates) -> list[dic
     if _arm(readings, settings.base).empty:
         return []
     row = share_table(
-        _arm(readings, settings.base), slices, rng, _one(judges, "oracle"), ("arm",), replicates
+        _arm(readings, settings.base), slices, _one(judges, "oracle"), rng, ("arm",), replicates
     ).iloc[0]
     below = Interval(
         *(
@@ -189,9 +194,9 @@ def _prompt_gaps(readings, slices, rng, settings, judges, replicates) -> list[di
             continue
         cells = part.assign(prompt=part.prompt.astype(str) + " seed " + part.seed.astype(str))
         joined, apart = (
-            gap_table(table, slices, settings.target, rng, judges, ("arm",), replicates).set_index(
-                "judge"
-            )
+            gap_table(
+                table, slices, _all(judges), settings.target, rng, ("arm",), replicates
+            ).set_index("evaluator")
             for table in (part, cells)
         )
         for name, bound in settings.gaps:
@@ -233,9 +238,9 @@ def _conditional(readings, slices, rng, settings, judges, replicates) -> list[di
     table = group_table(
         part,
         slices,
+        _one(judges, "auditor"),
         dict(settings.conditional_targets),
         rng,
-        _one(judges, "auditor"),
         ("arm",),
         replicates,
     )
@@ -254,12 +259,12 @@ def _conditional(readings, slices, rng, settings, judges, replicates) -> list[di
 
 def _ambiguous(readings, slices, rng, settings, judges, replicates) -> list[dict]:
     part = readings[readings.arm.isin([settings.base, settings.tuned])]
-    table = ambiguity_table(part, slices, rng, judges, ("arm",), replicates)
+    table = ambiguity_table(part, slices, _all(judges), rng, ("arm",), replicates)
     return [
         verdict(
             "ambiguous images against test slices, points",
             row.arm,
-            row.judge,
+            row.evaluator,
             magnitude(_interval(row, "points")),
             _bound(settings, row.arm, settings.ambiguous_points),
             row.n,
@@ -270,13 +275,13 @@ def _ambiguous(readings, slices, rng, settings, judges, replicates) -> list[dict
 
 def _anatomy(readings, slices, rng, settings, judges, replicates) -> list[dict]:
     part = readings[readings.arm.isin([settings.base, settings.tuned])]
-    table = within_sex_table(part, slices, rng, judges, ("arm",), replicates)
+    table = within_sex_table(part, slices, _all(judges), rng, ("arm",), replicates)
     table = table[table.against == "truth"]
     return [
         verdict(
             f"anatomy within {row.sex}, standardised difference",
             row.arm,
-            row.judge,
+            row.evaluator,
             magnitude(_interval(row, "difference")),
             _bound(settings, row.arm, settings.anatomy),
             row.n,

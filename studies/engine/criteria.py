@@ -10,7 +10,7 @@ from enum import Enum
 import numpy as np
 import pandas as pd
 
-from fairlib.measures.resampling import Interval
+from fairlib.measures.intervals import Interval
 
 COLUMNS = (
     "metric_id",

@@ -9,8 +9,8 @@ import pandas as pd
 
 from fairlib.cohorts.attributes import ATTRIBUTES, RACES
 from fairlib.io import write_bytes
-from fairlib.measures.quality import mmd_draws
-from fairlib.measures.resampling import Sample
+from fairlib.measures.distances import mmd_draws
+from fairlib.measures.intervals import Sample
 from studies.engine.manifest import content_digest
 from studies.engine.stage import run_stage
 from studies.fundus.cohorts import fundi

@@ -11,7 +11,7 @@ import pandas as pd
 
 from fairlib.cohorts.attributes import RACES
 from fairlib.errors import DataError
-from fairlib.measures.resampling import Interval
+from fairlib.measures.intervals import Interval
 from studies.engine.bounds import COLUMNS, verdict
 from studies.fundus.settings import ARMS, BASE, REAL, UNTUNED
 from studies.fundus.statistics import CDR, FOUND, GAP, MMD, NO_TASK, TO_GENERATED, TO_REAL

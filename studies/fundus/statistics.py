@@ -23,8 +23,8 @@ import numpy as np
 import pandas as pd
 
 from fairlib.cohorts.attributes import ATTRIBUTES, RACES
-from fairlib.measures.areas import pairs, weighted
 from fairlib.measures.equity import class_counts
+from fairlib.measures.intervals import pair_table, weighted_auc
 from studies.fundus.judges import stacked
 from studies.fundus.settings import HEADS, TASKS
 
@@ -230,8 +230,10 @@ def _areas(
             # a draw may lack a class; that draw is missing then
             with np.errstate(invalid="ignore", divide="ignore"):
                 parts.append(
-                    weighted(
-                        pairs(score[ill, code], score[rest, code]), times[:, ill], times[:, rest]
+                    weighted_auc(
+                        pair_table(score[ill, code], score[rest, code]),
+                        times[:, ill],
+                        times[:, rest],
                     )
                 )
         return np.mean(parts, axis=0)

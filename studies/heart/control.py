@@ -12,12 +12,12 @@ from torch import Tensor
 
 from fairlib.errors import DataError
 from fairlib.io import read_tensors, write_bytes, write_tensors
-from fairlib.measures.overlap import Reference, dice, dice_table
-from fairlib.measures.resampling import Interval, Sample, bootstrap
+from fairlib.measures.dice import Reference, dice, dice_table
+from fairlib.measures.intervals import Interval, Sample, bootstrap, interval
 from studies.engine.stage import run_stage
 from studies.heart.cohorts import Hearts, age_class, hearts, part_digest
 from studies.heart.generation import FLIPS, made, made_digest, made_flipped
-from studies.heart.geometry import UNITS, attribute_truth, steady_interval
+from studies.heart.geometry import UNITS, attribute_truth
 from studies.heart.judges import fit_heart_judges, judges_digest
 from studies.heart.phantom import expected_geometry
 from studies.heart.settings import WAYS, HeartStudy
@@ -77,7 +77,7 @@ def dice_of(
 ) -> pd.DataFrame:
     """Dice of the mask asked and the mask found in the image, for every subgroup, beside the
     re-segmenter's own on unseen real hearts of that subgroup (columns of
-    `measures.overlap.dice_table`).
+    `measures.dice.dice_table`).
     """
     table, found = readings(study, way)
     real, real_found = readings(study, "hold")
@@ -143,8 +143,8 @@ def recovered(
         ]
         values = [float(measure(*sample.arrays)) for sample in samples]
         draws = [bootstrap(measure, [sample], rng, replicates) for sample in samples]
-        own = steady_interval(values[0], draws[0])
-        ratio = steady_interval(float(_share(*values)), _share(*draws))
+        own = interval(values[0], draws[0], strict=False)
+        ratio = interval(float(_share(*values)), _share(*draws), strict=False)
         rows.append(
             {
                 "attribute": attribute,
@@ -225,7 +225,7 @@ def prompt_or_mask(
         full = abs(_real_slope(real, word)) * np.abs(wanted - was)
         sample = Sample(gone, full, clusters=before["subject"].to_numpy(str))
         draws = bootstrap(lambda a, b: _share(a.mean(), b.mean()), [sample], rng, replicates)
-        found = steady_interval(float(_share(gone.mean(), full.mean())), draws)
+        found = interval(float(_share(gone.mean(), full.mean())), draws, strict=False)
         rows.append(
             {
                 "word": word,

@@ -13,12 +13,11 @@ import torch
 
 from fairlib.errors import DataError
 from fairlib.io import write_bytes
-from fairlib.measures.groups import count_subjects, keep_large, prevalence_weights
+from fairlib.measures.equity import class_counts, group_names, keep_large, prevalence_weights
 from fairlib.measures.paired import (
     BootstrapSettings,
     PairedAnswers,
-    arm_differences,
-    arm_values,
+    arm_metrics,
     paired_answers,
 )
 from fairlib.methods.baselines import RecipeSettings
@@ -41,7 +40,7 @@ BY = {
 """Ways of cutting the test people into subgroups."""
 PREVALENCES = (0.25, 0.10, 0.01)  # of training, validation and test in the paper
 VALIDATION = 0.10
-VALUES = ("arm", "group", "metric", "estimate", "low", "high", "by", "prevalence")  # columns
+VALUES = ("arm", "group", "metric_id", "estimate", "low", "high", "by", "prevalence")  # columns
 
 
 @dataclass(frozen=True)
@@ -201,11 +200,11 @@ def tables_of(
                 BootstrapSettings(replicates, n_min=n_min),
             )
             seed = rng.integers(2**31)  # one set of draws for both tables
-            made_values = arm_values(answers, np.random.default_rng(seed), settings, weight)
+            made_values = arm_metrics(answers, np.random.default_rng(seed), settings, weight)
             values.append(made_values.assign(by=name, prevalence=prevalence))
             if "real" in answers.arms and len(answers.arms) > 1:
-                made_differences = arm_differences(
-                    answers, "real", np.random.default_rng(seed), settings, weight
+                made_differences = arm_metrics(
+                    answers, np.random.default_rng(seed), settings, weight, "real"
                 )
                 differences.append(made_differences.assign(by=name, prevalence=prevalence))
     return _joined(values, VALUES), _joined(differences, (*VALUES, "reference"))
@@ -253,7 +252,9 @@ def excluded(
     reason.
     """
     test = people[people["part"] == "test"]
-    return keep_large(count_subjects(test["label"], test[list(by)], test["subject"]), n_min)[1]
+    counts = class_counts(test["label"], group_names(test[list(by)]), test["subject"])
+    counts = counts[["class_1", "class_0"]].rename(columns={"class_1": "ill", "class_0": "healthy"})
+    return keep_large(counts, n_min)[1]
 
 
 def best_synthetic(
@@ -269,8 +270,8 @@ def best_synthetic(
     if not known:
         raise DataError(f"no synthetic arm was trained; train one of {', '.join(SYNTHETIC_ARMS)}")
     answers = answers_of(margins[margins["arm"].isin(known)], people, "choice", by)
-    table = arm_values(answers, np.random.default_rng(0), BootstrapSettings(2, n_min=n_min))
-    worst = table[(table["group"] == "worst") & (table["metric"] == "balanced_accuracy")]
+    table = arm_metrics(answers, np.random.default_rng(0), BootstrapSettings(2, n_min=n_min))
+    worst = table[(table["group"] == "worst") & (table["metric_id"] == "balanced_accuracy")]
     return str(worst.loc[worst["estimate"].idxmax(), "arm"])
 
 
@@ -280,7 +281,7 @@ def ppv(values: pd.DataFrame) -> pd.DataFrame:
     """
     table = values[(values["group"] == "all") & (values["by"] == values["by"].iloc[0])]
     wide = table.pivot_table(
-        index=["arm", "prevalence"], columns="metric", values="estimate", sort=False
+        index=["arm", "prevalence"], columns="metric_id", values="estimate", sort=False
     ).reset_index()
     right = wide["prevalence"] * wide["tpr"]
     return wide.assign(ppv=right / (right + (1 - wide["prevalence"]) * wide["fpr"]))[

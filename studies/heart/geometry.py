@@ -14,14 +14,8 @@ import numpy as np
 import pandas as pd
 
 from fairlib.errors import DataError
-from fairlib.measures.overlap import (
-    SUBJECTS_MIN,
-    check_masks,
-    each_group,
-    pooled_mean,
-    steady_interval,
-)
-from fairlib.measures.resampling import Sample, bootstrap
+from fairlib.measures.dice import SUBJECTS_MIN, check_masks, each_group, pooled_mean
+from fairlib.measures.intervals import Sample, bootstrap, interval
 
 UNITS = {
     "lv_ed_area": "mm2",
@@ -224,7 +218,7 @@ def _means(
     for i, name in enumerate(names):
         expected, difference = part.loc[known[:, i], f"expected/{name}"].mean(), part[name].mean()
         replicate = draws[:, i] if counts[i] >= SUBJECTS_MIN else np.full(replicates, np.nan)
-        ends = steady_interval(difference, replicate)
+        ends = interval(difference, replicate, strict=False)
         found[name] = (
             {
                 "images": len(part),
@@ -243,7 +237,7 @@ def _means(
 
 def _beyond(own: tuple[dict, np.ndarray], other: tuple[dict, np.ndarray]) -> dict:
     estimate = own[0]["difference"] - other[0]["difference"]
-    found = steady_interval(estimate, own[1] - other[1])
+    found = interval(estimate, own[1] - other[1], strict=False)
     return {
         "real_difference": other[0]["difference"],
         "beyond_real": estimate,

@@ -16,7 +16,7 @@ import torch
 from matplotlib.figure import Figure
 
 from fairlib.errors import DataError
-from fairlib.measures.resampling import Interval
+from fairlib.measures.intervals import Interval
 from fairlib.models.heart_reader import READINGS, read_people
 from studies.heart.cohorts import Hearts
 from studies.heart.control import BMI_STEP, as_interval, lowest_dice

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from fairlib.cohorts.cohort import split_subjects
-from fairlib.measures.overlap import dice, mean_dice
+from fairlib.measures.dice import dice, mean_dice
 from fairlib.models.classifier import predict
 from fairlib.models.diagnosis import (
     DiagnosisClassifier,

@@ -9,7 +9,7 @@ import pandas as pd
 
 from fairlib.errors import DataError
 from fairlib.io import read_json
-from fairlib.measures.resampling import Interval
+from fairlib.measures.intervals import Interval
 from studies.engine.bounds import COLUMNS, verdict
 from studies.engine.places import repository
 from studies.engine.results import read_table
@@ -206,7 +206,7 @@ def worst_difference(
         (differences["arm"] == arm)
         & (differences["by"] == by)
         & (differences["group"] == group)
-        & (differences["metric"] == metric)
+        & (differences["metric_id"] == metric)
         & np.isclose(differences["prevalence"], prevalence)
     ]
     return as_interval(chosen.iloc[0], "estimate", "low", "high") if len(chosen) else None

@@ -259,7 +259,7 @@ def arm_points(
     """Rows for `lanes`: a metric of every subgroup (lane) for every arm (series)."""
     part = values[
         (values["by"] == by)
-        & (values["metric"] == metric)
+        & (values["metric_id"] == metric)
         & np.isclose(values["prevalence"], prevalence)
     ]
     part = part[part["group"] != "gap"].rename(
@@ -279,7 +279,7 @@ def difference_points(
     """
     part = differences[
         (differences["by"] == by)
-        & (differences["metric"] == metric)
+        & (differences["metric_id"] == metric)
         & np.isclose(differences["prevalence"], prevalence)
         & differences["group"].isin(["worst", "all"])
     ]
@@ -297,7 +297,7 @@ def arm_table(values: pd.DataFrame, by: str, prevalence: float = 0.01) -> pd.Dat
     and the gaps of tpr and fpr.
     """
     part = values[(values["by"] == by) & np.isclose(values["prevalence"], prevalence)].set_index(
-        ["arm", "group", "metric"]
+        ["arm", "group", "metric_id"]
     )
     rows = []
     for arm in dict.fromkeys(values["arm"]):

@@ -7,8 +7,8 @@ import pytest
 from scipy.stats import ttest_rel
 
 from fairlib.errors import DataError
-from fairlib.measures.areas import area
 from fairlib.measures.distances import expected_floor
+from fairlib.measures.intervals import auc as area
 from studies.null_simulation import (
     BOOTSTRAP,
     PUBLISHED,

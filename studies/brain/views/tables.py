@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 
 from fairlib.errors import DataError
-from fairlib.measures.proportions import logit
-from fairlib.measures.resampling import Sample, bootstrap_interval
+from fairlib.measures.intervals import Sample, bootstrap_interval
+from fairlib.measures.shares import logit
 from fairlib.methods.targets import Target
 from studies.brain.report import exam_table, many_images_folder, report
 from studies.brain.settings import ARMS
@@ -47,11 +47,11 @@ def accuracy_table(slices: pd.DataFrame, seed: int, replicates: int = 500) -> pd
 
 
 def long_readings(slices: pd.DataFrame) -> pd.DataFrame:
-    """One row a slice and judge: judge, p_female, truth (1 = female); slices a judge could not read
-    are left out.
+    """One row a slice and judge: evaluator, p_female, truth (1 = female); slices a judge could not
+    read are left out.
     """
-    long = slices.melt(["sex"], list(READERS), "judge", "p_female").dropna(subset=["p_female"])
-    return long.assign(truth=(long.sex == "F").astype(int), judge=long.judge.map(READERS))
+    long = slices.melt(["sex"], list(READERS), "evaluator", "p_female").dropna(subset=["p_female"])
+    return long.assign(truth=(long.sex == "F").astype(int), evaluator=long.evaluator.map(READERS))
 
 
 def logit_table(parts: dict[str, pd.DataFrame], judge: str) -> pd.DataFrame:
@@ -190,7 +190,7 @@ def many_images_table() -> pd.DataFrame | None:
     """Gaps by prompt where many more images were drawn: figure, judge, bound, found (with its
     interval), holds, floor, n.
 
-    n: images of all seeds; floor: as in `measures.gaps`. None where no such run is stored.
+    n: images of all seeds; floor: as in `measures.shares.Gap`. None where no such run is stored.
     """
     folder = many_images_folder()
     if folder is None:

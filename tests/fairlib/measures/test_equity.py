@@ -11,7 +11,14 @@ from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score, roc_auc_score
 
 from fairlib.errors import DataError
-from fairlib.measures.equity import equity_report, equity_scaled, equity_scaled_distance, spread
+from fairlib.measures.equity import (
+    equity_report,
+    equity_scaled,
+    equity_scaled_distance,
+    equity_table,
+    prevalence_weights,
+    spread,
+)
 
 SHARES = st.floats(0.01, 1.0)
 
@@ -44,9 +51,9 @@ def test_by_hand():
         0.8 / 1.2, abs=1e-12
     )
     found = spread(0.8, [0.9, 0.8, 0.6])
-    assert found["max_min"] == pytest.approx(0.3) and found["max_min_scaled"] == pytest.approx(
-        0.375
-    )
+    assert found["difference"] == pytest.approx(0.3) and found[
+        "difference_scaled"
+    ] == pytest.approx(0.375)
     mean = 2.3 / 3
     std = np.sqrt(((0.9 - mean) ** 2 + (0.8 - mean) ** 2 + (0.6 - mean) ** 2) / 3)
     assert found["std"] == pytest.approx(std) and found["std_scaled"] == pytest.approx(std / 0.8)
@@ -87,19 +94,19 @@ def test_report_against_scikit_learn_fairlearn_and_the_published_formula(classes
             "auc": [auc(own) for own in rows.values()],
             "accuracy": [accuracy_score(label[own], answer[own]) for own in rows.values()],
         }
-        own = report.groups[report.groups.attribute == attribute]
+        own = report.by_group[report.by_group.attribute == attribute]
         assert own.group.tolist() == list(rows) and own.class_1.tolist() == [
             int((label[r] == 1).sum()) for r in rows.values()
         ]
         for metric, expected in values.items():
             assert own[metric].tolist() == pytest.approx(expected, abs=1e-12)
-            [row] = report.spread[
-                (report.spread.attribute == attribute) & (report.spread.metric == metric)
+            [row] = report.table[
+                (report.table.attribute == attribute) & (report.table.metric_id == metric)
             ].itertuples()
             assert row.equity_scaled == pytest.approx(
                 published(report.overall[metric], expected), abs=1e-12
             )
-            assert row.std == pytest.approx(np.std(expected)) and row.max_min == pytest.approx(
+            assert row.std == pytest.approx(np.std(expected)) and row.difference == pytest.approx(
                 max(expected) - min(expected)
             )
             assert (
@@ -108,7 +115,7 @@ def test_report_against_scikit_learn_fairlearn_and_the_published_formula(classes
             )
         asked = [1] if classes == 2 else range(classes)
         features = {"sensitive_features": groups[attribute]}
-        parity = report.parity.set_index("attribute").loc[attribute]
+        parity = report.table.drop_duplicates("attribute").set_index("attribute").loc[attribute]
         given = [(label == c, answer == c) for c in asked]
         assert parity.demographic_parity == pytest.approx(
             np.mean([fairlearn.demographic_parity_difference(*pair, **features) for pair in given])
@@ -116,7 +123,7 @@ def test_report_against_scikit_learn_fairlearn_and_the_published_formula(classes
         assert parity.equalised_odds == pytest.approx(
             np.mean([fairlearn.equalized_odds_difference(*pair, **features) for pair in given])
         )
-    assert report.groups.set_index("group").auc.idxmin() == "Black", (
+    assert report.by_group.set_index("group").auc.idxmin() == "Black", (
         "whom the scores were made worse for"
     )
 
@@ -127,8 +134,8 @@ def test_two_columns_are_the_same_as_one():
         equity_report(label, score, groups),
         equity_report(label, np.stack([1 - score, score], 1), groups),
     )
-    pd.testing.assert_frame_equal(one.spread, two.spread)
-    pd.testing.assert_frame_equal(one.parity, two.parity)
+    pd.testing.assert_frame_equal(one.table, two.table)
+    pd.testing.assert_frame_equal(one.table, equity_table(label, score, groups))
 
 
 def test_small_and_one_class_groups_are_named_and_never_nan():
@@ -143,17 +150,17 @@ def test_small_and_one_class_groups_are_named_and_never_nan():
     found = report.excluded.set_index("group")
     assert found.reason.to_dict() == {
         "Other": "fewer than 10 of a class",
-        "Unknown": "nobody",
-        "X": "nobody of class 0",
+        "Unknown": "no subject",
+        "X": "no class 0 subject",
     }
     assert found.loc["Other", ["attribute", "class_0", "class_1"]].tolist() == ["race", 4, 26]
-    assert report.groups.notna().all(axis=None) and report.spread.notna().all(axis=None)
+    assert report.by_group.notna().all(axis=None) and report.table.notna().all(axis=None)
     assert report.overall["auc"] == pytest.approx(roc_auc_score(label, score)), (
         "everybody, also of excluded groups"
     )
-    assert "Other" in equity_report(label, score, groups, n_min=4).groups.group.tolist()
+    assert "Other" in equity_report(label, score, groups, n_min=4).by_group.group.tolist()
     with pytest.raises(
-        DataError, match="sex: group 'X' has 0, 20 people of classes 0 to 1 .nobody of class 0."
+        DataError, match="sex: group 'X' has 0, 20 subjects of classes 0 to 1 .no class 0 subject."
     ):
         equity_report(label, score, groups[["sex"]], small="error")
 
@@ -165,11 +172,11 @@ def test_people_are_counted_and_not_their_pictures():
         np.repeat(score, 5),
         groups.loc[groups.index.repeat(5)].reset_index(drop=True),
     )
-    assert equity_report(label, score, groups[["sex"]]).groups.class_1.sum() == label.sum()
+    assert equity_report(label, score, groups[["sex"]]).by_group.class_1.sum() == label.sum()
     assert (
         equity_report(
             label, score, groups[["sex"]], np.repeat(np.arange(60), 5)
-        ).groups.class_1.sum()
+        ).by_group.class_1.sum()
         == label.sum() // 5
     )
 
@@ -238,3 +245,41 @@ def test_bad_input_is_named():
         equity_report(label, score, groups, n_min=0)
     with pytest.raises(DataError, match="overall value is 0"):
         spread(0.0, [0.0, 0.1])
+
+
+def test_rates_by_hand():
+    """F: 2 of 3 ill found, 1 of 4 healthy called ill. M: 1 of 2, 0 of 2."""
+    label = [1, 1, 1, 0, 0, 0, 0, 1, 1, 0, 0]
+    score = [0.9, 0.8, 0.1, 0.7, 0.2, 0.2, 0.1, 0.6, 0.2, 0.3, 0.1]
+    report = equity_report(label, score, pd.DataFrame({"sex": list("FFFFFFFMMMM")}), n_min=2)
+    table = report.by_group.set_index("group")
+    rates = ["balanced_accuracy", "tpr", "fpr", "selection_rate"]
+    assert table.loc["F", rates].tolist() == pytest.approx(
+        [(2 / 3 + 3 / 4) / 2, 2 / 3, 1 / 4, 3 / 7]
+    )
+    assert table.loc["M", rates].tolist() == pytest.approx([(1 / 2 + 1) / 2, 1 / 2, 0, 1 / 4])
+    assert table[["class_1", "class_0"]].to_numpy().tolist() == [[3, 4], [2, 2]]
+    row = report.table.iloc[0]
+    assert row.demographic_parity == pytest.approx(3 / 7 - 1 / 4)
+    assert row.equalised_odds == pytest.approx(1 / 4)
+    auc = table.auc.tolist()
+    assert row.metric_id == "auc" and row.ratio == pytest.approx(min(auc) / max(auc))
+
+
+def test_prevalence_weights():
+    label = np.repeat([1, 0], [40, 60])
+    weight = prevalence_weights(label, 0.01)
+    assert weight.mean() == pytest.approx(1)
+    assert weight[label == 1].sum() / weight.sum() == pytest.approx(0.01)
+    with pytest.raises(DataError, match="between 0 and 1"):
+        prevalence_weights([1, 1], 0.1)
+
+
+def test_categories_keep_their_order_and_the_empty_one_is_reported():
+    label, score, groups = people()
+    race = pd.Categorical(groups.race, ["White", "Black", "Asian", "Other"])
+    report = equity_report(label, score, pd.DataFrame({"race": race}))
+    assert report.by_group.group.tolist() == ["White", "Black", "Asian"]
+    assert report.excluded.group.tolist() == ["Other"]
+    with pytest.raises(DataError, match="'exclude' or 'error'"):
+        equity_report(label, score, groups, small="drop")

@@ -53,7 +53,7 @@ def test_a_planted_copy_is_found():
         and (found.shares["low"] > found.shares["quantile"]).all()
     )
     assert found.shares["threshold"].tolist() == pytest.approx(
-        np.quantile(found.held_out.distance, [0.01, 0.05]).tolist()
+        np.quantile(found.heldout.distance, [0.01, 0.05]).tolist()
     )
 
 

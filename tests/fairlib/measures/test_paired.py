@@ -1,18 +1,20 @@
-"""Paired intervals: their estimates are MetricFrame's, they cover, and pairing makes them
+"""Paired intervals: their estimates are those of fairlearn's MetricFrame, they cover, and pairing makes them
 narrower.
 """
 
 import numpy as np
 import pandas as pd
 import pytest
+from fairlearn import metrics as fairlearn
+from sklearn.metrics import balanced_accuracy_score
 
 from fairlib.errors import DataError
-from fairlib.measures.groups import METRICS, group_report, prevalence_weights
+from fairlib.measures.equity import prevalence_weights
 from fairlib.measures.paired import (
+    METRICS,
     BootstrapSettings,
     PairedAnswers,
-    arm_differences,
-    arm_values,
+    arm_metrics,
     crossed_interval,
     paired_answers,
 )
@@ -52,33 +54,50 @@ def cell(table, **where):
     return row
 
 
+def metric_frame(part, weight):
+    functions = (
+        balanced_accuracy_score,
+        fairlearn.true_positive_rate,
+        fairlearn.false_positive_rate,
+        fairlearn.selection_rate,
+    )
+    used = np.ones(len(part)) if weight is None else weight
+    return fairlearn.MetricFrame(
+        metrics=dict(zip(METRICS, functions, strict=True)),
+        y_true=part.label.to_numpy(),
+        y_pred=part.positive.to_numpy(int),
+        sensitive_features=part.sex.to_numpy(),
+        sample_params={name: {"sample_weight": used} for name in METRICS},
+    )
+
+
 @pytest.mark.parametrize("weighted", [False, True])
 def test_estimates_are_means_over_seeds_of_metric_frames(weighted):
     table = predictions(np.random.default_rng(0), slices=2)
     answers = paired_answers(table, ["sex"])
     weight = prevalence_weights(answers.label, 0.05) if weighted else None
-    values = arm_values(answers, np.random.default_rng(1), FEW, weight)
+    values = arm_metrics(answers, np.random.default_rng(1), FEW, weight)
     for arm in ("real", "mixed"):
         parts = [table[(table.arm == arm) & (table.seed == seed)] for seed in range(4)]
-        reports = [group_report(p.label, p.positive, p[["sex"]], p.subject, weight) for p in parts]
+        frames = [metric_frame(p, weight) for p in parts]
         for metric in METRICS:
-            each = {sex: np.mean([r.groups.loc[sex, metric] for r in reports]) for sex in "FM"}
+            each = {sex: np.mean([f.by_group.loc[sex, metric] for f in frames]) for sex in "FM"}
             for sex in "FM":
-                assert cell(values, arm=arm, metric=metric, group=sex).estimate == pytest.approx(
+                assert cell(values, arm=arm, metric_id=metric, group=sex).estimate == pytest.approx(
                     each[sex]
                 )
-            assert cell(values, arm=arm, metric=metric, group="all").estimate == pytest.approx(
-                np.mean([r.overall[metric] for r in reports])
+            assert cell(values, arm=arm, metric_id=metric, group="all").estimate == pytest.approx(
+                np.mean([f.overall[metric] for f in frames])
             )
-            assert cell(values, arm=arm, metric=metric, group="gap").estimate == pytest.approx(
+            assert cell(values, arm=arm, metric_id=metric, group="gap").estimate == pytest.approx(
                 abs(each["F"] - each["M"])
             )
             if metric != "selection_rate":
                 worst = max(each.values()) if metric == "fpr" else min(each.values())
                 assert cell(
-                    values, arm=arm, metric=metric, group="worst"
+                    values, arm=arm, metric_id=metric, group="worst"
                 ).estimate == pytest.approx(worst)
-    assert not ((values.group == "worst") & (values.metric == "selection_rate")).any()
+    assert not ((values.group == "worst") & (values.metric_id == "selection_rate")).any()
 
 
 def test_differences_are_differences_of_values():
@@ -86,13 +105,13 @@ def test_differences_are_differences_of_values():
         predictions(np.random.default_rng(0), arms=("real", "mixed", "extra")), ["sex"]
     )
     values = (
-        arm_values(answers, np.random.default_rng(1), FEW)
-        .set_index(["arm", "group", "metric"])
+        arm_metrics(answers, np.random.default_rng(1), FEW)
+        .set_index(["arm", "group", "metric_id"])
         .estimate
     )
-    differences = arm_differences(answers, "real", np.random.default_rng(1), FEW).set_index(
-        ["arm", "group", "metric"]
-    )
+    differences = arm_metrics(
+        answers, np.random.default_rng(1), settings=FEW, reference="real"
+    ).set_index(["arm", "group", "metric_id"])
     assert (
         set(differences.index.get_level_values("arm")) == {"mixed", "extra"}
         and (differences.reference == "real").all()
@@ -104,16 +123,16 @@ def test_differences_are_differences_of_values():
 
 def test_a_paired_interval_is_narrower_than_two_separate_ones():
     answers = paired_answers(predictions(np.random.default_rng(2)), ["sex"])
-    values = arm_values(answers, np.random.default_rng(1))
+    values = arm_metrics(answers, np.random.default_rng(1))
     paired = cell(
-        arm_differences(answers, "real", np.random.default_rng(1)),
+        arm_metrics(answers, np.random.default_rng(1), reference="real"),
         group="all",
-        metric="balanced_accuracy",
+        metric_id="balanced_accuracy",
     )
     widths = [
         row.high - row.low
         for row in values[
-            (values.group == "all") & (values.metric == "balanced_accuracy")
+            (values.group == "all") & (values.metric_id == "balanced_accuracy")
         ].itertuples()
     ]
     assert paired.high - paired.low < 0.7 * np.hypot(*widths)
@@ -148,7 +167,9 @@ def test_intervals_cover_no_difference(kind):
     rng, settings, covered = np.random.default_rng(0), BootstrapSettings(replicates=100), []
     for _ in range(120):
         answers = simulated(rng, seeds=8, luck=kind[0], spread=kind[1])
-        found = arm_differences(answers, "real", rng, settings).set_index(["metric", "group"])
+        found = arm_metrics(answers, rng, settings=settings, reference="real").set_index(
+            ["metric_id", "group"]
+        )
         rows = [found.loc["balanced_accuracy", group] for group in ("all", "F", "M", "worst")]
         covered.append([row.low <= 0 <= row.high for row in rows])
     assert np.mean(covered, axis=0).min() >= 0.88
@@ -159,9 +180,9 @@ def test_intervals_exclude_zero_where_there_is_a_difference():
     """A gain in women shows in women, and not in men."""
     rng, settings, seen = np.random.default_rng(0), BootstrapSettings(replicates=100), []
     for _ in range(25):
-        found = arm_differences(simulated(rng, better=1.0), "real", rng, settings).set_index(
-            ["metric", "group"]
-        )
+        found = arm_metrics(
+            simulated(rng, better=1.0), rng, settings=settings, reference="real"
+        ).set_index(["metric_id", "group"])
         seen.append([found.loc["balanced_accuracy", group].low > 0 for group in ("F", "M")])
     assert np.mean(seen, axis=0)[0] >= 0.9 and np.mean(seen, axis=0)[1] <= 0.15
 
@@ -189,11 +210,14 @@ def test_seeds_widen_the_interval():
     answers.answer[0, 0] = 1 - answers.label  # one failed training
     wide, narrow = (
         cell(
-            arm_differences(
-                answers, "real", np.random.default_rng(0), BootstrapSettings(300, over)
+            arm_metrics(
+                answers,
+                np.random.default_rng(0),
+                settings=BootstrapSettings(300, over),
+                reference="real",
             ),
             group="all",
-            metric="balanced_accuracy",
+            metric_id="balanced_accuracy",
         )
         for over in (True, False)
     )
@@ -211,11 +235,11 @@ def test_whole_patients_are_drawn():
     five["image"] = five.groupby(["arm", "seed"]).cumcount()
     width = [
         cell(
-            arm_values(
+            arm_metrics(
                 paired_answers(t, ["sex"]), np.random.default_rng(0), BootstrapSettings(400)
             ),
             group="F",
-            metric="tpr",
+            metric_id="tpr",
         )
         for t in (one, five)
     ]
@@ -225,15 +249,18 @@ def test_whole_patients_are_drawn():
 def test_small_subgroups_are_listed_and_the_rest_is_reported():
     table = predictions(np.random.default_rng(5))
     table["bmi"] = np.where(table.subject < 5, "below 25", "above")
-    found = arm_differences(
-        paired_answers(table, ["sex", "bmi"]), "real", np.random.default_rng(0), FEW
+    found = arm_metrics(
+        paired_answers(table, ["sex", "bmi"]),
+        np.random.default_rng(0),
+        settings=FEW,
+        reference="real",
     )
     assert sorted(row["group"] for row in found.attrs["excluded"]) == ["F, below 25", "M, below 25"]
     assert set(found.group) == {"all", "F, above", "M, above", "worst", "gap"} and found[
         ["low", "high"]
     ].notna().all(axis=None)
     with pytest.raises(DataError, match="F, below 25"):
-        arm_values(
+        arm_metrics(
             paired_answers(table, ["sex", "bmi"]),
             np.random.default_rng(0),
             BootstrapSettings(10, small="error"),
@@ -243,7 +270,8 @@ def test_small_subgroups_are_listed_and_the_rest_is_reported():
 def test_same_generator_same_interval():
     answers = paired_answers(predictions(np.random.default_rng(6)), ["sex"])
     first, again = (
-        arm_differences(answers, "real", np.random.default_rng(3), FEW) for _ in range(2)
+        arm_metrics(answers, np.random.default_rng(3), settings=FEW, reference="real")
+        for _ in range(2)
     )
     pd.testing.assert_frame_equal(first, again)
 
@@ -267,6 +295,6 @@ def test_answers_that_are_not_paired_are_refused():
     with pytest.raises(DataError, match="unknown key 'sx'"):
         paired_answers(table, ["sx"])
     with pytest.raises(DataError, match="did you mean 'real'"):
-        arm_differences(answers, "reel", np.random.default_rng(0), FEW)
+        arm_metrics(answers, np.random.default_rng(0), settings=FEW, reference="reel")
     with pytest.raises(DataError, match="one finite number above 0"):
-        arm_values(answers, np.random.default_rng(0), FEW, np.zeros(160))
+        arm_metrics(answers, np.random.default_rng(0), FEW, np.zeros(160))

@@ -6,7 +6,7 @@ import torch
 
 from fairlib.errors import DataError, WeightsError
 from fairlib.io import write_json, write_tensors
-from fairlib.measures.overlap import dice, mean_dice
+from fairlib.measures.dice import dice, mean_dice
 from fairlib.models.segmenter import (
     Segmenter,
     SegmenterSettings,

@@ -54,8 +54,8 @@ def test_accuracies_are_counts_by_sex():
 
 def test_long_readings_have_one_row_a_slice_and_judge_that_was_read():
     long = views.long_readings(slices())
-    assert len(long) == 39 and set(long.judge) == set(views.READERS.values())
-    assert long[long.judge == "robust guide"].truth.sum() == 4
+    assert len(long) == 39 and set(long.evaluator) == set(views.READERS.values())
+    assert long[long.evaluator == "robust guide"].truth.sum() == 4
 
 
 def test_logits_are_those_of_the_probabilities():

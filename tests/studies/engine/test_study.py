@@ -10,7 +10,7 @@ import pytest
 
 from fairlib.errors import DataError, SettingsError
 from fairlib.io import read_json, write_json
-from fairlib.measures.resampling import Interval
+from fairlib.measures.intervals import Interval
 from studies.engine import study as engine
 from studies.engine.criteria import Criterion, Rule
 from studies.engine.stage import Artifact, stage

@@ -14,8 +14,8 @@ from fairlib.cohorts.attributes import ATTRIBUTES, RACES
 from fairlib.cohorts.fairgenmed import CDR_STATUSES, SEVERITIES, cdr_status, parse_prompt
 from fairlib.errors import DataError, SettingsError, WeightsError
 from fairlib.io import read_tensors
+from fairlib.measures.distances import mmd
 from fairlib.measures.equity import equity_report
-from fairlib.measures.quality import mmd
 from fairlib.methods.perturbation import share_negative
 from fairlib.models import clip as cl
 from fairlib.models import generator as gen
@@ -286,16 +286,16 @@ def test_areas_are_those_of_the_equity_report(people):
             people.reference[list(ATTRIBUTES)],
             n_min=4,
         )
-        known, values = report.groups.set_index(["attribute", "group"])["auc"], as_dict(found)
+        known, values = report.by_group.set_index(["attribute", "group"])["auc"], as_dict(found)
         for (by, group), area in known.items():
             assert values["auc, generated to real", task, by, group] == pytest.approx(area)
-        wanted = report.spread[report.spread["metric"] == "auc"].set_index("attribute")
+        wanted = report.table[report.table["metric_id"] == "auc"].set_index("attribute")
         for by in ATTRIBUTES:
             assert values["auc, generated to real", task, by, "equity-scaled"] == pytest.approx(
                 wanted.loc[by, "equity_scaled"]
             )
             assert values["auc, generated to real", task, by, "gap"] == pytest.approx(
-                wanted.loc[by, "max_min"]
+                wanted.loc[by, "difference"]
             )
 
 

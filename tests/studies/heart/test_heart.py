@@ -238,7 +238,7 @@ def test_downstream_tables_in_closed_form():
     values, differences = heart.tables_of(
         margins, table, np.random.default_rng(0), 60, by={"sex": ("sex",)}
     )
-    known = values.set_index(["arm", "group", "metric", "prevalence"])["estimate"]
+    known = values.set_index(["arm", "group", "metric_id", "prevalence"])["estimate"]
     # balanced accuracy of a subgroup does not depend on prevalence
     for prevalence in heart.PREVALENCES:
         assert known["real", "F", "balanced_accuracy", prevalence] == pytest.approx((0.5 + 0.9) / 2)
@@ -288,7 +288,7 @@ def test_the_sentence_says_no_more_than_the_intervals(mixed, other, words):
         ("extra_real", 0.06, 0.04, 0.08),
     ]
     table = pd.DataFrame(rows, columns=["arm", "estimate", "low", "high"]).assign(
-        by="all three", group="worst", metric="balanced_accuracy", prevalence=0.01
+        by="all three", group="worst", metric_id="balanced_accuracy", prevalence=0.01
     )
     said = heart.in_words(table, "mixed")
     assert pd.Series([said]).str.contains(words).all() and "+6.0" in said

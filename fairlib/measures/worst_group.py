@@ -27,13 +27,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+from numpy.typing import ArrayLike
 
 from fairlib.errors import DataError
-from fairlib.measures.areas import delong
-from fairlib.measures.binomial import jeffreys
-from fairlib.measures.equity import class_counts
-from fairlib.measures.groups import N_MIN
-from fairlib.measures.resampling import Interval
+from fairlib.measures.equity import N_MIN, class_counts, keep_large
+from fairlib.measures.intervals import Interval, delong, jeffreys
 
 METRICS = ("auc", "accuracy", "tpr", "tnr")
 # chance, over all groups together, that a group tied with the worst is not counted; found on other
@@ -44,21 +42,21 @@ MISSED = 0.1
 @dataclass(frozen=True, eq=False)
 class WorstGroup:
     """interval: of the lowest true value over groups, with the lowest observed one as (low-biased)
-    estimate. group: which one that is. near: the groups that may be the worst. groups: value,
+    estimate. group: which one that is. near: the groups that may be the worst. by_group: value,
     error, people of each class. excluded: with the reason.
     """
 
     interval: Interval
     group: str
     near: tuple[str, ...]
-    groups: pd.DataFrame
+    by_group: pd.DataFrame
     excluded: pd.DataFrame
 
 
 def worst_group(
-    label,
-    score,
-    group,
+    label: ArrayLike,
+    score: ArrayLike,
+    group: ArrayLike,
     metric: str = "auc",
     threshold: float = 0.5,
     level: float = 0.95,
@@ -72,73 +70,59 @@ def worst_group(
     bad labels, or fewer than two groups left.
     """
     label, score, group = np.asarray(label), np.asarray(score, float), np.asarray(group).astype(str)
-    if (
-        metric not in METRICS
-        or not np.isin(label, (0, 1)).all()
-        or len({len(label), len(score), len(group)}) > 1
-    ):
+    lengths = {len(label), len(score), len(group)}
+    if metric not in METRICS or not np.isin(label, (0, 1)).all() or len(lengths) > 1:
         raise DataError(
-            f"metric {metric!r}, labels {np.unique(label)[:4].tolist()}; expected one "
-            f"of {', '.join(METRICS)}, "
-            "labels 0 or 1, and one label, score and group a person"
+            f"metric {metric!r}, labels {np.unique(label)[:4].tolist()}; expected one of "
+            f"{', '.join(METRICS)}, labels 0 or 1, and one label, score and group a person"
         )
-    counts = class_counts(label, group, np.arange(len(label))).rename_axis("group")
-    kept = counts[counts.min(axis=1) >= n_min]
-    excluded = (
-        counts.drop(index=kept.index).reset_index().assign(reason=f"fewer than {n_min} of a class")
-    )
-    if len(kept) < 2:
-        raise DataError(
-            f"{len(kept)} of {len(counts)} groups have {n_min} people of both classes; the worst "
-            "of them needs two"
-        )
-    rows = [(group == name, label == 1) for name in kept.index]
+    counts = class_counts(label, group, np.arange(len(label)))
+    kept, excluded = keep_large(counts, n_min)
+    table, members = counts.loc[kept], [group == name for name in kept]
     if metric == "auc":
-        found = [delong(score[own & ill], score[own & ~ill]) for own, ill in rows]
-        value, error = (np.array(part) for part in zip(*found, strict=True))
-        low, high, near = worst_area(
-            value, error, kept["class_1"].to_numpy(), kept["class_0"].to_numpy(), level
-        )
+        values = [delong(score[m & (label == 1)], score[m & (label == 0)]) for m in members]
+        value, error = np.array(values).T
+        low, high, near = worst_auc(value, error, table.min(axis=1).to_numpy(), level)
     else:
-        of = {"accuracy": np.ones(len(label), bool), "tpr": label == 1, "tnr": label == 0}[metric]
-        right, n = (
-            np.array([(own & of & hit).sum() for own, _ in rows])
-            for hit in ((score >= threshold) == (label == 1), True)
-        )
+        counted = {"tpr": label == 1, "tnr": label == 0}.get(metric, np.ones(len(label), bool))
+        hit = counted & ((score >= threshold) == (label == 1))
+        right, n = (np.array([(m & rows).sum() for m in members]) for rows in (hit, counted))
         value, error = right / n, share_error(right, n)
         low, high, near = worst_share(right, n, level)
-    table = kept.assign(value=value, error=error)
     return WorstGroup(
         Interval(float(value.min()), float(low), float(high)),
-        str(table["value"].idxmin()),
-        tuple(table.index[near]),
-        table,
+        kept[int(value.argmin())],
+        tuple(name for name, chosen in zip(kept, near, strict=True) if chosen),
+        table.assign(value=value, error=error),
         excluded,
     )
 
 
-def worst_share(right, n, level: float = 0.95) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def worst_share(
+    right: ArrayLike, n: ArrayLike, level: float = 0.95
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Low and high end [...] for the lowest true share of G groups, and which groups are near it
     [..., G].
 
-    right, n: [..., G], so many of so many people; bounds by `binomial.jeffreys`.
+    right, n: [..., G], so many of so many people; bounds by `intervals.jeffreys`.
     """
     right, n = np.asarray(right, float), np.asarray(n, float)
     near = contenders(right / n, share_error(right, n))
     return *_ends(*jeffreys(right, n, *tails(near, level))), near
 
 
-def worst_area(
-    value, error, positives, negatives, level: float = 0.95
+def worst_auc(
+    value: ArrayLike, error: ArrayLike, fewer: ArrayLike, level: float = 0.95
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The same for AUC: `value` and DeLong's `error` [..., G], people of both classes [G]; bounds
+    """The same for AUC: `value` and DeLong's `error` [..., G], people of the smaller class `fewer`
+    [G]; bounds
     on the logit scale.
 
     Where a group's scores part the classes completely (error 0) its bound is that of a share: of
     the smaller class's number of pairs that have no person in common, all are right.
     """
     value, error = np.asarray(value, float), np.asarray(error, float)
-    fewer = np.minimum(positives, negatives) + np.zeros_like(value)
+    fewer = np.asarray(fewer) + np.zeros_like(value)
     spread = np.where(error > 0, error, share_error(np.round(value * fewer), fewer))
     near = contenders(value, spread)
     lower, upper = tails(near, level)
@@ -176,7 +160,9 @@ def reach(groups: int) -> float:
     return float(ndtri(1 - MISSED / groups))
 
 
-def logit_bounds(value, error, lower_tail, upper_tail) -> tuple[np.ndarray, np.ndarray]:
+def logit_bounds(
+    value: ArrayLike, error: ArrayLike, lower_tail: ArrayLike, upper_tail: ArrayLike
+) -> tuple[np.ndarray, np.ndarray]:
     """Normal bounds of a measure in (0, 1) on the logit scale; an error of 0 gives the value
     itself.
     """
@@ -184,10 +170,8 @@ def logit_bounds(value, error, lower_tail, upper_tail) -> tuple[np.ndarray, np.n
     from scipy.special import logit as to_logit
 
     inside = np.clip(value, 1e-6, 1 - 1e-6)
-    scale = error / (inside * (1 - inside))
-    return expit(to_logit(inside) + ndtri(lower_tail) * scale), expit(
-        to_logit(inside) - ndtri(upper_tail) * scale
-    )
+    middle, scale = to_logit(inside), error / (inside * (1 - inside))
+    return expit(middle + ndtri(lower_tail) * scale), expit(middle - ndtri(upper_tail) * scale)
 
 
 def share_error(right: np.ndarray, n: np.ndarray) -> np.ndarray:

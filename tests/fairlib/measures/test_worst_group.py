@@ -7,13 +7,13 @@ import pytest
 from scipy.special import ndtri
 
 from fairlib.errors import DataError
-from fairlib.measures.areas import delong
-from fairlib.measures.worst import (
+from fairlib.measures.intervals import delong
+from fairlib.measures.worst_group import (
     contenders,
     logit_bounds,
     reach,
     tails,
-    worst_area,
+    worst_auc,
     worst_group,
     worst_share,
 )
@@ -92,9 +92,9 @@ def test_coverage_of_areas():
     )
 
 
-def test_worst_area_where_scores_part_the_classes_completely():
+def test_worst_auc_where_scores_part_the_classes_completely():
     """Error 0: the bound is that of ten of ten independent pairs, not of a sure 1."""
-    low, high, near = worst_area([1.0, 0.99], [0.0, 0.005], [10, 400], [12, 400])
+    low, high, near = worst_auc([1.0, 0.99], [0.0, 0.005], [10, 400])
     assert near.all() and 0.7 < low < 0.9 and high <= 1
 
 
@@ -129,14 +129,14 @@ def test_worst_group_counts_what_its_metric_says(metric):
         "tpr": lambda r: answer[r & (label == 1)].mean(),
         "tnr": lambda r: 1 - answer[r & (label == 0)].mean(),
     }[metric]
-    assert found.groups["value"].to_dict() == pytest.approx(
+    assert found.by_group["value"].to_dict() == pytest.approx(
         {name: by_hand(rows) for name, rows in own.items()}
     )
     assert found.group == "a" and found.near == ("a",) and found.excluded.empty
     assert (
         found.interval.low
         < found.interval.estimate
-        == found.groups["value"].min()
+        == found.by_group["value"].min()
         < found.interval.high
     )
 
@@ -151,7 +151,7 @@ def test_small_groups_are_listed():
         and row.class_0 + row.class_1 == 6
         and row.reason == "fewer than 10 of a class"
     )
-    with pytest.raises(DataError, match="needs two"):
+    with pytest.raises(DataError, match="comparison needs two"):
         worst_group(label, score, np.where(group == "rare", "rare", "all"))
     for bad in ({"metric": "f1"}, {"label": label + 1}, {"group": group[:-1]}):
         with pytest.raises(DataError, match="expected one of auc, accuracy, tpr, tnr"):

@@ -7,12 +7,20 @@ import pandas as pd
 import pytest
 
 from fairlib.errors import DataError
-from fairlib.measures import readings as rd
-from fairlib.measures.proportions import sigmoid
-from fairlib.measures.resampling import Interval
+from fairlib.measures import shares as rd
+from fairlib.measures.intervals import Interval
+from fairlib.measures.shares import Evaluator, sigmoid
 from studies.engine.bounds import COLUMNS, Exam, exam, holds_in_words, magnitude, verdict
 
 RNG = np.random.default_rng
+JUDGES = ("guide", "auditor", "oracle")
+
+
+def by(*names):
+    """Evaluators whose column has their name; all by default."""
+    return [Evaluator(name, name) for name in names or JUDGES]
+
+
 PROMPTS = [f"{contrast}-{grade}" for contrast in ("t1", "flair") for grade in ("HGG", "LGG")]
 
 
@@ -76,11 +84,11 @@ def study():
 
 class TestTables:
     def test_shares_come_back(self, study, slices):
-        table = rd.share_table(study, slices, RNG(0), by=("arm",), replicates=60).set_index(
-            ["arm", "judge"]
+        table = rd.share_table(study, slices, by(), RNG(0), ("arm",), 60).set_index(
+            ["arm", "evaluator"]
         )
         for name, share in (("base", 0.15), ("tuned", 0.458)):
-            for judge in rd.JUDGES:
+            for judge in JUDGES:
                 row = table.loc[(name, judge)]
                 assert row.corrected == pytest.approx(share, abs=0.035) and row.em == pytest.approx(
                     share, abs=0.035
@@ -90,24 +98,43 @@ class TestTables:
         assert (table.loc["base"].raw > 0.2).all()
 
     def test_one_row_for_each_arm_seed_and_judge(self, study, slices):
-        table = rd.share_table(study, slices, RNG(0), ["auditor"], replicates=5)
+        table = rd.share_table(study, slices, by("auditor"), RNG(0), replicates=5)
         assert list(zip(table.arm, table.seed, strict=True)) == [
             (a, s) for a in ("base", "tuned", "conditional") for s in (0, 1)
         ]
-        assert (table.n == 1600).all() and (table.judge == "auditor").all()
+        assert (table.n == 1600).all() and (table.evaluator == "auditor").all()
 
-    def test_judges_may_be_renamed(self, study, slices):
-        renamed = (
-            study.rename(columns={"guide": "guide_robust"}),
-            slices.rename(columns={"guide": "guide_robust"}),
-        )
-        table = rd.share_table(*renamed, RNG(0), {"guide": "guide_robust"}, ("arm",), 5)
-        expected = rd.share_table(study, slices, RNG(0), ["guide"], ("arm",), 5)
+    def test_evaluators_have_a_column_and_a_calibration_set_of_their_own(self, study, slices):
+        renamed = study.rename(columns={"guide": "guide_robust"})
+        sets = {"calibration": slices, "other": slices.rename(columns={"guide": "guide_robust"})}
+        evaluator = Evaluator("guide", "guide_robust", "other")
+        table = rd.share_table(renamed, sets, [evaluator], RNG(0), ("arm",), 5)
+        expected = rd.share_table(study, slices, by("guide"), RNG(0), ("arm",), 5)
         pd.testing.assert_frame_equal(table, expected)
+        with pytest.raises(
+            DataError, match="needs the calibration set 'other'; given: calibration"
+        ):
+            rd.share_table(renamed, slices, [evaluator], RNG(0), ("arm",), 5)
+
+    def test_a_stratum_and_a_threshold_reach_the_share(self, study, slices):
+        """With one error rate within each contrast the shares still come back; a threshold of 0.8
+        reads fewer images as female.
+        """
+        parts = [table.assign(contrast="t1") for table in (study, slices)]
+        half = parts[1].index % 2 == 0
+        parts[1].loc[half, "contrast"] = "flair"
+        parts[0].loc[parts[0].prompt.str.startswith("flair"), "contrast"] = "flair"
+        strict = Evaluator("strict", "auditor", threshold=0.8, stratum=("contrast",))
+        table = rd.share_table(*parts, [*by("auditor"), strict], RNG(0), ("arm",), 20)
+        table = table.set_index(["evaluator", "arm"])
+        assert (table.loc["strict"].raw < table.loc["auditor"].raw - 0.02).all()
+        assert table.loc[("strict", "tuned"), "corrected"] == pytest.approx(0.458, abs=0.05)
+        gaps = rd.gap_table(*parts, [strict], 0.458, RNG(0), ("arm",), 20).set_index("arm")
+        assert gaps.gap["tuned"] < 0.08 < 0.2 < gaps.gap["base"]
 
     def test_gaps_come_back(self, study, slices):
-        table = rd.gap_table(study, slices, 0.458, RNG(0), by=("arm",), replicates=60).set_index(
-            ["arm", "judge"]
+        table = rd.gap_table(study, slices, by(), 0.458, RNG(0), ("arm",), 60).set_index(
+            ["arm", "evaluator"]
         )
         assert table.loc["base"].gap.to_numpy() == pytest.approx(np.full(3, 0.308), abs=0.04)
         tuned = table.loc["tuned"]
@@ -115,35 +142,33 @@ class TestTables:
         assert (tuned.floor < 0.02).all() and (tuned.gap_low == 0).all()
 
     def test_prompts_come_back(self, study, slices):
-        table = rd.prompt_table(study, slices, 0.458, RNG(0), ["oracle"], replicates=40)
+        table = rd.prompt_table(study, slices, by("oracle"), 0.458, RNG(0), replicates=40)
         conditional = table[table.arm == "conditional"].set_index("prompt").share
         assert conditional[PROMPTS].to_numpy() == pytest.approx([0.376, 0.585] * 2, abs=0.06)
 
     def test_groups_come_back_with_signed_gaps(self, study, slices):
         targets = {"HGG": 0.376, "LGG": 0.585}
-        table = rd.group_table(study, slices, targets, RNG(0), ["auditor"], ("arm",), 40).set_index(
-            ["arm", "group"]
-        )
+        table = rd.group_table(
+            study, slices, by("auditor"), targets, RNG(0), ("arm",), 40
+        ).set_index(["arm", "group"])
         assert table.loc["conditional"].gap.abs().max() < 0.05
         assert table.loc[("base", "LGG"), "gap"] == pytest.approx(0.15 - 0.585, abs=0.05)
         with pytest.raises(DataError, match="no target share for prompt group 'LGG'"):
-            rd.group_table(study, slices, {"HGG": 0.4}, RNG(0))
+            rd.group_table(study, slices, by(), {"HGG": 0.4}, RNG(0))
 
     def test_ambiguity_against_the_slices(self, study, slices):
-        table = rd.ambiguity_table(study, slices, RNG(0), by=("arm",), replicates=40)
+        table = rd.ambiguity_table(study, slices, by(), RNG(0), ("arm",), 40)
         assert table.points.abs().max() < 5
-        polarised = study.assign(**{judge: study[judge].round() for judge in rd.JUDGES})
-        gone = rd.ambiguity_table(polarised, slices, RNG(0), by=("arm",), replicates=40)
+        polarised = study.assign(**{judge: study[judge].round() for judge in JUDGES})
+        gone = rd.ambiguity_table(polarised, slices, by(), RNG(0), ("arm",), 40)
         assert (gone.share == 0).all() and gone.points.to_numpy() == pytest.approx(
-            -100 * np.tile([((slices[j] > 0.2) & (slices[j] < 0.8)).mean() for j in rd.JUDGES], 3)
+            -100 * np.tile([((slices[j] > 0.2) & (slices[j] < 0.8)).mean() for j in JUDGES], 3)
         )
 
 
 class TestWithinSex:
     def test_like_with_like_is_zero_when_sizes_agree(self, study, slices):
-        table = rd.within_sex_table(
-            study[study.arm == "tuned"], slices, RNG(0), by=("arm",), replicates=60
-        )
+        table = rd.within_sex_table(study[study.arm == "tuned"], slices, by(), RNG(0), ("arm",), 60)
         assert table[table.against == "reading"].difference.abs().max() < 0.15
         assert len(table) == 3 * 2 * 2
 
@@ -155,8 +180,8 @@ class TestWithinSex:
             arm("tuned", [0.5] * 4, RNG(2), grow=6.0),
             slices.assign(truth=(slices.sex == "F").astype(float)),
         )
-        table = rd.within_sex_table(images, real, RNG(0), ["truth", "auditor"], ("arm",), 60)
-        table = table[table.against == "truth"].set_index(["judge", "sex"])
+        table = rd.within_sex_table(images, real, by("truth", "auditor"), RNG(0), ("arm",), 60)
+        table = table[table.against == "truth"].set_index(["evaluator", "sex"])
         found, erring = table.loc["truth"], table.loc["auditor"]
         assert found.difference["F"] == pytest.approx(-1, abs=0.1) and found.difference[
             "M"
@@ -171,7 +196,7 @@ class TestWithinSex:
         women.
         """
         table = rd.within_sex_table(
-            study[study.arm == "base"], slices, RNG(0), ["auditor"], ("arm",), 60
+            study[study.arm == "base"], slices, by("auditor"), RNG(0), ("arm",), 60
         ).set_index(["sex", "against"])
         assert table.difference[("F", "truth")] > 0.3
 
@@ -180,7 +205,7 @@ class TestWithinSex:
 
     def test_too_few_images_say_nothing(self, slices):
         few = arm("tuned", [0.0] * 4, RNG(0), n=4, seeds=(0,)).assign(auditor=0.01)
-        table = rd.within_sex_table(few, slices, RNG(0), ["auditor"], ("arm",), 20)
+        table = rd.within_sex_table(few, slices, by("auditor"), RNG(0), ("arm",), 20)
         assert (
             table[table.sex == "F"].difference.isna().all()
             and table[table.sex == "M"].difference.notna().all()
@@ -191,30 +216,30 @@ class TestBadTables:
     def test_unreadable_images_are_counted(self, study, slices):
         holes = study.copy()
         holes.loc[holes.index[:100], "oracle"] = np.nan
-        table = rd.share_table(holes, slices, RNG(0), ["oracle", "auditor"], ("arm",), 5).set_index(
-            ["arm", "judge"]
-        )
+        table = rd.share_table(
+            holes, slices, by("oracle", "auditor"), RNG(0), ("arm",), 5
+        ).set_index(["arm", "evaluator"])
         assert table.unreadable[("base", "oracle")] == 100 and table.n[("base", "oracle")] == 3100
         assert table.unreadable.sum() == 100
-        by_seed = rd.share_table(holes, slices, RNG(0), ["oracle"], replicates=5)
+        by_seed = rd.share_table(holes, slices, by("oracle"), RNG(0), replicates=5)
         assert by_seed.unreadable.tolist() == [100, 0, 0, 0, 0, 0]
 
     def test_a_judge_that_reads_nothing_is_refused(self, study, slices):
         with pytest.raises(DataError, match="'oracle' could read no image of {'arm': 'base'}"):
-            rd.share_table(study.assign(oracle=np.nan), slices, RNG(0), by=("arm",), replicates=5)
+            rd.share_table(study.assign(oracle=np.nan), slices, by(), RNG(0), ("arm",), 5)
 
     @pytest.mark.parametrize("column", ["prompt", "auditor", "seed"])
     def test_missing_columns_are_named(self, study, slices, column):
         with pytest.raises(DataError, match=f"readings .* lacks column '{column}'"):
-            rd.share_table(study.drop(columns=column), slices, RNG(0), replicates=5)
+            rd.share_table(study.drop(columns=column), slices, by(), RNG(0), replicates=5)
 
     def test_missing_columns_of_slices_are_named(self, study, slices):
-        with pytest.raises(DataError, match="slices .* lacks column 'sex'"):
-            rd.share_table(study, slices.drop(columns="sex"), RNG(0), replicates=5)
+        with pytest.raises(DataError, match="calibration .* lacks column 'sex'"):
+            rd.share_table(study, slices.drop(columns="sex"), by(), RNG(0), replicates=5)
 
     def test_empty_tables_are_refused(self, study, slices):
         with pytest.raises(DataError, match="readings is empty"):
-            rd.share_table(study[:0], slices, RNG(0), replicates=5)
+            rd.share_table(study[:0], slices, by(), RNG(0), replicates=5)
 
 
 class TestExam:

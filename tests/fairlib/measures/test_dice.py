@@ -5,7 +5,7 @@ import pytest
 from sklearn.metrics import f1_score
 
 from fairlib.errors import DataError
-from fairlib.measures import overlap as o
+from fairlib.measures import dice as o
 
 RNG = np.random.default_rng
 
@@ -138,7 +138,7 @@ def test_the_reference_is_that_of_the_subgroup():
 def test_bad_input_is_refused():
     with pytest.raises(DataError, match="different grids"):
         o.dice(blobs(size=16), blobs(size=8))
-    with pytest.raises(DataError, match="found masks hold labels"):
+    with pytest.raises(DataError, match="masks read hold labels"):
         o.dice(blobs(), blobs() + 4)
     with pytest.raises(DataError, match="5 subjects for 6 images"):
         o.dice_table(blobs(), blobs(), {}, np.arange(5), RNG(0))

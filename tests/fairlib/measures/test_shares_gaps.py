@@ -6,10 +6,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fairlib.errors import DataError
-from fairlib.measures.gaps import beyond_chance, per_prompt_gap, sampling_floor
-from fairlib.measures.proportions import HeldOut, corrected_share
+from fairlib.measures.shares import (
+    CalibrationSet,
+    beyond_chance,
+    corrected_share,
+    per_prompt_gap,
+    sampling_floor,
+)
 
 RNG = np.random.default_rng
+# an evaluator that is always right
+EXACT = CalibrationSet(np.array([0.9, 0.1]), np.array([1, 0]), np.array(["a", "b"]))
 
 
 def readings(counts, n=100):
@@ -19,7 +26,7 @@ def readings(counts, n=100):
 
 
 def test_hand_worked():
-    found = per_prompt_gap(*readings({"a": 50, "b": 30}), 0.45, RNG(0), replicates=50)
+    found = per_prompt_gap(*readings({"a": 50, "b": 30}), 0.45, EXACT, RNG(0), replicates=50)
     assert found.mean.estimate == pytest.approx((0.05 + 0.15) / 2)
     assert found.prompts.set_index("prompt").share.to_dict() == pytest.approx({"a": 0.5, "b": 0.3})
     assert (found.prompts.low <= found.prompts.share).all() and (
@@ -29,7 +36,7 @@ def test_hand_worked():
 
 def test_a_target_for_each_prompt():
     found = per_prompt_gap(
-        *readings({"a": 50, "b": 30}), {"a": 0.5, "b": 0.3}, RNG(0), replicates=50
+        *readings({"a": 50, "b": 30}), {"a": 0.5, "b": 0.3}, EXACT, RNG(0), replicates=50
     )
     assert found.mean.estimate == pytest.approx(0) and found.mean.low == 0
 
@@ -37,10 +44,10 @@ def test_a_target_for_each_prompt():
 def test_correction_uses_the_held_out_accuracies():
     """a_F = a_M = 0.75: an observed 0.5 + x is a true 0.5 + 2x."""
     truth = np.repeat([1, 0], 40)
-    real = HeldOut(
+    real = CalibrationSet(
         np.where((np.arange(80) % 4 > 0) == (truth == 1), 0.9, 0.1), truth, np.arange(80)
     )
-    found = per_prompt_gap(*readings({"a": 60, "b": 45}), 0.5, RNG(0), real, 50)
+    found = per_prompt_gap(*readings({"a": 60, "b": 45}), 0.5, real, RNG(0), 50)
     assert found.prompts.share.tolist() == pytest.approx([0.7, 0.4])
     assert found.mean.estimate == pytest.approx(0.15)
 
@@ -69,7 +76,7 @@ def test_a_generator_on_target_shows_its_floor_and_nothing_beyond():
     # prompts enough for the mean of their gaps to be sharp
     prompts = np.repeat(np.arange(200), 100)
     found = per_prompt_gap(
-        (rng.random(20000) < 0.458).astype(float), prompts, 0.458, rng, replicates=50
+        (rng.random(20000) < 0.458).astype(float), prompts, 0.458, EXACT, rng, replicates=50
     )
     assert found.mean.estimate == pytest.approx(found.floor, rel=0.1)
     assert found.beyond_chance < 0.015 < found.floor
@@ -95,7 +102,7 @@ def test_interval_covers_the_true_mean_gap(gap):
     share = 0.458 + gap * np.array([1, -1, 1, -1])
     for _ in range(60):
         p = (rng.random((4, 200)) < share[:, None]).astype(float).ravel()
-        found = per_prompt_gap(p, np.repeat(np.arange(4), 200), 0.458, rng, replicates=60)
+        found = per_prompt_gap(p, np.repeat(np.arange(4), 200), 0.458, EXACT, rng, replicates=60)
         hits += found.mean.low <= gap <= found.mean.high
     assert hits >= 53
 
@@ -105,13 +112,13 @@ def test_a_judge_near_chance_is_refused_as_where_shares_are_corrected():
     coin.
     """
     truth = np.repeat([1, 0], 20)
-    real = HeldOut(
+    real = CalibrationSet(
         np.where((np.arange(40) % 20 < 11) == (truth == 1), 0.9, 0.1), truth, np.arange(40)
     )
     p, prompts = readings({"a": 60, "b": 45})
     for measured in (
         lambda: corrected_share(p, real, RNG(0), 200),
-        lambda: per_prompt_gap(p, prompts, 0.5, RNG(0), real, 200),
+        lambda: per_prompt_gap(p, prompts, 0.5, real, RNG(0), 200),
     ):
         with pytest.raises(DataError, match="of the bootstrap replicates are undefined"):
             measured()
@@ -121,8 +128,10 @@ def test_a_judge_near_chance_is_refused_as_where_shares_are_corrected():
 def test_relabelling_prompts_changes_nothing(counts, target):
     counts = {f"prompt {i}": count for i, count in enumerate(counts)}
     p, prompts = readings(counts, 20)
-    one = per_prompt_gap(p, prompts, target, RNG(0), replicates=5)
-    other = per_prompt_gap(p[::-1], np.char.add("z", prompts[::-1]), target, RNG(0), replicates=5)
+    one = per_prompt_gap(p, prompts, target, EXACT, RNG(0), replicates=5)
+    other = per_prompt_gap(
+        p[::-1], np.char.add("z", prompts[::-1]), target, EXACT, RNG(0), replicates=5
+    )
     assert one.mean.estimate == pytest.approx(other.mean.estimate) and 0 <= one.mean.estimate <= 1
 
 
@@ -131,4 +140,17 @@ def test_relabelling_prompts_changes_nothing(counts, target):
 )
 def test_bad_targets_are_refused(target, words):
     with pytest.raises(DataError, match=words):
-        per_prompt_gap(*readings({"a": 5, "b": 5}, 10), target, RNG(0))
+        per_prompt_gap(*readings({"a": 5, "b": 5}, 10), target, EXACT, RNG(0))
+
+
+def test_prompts_of_two_strata_have_their_own_errors():
+    """Right on all of "a" and three in four of "b": 0.5 is read 0.5, 0.4 is read (0.4 - 0.25) / 0.5."""
+    truth, strata = np.tile([1, 0], 80), np.repeat(["a", "b"], 80)
+    right = (strata == "a") | (np.arange(160) // 2 % 4 > 0)
+    known = CalibrationSet(np.where(right == (truth == 1), 0.9, 0.1), truth, np.arange(160), strata)
+    p, prompts = readings({"a": 50, "b": 40})
+    found = per_prompt_gap(p, prompts, 0.5, known, RNG(0), 30, prompts)
+    assert found.prompts.share.tolist() == pytest.approx([0.5, 0.3])
+    assert found.prompts.floor[1] > found.prompts.floor[0]
+    with pytest.raises(DataError, match="two strata"):
+        per_prompt_gap(p, prompts, 0.5, known, RNG(0), 5, np.tile(["a", "b"], 100))

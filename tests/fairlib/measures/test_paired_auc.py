@@ -8,8 +8,14 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from fairlib.errors import DataError
-from fairlib.measures.comparison import STATISTICS, PairedAreas, compare_areas, differences, swap_p
 from fairlib.measures.equity import equity_report
+from fairlib.measures.paired import (
+    STATISTICS,
+    PairedAreas,
+    auc_differences,
+    compare_auc,
+    swap_p,
+)
 from studies.null_simulation import simulated_arms
 
 SIZES = (30, 40, 60)
@@ -22,17 +28,16 @@ def arms(seed=0, areas=(0.7, 0.85, 0.9)):
 def test_observed_differences_are_those_of_the_equity_report():
     label, score, group = arms()
     probability = 1 / (1 + np.exp(-score))
-    found = compare_areas(
-        label, *probability, group, np.random.default_rng(1), replicates=50
-    ).set_index("statistic")
+    found = compare_auc(
+        label, probability, group, np.random.default_rng(1), replicates=50
+    ).set_index("metric_id")
     rows = [
-        equity_report(label, part, pd.DataFrame({"g": group})).spread.iloc[0]
-        for part in probability
+        equity_report(label, part, pd.DataFrame({"g": group})).table.iloc[0] for part in probability
     ]
     expected = {
         "auc": "overall",
         "worst": "worst",
-        "gap": "max_min",
+        "gap": "difference",
         "equity_scaled": "equity_scaled",
     }
     assert list(found.index) == list(STATISTICS)
@@ -92,7 +97,7 @@ def test_under_the_null_one_in_twenty():
     """
     rng, out, even = np.random.default_rng(4), [], []
     for _ in range(250):
-        observed, drawn, swapped = differences(
+        observed, drawn, swapped = auc_differences(
             PairedAreas(*simulated_arms(rng, (30, 30), (0.75, 0.9))), rng, 120
         )
         low, high = np.quantile(drawn, [0.025, 0.975], axis=0)
@@ -113,8 +118,8 @@ def test_a_difference_that_is_there_is_found():
     )
     # the worst group's ill people are found
     better = score[0] + np.where((group == 0) & (label == 1), 1.1, 0)
-    found = compare_areas(label, score[0], better, group, np.random.default_rng(6)).set_index(
-        "statistic"
+    found = compare_auc(label, [score[0], better], group, np.random.default_rng(6)).set_index(
+        "metric_id"
     )
     assert (found.loc[["auc", "worst", "equity_scaled"], "low"] > 0).all() and found.loc[
         "gap", "high"
@@ -124,14 +129,14 @@ def test_a_difference_that_is_there_is_found():
 
 def test_equal_arms_do_not_differ_at_all():
     label, score, group = arms()
-    found = compare_areas(label, score[0], score[0], group, np.random.default_rng(0), 50)
+    found = compare_auc(label, [score[0]] * 2, group, np.random.default_rng(0), 50)
     assert (found[["difference", "low", "high"]] == 0).all(axis=None) and (found.p == 1).all()
 
 
 def test_same_generator_same_table():
     label, score, group = arms()
     first, again = (
-        compare_areas(label, *score, group, np.random.default_rng(7), 60) for _ in range(2)
+        compare_auc(label, score, group, np.random.default_rng(7), 60) for _ in range(2)
     )
     pd.testing.assert_frame_equal(first, again)
 
@@ -145,11 +150,11 @@ def test_p_counts_the_observed_one():
 def test_bad_input_is_named():
     label, score, group = arms()
     for words, arguments in {
-        "labels 0 or 1": (label + 1, *score, group),
-        "one score of each arm": (label[:-1], *score, group[:-1]),
-        "NaN or infinity": (label, score[0], np.where(score[1] > 1, np.nan, score[1]), group),
-        "'0' with fewer than 16": (label, *score, group),
-        "1 groups, none": (label, *score, np.zeros(len(label))),
+        "labels 0 or 1": (label + 1, score, group),
+        "one score of each arm": (label[:-1], score, group[:-1]),
+        "NaN or infinity": (label, np.where(score > 1, np.nan, score), group),
+        "'0' with fewer than 16": (label, score, group),
+        "1 groups, none": (label, score, np.zeros(len(label))),
     }.items():
         with pytest.raises(DataError, match=words):
-            compare_areas(*arguments, np.random.default_rng(0), n_min=16)
+            compare_auc(*arguments, np.random.default_rng(0), n_min=16)

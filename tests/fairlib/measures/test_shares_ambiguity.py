@@ -4,7 +4,12 @@ import numpy as np
 import pytest
 
 from fairlib.errors import DataError
-from fairlib.measures.ambiguity import ambiguity_difference, ambiguous, ambiguous_share
+from fairlib.measures.shares import (
+    CalibrationSet,
+    ambiguity_difference,
+    ambiguous,
+    ambiguous_share,
+)
 
 RNG = np.random.default_rng
 
@@ -17,7 +22,8 @@ def test_the_band_is_open():
 def test_share_and_difference_by_hand():
     images, test = np.repeat([0.5, 0.9], [10, 90]), np.repeat([0.5, 0.1], [30, 170])
     assert ambiguous_share(images, RNG(0), replicates=50).estimate == pytest.approx(0.10)
-    found = ambiguity_difference(images, test, np.arange(200), RNG(0), replicates=200)
+    known = CalibrationSet(test, np.arange(200) % 2, np.arange(200))
+    found = ambiguity_difference(images, known, RNG(0), replicates=200)
     assert found.estimate == pytest.approx(10 - 15)
     assert found.low < -5 < found.high
 
@@ -32,7 +38,9 @@ def test_test_slices_are_drawn_by_subject():
     test = np.repeat([0.5, 0.1] * 10, 8)
     images = np.full(10000, 0.1)
     wide, narrow = (
-        ambiguity_difference(images, test, subjects, RNG(0), replicates=300)
+        ambiguity_difference(
+            images, CalibrationSet(test, np.arange(160) % 2, subjects), RNG(0), replicates=300
+        )
         for subjects in (np.repeat(np.arange(20), 8), np.arange(160))
     )
     assert wide.high - wide.low > 2 * (narrow.high - narrow.low)

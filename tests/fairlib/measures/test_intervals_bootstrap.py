@@ -5,7 +5,7 @@ import pytest
 from scipy import stats
 
 from fairlib.errors import DataError
-from fairlib.measures.resampling import Interval, Sample, bootstrap, bootstrap_interval, interval
+from fairlib.measures.intervals import Interval, Sample, bootstrap, bootstrap_interval, interval
 
 SUBJECTS = np.array(["a", "a", "b", "c", "c", "c", "d", "e"])
 
@@ -79,6 +79,9 @@ def test_undefined_replicates_are_tolerated_up_to_a_point():
     assert interval(0.5, draws).low == pytest.approx(0.025)
     with pytest.raises(DataError, match="10% of the bootstrap replicates"):
         interval(0.5, np.r_[draws[:90], [np.nan] * 10])
+    lenient = interval(0.5, np.r_[draws[:90], [np.nan] * 10], strict=False)
+    assert lenient.estimate == 0.5 and np.isnan(lenient.low) and np.isnan(lenient.high)
+    assert interval(0.5, draws, strict=False) == interval(0.5, draws)
 
 
 @pytest.mark.parametrize(
@@ -98,3 +101,9 @@ def test_bad_samples_are_refused(arrays, keys, words):
 def test_an_interval_prints_and_contains():
     assert str(Interval(0.5, 0.4, 0.6)) == "0.500 [0.400, 0.600]"
     assert 0.45 in Interval(0.5, 0.4, 0.6) and 0.61 not in Interval(0.5, 0.4, 0.6)
+
+
+def test_an_interval_as_cells_of_a_table():
+    found = Interval(0.5, 0.4, 0.6)
+    assert found.columns("share") == {"share": 0.5, "share_low": 0.4, "share_high": 0.6}
+    assert found.columns("mean", "") == {"mean": 0.5, "low": 0.4, "high": 0.6}

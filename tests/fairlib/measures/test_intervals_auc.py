@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from fairlib.measures.areas import area, delong, drawn_times, weighted
-from fairlib.measures.areas import pairs as pair_table
+from fairlib.measures.intervals import auc, delong, draw_counts, pair_table, weighted_auc
 
 
 def samples(rng, ill=30, healthy=40, ties=False):
@@ -19,7 +18,7 @@ def samples(rng, ill=30, healthy=40, ties=False):
 def test_area_is_scikit_learns(ties):
     ill, healthy = samples(np.random.default_rng(0), ties=ties)
     expected = roc_auc_score(np.repeat([1, 0], [30, 40]), np.concatenate([ill, healthy]))
-    assert area(ill, healthy) == pytest.approx(expected) and delong(ill, healthy)[
+    assert auc(ill, healthy) == pytest.approx(expected) and delong(ill, healthy)[
         0
     ] == pytest.approx(expected)
 
@@ -55,17 +54,17 @@ def test_delongs_error_by_hand():
 def test_a_weighted_area_is_that_of_the_repeated_people():
     rng = np.random.default_rng(3)
     ill, healthy = samples(rng, ties=True)
-    times = drawn_times(rng, 30, 4), drawn_times(rng, 40, 4)
-    found = weighted(pair_table(ill, healthy), *times)
+    times = draw_counts(rng, 30, 4), draw_counts(rng, 40, 4)
+    found = weighted_auc(pair_table(ill, healthy), *times)
     for b in range(4):
         repeated = [
             np.repeat(part, count[b].astype(int))
             for part, count in zip((ill, healthy), times, strict=True)
         ]
-        assert found[b] == pytest.approx(float(area(*repeated)), abs=1e-6)
+        assert found[b] == pytest.approx(float(auc(*repeated)), abs=1e-6)
 
 
 def test_draws_hold_as_many_people_as_there_are_and_each_as_often():
-    times = drawn_times(np.random.default_rng(4), 20, 5000)
+    times = draw_counts(np.random.default_rng(4), 20, 5000)
     assert (times.sum(1) == 20).all() and times.mean(0) == pytest.approx(np.ones(20), abs=0.06)
     assert times.var(0).mean() == pytest.approx(19 / 20, abs=0.03)

@@ -1,4 +1,4 @@
-"""Shares with the judge's error taken out: exact on exact frequencies, honest about what is not
+"""Shares with the evaluator's error taken out: exact on exact frequencies, honest about what is not
 known.
 """
 
@@ -6,21 +6,21 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.optimize import brentq, minimize_scalar
+from scipy.optimize import minimize_scalar
 from sklearn.linear_model import LogisticRegression
 
 from fairlib.errors import DataError
-from fairlib.measures import proportions as pr
+from fairlib.measures import shares as pr
 
 RNG = np.random.default_rng
 
 
-def held_out(a_f=0.9, a_m=0.8, subjects=100, slices=4):
+def calibration(a_f=0.9, a_m=0.8, subjects=100, slices=4):
     """Exact frequencies: of each sex's subjects the stated share is read right on every slice."""
     truth = np.repeat(np.arange(subjects) < subjects // 2, slices).astype(int)
     rank = np.repeat(np.arange(subjects) % (subjects // 2), slices) / (subjects // 2)
     right = np.where(truth == 1, rank < a_f - 1e-9, rank < a_m - 1e-9)
-    return pr.HeldOut(
+    return pr.CalibrationSet(
         np.where(right == (truth == 1), 0.9, 0.1), truth, np.repeat(np.arange(subjects), slices)
     )
 
@@ -55,49 +55,6 @@ class TestRoganGladen:
     def test_a_judge_at_chance_is_refused(self, a_f, a_m):
         with pytest.raises(DataError, match="sum to more than 1"):
             pr.rogan_gladen(0.4, a_f, a_m)
-
-
-class TestGroups:
-    @given(st.lists(st.floats(0.01, 1), min_size=2, max_size=5), st.floats(0.6, 1))
-    def test_inverts_exact_frequencies(self, weights, right):
-        shares = np.array(weights) / sum(weights)
-        matrix = np.full((len(shares),) * 2, (1 - right) / (len(shares) - 1))
-        np.fill_diagonal(matrix, right)
-        assert pr.rogan_gladen_groups(matrix @ shares, matrix) == pytest.approx(shares, abs=1e-8)
-
-    @given(st.floats(0, 1), st.floats(0.6, 1), st.floats(0.6, 1))
-    def test_two_groups_are_the_binary_formula(self, share, a_f, a_m):
-        matrix = np.array([[a_m, 1 - a_f], [1 - a_m, a_f]])
-        found = pr.rogan_gladen_groups(np.array([1 - share, share]), matrix)
-        assert found[1] == pytest.approx(float(pr.rogan_gladen(share, a_f, a_m)), abs=1e-9)
-
-    def test_confusion_counts(self):
-        matrix = pr.confusion(np.array([0, 0, 1, 1, 2, 2, 2]), np.array([0, 0, 0, 1, 1, 2, 2]), 3)
-        assert matrix == pytest.approx(np.array([[2 / 3, 0, 0], [1 / 3, 1 / 2, 0], [0, 1 / 2, 1]]))
-
-    def test_a_group_never_held_out_is_refused(self):
-        with pytest.raises(DataError, match="no held-out slice of group 1"):
-            pr.confusion(np.array([0, 2]), np.array([0, 2]), 3)
-
-    def test_confused_groups_are_refused(self):
-        with pytest.raises(DataError, match="confuses the groups"):
-            pr.rogan_gladen_groups(np.array([0.5, 0.5]), np.full((2, 2), 0.5))
-
-    @given(st.lists(st.floats(-2, 2), min_size=2, max_size=4))
-    def test_projection_is_the_nearest_point(self, values):
-        """Against the definition: max(v - tau, 0) for the tau that makes it sum to one, found by
-        bisection.
-        """
-        values = np.array(values)
-        tau = brentq(
-            lambda t: np.maximum(values - t, 0).sum() - 1,
-            values.min() - 1,
-            values.max(),
-            xtol=1e-12,
-        )
-        found = pr.project_to_simplex(values)
-        assert found == pytest.approx(np.maximum(values - tau, 0), abs=1e-9)
-        assert found.sum() == pytest.approx(1) and (found >= 0).all()
 
 
 class TestSaerens:
@@ -150,6 +107,12 @@ class TestSaerens:
         )
         assert theirs.coef_[0, 0] > 0.1
 
+    def test_recalibration_with_weights_is_that_of_repeated_rows(self):
+        rng = RNG(4)
+        logits, truth, weight = rng.normal(0, 2, 80), rng.random(80) < 0.5, rng.integers(1, 4, 80)
+        repeated = pr.platt(np.repeat(logits, weight), np.repeat(truth, weight))
+        assert pr.platt(logits, truth, weight) == pytest.approx(repeated, abs=1e-9)
+
     def test_recalibration_survives_a_perfect_judge(self):
         slope, intercept = pr.platt(np.array([-5.0, -4, 4, 5]), np.array([0, 0, 1, 1]))
         assert np.isfinite([slope, intercept]).all() and slope > 0
@@ -158,14 +121,14 @@ class TestSaerens:
 class TestIntervals:
     def test_estimates(self):
         images = np.repeat([0.9, 0.1], [41, 59])
-        assert pr.female_share(images, RNG(0), 50).estimate == pytest.approx(0.41)
-        assert pr.corrected_share(images, held_out(), RNG(0), 50).estimate == pytest.approx(0.3)
+        assert pr.raw_share(images, RNG(0), 50).estimate == pytest.approx(0.41)
+        assert pr.corrected_share(images, calibration(), RNG(0), 50).estimate == pytest.approx(0.3)
 
     def test_the_held_out_set_widens_the_interval(self):
         """The same accuracies from ten times the subjects: a narrower interval."""
         images = np.repeat([0.9, 0.1], [410, 590])
         few, many = (
-            pr.corrected_share(images, held_out(subjects=n), RNG(0), 300) for n in (40, 400)
+            pr.corrected_share(images, calibration(subjects=n), RNG(0), 300) for n in (40, 400)
         )
         assert few.high - few.low > 1.5 * (many.high - many.low)
         assert few.estimate == pytest.approx(many.estimate)
@@ -173,8 +136,8 @@ class TestIntervals:
     def test_slices_of_a_subject_are_not_subjects(self):
         """Four identical slices of 40 subjects must not count as 160 subjects."""
         images = np.repeat([0.9, 0.1], [4100, 5900])
-        real = held_out(subjects=40)
-        loose = pr.HeldOut(real.p_female, real.truth, np.arange(len(real.truth)))
+        real = calibration(subjects=40)
+        loose = pr.CalibrationSet(real.p_female, real.truth, np.arange(len(real.truth)))
         by_subject, by_slice = (
             pr.corrected_share(images, part, RNG(0), 300) for part in (real, loose)
         )
@@ -196,7 +159,7 @@ class TestIntervals:
                 * (np.where(truth == 1, 1.16, -1.16) + 0.8 * shared + 0.6 * rng.normal(size=180))
             )
             hits += 0.3 in measure(
-                images, pr.HeldOut(p, truth, np.repeat(np.arange(60), 3)), rng, 60
+                images, pr.CalibrationSet(p, truth, np.repeat(np.arange(60), 3)), rng, 60
             )
         assert 0.85 <= hits / runs <= 1.0
 
@@ -204,19 +167,61 @@ class TestIntervals:
         rng = RNG(5)
         images = _probabilities(rng.random(4000) < 0.1, rng, 0.8)
         truth = np.arange(2000) % 2
-        real = pr.HeldOut(_probabilities(truth == 1, rng, 0.8), truth, np.arange(2000))
-        assert 0.1 not in pr.female_share(images, rng, 100)
+        real = pr.CalibrationSet(_probabilities(truth == 1, rng, 0.8), truth, np.arange(2000))
+        assert 0.1 not in pr.raw_share(images, rng, 100)
         assert 0.1 in pr.corrected_share(images, real, rng, 100)
         assert 0.1 in pr.em_share(images, real, rng, 100)
 
     def test_a_judge_at_chance_is_refused(self):
-        with pytest.raises(DataError, match="use a better judge"):
-            pr.corrected_share(np.array([0.2, 0.8]), held_out(0.5, 0.5), RNG(0), 10)
+        with pytest.raises(DataError, match="use a better evaluator"):
+            pr.corrected_share(np.array([0.2, 0.8]), calibration(0.5, 0.5), RNG(0), 10)
+
+    def test_another_threshold_moves_the_reading_and_its_errors(self):
+        """At 0.7 the 0.6 of the images reads male, on both sides alike."""
+        truth = np.repeat([1, 0], 100)
+        known = np.where(truth == 1, np.tile([0.9] * 8 + [0.6] * 2, 20), 0.1)
+        images = np.repeat([0.9, 0.6, 0.1], [40, 10, 50])
+        at = {
+            threshold: pr.CalibrationSet(known, truth, np.arange(200), threshold=threshold)
+            for threshold in (0.5, 0.7)
+        }
+        raw = [pr.raw_share(images, RNG(0), 20, threshold).estimate for threshold in at]
+        corrected = [pr.corrected_share(images, part, RNG(0), 20).estimate for part in at.values()]
+        assert raw == [0.5, 0.4] and corrected == pytest.approx([0.5, 0.4 / 0.8])
+
+    @pytest.mark.parametrize("measure", [pr.corrected_share, pr.em_share])
+    def test_one_stratum_changes_nothing(self, measure):
+        known = calibration()
+        named = pr.CalibrationSet(known.p_female, known.truth, known.subjects, np.full(400, "t1"))
+        images = np.repeat([0.9, 0.1], [41, 59])
+        plain = measure(images, known, RNG(0), 20)
+        assert measure(images, named, RNG(0), 20, strata=np.full(100, "t1")) == plain
+
+    def test_each_stratum_is_corrected_by_its_own_errors(self):
+        """Right on all of t1 and on three in four of t2: 0.3 of t1 and (0.45 - 0.25) / 0.5 of t2;
+        one pair of rates for both gives something else.
+        """
+        truth, strata = np.tile([1, 0], 80), np.repeat(["t1", "t2"], 80)
+        right = (strata == "t1") | (np.arange(160) // 2 % 4 > 0)
+        p = np.where(right == (truth == 1), 0.9, 0.1)
+        known = pr.CalibrationSet(p, truth, np.arange(160), strata)
+        images = np.concatenate([np.repeat([0.9, 0.1], [60, 140]), np.repeat([0.9, 0.1], [45, 55])])
+        places = np.repeat(["t1", "t2"], [200, 100])
+        found = pr.corrected_share(images, known, RNG(0), 50, places)
+        assert found.estimate == pytest.approx((200 * 0.3 + 100 * 0.4) / 300)
+        em = pr.em_share(images, known, RNG(0), 10, places)
+        assert em.estimate == pytest.approx(found.estimate, abs=0.01)
+        pooled = pr.CalibrationSet(p, truth, np.arange(160))
+        assert pr.corrected_share(images, pooled, RNG(0), 50).estimate < found.estimate - 0.02
+        with pytest.raises(DataError, match="no image of stratum 'flair'"):
+            pr.corrected_share(images, known, RNG(0), 5, np.full(300, "flair"))
+        with pytest.raises(DataError, match="every stratum needs both"):
+            pr.CalibrationSet(p, truth, np.arange(160), np.where(truth == 1, "t1", "t2"))
 
     def test_row_order_does_not_matter(self):
-        images, real = np.repeat([0.9, 0.1], [41, 59]), held_out()
+        images, real = np.repeat([0.9, 0.1], [41, 59]), calibration()
         order = RNG(0).permutation(400)
-        moved = pr.HeldOut(real.p_female[order], real.truth[order], real.subjects[order])
+        moved = pr.CalibrationSet(real.p_female[order], real.truth[order], real.subjects[order])
         assert pr.corrected_share(images[::-1], moved, RNG(0), 20).estimate == pytest.approx(0.3)
 
 
@@ -229,9 +234,9 @@ class TestIntervals:
         ([0.1, 0.2], [0, 1], [1], "differ in length"),
     ],
 )
-def test_bad_held_out_readings_are_refused(p, truth, subjects, words):
+def test_bad_calibration_sets_are_refused(p, truth, subjects, words):
     with pytest.raises(DataError, match=words):
-        pr.HeldOut(p, truth, subjects)
+        pr.CalibrationSet(*map(np.array, (p, truth, subjects)))
 
 
 def _probabilities(female, rng, separation=1.16):
