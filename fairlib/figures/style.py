@@ -4,12 +4,17 @@ against green.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
 from cycler import cycler
 from matplotlib.axes import Axes
-from matplotlib.ticker import PercentFormatter
+from matplotlib.axis import Axis
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter
 
 from fairlib.errors import DataError
 
@@ -19,13 +24,13 @@ INK, GREY, PALE = "#222222", "#6E6E6E", "#D9D9D9"
 
 @dataclass(frozen=True)
 class Look:
-    """How one series is drawn: a colour, and a marker, line and hatch that tell it apart without
+    """How one series is drawn: a colour, and a marker, line and hatch that distinguish it without
     the colour.
     """
 
     colour: str
     marker: str
-    line: str
+    line: str | tuple
     hatch: str
 
 
@@ -43,9 +48,9 @@ NAMED = {
     "target": Look(INK, "D", ":", ""),
     "base": Look(GREY, "o", "--", "//"),
     "tuned": Look(BLUE, "s", "-", ""),
-    "auditor": Look(ORANGE, "s", "--", "//"),
-    "oracle": Look(PURPLE, "^", "-.", ".."),
-    "guide": Look(BLUE, "o", "-", ""),
+    **dict.fromkeys(("tuning classifier", "tuning_classifier", "guide"), LOOKS[0]),
+    **dict.fromkeys(("held-out classifier", "heldout_classifier", "auditor"), LOOKS[1]),
+    **dict.fromkeys(("anatomical measurement", "anatomy", "oracle"), LOOKS[2]),
 }
 
 
@@ -86,24 +91,24 @@ def house_style() -> None:
     )
 
 
-def looks(names) -> dict[str, Look]:
-    """A look for each name: its own where it has one, else the next of another colour and marker
-    than those.
+def looks(names: Iterable[str]) -> dict[str, Look]:
+    """A look for each name: that of `NAMED` where it has one, else the next of another colour and
+    marker than those.
     """
     names = list(dict.fromkeys(names))
-    own = [NAMED[name] for name in names if name in NAMED]
-    taken = {look.colour for look in own} | {look.marker for look in own}
+    fixed = [NAMED[name] for name in names if name in NAMED]
+    taken = {look.colour for look in fixed} | {look.marker for look in fixed}
     free = [look for look in LOOKS if not {look.colour, look.marker} & taken] or list(LOOKS)
     free = free * len(names)
     return {name: NAMED.get(name) or free.pop(0) for name in names}
 
 
-def axes(ax: Axes | None, **size) -> Axes:
+def axes(ax: Axes | None, **size: tuple[float, float]) -> Axes:
     """`ax`, or the only Axes of a new figure."""
     return plt.subplots(layout="constrained", **size)[1] if ax is None else ax
 
 
-def need(table, *columns: str) -> None:
+def need(table: pd.DataFrame, *columns: str) -> None:
     """Raise `DataError` unless `table` has rows and all `columns`."""
     missing = [column for column in columns if column not in table]
     if missing:
@@ -115,45 +120,62 @@ def need(table, *columns: str) -> None:
         raise DataError("nothing to draw: the table is empty")
 
 
-def percent(axis) -> None:
+def percent_text(share: float, decimals: int = 1) -> str:
+    """A share in percent: 0.458 -> "45.8 %"."""
+    return f"{100 * share:.{decimals}f} %"
+
+
+def percent(axis: Axis) -> None:
     """Label an axis of shares in percent; the data stay shares."""
-    axis.set_major_formatter(PercentFormatter(1, decimals=0))
+    axis.set_major_formatter(FuncFormatter(lambda share, _: percent_text(share, 0)))
 
 
-def target_line(ax: Axes, target: float | None, along: str = "x", label: str = "target") -> None:
-    """A dotted line at the target share, across the plot along `along`, named in the legend."""
-    if target is not None:
-        draw = ax.axhline if along == "x" else ax.axvline
-        draw(
-            target,
-            color=INK,
-            linestyle=":",
-            linewidth=1.6,
-            zorder=1,
-            label=f"{label} ({100 * target:.1f} %)",
-        )
-
-
-def error_bars(part, value: str):
-    """Lengths [2, N] of the bars from `value` to its `_low` and `_high` columns, or None where the
-    table has none.
+def reference_line(ax: Axes, value: float | None, label: str = "", along: str = "x") -> None:
+    """A dotted line at `value` across the plot along `along`, named in the legend (by default as
+    the target, a share).
     """
-    if f"{value}_low" not in part:
+    if value is not None:
+        draw = ax.axhline if along == "x" else ax.axvline
+        name = label or f"target ({percent_text(value)})"
+        draw(value, color=INK, linestyle=":", linewidth=1.6, zorder=1, label=name)
+
+
+def error_bars(part: pd.DataFrame, value: str) -> np.ndarray | None:
+    """Lengths [2, N] of the bars from `value` to its `<value>_low` and `<value>_high` (or `low` and
+    `high`) columns; None where the table has none.
+    """
+    low, high = (f"{value}_{end}" if f"{value}_{end}" in part else end for end in ("low", "high"))
+    if low not in part:
         return None
-    return [
-        (part[value] - part[f"{value}_low"]).clip(lower=0),
-        (part[f"{value}_high"] - part[value]).clip(lower=0),
-    ]
+    return np.clip([part[value] - part[low], part[high] - part[value]], 0, None)
 
 
-def legend_below(ax: Axes, columns: int | None = None) -> None:
-    """The legend under the plot, where it hides nothing."""
+def legend_below(ax: Axes, offset: float = 0.17) -> None:
+    """The legend under the plot, `offset` of its height below, where it hides nothing."""
     handles, labels = ax.get_legend_handles_labels()
     if handles:
-        ax.legend(
-            handles,
-            labels,
-            loc="upper center",
-            bbox_to_anchor=(0.5, -0.17),
-            ncol=columns or min(len(handles), 4),
-        )
+        wide = sum(map(len, labels)) > 48  # names that would not fit on one line
+        anchor, columns = (0.5, -offset), min(len(handles), 2 if wide else 4)
+        ax.legend(handles, labels, loc="upper center", bbox_to_anchor=anchor, ncol=columns)
+
+
+def category_axis(ax: Axes, names: Sequence[str]) -> None:
+    """The names of lanes 0, 1, ... on the vertical axis, the first on top."""
+    ax.set_yticks(range(len(names)), names)
+    ax.set_ylim(len(names) - 0.5, -0.5)
+    ax.grid(False, axis="y")
+
+
+def one_legend(figure: Figure) -> Figure:
+    """One legend under all panels of `figure` in place of one each."""
+    entries = {}
+    for panel in figure.axes:
+        handles, names = panel.get_legend_handles_labels()
+        entries |= dict(zip(names, handles, strict=True))
+        if panel.get_legend():
+            panel.get_legend().remove()
+        if panel is not figure.axes[0] and panel.get_ylabel() == figure.axes[0].get_ylabel():
+            panel.set_ylabel("")
+    place = {"loc": "outside lower center", "ncol": len(entries)}
+    figure.legend(entries.values(), entries.keys(), **place)
+    return figure

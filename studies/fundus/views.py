@@ -44,7 +44,6 @@ from studies.fundus.statistics import (
     TO_REAL,
     WORST,
 )
-from studies.heart.views import lanes
 
 CONDITIONS = (
     ("non-glaucoma", "normal", "normal"),
@@ -200,10 +199,10 @@ def weights_histogram(groups: dict[str, np.ndarray], words: str = "") -> Figure:
     return figure
 
 
-def weight_dials(
+def weight_sliders(
     values: Sequence[float] = (0.0, 0.5, 1.0),
 ) -> tuple[list[bytes], dict[str, list[str]]]:
-    """Pictures and sliders for `widgets.dials`: the sigma of each attribute, and the form."""
+    """Pictures and sliders for `widgets.slider`: the sigma of each attribute, and the form."""
     pictures = []
     for *sigma, form in product(*[values] * len(ATTRIBUTES), FORMS):
         weights = sample_weights(sigma, form)
@@ -275,8 +274,8 @@ def chosen(
 
 
 def race_points(values: pd.DataFrame, measure: str, task: str = NO_TASK) -> pd.DataFrame:
-    """Rows for `lanes`: a measure of every race (series) for every arm (lane), with intervals over
-    people.
+    """Rows for `dot_plot`: a measure of every race (series) for every arm (lane), with intervals
+    over people.
     """
     part = chosen(values, measure, task)
     part = part[part["group"].isin(RACES)]
@@ -286,8 +285,8 @@ def race_points(values: pd.DataFrame, measure: str, task: str = NO_TASK) -> pd.D
 
 
 def difference_points(differences: pd.DataFrame, measure: str, task: str = NO_TASK) -> pd.DataFrame:
-    """Rows for `lanes`: the gap over races of an arm less that of its rival, with both intervals; a
-    lane a comparison.
+    """Rows for `dot_plot`: the gap over races of an arm less that of its rival, with both
+    intervals; a lane a comparison.
     """
     rivals = ("inverse", "dro", "balanced", EVERYONE)
     pairs = [
@@ -400,13 +399,12 @@ __all__ = [
     "difference_points",
     "gaps",
     "grid",
-    "lanes",
     "race_points",
     "sample_weights",
     "sigma_path",
     "table",
     "twins",
-    "weight_dials",
+    "weight_sliders",
     "weights_histogram",
     "weights_told",
 ]

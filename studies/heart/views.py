@@ -15,9 +15,9 @@ from torch import Tensor
 
 from fairlib.cohorts.cardiac import prompt_of
 from fairlib.errors import DataError
-from fairlib.figures.style import LOOKS, percent
+from fairlib.figures.style import LOOKS
 from fairlib.methods.control import TYPICAL_BMI
-from fairlib.widgets import strip
+from fairlib.widgets import contact_sheet
 from studies.brain.views.display import table
 from studies.engine.bounds import holds_in_words
 from studies.heart.generation import ends, swatches
@@ -143,7 +143,7 @@ def _contours(panel, masks: Tensor | None, place: int, frame: int, line: str) ->
 def person_sliders(
     study: HeartStudy, mask: Tensor, ages
 ) -> tuple[list[bytes], dict[str, list[str]], Tensor]:
-    """One mask [2, H, W], every person: pictures for `widgets.dials` (ED beside ES), its sliders,
+    """One mask [2, H, W], every person: pictures for `widgets.slider` (ED beside ES), its sliders,
     and the images.
     """
     people = [
@@ -161,12 +161,14 @@ def person_sliders(
 
 
 def mask_slider(study: HeartStudy, prompt: str, masks: Tensor) -> tuple[list[bytes], Tensor]:
-    """One prompt, several masks [N, 2, H, W]: pictures for `widgets.scrub`, the mask beside ED and
+    """One prompt, several masks [N, 2, H, W]: pictures for `widgets.slider`, the mask beside ED and
     ES, and the images.
     """
     images = swatches(study, [prompt] * len(masks), masks)
     shown = [
-        strip(torch.cat([mask[:, None] * (2 / 3) - 1, ends(image[None])[0][:, None]]), enlarge=2)
+        contact_sheet(
+            torch.cat([mask[:, None] * (2 / 3) - 1, ends(image[None])[0][:, None]]), enlarge=2
+        )
         for mask, image in zip(masks.float(), images, strict=True)
     ]
     return shown, images
@@ -174,7 +176,7 @@ def mask_slider(study: HeartStudy, prompt: str, masks: Tensor) -> tuple[list[byt
 
 def pair(image: Tensor) -> bytes:
     """ED beside ES of one image [3, H, W], as a PNG of twice the size."""
-    return strip(ends(image[None])[0][:, None], enlarge=2)
+    return contact_sheet(ends(image[None])[0][:, None], enlarge=2)
 
 
 def spread(images: Tensor) -> float:
@@ -187,55 +189,12 @@ def spread(images: Tensor) -> float:
 def dice_points(
     dice: pd.DataFrame, attributes=("sex", "age", "bmi_class", "diagnosis")
 ) -> pd.DataFrame:
-    """Rows for `lanes`: generated and real Dice of each subgroup, with their intervals."""
+    """Rows for `dot_plot`: generated and real Dice of each subgroup, with their intervals."""
     part = dice[dice["attribute"].isin(attributes)]
     own = part.assign(series="generated", value=part["mean"])
     real = part.assign(series="real, unseen", value=part["reference"], low=np.nan, high=np.nan)
     both = pd.concat([own, real], ignore_index=True)
     return both.assign(lane=both["group"])[["lane", "series", "value", "low", "high", "images"]]
-
-
-def lanes(
-    points: pd.DataFrame,
-    label: str,
-    line: float | None = None,
-    words: str = "",
-    share: bool = False,
-) -> Figure:
-    """One lane a value of `lane`, one mark a `series`, intervals from `low` to `high` where known;
-    a dotted line at `line`.
-    """
-    names, series = list(dict.fromkeys(points["lane"])), list(dict.fromkeys(points["series"]))
-    figure, ax = plt.subplots(figsize=(6.6, 1.1 + 0.36 * len(names)), layout="constrained")
-    if line is not None:
-        ax.axvline(
-            line, color="#222222", linestyle=":", linewidth=1.4, label=words or None, zorder=1
-        )
-    for place, name in enumerate(series):
-        look, part = LOOKS[place % len(LOOKS)], points[points["series"] == name]
-        y = part["lane"].map(names.index) + (place - (len(series) - 1) / 2) * min(
-            0.24, 0.8 / len(series)
-        )
-        bars = np.stack([part["value"] - part["low"], part["high"] - part["value"]]).astype(float)
-        ax.errorbar(
-            part["value"],
-            y,
-            xerr=np.nan_to_num(bars).clip(0),
-            fmt=look.marker,
-            color=look.colour,
-            capsize=2,
-            elinewidth=1.3,
-            markersize=5,
-            label=name,
-            zorder=3,
-        )
-    ax.set_yticks(range(len(names)), names)
-    ax.set(ylim=(len(names) - 0.4, -0.6), xlabel=label)
-    if share:
-        percent(ax.xaxis)
-    ax.grid(False, axis="y")
-    ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.1 - 0.7 / len(names)), ncol=4)
-    return figure
 
 
 def matrix(distances: pd.DataFrame, attribute: str) -> pd.DataFrame:
@@ -256,7 +215,7 @@ def matrix(distances: pd.DataFrame, attribute: str) -> pd.DataFrame:
 def arm_points(
     values: pd.DataFrame, by: str, metric: str = "balanced_accuracy", prevalence: float = 0.01
 ) -> pd.DataFrame:
-    """Rows for `lanes`: a metric of every subgroup (lane) for every arm (series)."""
+    """Rows for `dot_plot`: a metric of every subgroup (lane) for every arm (series)."""
     part = values[
         (values["by"] == by)
         & (values["metric_id"] == metric)
@@ -274,8 +233,8 @@ def difference_points(
     prevalence: float = 0.01,
     metric: str = "balanced_accuracy",
 ) -> pd.DataFrame:
-    """Rows for `lanes`: each arm's (lane) difference to real-only in the worst subgroup and over
-    all, in points.
+    """Rows for `dot_plot`: each arm's (lane) difference to real-only in the worst subgroup and
+    over all, in points.
     """
     part = differences[
         (differences["by"] == by)
@@ -344,7 +303,6 @@ __all__ = [
     "counts",
     "dice_points",
     "difference_points",
-    "lanes",
     "law_table",
     "mask_slider",
     "matrix",

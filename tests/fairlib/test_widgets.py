@@ -19,7 +19,7 @@ from fairlib.errors import SettingsError
 
 def pictures(count):
     return [
-        widgets.strip(torch.full((1, 1, 8, 8), -1 + 2 * i / max(1, count - 1)))
+        widgets.contact_sheet(torch.full((1, 1, 8, 8), -1 + 2 * i / max(1, count - 1)))
         for i in range(count)
     ]
 
@@ -37,9 +37,9 @@ class Elements(HTMLParser):
         return [attributes for name, attributes in self.found if name == tag]
 
 
-def test_scrub_shows_one_picture_and_names_all():
+def test_slider_shows_one_picture_and_names_all():
     page = Elements(
-        widgets.scrub(pictures(4), ["a", "b", "c", "d"], "step", "a grey square", start=2).data
+        widgets.slider(pictures(4), {"step": ["a", "b", "c", "d"]}, "a grey square", start=2).data
     )
     images, [slider] = page.of("img"), page.of("input")
     assert [image["alt"] for image in images] == [f"{label}: a grey square" for label in "abcd"]
@@ -53,16 +53,16 @@ def test_scrub_shows_one_picture_and_names_all():
     assert slider["aria-label"] == "step" and slider["aria-valuetext"] == "c"
 
 
-def test_scrub_holds_the_pictures_themselves_and_asks_no_host():
+def test_slider_holds_the_pictures_themselves_and_asks_no_host():
     given = pictures(2)
-    text = widgets.scrub(given, ["x", "y"], "n", "square").data
+    text = widgets.slider(given, {"n": ["x", "y"]}, "square").data
     held = [base64.b64decode(data) for data in re.findall(r"base64,([^\"]+)", text)]
     assert held == given
     assert "://" not in text and "<script" not in text
 
 
 def test_words_cannot_break_out_of_the_markup():
-    text = widgets.scrub(pictures(2), ['<b>"x"', "y"], "a & b", 'say "hello" <i>').data
+    text = widgets.slider(pictures(2), {"a & b": ['<b>"x"', "y"]}, 'say "hello" <i>').data
     page = Elements(text)
     assert not page.of("b") and not page.of("i")
     assert page.of("img")[0]["alt"] == '<b>"x": say "hello" <i>'
@@ -71,15 +71,15 @@ def test_words_cannot_break_out_of_the_markup():
 @pytest.mark.parametrize(
     ("count", "labels", "start"), [(1, ["a"], 0), (2, ["a"], 0), (2, ["a", "b"], 2)]
 )
-def test_scrub_refuses(count, labels, start):
+def test_slider_refuses(count, labels, start):
     with pytest.raises(SettingsError):
-        widgets.scrub(pictures(count), labels, "n", "square", start)
+        widgets.slider(pictures(count), {"n": labels}, "square", start=start)
 
 
-def test_dials_show_the_picture_of_their_combination():
+def test_sliders_show_the_picture_of_their_combination():
     axes = {"sex": ["woman", "man"], "age": ["50s", "60s", "70s"]}
     given = pictures(6)
-    page = Elements(widgets.dials(given, axes, "person", "a grey square", start=[1, 2]).data)
+    page = Elements(widgets.slider(given, axes, "a grey square", "person", start=[1, 2]).data)
     images, sliders = page.of("img"), page.of("input")
     assert [image["data-label"] for image in images] == [
         f"{sex}, {age}" for sex in axes["sex"] for age in axes["age"]
@@ -101,24 +101,25 @@ def test_dials_show_the_picture_of_their_combination():
 @pytest.mark.parametrize(
     ("count", "axes", "start"),
     [
-        (5, {"a": ["x", "y"], "b": ["1", "2", "3"]}, None),
-        (1, {"a": ["x"]}, None),
+        (5, {"a": ["x", "y"], "b": ["1", "2", "3"]}, 0),
+        (1, {"a": ["x"]}, 0),
         (2, {"a": ["x", "y"]}, [2]),
-        (1, {}, None),
+        (1, {}, 0),
+        (2, {"a": ["x", "y"]}, [0, 0]),
     ],
 )
-def test_dials_refuse(count, axes, start):
+def test_sliders_refuse(count, axes, start):
     with pytest.raises(SettingsError):
-        widgets.dials(pictures(count), axes, "n", "square", start)
+        widgets.slider(pictures(count), axes, "square", "n", start)
 
 
-def test_leaves_are_linked_in_the_page():
+def test_tabs_are_linked_in_the_page():
     """The link is a model of its own in the saved state, from the slider's value to the tab that is
     seen.
     """
     import ipywidgets
 
-    box = widgets.leaves(["<p>one</p>", "<p>two</p>"], ["1", "2"], "leaf")
+    box = widgets.tabs(["<p>one</p>", "<p>two</p>"], ["1", "2"], "leaf")
     slider, tab = box.children
     links = [
         model
@@ -138,13 +139,15 @@ def test_leaves_are_linked_in_the_page():
         "<p>two</p>",
     ]
     with pytest.raises(SettingsError):
-        widgets.leaves(["one"], ["1"], "leaf")
+        widgets.tabs(["one"], ["1"], "leaf")
 
 
-def test_strip_lays_images_out_in_reading_order():
+def test_contact_sheet_lays_images_out_in_reading_order():
     levels = torch.tensor([-1.0, -0.5, 0.0, 0.5, 1.0])
     sheet = Image.open(
-        io.BytesIO(widgets.strip(levels.view(5, 1, 1, 1).expand(5, 1, 6, 4), columns=2, gap=1))
+        io.BytesIO(
+            widgets.contact_sheet(levels.view(5, 1, 1, 1).expand(5, 1, 6, 4), columns=2, gap=1)
+        )
     )
     assert sheet.mode == "L" and sheet.size == (2 * 4 + 1, 3 * 6 + 2)
     pixels = np.asarray(sheet)
@@ -154,9 +157,9 @@ def test_strip_lays_images_out_in_reading_order():
     assert pixels[6].min() == 255 and pixels[-1, -1] == 255
 
 
-def test_strip_refuses_what_is_no_picture():
-    with pytest.raises(SettingsError, match="strip"):
-        widgets.strip(torch.zeros(3, 8, 8))
+def test_contact_sheet_refuses_what_is_no_picture():
+    with pytest.raises(SettingsError, match="contact sheet"):
+        widgets.contact_sheet(torch.zeros(3, 8, 8))
 
 
 def test_explore_draws_every_value_once_and_the_same_each_time():

@@ -48,7 +48,7 @@ def shares(arms=("base", "tuned"), judges=("guide", "auditor", "oracle"), seeds=
     rows = [
         {
             "arm": arm,
-            "judge": judge,
+            "evaluator": judge,
             "seed": seed,
             "corrected": 0.2 + 0.2 * i + 0.01 * j + 0.001 * seed,
         }
@@ -60,37 +60,40 @@ def shares(arms=("base", "tuned"), judges=("guide", "auditor", "oracle"), seeds=
     return table.assign(corrected_low=table.corrected - 0.03, corrected_high=table.corrected + 0.05)
 
 
-class TestShareByJudge:
+class TestShares:
+    def plot(self, table, ax=None):
+        keys = {"share": True, "label": "female share", "ax": ax}
+        return figures.dot_plot(table, "corrected", "evaluator", "arm", 0.458, **keys)
+
     def test_draws_the_shares_and_their_intervals(self):
         table = shares()
-        ax = draw(figures.share_by_judge(table, 0.458))
+        ax = draw(self.plot(table))
         for container, arm in zip(ax.containers, ("base", "tuned"), strict=True):
             x, y = points(container)
-            assert list(y) == list(table[table.arm == arm].corrected)
-            assert np.round(x).astype(int).tolist() == [0, 1, 2]
-            ends = np.array([segment[:, 1] for segment in container.lines[2][0].get_segments()])
+            assert list(x) == list(table[table.arm == arm].corrected)
+            assert np.round(y).astype(int).tolist() == [0, 1, 2]
+            ends = np.array([segment[:, 0] for segment in container.lines[2][0].get_segments()])
             assert ends == pytest.approx(
                 table.loc[table.arm == arm, ["corrected_low", "corrected_high"]].to_numpy()
             )
         assert legend(ax) == ["target (45.8 %)", "base", "tuned"]
-        assert [tick.get_text() for tick in ax.get_xticklabels()] == ["guide", "auditor", "oracle"]
+        assert [tick.get_text() for tick in ax.get_yticklabels()] == ["guide", "auditor", "oracle"]
+        assert ax.xaxis.get_major_formatter()(0.4, 0) == "40 %"
 
     def test_the_target_is_a_line_at_the_target(self):
-        ax = figures.share_by_judge(shares(), 0.458)
-        assert list(ax.lines[0].get_ydata()) == [0.458, 0.458]
+        assert list(self.plot(shares()).lines[0].get_xdata()) == [0.458, 0.458]
 
-    def test_seeds_stand_side_by_side(self):
-        ax = figures.share_by_judge(shares(seeds=3))
-        x, _ = points(ax.containers[0])
-        assert len(set(np.round(x, 3))) == 9
+    def test_seeds_are_side_by_side(self):
+        _, y = points(self.plot(shares(seeds=3)).containers[0])
+        assert len(set(np.round(y, 3))) == 9
 
     def test_draws_on_the_axes_it_is_given(self):
         _, ax = plt.subplots()
-        assert figures.share_by_judge(shares(), ax=ax) is ax
+        assert self.plot(shares(), ax) is ax
 
     def test_no_two_series_share_a_colour_or_a_marker(self):
         names = ("base", "plain", "tuned", "robust")
-        drawn = [c.lines[0] for c in figures.share_by_judge(shares(names)).containers]
+        drawn = [c.lines[0] for c in self.plot(shares(names)).containers]
         assert (
             len({to_hex(line.get_color()) for line in drawn})
             == len({line.get_marker() for line in drawn})
@@ -110,30 +113,37 @@ class TestPerPrompt:
         }
     )
 
-    def test_draws_the_shares(self):
-        ax = draw(figures.per_prompt_shares(self.TABLE, 0.458))
+    def test_draws_the_shares_and_a_line_between_them(self):
+        ax = draw(figures.dot_plot(self.TABLE, "share", "prompt", "arm", 0.458, connect=True))
         for container, arm in zip(ax.containers, ("base", "tuned"), strict=True):
             x, y = points(container)
             assert list(x) == list(self.TABLE[self.TABLE.arm == arm].share)
             assert np.round(y).tolist() == [0, 1]
+            ends = np.array([segment[:, 0] for segment in container.lines[2][0].get_segments()])
+            expected = self.TABLE.loc[self.TABLE.arm == arm, ["low", "high"]]
+            assert ends == pytest.approx(expected.to_numpy())
+        between = np.array([segment[:, 0] for segment in ax.collections[0].get_segments()])
+        assert between == pytest.approx(np.array([[0.1, 0.5], [0.2, 0.4]]))
         assert ax.yaxis_inverted() and [t.get_text() for t in ax.get_yticklabels()] == ["a", "b"]
 
-    def test_marks_each_prompts_own_target(self):
-        ax = draw(figures.per_prompt_shares(self.TABLE))
+    def test_marks_the_target_of_each_prompt(self):
+        ax = draw(figures.dot_plot(self.TABLE, "share", "prompt", "arm", "target"))
         marks = next(line for line in ax.lines if line.get_label() == "target")
         assert list(marks.get_xdata()) == [0.376, 0.585] and list(marks.get_ydata()) == [0, 1]
 
 
-def test_guidance_sweep_draws_one_line_a_judge():
+def test_line_plot_draws_one_line_an_evaluator_with_its_band():
     table = shares(arms=("base",)).merge(pd.DataFrame({"scale": [5.0, 1.0, 3.0]}), how="cross")
     table["corrected"] -= table.scale / 100
-    ax = draw(figures.guidance_sweep(table, 0.458))
+    ax = draw(
+        figures.line_plot(table, "scale", "corrected", "evaluator", band=True, reference=0.458)
+    )
     lines = {line.get_label(): line for line in ax.lines}
     for judge in ("guide", "auditor", "oracle"):
-        part = table[table.judge == judge].sort_values("scale")
+        part = table[table.evaluator == judge].sort_values("scale")
         assert list(lines[judge].get_xdata()) == [1, 3, 5]
         assert list(lines[judge].get_ydata()) == list(part.corrected)
-    assert len({line.get_linestyle() for line in ax.lines}) == 4
+    assert len({line.get_linestyle() for line in ax.lines}) == 4 and len(ax.collections) == 3
 
 
 class TestCohortBars:
@@ -185,30 +195,6 @@ def test_logits_are_drawn_as_densities():
     assert len(ax.collections) == 1  # the target alone is filled
 
 
-def test_extent_is_drawn_for_each_sex_and_arm():
-    rng = RNG(0)
-    table = pd.DataFrame(
-        [
-            {"arm": arm, "sex": sex, "extent_mm": size + rng.normal(0, 4)}
-            for arm in ("target", "base", "tuned")
-            for sex, size in (("F", 138), ("M", 150))
-            for _ in range(60)
-        ]
-    )
-    ax = draw(figures.extent_by_sex(table))
-    bodies = [c.get_paths()[0].vertices for c in ax.collections]
-    assert len(bodies) == 6
-    expected = [
-        part.extent_mm
-        for sex in "FM"
-        for arm in ("target", "base", "tuned")
-        for part in [table[(table.sex == sex) & (table.arm == arm)]]
-    ]
-    for body, values in zip(bodies, expected, strict=True):
-        assert (body[:, 1].min(), body[:, 1].max()) == pytest.approx((values.min(), values.max()))
-    assert legend(ax) == ["target", "base", "tuned"] and ax.get_ylabel().endswith("mm")
-
-
 class TestReliability:
     def table(self, n=2000):
         rng = RNG(0)
@@ -253,7 +239,7 @@ def test_roc_curves_and_their_areas():
         [
             pd.DataFrame(
                 {
-                    "judge": name,
+                    "evaluator": name,
                     "truth": truth,
                     "p_female": 1 / (1 + np.exp(-(truth - 0.5) * k - rng.normal(size=300))),
                 }
@@ -282,7 +268,7 @@ class TestTraining:
         lines = {line.get_label(): line for line in ax.lines}
         assert list(lines["plain"].get_ydata()) == [0.2, 0.4, 0.3, 0.5]
         assert lines["plain"].get_linestyle() != lines["robust"].get_linestyle()
-        assert ax.get_ylabel() == "female share read by the guide"
+        assert ax.get_ylabel() == "female share read by the tuning classifier"
 
     def test_smooths_over_the_faint_values(self):
         ax = draw(figures.training_curves(self.TABLE[:4], "share", smooth=3))
@@ -295,8 +281,8 @@ class TestTraining:
 @pytest.mark.parametrize(
     "draw_one, table, words",
     [
-        (figures.share_by_judge, pd.DataFrame({"arm": []}), "lacks column 'judge'"),
-        (figures.share_by_judge, shares()[:0], "empty"),
+        (figures.cohort_bars, pd.DataFrame({"sex": []}), "lacks column 'grade'"),
+        (figures.roc_curves, shares().assign(p_female=0, truth=0)[:0], "empty"),
         (figures.logit_distributions, pd.DataFrame({"arm": ["base"]}), "lacks column 'logit'"),
     ],
 )
@@ -326,3 +312,39 @@ def test_colours_are_told_apart_by_lightness_or_hue_without_red_and_green():
                 np.linalg.norm(np.clip(one, 0, 1) ** (1 / 2.2) - np.clip(other, 0, 1) ** (1 / 2.2))
                 > 0.12
             )
+
+
+GROUPS = pd.DataFrame(
+    {
+        "group": ["Asian", "White"],
+        "value": [0.7, 0.9],
+        "low": [0.6, 0.88],
+        "high": [0.8, 0.92],
+        "n": [90, 1760],
+    }
+)
+
+
+def test_bars_stand_for_their_groups():
+    ax = figures.group_bars(GROUPS, 0.88, "words")
+    assert [round(bar.get_y() + bar.get_height(), 9) for bar in ax.patches] == [0.7, 0.9]
+    assert (
+        len({bar.get_facecolor() for bar in ax.patches})
+        == len({bar.get_hatch() for bar in ax.patches})
+        == 2
+    )
+    ends = [segment[:, 1].tolist() for part in ax.collections for segment in part.get_segments()]
+    assert ends == [pytest.approx([0.6, 0.8]), pytest.approx([0.88, 0.92])]
+    assert [text.get_text() for text in ax.get_xticklabels()] == [
+        "Asian\n90 people",
+        "White\n1,760 people",
+    ]
+    assert (
+        ax.get_legend().get_texts()[0].get_text() == "everybody (88.0 %)"
+        and ax.get_title(loc="left") == "words"
+    )
+
+
+def test_a_table_without_a_column_is_refused():
+    with pytest.raises(DataError, match="lacks column 'low'"):
+        figures.group_bars(GROUPS.drop(columns="low"), 0.8)

@@ -8,8 +8,9 @@ import pytest
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
 
+from fairlib import figures  # noqa: E402
 from fairlib.errors import DataError  # noqa: E402
-from fairlib.figures import details  # noqa: E402
+from fairlib.figures.images import closed_curve  # noqa: E402
 from studies.brain.anatomy import Outline, outline  # noqa: E402
 
 
@@ -22,7 +23,7 @@ def closed():
 def table():
     return pd.DataFrame(
         {
-            "judge": ["a", "b", "a", "b"],
+            "evaluator": ["a", "b", "a", "b"],
             "arm": ["base", "base", "tuned", "tuned"],
             "share": [0.1, 0.2, 0.4, 0.5],
             "share_low": [0.0, 0.1, 0.3, 0.4],
@@ -39,8 +40,10 @@ def drawn(ax, label):
     return np.column_stack([line.get_xdata(), line.get_ydata(), ends])
 
 
-def test_dots_stand_where_the_table_says_with_their_intervals():
-    ax = details.dots(table(), "share", "judge", "arm", reference=0.45, words="target")
+def test_dots_are_where_the_table_says_with_their_intervals():
+    ax = figures.dot_plot(
+        table(), "share", "evaluator", "arm", reference=0.45, reference_label="target"
+    )
     for name, rows in table().groupby("arm"):
         found = drawn(ax, name)
         assert np.allclose(found[:, [0, 2, 3]], rows[["share", "share_low", "share_high"]])
@@ -54,20 +57,20 @@ def test_dots_stand_where_the_table_says_with_their_intervals():
 
 
 def test_series_differ_in_shape_and_not_in_colour_alone():
-    ax = details.dots(table(), "share", "judge", "arm")
+    ax = figures.dot_plot(table(), "share", "evaluator", "arm")
     marks = {container.get_label(): container[0].get_marker() for container in ax.containers}
     assert len(set(marks.values())) == len(marks) == 2
 
 
 def test_one_series_needs_no_legend():
-    assert details.dots(table()[:2], "share", "judge", "arm").get_legend() is None
+    assert figures.dot_plot(table()[:2], "share", "evaluator", "arm").get_legend() is None
 
 
 def test_lines_are_sorted_and_named():
     shuffled = pd.DataFrame(
         {"x": [3, 1, 2, 1], "y": [9.0, 1.0, 4.0, 5.0], "s": ["p", "p", "p", "q"]}
     )
-    ax = details.lines(shuffled, "x", "y", "s", log=True)
+    ax = figures.line_plot(shuffled, "x", "y", "s", log=True)
     first = ax.get_lines()[0]
     assert first.get_xdata().tolist() == [1, 2, 3] and first.get_ydata().tolist() == [1, 4, 9]
     assert ax.get_yscale() == "log"
@@ -82,7 +85,7 @@ def test_panels_share_one_legend_and_one_scale():
             for kind in ("noise", "blur")
         ]
     )
-    figure = details.panels(long, "x", "y", "s", "kind", "moved")
+    figure = figures.line_panels(long, "x", "y", "s", "kind", "moved")
     first, second = figure.axes
     assert (first.get_xlabel(), second.get_xlabel()) == ("noise", "blur")
     assert first.get_ylim() == second.get_ylim() and first.get_legend() is None
@@ -94,15 +97,15 @@ def test_curves_keep_their_own_words():
     steps = pd.DataFrame(
         {"step": [0, 1, 2], "alignment": [3.0, 2.0, 1.0], "share": [0.1, 0.2, 0.4], "arm": "robust"}
     )
-    figure = details.curves(steps, {"alignment": None, "share": 0.458})
+    figure = figures.training_panels(steps, {"alignment": None, "share": 0.458})
     assert [panel.get_ylabel() for panel in figure.axes] == [
         "alignment loss",
-        "female share read by the guide",
+        "female share read by the tuning classifier",
     ]
     assert any("45.8" in text.get_text() for text in figure.legends[0].get_texts())
 
 
-def test_swarm_puts_each_point_in_its_lane_and_marks_the_mean():
+def test_strip_plot_puts_each_point_in_its_lane_and_marks_the_mean():
     people = pd.DataFrame(
         {
             "mm": [140.0, 142, 150, 158],
@@ -110,7 +113,7 @@ def test_swarm_puts_each_point_in_its_lane_and_marks_the_mean():
             "lane": ["women", "women", "men", "men"],
         }
     )
-    ax = details.swarm(people, "mm", "lane")
+    ax = figures.strip_plot(people, "mm", "lane")
     points = {c.get_label(): c.get_offsets().data for c in ax.collections}
     assert np.allclose(points["F"][:, 0], [140, 142]) and np.abs(points["F"][:, 1]).max() < 0.5
     assert np.allclose(points["M"][:, 0], [150, 158]) and np.abs(points["M"][:, 1] - 1).max() < 0.5
@@ -118,8 +121,8 @@ def test_swarm_puts_each_point_in_its_lane_and_marks_the_mean():
     assert means.get_xdata().tolist() == [141, 154]
 
 
-def test_cloud_draws_every_row():
-    ax = details.cloud(table().assign(sex=["F", "M", "F", "M"]), "share", "share_low")
+def test_scatter_draws_every_row():
+    ax = figures.scatter(table().assign(sex=["F", "M", "F", "M"]), "share", "share_low")
     assert sorted(np.concatenate([c.get_offsets().data[:, 0] for c in ax.collections])) == [
         0.1,
         0.2,
@@ -137,7 +140,7 @@ def test_maps_are_symmetric_about_zero_each_layer_on_its_own_scale():
     images = np.stack([disc(30), disc(40)])[:, None]
     small, large = np.zeros_like(images), np.zeros_like(images)
     small[:, 0, 60:70, 60:70], large[:, 0, 60:70, 60:70] = 0.1, -8.0
-    figure = details.maps(images, {"plain": small, "robust": large})
+    figure = figures.maps(images, {"plain": small, "robust": large})
     limits = [panel.images[0].get_clim() for panel in figure.axes]
     assert limits[:2] == [(-1, 1)] * 2
     assert all(np.allclose(clim, (-0.1, 0.1)) for clim in limits[2:4]) and all(
@@ -148,22 +151,22 @@ def test_maps_are_symmetric_about_zero_each_layer_on_its_own_scale():
 
 def test_an_outline_is_drawn_around_the_disc_that_it_was_found_on():
     picture = disc(40)
-    figure = details.outlines(picture[None, None], [outline(picture)], ["M"])
+    figure = figures.outlines(picture[None, None], [outline(picture)], ["M"])
     [line] = figure.axes[0].get_lines()
     distance = np.hypot(line.get_xdata() - 63.5, line.get_ydata() - 63.5)
     assert np.abs(distance - 40).max() < 1.5
     assert line.get_xdata()[0] == line.get_xdata()[-1]
-    assert not details.outlines(picture[None, None], [None]).axes[0].get_lines()
+    assert not figures.outlines(picture[None, None], [None]).axes[0].get_lines()
 
 
 def test_an_outline_runs_anticlockwise_from_the_right():
-    columns, rows = details.closed_curve(Outline((10.0, 20.0), np.array([1.0, 2.0, 3.0, 4.0])))
+    columns, rows = closed_curve(Outline((10.0, 20.0), np.array([1.0, 2.0, 3.0, 4.0])))
     assert np.allclose(columns, [21, 20, 17, 20, 21]) and np.allclose(rows, [10, 8, 10, 14, 10])
 
 
-def test_pulls_pair_each_logit_with_its_own_target():
+def test_arrows_pair_each_logit_with_its_own_target():
     logits, targets = np.array([2.0, -3.0, 0.5]), np.array([2.5, -1.0, -0.5])
-    ax = details.pulls(logits, targets)
+    ax = figures.arrow_plot(logits, targets)
     read, wanted = (line.get_ydata() for line in ax.get_lines()[1:3])
     assert read.tolist() == [-3, 0.5, 2] and wanted.tolist() == [-1, -0.5, 2.5]
     assert np.allclose(ax.collections[0].V, [2.0, -1.0, 0.5])
@@ -171,4 +174,4 @@ def test_pulls_pair_each_logit_with_its_own_target():
 
 def test_an_empty_table_is_refused():
     with pytest.raises(DataError, match="empty"):
-        details.dots(table()[:0], "share", "judge", "arm")
+        figures.dot_plot(table()[:0], "share", "evaluator", "arm")
