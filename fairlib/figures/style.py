@@ -120,14 +120,14 @@ def need(table: pd.DataFrame, *columns: str) -> None:
         raise DataError("nothing to draw: the table is empty")
 
 
-def percent_text(share: float, decimals: int = 1) -> str:
+def percent_text(share: float) -> str:
     """A share in percent: 0.458 -> "45.8 %"."""
-    return f"{100 * share:.{decimals}f} %"
+    return f"{100 * share:.1f} %"
 
 
 def percent(axis: Axis) -> None:
     """Label an axis of shares in percent; the data stay shares."""
-    axis.set_major_formatter(FuncFormatter(lambda share, _: percent_text(share, 0)))
+    axis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:.4g} %"))
 
 
 def reference_line(ax: Axes, value: float | None, label: str = "", along: str = "x") -> None:

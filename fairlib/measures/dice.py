@@ -106,15 +106,15 @@ def dice_table(
         part, people = scores[chosen], subjects[chosen]
         draws = _draws(part, people, rng, replicates)
         structures, frames = structure_means(part), pooled_mean(*_parts(part), 0).mean(-1)
-        row = {"attribute": attribute, "group": group, "images": len(part)}
-        row |= {"subjects": len(np.unique(people))}
+        counts = {"images": len(part), "subjects": len(np.unique(people))}
+        row = {"attribute": attribute, "group": group} | counts
         row |= dict(zip(STRUCTURES + FRAMES, [*structures, *frames], strict=True))
         row |= interval(structures.mean(), draws, strict=False).columns("mean", "")
         row |= {"undefined": int(np.isnan(part).sum())}
         if reference is not None:
             real, owners = reference.of(attribute, group)
             drawn = draws - _draws(real, owners, rng, len(draws))
-            row |= {"reference": mean_dice(real)}
+            row["reference"] = mean_dice(real)
             difference = interval(row["mean"] - row["reference"], drawn, strict=False)
             row |= difference.columns("difference")
         rows.append(row)

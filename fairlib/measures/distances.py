@@ -286,12 +286,7 @@ def subgroup_distances(
     ]
     drawn = {name: _chosen(rows, _take(rows[0], n, rng))[0] for name, rows in made.items()}
     spread = mmd_interval if measure == "mmd" else frechet_interval
-    among_real = {
-        (one, two): [_distance(measure, halves[one][0], halves[two][1]) for halves in divided]
-        for one in people
-        for two in people
-        if two == one or two in made
-    }
+    among_real = _among_real(divided, made, measure)
     rows = []
     for group, other in itertools.product(people, made):
         (x, x_clusters), (y, y_clusters) = divided[0][group][0], drawn[other]
@@ -299,20 +294,30 @@ def subgroup_distances(
         low, high = np.quantile(among_real[group, group], [0.025, 0.975])
         between = float(np.mean(among_real.get((group, other), np.nan)))
         floor = Interval(float(np.mean(among_real[group, group])), low, high).columns("floor")
-        names = {"real_group": group, "synthetic_group": other}
-        cells = ends.columns("distance", "") | floor | {"between": between, "n": n}
-        rows.append(names | cells)
+        names = {"real_group": group, "synthetic_group": other} | ends.columns("distance", "")
+        rows.append(names | floor | {"between": between, "n": n})
     return pd.DataFrame(rows)
+
+
+def _among_real(divided: list[dict], made: dict, measure: str) -> dict[tuple, list[float]]:
+    """Distances, one a division, of each real group to disjoint sets of itself and of the others
+    that are among the synthetic groups.
+    """
+
+    def distance(one, two) -> float:
+        if measure == "mmd":
+            return mmd(one[0], two[0], one[1], two[1], n_min=2)
+        return frechet(one[0], two[0], n_min=2)
+
+    return {
+        (one, two): [distance(halves[one][0], halves[two][1]) for halves in divided]
+        for one, two in itertools.product(divided[0], divided[0])
+        if two == one or two in made
+    }
 
 
 def _chosen(part, *sets: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
     return [(part[0][rows], part[1][rows]) for rows in sets]
-
-
-def _distance(measure: str, one, two) -> float:
-    if measure == "mmd":
-        return mmd(one[0], two[0], one[1], two[1], n_min=2)
-    return frechet(one[0], two[0], n_min=2)
 
 
 def disjoint(clusters: np.ndarray, n: int, rng: Rng) -> tuple[np.ndarray, np.ndarray]:

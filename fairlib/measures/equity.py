@@ -127,14 +127,9 @@ def spread(overall: float, groups: ArrayLike) -> dict[str, float]:
     values = _finite(overall, groups)
     if overall == 0:
         raise DataError("the overall value is 0; a spread cannot be divided by it")
-    std, difference = float(values.std()), float(np.ptp(values))
-    return {
-        "std": std,
-        "difference": difference,
-        "ratio": float(values.min() / values.max()),
-        "std_scaled": std / overall,
-        "difference_scaled": difference / overall,
-    }
+    spreads = {"std": float(values.std()), "difference": float(np.ptp(values))}
+    scaled = {f"{name}_scaled": value / overall for name, value in spreads.items()}
+    return spreads | scaled | {"ratio": float(values.min() / values.max())}
 
 
 def equity_report(

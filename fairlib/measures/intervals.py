@@ -175,7 +175,8 @@ class Sample:
     def __init__(self, *arrays: ArrayLike, clusters: Labels = None, strata: Labels = None):
         self.arrays = tuple(np.asarray(array) for array in arrays)
         count = len(self.arrays[0])
-        clusters, strata = cluster_codes(clusters, count), _codes(strata, np.zeros(count, int))
+        clusters = cluster_codes(clusters, count)
+        strata = cluster_codes(np.zeros(count) if strata is None else strata, count)
         if count == 0 or {len(part) for part in (*self.arrays, clusters, strata)} != {count}:
             raise DataError(
                 f"arrays of lengths {[len(a) for a in self.arrays]} cannot be resampled together; "
@@ -214,11 +215,7 @@ class Sample:
 
 def cluster_codes(labels: Labels, count: int) -> np.ndarray:
     """Labels of any kind [N] as integers 0..K-1; None: every one of `count` rows its own."""
-    return _codes(labels, np.arange(count))
-
-
-def _codes(labels: Labels, default: np.ndarray) -> np.ndarray:
-    return default if labels is None else np.unique(np.asarray(labels), return_inverse=True)[1]
+    return np.arange(count) if labels is None else np.unique(labels, return_inverse=True)[1]
 
 
 def bootstrap(

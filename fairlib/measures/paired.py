@@ -316,9 +316,8 @@ class PairedAreas:
                 f"than {n_min} people of a class; two large ones are needed: leave the others out "
                 "first, by name"
             )
-        self.names = list(counts.index)
         self.strata = [
-            np.flatnonzero((group == name) & (label == c)) for name in self.names for c in (1, 0)
+            np.flatnonzero((group == name) & (label == c)) for name in counts.index for c in (1, 0)
         ]
         # table[i][j]: a positive scored by arm i against a negative scored by arm j; everybody
         # first, then each group

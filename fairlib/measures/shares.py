@@ -107,9 +107,9 @@ class CalibrationSet:
             raise DataError(f"the calibration set has no image of stratum {str(missing[0])!r}")
         used = np.isin(self.strata, names)
         parts = (self.p_female, self.truth, self.subjects, self.strata)
-        p, truth, subjects, of_known = (np.asarray(part)[used] for part in parts)
-        known = Sample(p, truth, np.searchsorted(names, of_known), clusters=subjects, strata=truth)
-        return codes, known
+        p, truth, subjects, place = (np.asarray(part)[used] for part in parts)
+        code = np.searchsorted(names, place)
+        return codes, Sample(p, truth, code, clusters=subjects, strata=truth)
 
 
 def calibration_set(table: pd.DataFrame, evaluator: Evaluator) -> CalibrationSet:
@@ -214,18 +214,18 @@ def platt(
         return float(fit + ridge / 2 * (values[0] - 1) ** 2)
 
     slope_only = np.array([1.0, 0.0])
-    found = slope_only
+    line = slope_only
     for _ in range(50):
-        p = sigmoid(found @ design)
-        gradient = design @ (weight * (p - truth)) + ridge * (found - slope_only) * slope_only
+        p = sigmoid(line @ design)
+        gradient = design @ (weight * (p - truth)) + ridge * (line - slope_only) * slope_only
         curvature = (design * (weight * (p * (1 - p)))) @ design.T
         move = np.linalg.solve(curvature + np.diag([ridge, 0]) + 1e-9 * np.eye(2), gradient)
-        halved = (size for size in 0.5 ** np.arange(30) if loss(found - size * move) < loss(found))
+        halved = (size for size in 0.5 ** np.arange(30) if loss(line - size * move) < loss(line))
         size = next(halved, 0.0)
-        found = found - size * move
+        line = line - size * move
         if size * np.abs(move).max() < 1e-9:
             break
-    return float(found[0]), float(found[1])
+    return float(line[0]), float(line[1])
 
 
 def sigmoid(values: ArrayLike) -> np.ndarray:
@@ -265,9 +265,11 @@ def corrected_share(
     calibration set.
     """
 
-    def corrected(p, codes, known_p, truth, known_codes, strict: bool = False) -> float:
+    def corrected(p, codes, labelled_p, truth, labelled_codes, strict: bool = False) -> float:
         size = np.bincount(codes)
-        rates = class_accuracies(known_p > calibration.threshold, truth, known_codes, len(size))
+        rates = class_accuracies(
+            labelled_p > calibration.threshold, truth, labelled_codes, len(size)
+        )
         if not strict and not (sum(rates) > 1).all():
             return np.nan
         raw = np.bincount(codes, p > calibration.threshold) / size
@@ -291,18 +293,18 @@ def em_share(
     `corrected_share`.
     """
 
-    def share(p_female, known_p, truth) -> float:
+    def share(p_female, labelled_p, truth) -> float:
         prior = np.array([1 - truth.mean(), truth.mean()]) if len(truth) else np.zeros(2)
         if not prior.all():
             return np.nan
-        slope, intercept = platt(logit(known_p), truth)
+        slope, intercept = platt(logit(labelled_p), truth)
         p = sigmoid(slope * logit(p_female) + intercept)
         return float(saerens_em(np.stack([1 - p, p], 1), prior)[1])
 
-    def estimate(p, codes, known_p, truth, known_codes) -> float:
+    def estimate(p, codes, labelled_p, truth, labelled_codes) -> float:
         size = np.bincount(codes)
-        strata = [(codes == k, known_codes == k) for k in range(len(size))]
-        parts = [share(p[mine], known_p[known], truth[known]) for mine, known in strata]
+        strata = [(codes == k, labelled_codes == k) for k in range(len(size))]
+        parts = [share(p[mine], labelled_p[labelled], truth[labelled]) for mine, labelled in strata]
         return float(size / size.sum() @ np.array(parts))
 
     samples = _samples(p_female, calibration, strata)
@@ -312,8 +314,8 @@ def em_share(
 def _samples(p_female, calibration: CalibrationSet, strata) -> list[Sample]:
     """The images (p, code of the stratum) and the calibration set (p, truth, code)."""
     check_probabilities(p_female)
-    codes, known = calibration.matched(strata, len(p_female))
-    return [Sample(p_female, codes, strata=codes), known]
+    codes, labelled = calibration.matched(strata, len(p_female))
+    return [Sample(p_female, codes, strata=codes), labelled]
 
 
 def ambiguous(p_female: ArrayLike, band: tuple[float, float] = BAND) -> np.ndarray:
@@ -337,8 +339,8 @@ def ambiguity_difference(
     images, and subjects of the calibration set, are drawn again.
     """
     check_probabilities(p_female)
-    known = Sample(ambiguous(calibration.p_female), clusters=calibration.subjects)
-    samples = [Sample(ambiguous(p_female)), known]
+    labelled = Sample(ambiguous(calibration.p_female), clusters=calibration.subjects)
+    samples = [Sample(ambiguous(p_female)), labelled]
     return bootstrap_interval(
         lambda images, real: 100 * (images.mean() - real.mean()), samples, rng, replicates
     )
@@ -388,27 +390,27 @@ def per_prompt_gap(
     targets, count = _targets(target, names), np.bincount(codes)
     read = (np.asarray(p_female) > calibration.threshold).astype(float)
     images = Sample(read, codes, strata=codes)
-    of_image, known = calibration.matched(strata, len(codes))
+    of_image, labelled = calibration.matched(strata, len(codes))
     place = np.zeros(len(names), int)  # the stratum of each prompt
     place[codes] = of_image
     if (place[codes] != of_image).any():
         raise DataError("a prompt lies in two strata; give each prompt images of one")
 
-    def rates(known_p, truth, known_codes) -> tuple[np.ndarray, np.ndarray]:
-        read = known_p > calibration.threshold
-        a_f, a_m = class_accuracies(read, truth, known_codes, place.max() + 1)
+    def rates(labelled_p, truth, labelled_codes) -> tuple[np.ndarray, np.ndarray]:
+        read = labelled_p > calibration.threshold
+        a_f, a_m = class_accuracies(read, truth, labelled_codes, place.max() + 1)
         return a_f[place], a_m[place]
 
-    def corrected(read, code, *known) -> np.ndarray:
-        a_f, a_m = rates(*known)
+    def corrected(read, code, *labelled) -> np.ndarray:
+        a_f, a_m = rates(*labelled)
         usable = a_f + a_m > 1
         shares = np.bincount(code, read) / np.bincount(code)
         return np.where(usable, rogan_gladen(shares, *np.where(usable, (a_f, a_m), 1)), np.nan)
 
-    accuracies = rates(*known.arrays)
+    accuracies = rates(*labelled.arrays)
     raw = np.bincount(codes, read) / count
     share = rogan_gladen(raw, *accuracies)
-    draws = bootstrap(corrected, [images, known], rng, replicates)
+    draws = bootstrap(corrected, [images, labelled], rng, replicates)
     check_defined(draws)
     low, high = np.nanquantile(draws, [0.025, 0.975], axis=0)
     floors = [sampling_floor(*row) for row in zip(targets, count, *accuracies, strict=True)]
@@ -480,7 +482,7 @@ class _Part:
     evaluator: Evaluator
     images: pd.DataFrame
     p: np.ndarray
-    known: pd.DataFrame
+    labelled: pd.DataFrame
     calibration: CalibrationSet
     strata: Labels
 
@@ -512,9 +514,9 @@ def _parts(readings, calibration, evaluators, by) -> Iterator[_Part]:
                 raise DataError(f"{one.name!r} could read no image of {keys}; look at the images")
             count = {"n": len(images), "unreadable": len(part) - len(images)}
             cells = keys | {"evaluator": one.name} | count
-            p, known = images[one.column].to_numpy(float), sets[one.calibration]
+            p, labelled = images[one.column].to_numpy(float), sets[one.calibration]
             strata = _strata(images, one)
-            yield _Part(cells, one, images, p, known, calibrations[one], strata)
+            yield _Part(cells, one, images, p, labelled, calibrations[one], strata)
 
 
 def share_table(
@@ -558,10 +560,10 @@ def share_table(
 
     rows = []
     for part in _parts(readings, calibration, evaluators, by):
-        known, strata = part.calibration, part.strata
+        labelled, strata = part.calibration, part.strata
         raw = raw_share(part.p, rng, replicates, part.evaluator.threshold)
-        corrected = corrected_share(part.p, known, rng, replicates, strata)
-        em = em_share(part.p, known, rng, min(replicates, 200), strata)
+        corrected = corrected_share(part.p, labelled, rng, replicates, strata)
+        em = em_share(part.p, labelled, rng, min(replicates, 200), strata)
         shares = raw.columns("raw") | corrected.columns("corrected") | em.columns("em")
         rows.append(part.cells | shares)
     return pd.DataFrame(rows)
@@ -681,7 +683,7 @@ def within_sex_table(
     rows = []
     for part in _parts(readings, calibration, evaluators, by):
         images = part.images[part.images[value].notna()]
-        real = part.known[part.known[[part.evaluator.column, value]].notna().all(axis=1)]
+        real = part.labelled[part.labelled[[part.evaluator.column, value]].notna().all(axis=1)]
         for sex in ("F", "M"):
             mine = images[_read_as(images, part.evaluator) == sex]
             for against, labels in (

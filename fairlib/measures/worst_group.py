@@ -108,7 +108,8 @@ def worst_share(
     """
     right, n = np.asarray(right, float), np.asarray(n, float)
     near = contenders(right / n, share_error(right, n))
-    return *_ends(*jeffreys(right, n, *tails(near, level))), near
+    low, high = jeffreys(right, n, *tails(near, level))
+    return low.min(-1), high.min(-1), near
 
 
 def worst_auc(
@@ -126,9 +127,10 @@ def worst_auc(
     spread = np.where(error > 0, error, share_error(np.round(value * fewer), fewer))
     near = contenders(value, spread)
     lower, upper = tails(near, level)
-    low, high = logit_bounds(value, error, lower, upper)
-    share = jeffreys(np.round(value * fewer), fewer, lower, upper)
-    return *_ends(np.where(error > 0, low, share[0]), np.where(error > 0, high, share[1])), near
+    shares = jeffreys(np.round(value * fewer), fewer, lower, upper)
+    bounds = zip(logit_bounds(value, error, lower, upper), shares, strict=True)
+    low, high = (np.where(error > 0, bound, share).min(-1) for bound, share in bounds)
+    return low, high, near
 
 
 def tails(near: np.ndarray, level: float = 0.95) -> tuple[np.ndarray, np.ndarray]:
@@ -180,7 +182,3 @@ def share_error(right: np.ndarray, n: np.ndarray) -> np.ndarray:
     """
     share = (np.asarray(right) + 0.5) / (np.asarray(n) + 1)
     return np.sqrt(share * (1 - share) / n)
-
-
-def _ends(low: np.ndarray, high: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    return low.min(-1), high.min(-1)
