@@ -18,11 +18,27 @@ from torch.nn import functional as F
 from fairlib.cohorts.attributes import ATTRIBUTES, group_names
 from fairlib.errors import SettingsError
 from fairlib.io import read_tensors, write_bytes, write_tensors
-from fairlib.methods.finetuning import FinetuneState, FinetuneStep, finetune
-from fairlib.methods.perturbation import FairBayesianPerturbation, PerturbationSettings
-from fairlib.methods.probing import Probe, choose_probe, probe_losses
-from fairlib.methods.reweighting import GroupDRO, InverseFrequency, Plain, RandomSigma
-from fairlib.methods.sample_weights import SampleWeights, attribute_gaps, group_means
+from fairlib.methods.finetuning import (
+    FinetuneState,
+    FinetuneStep,
+    Probe,
+    choose_probe,
+    finetune,
+    probe_losses,
+)
+from fairlib.methods.group_weights import (
+    GroupDRO,
+    InverseFrequency,
+    SampleWeights,
+    Uniform,
+    attribute_gaps,
+    group_means,
+)
+from fairlib.methods.perturbation import (
+    FairBayesianPerturbation,
+    PerturbationSettings,
+    RandomSigma,
+)
 from fairlib.models.generator import Generator
 from fairlib.settings import unknown_key
 from studies.engine.manifest import content_digest
@@ -92,7 +108,7 @@ def weights_of(study: FundusStudy, arm: str, seed: int, codes) -> SampleWeights:
     if arm not in ARMS:
         raise SettingsError(unknown_key(arm, list(ARMS), "the arms"))
     if arm in ("plain", "balanced"):
-        return Plain(SIZES)
+        return Uniform(SIZES)
     if arm == "inverse":
         return InverseFrequency(codes, SIZES)
     if arm == "dro":

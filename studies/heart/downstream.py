@@ -20,9 +20,16 @@ from fairlib.measures.paired import (
     arm_metrics,
     paired_answers,
 )
-from fairlib.methods.baselines import RecipeSettings
-from fairlib.methods.downstream import DownstreamSettings, ImageTable, compare_arms
-from fairlib.methods.subgroups import age_edges, at_prevalence, labels_of, with_groups
+from fairlib.methods.downstream import (
+    DownstreamSettings,
+    ImageTable,
+    PlanSettings,
+    age_edges,
+    at_prevalence,
+    compare_arms,
+    labels_of,
+    with_groups,
+)
 from fairlib.models.diagnosis import DiagnosisSettings
 from fairlib.settings import to_dict
 from studies.engine.places import accelerator
@@ -58,7 +65,7 @@ def downstream_settings(study: HeartStudy) -> DownstreamSettings:
     """The same classifier, steps and synthetic images for every arm."""
     return DownstreamSettings(
         DiagnosisSettings(steps=study.classifier_steps),
-        RecipeSettings(synthetic_count=study.synthetic),
+        PlanSettings(synthetic_count=study.synthetic),
     )
 
 

@@ -68,7 +68,7 @@ def test_downstream_classifiers_are_trained_there(people, monkeypatch):
             people.images, people.table.assign(subject=part + people.table["subject"]), people.masks
         ),
     )
-    monkeypatch.setattr(method, "fit_recipe", stop)
+    monkeypatch.setattr(method, "fit_plan", stop)
     study = HeartStudy()
     with pytest.raises(Seen, match="meta"):
         downstream._margins(study, downstream.downstream_settings(study), "real", 0)
