@@ -71,12 +71,13 @@ class AlignmentState:
         if not self.parameters:
             return
         self._check(parameters)
-        remedy = "give `frozen` or `bank`, of the original model"
+        remedy = "give `base` or `base_cache`, of the untuned model"
         if not self.origin:
             raise WeightsError(f"this state does not say which model its run began with; {remedy}")
         if fingerprint(parameters) != self.origin:
             raise WeightsError(
-                f"this generator is not as the run found it; resume with a fresh one, or {remedy}"
+                "this generator is not the one that the run began with; resume with a fresh one, "
+                f"or {remedy}"
             )
 
     def _check(self, parameters: dict[str, Tensor]) -> None:
@@ -120,7 +121,8 @@ class AlignmentState:
     def remember(self, group: str, logits: Tensor, size: int) -> None:
         """Keep the last `size` finite logits of `group` to rank later batches within."""
         if size:
-            finite = logits.detach()[logits.detach().isfinite()]
+            rows = logits.detach().reshape(len(logits), -1).isfinite().all(dim=1)
+            finite = logits.detach()[rows]
             self.pools[group] = torch.cat([self.pools.get(group, finite[:0]).to(finite), finite])[
                 -size:
             ].clone()

@@ -11,15 +11,10 @@ import numpy as np
 import pandas as pd
 
 from fairlib.io import read_tensors, write_bytes, write_tensors
-from fairlib.methods.alignment import (
-    AlignmentSettings,
-    AlignmentState,
-    FrozenBank,
-    Target,
-    apply_ema,
-    frozen_bank,
-    tune,
-)
+from fairlib.methods.alignment import AlignmentSettings, cache_base, tune
+from fairlib.methods.base_cache import BaseCache
+from fairlib.methods.state import AlignmentState, apply_ema
+from fairlib.methods.targets import Target
 from fairlib.models.classifier import predict
 from fairlib.models.clip import load_clip
 from fairlib.models.generator import Generator
@@ -49,8 +44,8 @@ def targets_of(study: Study, guide, target: str = "marginal") -> list[Target]:
 
 def _target(table: pd.DataFrame, prompt, share: float) -> Target:
     rows = table[(table.contrast == prompt.contrast) & (table.grade == prompt.grade)]
-    by_sex = {sex: tuple(rows.logit[rows.sex == sex]) for sex in ("F", "M")}
-    return Target(f"{prompt.contrast}-{prompt.grade}", share, by_sex["F"], by_sex["M"])
+    shares, name = {"F": share, "M": 1 - share}, f"{prompt.contrast}-{prompt.grade}"
+    return Target.shares(shares, rows.logit.to_numpy(), rows.sex.tolist(), name=name)
 
 
 def tune_arm(
@@ -84,12 +79,12 @@ def tune_arm(
         steps = tune(
             generator,
             guide,
-            clip.embed_images,
             prompts,
             targets_of(study, guide, chosen.target),
-            settings,
+            embed=clip.embed_images,
+            settings=settings,
             state=state,
-            bank=bank,
+            base_cache=bank,
         )
         for step in progress.track(
             steps, settings.steps, f"tuning {arm}, seed {seed}", done=len(rows)
@@ -124,13 +119,12 @@ def read_bank(
     judges_key: list[str],
     embed,
     settings: AlignmentSettings,
-) -> FrozenBank:
+) -> BaseCache:
     """The frozen model's images of every prompt, drawn once for all arms and seeds and read once
     for every guide.
     """
-    bank = frozen_bank(
-        generator.frozen_copy(), guide, embed, [p.text for p in EVALUATION_PROMPTS], settings
-    )
+    prompts = [p.text for p in EVALUATION_PROMPTS]
+    bank = cache_base(generator.frozen_copy(), guide, prompts, embed=embed, settings=settings)
     latents = run_stage(None, "bank", bank.describe, [base_digest(study)], _drawn(bank))
     bank.load(read_tensors(latents / "latents.safetensors"))
 
@@ -148,11 +142,11 @@ def read_bank(
     return bank.load(read_tensors(readings / "readings.safetensors"))
 
 
-def _blocks(bank: FrozenBank) -> int:
+def _blocks(bank: BaseCache) -> int:
     return len(bank.prompts) * (bank.size // bank.block)
 
 
-def _drawn(bank: FrozenBank):
+def _drawn(bank: BaseCache):
     def build(out: Path, progress) -> None:
         saved = out / "working" / "latents.safetensors"
         if saved.is_file():
@@ -180,7 +174,7 @@ def _row(step) -> dict:
         "seconds": step.seconds,
         "forward": step.forward,
         "backward": step.backward,
-        "frozen": step.frozen,
+        "frozen": step.base,
     }
 
 

@@ -4,7 +4,9 @@ import torch
 
 from fairlib.errors import SettingsError, WeightsError
 from fairlib.io import read_tensors, write_tensors
-from fairlib.methods.alignment import AlignmentSettings, AlignmentState, Target, tune
+from fairlib.methods.alignment import AlignmentSettings, tune
+from fairlib.methods.state import AlignmentState
+from fairlib.methods.targets import Target
 from fairlib.models import clip as cl
 from fairlib.models import generator as gen
 from fairlib.models.autoencoder import build_autoencoder
@@ -157,7 +159,7 @@ def test_lora_tuning_goes_on_from_a_saved_state_with_the_same_bits(folder, tmp_p
         steps=3,
         prompts_per_step=1,
         images_per_prompt=2,
-        bank_size=2,
+        cache_size=2,
         sampling_steps=2,
         replay_steps=1,
         guidance_scale=1.0,
@@ -166,17 +168,17 @@ def test_lora_tuning_goes_on_from_a_saved_state_with_the_same_bits(folder, tmp_p
         lora_rank=2,
         seed=3,
     )
-    targets = [Target("all", 0.5, (1.0, 2.0), (-1.0, -2.0))] * 2
+    target = Target.shares({"F": 0.5, "M": 0.5}, [1.0, 2.0, -1.0, -2.0])
 
     def run(generator, state=None):
         torch.rand(7)
         return tune(
             generator,
             lambda images: images.mean((1, 2, 3)),
-            lambda images: images.flatten(1),
             PROMPTS,
-            targets,
-            settings,
+            target,
+            embed=lambda images: images.flatten(1),
+            settings=settings,
             state=state,
         )
 
@@ -192,7 +194,7 @@ def test_lora_tuning_goes_on_from_a_saved_state_with_the_same_bits(folder, tmp_p
         torch.equal(resumed[-1][name], value) for name, value in whole[-1].items()
     )
     assert any("lora_B" in name and value.any() for name, value in whole[-1].items())
-    with pytest.raises(WeightsError, match="not as the run found it"):
+    with pytest.raises(WeightsError, match="not the one that the run began with"):
         next(run(used, AlignmentState.from_tensors(saved)))
 
 

@@ -22,7 +22,7 @@ TINY = {
     "steps": 2,
     "prompts_per_step": 2,
     "images_per_prompt": 2,
-    "bank_size": 2,
+    "cache_size": 2,
     "sampling_steps": 2,
     "replay_steps": 1,
 }
@@ -244,7 +244,7 @@ def test_variants_differ_from_the_default_in_what_they_say():
             for f in dataclasses.fields(default)
             if getattr(settings[arm], f.name) != getattr(default, f.name)
         }
-        if chosen.family == "monge":
+        if chosen.family == "transport":
             assert other == {name for name, _ in chosen.changes}, arm
         assert arm == "robust" or other or chosen.guide != "robust"
 
