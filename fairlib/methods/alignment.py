@@ -19,6 +19,7 @@ settings, the losses, the objective (target and loss of a batch) and the loop, `
 
 from __future__ import annotations
 
+import hashlib
 import math
 import time
 import typing
@@ -31,7 +32,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fairlib.errors import SettingsError
+from fairlib.errors import SettingsError, WeightsError
 from fairlib.methods.base_cache import (
     BaseCache,
     ImageFunction,
@@ -49,7 +50,6 @@ from fairlib.methods.replay import (
     record,
     replay,
 )
-from fairlib.methods.state import AlignmentState
 from fairlib.methods.targets import (
     Target,
     class_logits,
@@ -60,6 +60,7 @@ from fairlib.methods.targets import (
     transport_targets,
 )
 from fairlib.models import solvers
+from fairlib.models.training import FitSettings, Trainer
 
 COSINE_MEMORY = 0.9
 TRANSPORT = ("transport", "quantile")
@@ -155,22 +156,27 @@ class AlignmentSettings:
         divides = self.cache_size % self.images_per_prompt == 0
         self._require(divides, "cache_size", f"a multiple of {self.images_per_prompt}")
 
+    @property
+    def fit(self) -> FitSettings:
+        """The same as settings of the optimiser that all networks share."""
+        return FitSettings(
+            self.steps,
+            self.prompts_per_step * self.images_per_prompt,
+            self.learning_rate,
+            self.warmup,
+            self.weight_decay,
+            self.gradient_clip,
+            self.ema_decay,
+            self.seed,
+            anneal=self.anneal,
+            betas=(0.9, 0.999),
+        )
+
     def _require(self, valid: bool, name: str, expected: str) -> None:
         if not valid:
             raise SettingsError(
                 f"AlignmentSettings.{name} is {getattr(self, name)!r}; expected {expected}"
             )
-
-
-def learning_rate_at(step: int, settings: AlignmentSettings) -> float:
-    """Linear warm-up over `warmup` steps, then constant or a half cosine down to zero at the end of
-    `steps`.
-    """
-    rate = settings.learning_rate * min(1.0, (step + 1) / (settings.warmup + 1))
-    if settings.anneal == "none":
-        return rate
-    progress = max(0, step - settings.warmup) / max(1, settings.steps - settings.warmup)
-    return rate * 0.5 * (1 + math.cos(math.pi * progress))
 
 
 # ---- losses: logits `[N]` (positive for the first of two groups) or `[N, K]`; scalar means
@@ -285,11 +291,13 @@ class Objective:
             for name in dict.fromkeys(names)
         }
 
-    def assign(self, logits: Tensor, batch: Batch, pools: Mapping[str, Tensor]) -> Assignment:
-        """Targets for the detached `logits`, given the pool of recent logits of each group."""
+    def assign(
+        self, logits: Tensor, batch: Batch, pool: Callable[[str], Tensor | None]
+    ) -> Assignment:
+        """Targets for the detached `logits`; `pool` gives recent logits by the name of a target."""
         rows = self.groups(batch)
         parts = [
-            self._assign_group(name, chosen, logits[chosen], batch, pools.get(name))
+            self._assign_group(name, chosen, logits[chosen], batch, pool(name))
             for name, chosen in rows.items()
         ]
         order = torch.cat(list(rows.values())).argsort()
@@ -349,6 +357,68 @@ class Objective:
 # ---- the loop
 
 
+class AlignmentState(Trainer):
+    """The state of a run: a `Trainer` that also keeps the pools of recent logits, the running
+    cosine to the base images, and the hash of the parameters that the run began with (`origin`).
+
+    `to_tensors()` is all that a killed run needs to go on; give it to `tune` as `state`.
+    """
+
+    def __init__(self, parameters: Mapping[str, torch.nn.Parameter], settings: AlignmentSettings):
+        super().__init__(parameters, settings.fit)
+        origin = bytearray.fromhex(fingerprint(parameters))
+        self.extra = {
+            "cosine": torch.ones((), dtype=torch.float64),
+            "origin": torch.frombuffer(origin, dtype=torch.uint8),
+        }
+        self.last: dict[str, Tensor] = {}
+
+    def resume(self, tensors: Mapping[str, Tensor], *, same_origin: bool) -> None:
+        """Take up a saved state; with `same_origin`, only where its run began with these
+        parameters.
+
+        Raises `WeightsError`, with nothing changed, when it does not fit.
+        """
+        began = tensors.get("extra/origin")
+        if same_origin and (began is None or not torch.equal(began, self.extra["origin"])):
+            raise WeightsError(
+                "this generator is not the one that the run began with; resume with a fresh one, "
+                "or give `base` or `base_cache`, of the untuned model"
+            )
+        self.from_tensors(tensors)
+
+    def pool(self, name: str) -> Tensor | None:
+        """Recent logits of the prompts of target `name`."""
+        return self.extra.get(f"pools/{name}")
+
+    def remember(self, name: str, logits: Tensor, size: int) -> None:
+        """Keep the last `size` finite `logits` of target `name` to rank later batches within."""
+        if size:
+            finite = logits[logits.reshape(len(logits), -1).isfinite().all(dim=1)]
+            older = self.extra.get(f"pools/{name}", finite[:0]).to(finite)
+            self.extra[f"pools/{name}"] = torch.cat([older, finite])[-size:].clone()
+
+    def finish(self) -> None:
+        """Leave the averaged weights in the model; `to_tensors` still gives the last ones."""
+        self.last = {f"weight/{name}": p.detach().cpu().clone() for name, p in self.masters.items()}
+        self.use_average()
+
+    def to_tensors(self) -> dict[str, Tensor]:
+        """Everything, flat, for `fairlib.io.write_tensors`."""
+        return super().to_tensors() | self.last
+
+
+def fingerprint(parameters: Mapping[str, Tensor]) -> str:
+    """SHA-256 of names and values, in hexadecimal: the same bits give the same hash on any
+    device.
+    """
+    digest = hashlib.sha256()
+    for name, value in sorted(parameters.items()):
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
 @dataclass(frozen=True)
 class AlignmentStep:
     """The record of one optimiser step. Tensors are detached and on the CPU, one row an image of
@@ -394,11 +464,14 @@ def tune(
     *,
     embed: ImageFunction | None = None,
     settings: AlignmentSettings | None = None,
-    state: AlignmentState | None = None,
+    state: Mapping[str, Tensor] | None = None,
     base: TunableModel | None = None,
     base_cache: BaseCache | None = None,
 ) -> Iterator[AlignmentStep]:
     """Tune `generator` in place, yielding an `AlignmentStep` after each optimiser step.
+
+    However the loop ends (exhausted, `break`, an exception, or `close()` of the iterator), the
+    moving average of the weights is left in `generator`.
 
     Parameters
     ----------
@@ -419,8 +492,8 @@ def tune(
     settings
         By default transport targets, with at most four prompts a step.
     state
-        Resumes a saved run, to the same bits, on a generator as it was before the run, or with
-        `base` or `base_cache` on any.
+        What `step.state.to_tensors()` gave: resumes that run, to the same bits, on a generator as
+        it was before the run, or with `base` or `base_cache` on any.
     base, base_cache
         The untuned model, and the cache of `cache_base`: they spare a copy of the generator, and
         what was computed with it.
@@ -445,20 +518,21 @@ def tune(
     _check_classifier(generator, classifier, len(targets[0].groups), s)
     if s.trainable == "lora":
         generator.add_lora(s.lora_rank, s.seed)
-    state, parameters = state or AlignmentState(), generator.trainable_parameters()
-    if copies:
-        state.require_origin(parameters)
-    state.bind(parameters)
-    return _steps(_Run(generator, classifier, embed, texts, targets, s, state, cache))
+    live = AlignmentState(generator.trainable_parameters(), s)
+    if state is not None:
+        live.resume(state, same_origin=copies)
+    return _steps(_Run(generator, classifier, embed, texts, targets, s, live, cache))
 
 
 def _steps(run: _Run) -> Iterator[AlignmentStep]:
-    if run.settings.family == "transport":
-        run.objective.fixed.update(fixed_targets(run.cache, run.targets))
-    while run.state.step < run.settings.steps:
-        if run.state.cosine < run.settings.consistency_floor:
-            return
-        yield run.optimise()
+    s, state = run.settings, run.state
+    try:
+        if s.family == "transport":
+            run.objective.fixed.update(fixed_targets(run.cache, run.targets))
+        while state.step < s.steps and state.extra["cosine"] >= s.consistency_floor:
+            yield run.optimise()
+    finally:
+        state.finish()
 
 
 def cache_base(
@@ -597,8 +671,8 @@ class _Run:
         )
         cotangent, results = self._read(trajectory.sample, batch)
         replayed = self._replay(trajectory, cotangent, step)
-        rate = learning_rate_at(step, self.settings)
-        norm = self._update(rate)
+        rate = self.state.settings.learning_rate_at(step)
+        norm = self.state.update(rate)
         self._remember(batch, results)
         return AlignmentStep(
             step=step,
@@ -658,7 +732,7 @@ class _Run:
 
     def _loss(self, logits: Tensor, embeds: Tensor, batch: Batch) -> tuple[Tensor, dict[str, Any]]:
         s, detached = self.settings, logits.detach()
-        assignment = self.objective.assign(detached, batch, self.state.pools)
+        assignment = self.objective.assign(detached, batch, self.state.pool)
         alignment = self.objective.alignment(logits, batch, assignment)
         distance = self.objective.consistency(embeds, batch, assignment)
         results = {
@@ -683,26 +757,16 @@ class _Run:
             rng,
             len(cotangent),
         )
-        for parameter in self.state.parameters.values():
-            parameter.grad = None
+        self.state.zero_grad()
+        cotangent = cotangent * self.state.loss_scale
         return replay(
             self.predict_noise, trajectory, cotangent, self.coefficients, importance, s.micro_batch
         )
-
-    def _update(self, rate: float) -> float:
-        """Clip and apply the gradient, unless it is not finite; its norm before clipping."""
-        s, parameters = self.settings, list(self.state.parameters.values())
-        norm = float(torch.nn.utils.clip_grad_norm_(parameters, s.gradient_clip))
-        if math.isfinite(norm):
-            self.state.update(rate, s.weight_decay, s.ema_decay)
-        for parameter in parameters:
-            parameter.grad = None
-        self.state.step += 1
-        return norm
 
     def _remember(self, batch: Batch, results: dict[str, Any]) -> None:
         for name, rows in self.objective.groups(batch).items():
             self.state.remember(name, results["logits"][rows], self.settings.pool_size)
         kept = results["cosine"][~results["changes"]]
         if len(kept) and bool(kept.isfinite().all()):
-            self.state.cosine += (1 - COSINE_MEMORY) * (float(kept.mean()) - self.state.cosine)
+            running = self.state.extra["cosine"]
+            running += (1 - COSINE_MEMORY) * (float(kept.mean()) - running)

@@ -17,7 +17,7 @@ of the gap is then a change of the denoiser.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -45,9 +45,6 @@ from fairlib.models.training import (
     device_of,
     generator_for,
 )
-
-CONSTANT = 1 << 60  # a horizon so far away that the cosine stays at one
-PREFIX = "sample_weights/"
 
 
 @dataclass(frozen=True)
@@ -101,7 +98,7 @@ class FinetuneSettings:
             self.gradient_clip,
             self.ema_decay,
             self.seed,
-            horizon=CONSTANT if self.anneal == "none" else 0,
+            anneal=self.anneal,
         )
 
 
@@ -148,19 +145,18 @@ class FinetuneState(Trainer):
 
     def to_tensors(self) -> dict[str, Tensor]:
         """Everything, flat, for `fairlib.io.write_tensors`."""
-        return super().to_tensors() | {
-            PREFIX + name: _as_tensor(value) for name, value in self.weights.state_dict().items()
-        }
+        self.extra = {name: _as_tensor(value) for name, value in self.weights.state_dict().items()}
+        return super().to_tensors()
 
-    def from_tensors(self, tensors: dict[str, Tensor]) -> None:
+    def from_tensors(self, tensors: Mapping[str, Tensor]) -> None:
         """Raises `WeightsError` when the state is that of another network or method."""
-        self.weights.load_state_dict(
-            {
-                name.removeprefix(PREFIX): value.clone()
-                for name, value in tensors.items()
-                if name.startswith(PREFIX)
-            }
-        )
+        self._check(tensors)
+        extra = {
+            name.removeprefix("extra/"): value.clone()
+            for name, value in tensors.items()
+            if name.startswith("extra/")
+        }
+        self.weights.load_state_dict(extra)
         super().from_tensors(tensors)
 
 

@@ -13,7 +13,6 @@ import pandas as pd
 from fairlib.io import read_tensors, write_bytes, write_tensors
 from fairlib.methods.alignment import AlignmentSettings, cache_base, tune
 from fairlib.methods.base_cache import BaseCache
-from fairlib.methods.state import AlignmentState, apply_ema
 from fairlib.methods.targets import Target
 from fairlib.models.classifier import predict
 from fairlib.models.clip import load_clip
@@ -66,12 +65,10 @@ def tune_arm(
         generator = Generator.load(study.weights, accelerator())
         clip = load_clip(study.clip).to(accelerator())
         checkpoint = out / "working" / "state.safetensors"
-        state = (
-            AlignmentState.from_tensors(read_tensors(checkpoint)) if checkpoint.is_file() else None
-        )
+        state = read_tensors(checkpoint) if checkpoint.is_file() else None
         log = out / "working" / "history.csv"
         rows = pd.read_csv(log).to_dict("records") if state is not None else []
-        rows = rows[: state.step] if state is not None else rows
+        rows = rows[: int(state["step"])] if state is not None else rows
         guide, prompts = judges.guides[chosen.guide], [p.text for p in EVALUATION_PROMPTS]
         bank = read_bank(
             study, generator, guide, chosen.guide, judges_key, clip.embed_images, settings
@@ -90,15 +87,13 @@ def tune_arm(
             steps, settings.steps, f"tuning {arm}, seed {seed}", done=len(rows)
         ):
             rows.append(_row(step))
-            state = step.state
             if (step.step + 1) % every == 0:
                 write_bytes(log, pd.DataFrame(rows).to_csv(index=False).encode())
-                write_tensors(checkpoint, state.to_tensors())
-        with apply_ema(state):
-            write_tensors(
-                out / "denoiser.safetensors",
-                {n: p.half() for n, p in generator.trainable_parameters().items()},
-            )
+                write_tensors(checkpoint, step.state.to_tensors())
+        write_tensors(
+            out / "denoiser.safetensors",
+            {n: p.half() for n, p in generator.trainable_parameters().items()},
+        )
         write_bytes(out / "history.csv", pd.DataFrame(rows).to_csv(index=False).encode())
 
     wanted = {

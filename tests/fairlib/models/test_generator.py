@@ -5,7 +5,6 @@ import torch
 from fairlib.errors import SettingsError, WeightsError
 from fairlib.io import read_tensors, write_tensors
 from fairlib.methods.alignment import AlignmentSettings, tune
-from fairlib.methods.state import AlignmentState
 from fairlib.methods.targets import Target
 from fairlib.models import clip as cl
 from fairlib.models import generator as gen
@@ -186,16 +185,13 @@ def test_lora_tuning_goes_on_from_a_saved_state_with_the_same_bits(folder, tmp_p
     used = gen.Generator.load(folder)
     write_tensors(tmp_path / "state.safetensors", next(run(used)).state.to_tensors())
     saved = read_tensors(tmp_path / "state.safetensors")
-    resumed = [
-        step.state.to_tensors()
-        for step in run(gen.Generator.load(folder), AlignmentState.from_tensors(saved))
-    ]
+    resumed = [step.state.to_tensors() for step in run(gen.Generator.load(folder), saved)]
     assert len(resumed) == 2 and all(
         torch.equal(resumed[-1][name], value) for name, value in whole[-1].items()
     )
     assert any("lora_B" in name and value.any() for name, value in whole[-1].items())
     with pytest.raises(WeightsError, match="not the one that the run began with"):
-        next(run(used, AlignmentState.from_tensors(saved)))
+        next(run(used, saved))
 
 
 def test_the_schedule_is_stable_diffusions(generator):
