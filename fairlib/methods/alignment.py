@@ -22,10 +22,9 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -61,34 +60,10 @@ from fairlib.methods.targets import (
 )
 from fairlib.models import solvers
 from fairlib.models.training import FitSettings, Trainer
+from fairlib.settings import BelowOne, Bound, Count, Natural, Positive, Weight, check_bounds
 
 COSINE_MEMORY = 0.9
 TRANSPORT = ("transport", "quantile")
-Rule = tuple[str, Callable[[Any], bool], str]
-RULES: tuple[Rule, ...] = (
-    (
-        "steps prompts_per_step images_per_prompt cache_size cache_block sampling_steps "
-        "replay_steps lora_rank class_draws",
-        lambda value: value >= 1,
-        "at least 1",
-    ),
-    # the last two may be None
-    (
-        "pool_size warmup seed noise_seed micro_batch",
-        lambda value: (value or 0) >= 0,
-        "at least 0",
-    ),
-    (
-        "guidance_scale weight_decay alignment_weight consistency_weight consistency_change_factor",
-        lambda value: 0 <= value < math.inf,
-        "at least 0 and finite",
-    ),
-    ("learning_rate smooth_l1_beta", lambda value: 0 < value < math.inf, "above 0 and finite"),
-    ("gradient_clip", lambda value: value > 0, "above 0"),
-    ("ema_decay", lambda value: 0 <= value < 1, "in [0, 1)"),
-    ("consistency_floor", lambda value: -1 <= value <= 1, "a cosine, in [-1, 1]"),
-    ("confidence_threshold", lambda value: 0.5 <= value <= 1, "in [0.5, 1]"),
-)
 
 
 @dataclass(frozen=True)
@@ -110,51 +85,49 @@ class AlignmentSettings:
     """
 
     family: Literal["transport", "quantile", "class", "mean_kl", "mean_l2"] = "transport"
-    steps: int = 80
-    prompts_per_step: int = 4
-    images_per_prompt: int = 8
-    cache_size: int = 256
-    cache_block: int = 64
-    noise_seed: int | None = None
-    pool_size: int = 0
+    steps: Count = 80
+    prompts_per_step: Count = 4
+    images_per_prompt: Count = 8
+    cache_size: Count = 256
+    cache_block: Count = 64
+    noise_seed: Natural | None = None
+    pool_size: Natural = 0
     solver: Literal["ddim", "dpm_solver_2m"] = "dpm_solver_2m"
-    sampling_steps: int = 10
-    guidance_scale: float = 3.0
-    replay_steps: int = 3
+    sampling_steps: Count = 10
+    guidance_scale: Weight = 3.0
+    replay_steps: Count = 3
     replay_scheme: Literal["all", "stratified", "importance", "uniform", "early"] = "importance"
     step_weights: Literal["natural", "flat"] = "natural"
-    learning_rate: float = 1e-4
-    warmup: int = 5
+    learning_rate: Positive = 1e-4
+    warmup: Natural = 5
     anneal: Literal["cosine", "none"] = "cosine"
-    weight_decay: float = 0.0
-    gradient_clip: float = 1.0
-    ema_decay: float = 0.9
-    alignment_weight: float = 1.0
-    smooth_l1_beta: float = 1.0
-    confidence_threshold: float = 0.8
-    class_draws: int = 200
-    consistency_weight: float = 1.0
-    consistency_change_factor: float = 0.2
-    consistency_floor: float = 0.0
+    weight_decay: Weight = 0.0
+    gradient_clip: Annotated[float, Bound(lambda value: value > 0, "above 0")] = 1.0
+    ema_decay: BelowOne = 0.9
+    alignment_weight: Weight = 1.0
+    smooth_l1_beta: Positive = 1.0
+    confidence_threshold: Annotated[float, Bound(lambda c: 0.5 <= c <= 1, "in [0.5, 1]")] = 0.8
+    class_draws: Count = 200
+    consistency_weight: Weight = 1.0
+    consistency_change_factor: Weight = 0.2
+    consistency_floor: Annotated[float, Bound(lambda c: -1 <= c <= 1, "in [-1, 1]")] = 0.0
     trainable: Literal["full", "lora"] = "full"
-    lora_rank: int = 8
-    micro_batch: int | None = None
-    seed: int = 0
+    lora_rank: Count = 8
+    micro_batch: Natural | None = None
+    seed: Natural = 0
 
     def __post_init__(self) -> None:
-        for name, hint in typing.get_type_hints(type(self)).items():
-            if typing.get_origin(hint) is Literal:
-                words = typing.get_args(hint)
-                self._require(
-                    getattr(self, name) in words, name, f"one of {', '.join(map(repr, words))}"
-                )
-        for names, valid, expected in RULES:
-            for name in names.split():
-                self._require(valid(getattr(self, name)), name, expected)
-        fits = self.replay_steps <= self.sampling_steps
-        self._require(fits, "replay_steps", "at most sampling_steps")
-        divides = self.cache_size % self.images_per_prompt == 0
-        self._require(divides, "cache_size", f"a multiple of {self.images_per_prompt}")
+        check_bounds(self)
+        if self.replay_steps > self.sampling_steps:
+            raise SettingsError(
+                f"AlignmentSettings.replay_steps is {self.replay_steps}; expected at most "
+                f"sampling_steps, {self.sampling_steps}"
+            )
+        if self.cache_size % self.images_per_prompt:
+            raise SettingsError(
+                f"AlignmentSettings.cache_size is {self.cache_size}; expected a multiple of "
+                f"images_per_prompt, {self.images_per_prompt}"
+            )
 
     @property
     def fit(self) -> FitSettings:
@@ -171,12 +144,6 @@ class AlignmentSettings:
             anneal=self.anneal,
             betas=(0.9, 0.999),
         )
-
-    def _require(self, valid: bool, name: str, expected: str) -> None:
-        if not valid:
-            raise SettingsError(
-                f"AlignmentSettings.{name} is {getattr(self, name)!r}; expected {expected}"
-            )
 
 
 # ---- losses: logits `[N]` (positive for the first of two groups) or `[N, K]`; scalar means

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -33,7 +33,7 @@ from fairlib.models.diagnosis import (
     fit_diagnosis,
     set_threshold,
 )
-from fairlib.settings import unknown_key
+from fairlib.settings import Bound, Count, Natural, Positive, check_bounds, unknown_key
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -77,23 +77,14 @@ class PlanSettings:
     takes the same number of steps in all, so that none wins by training longer.
     """
 
-    weight_cap: float = 10.0
-    synthetic_count: int | None = None
-    pretrain_share: float = 0.5
-    fine_tune_rate: float = 0.5
-    seed: int = 0
+    weight_cap: Annotated[float, Bound(lambda value: value >= 1, "at least 1")] = 10.0
+    synthetic_count: Count | None = None
+    pretrain_share: Annotated[float, Bound(lambda value: 0 < value < 1, "in (0, 1)")] = 0.5
+    fine_tune_rate: Positive = 0.5
+    seed: Natural = 0
 
     def __post_init__(self) -> None:
-        for name, valid in (
-            ("weight_cap", self.weight_cap >= 1),
-            ("pretrain_share", 0 < self.pretrain_share < 1),
-            ("synthetic_count", self.synthetic_count is None or self.synthetic_count >= 1),
-            ("fine_tune_rate", self.fine_tune_rate > 0),
-        ):
-            if not valid:
-                raise SettingsError(
-                    f"PlanSettings.{name} is {getattr(self, name)}, out of its range"
-                )
+        check_bounds(self)
 
 
 @dataclass(frozen=True, eq=False)

@@ -45,6 +45,7 @@ from fairlib.models.training import (
     device_of,
     generator_for,
 )
+from fairlib.settings import BelowOne, Count, Natural, Positive, Weight, check_bounds
 
 
 @dataclass(frozen=True)
@@ -57,34 +58,20 @@ class FinetuneSettings:
     from one measurement of the probe to the next.
     """
 
-    steps: int = 1000
-    batch_size: int = 32
-    learning_rate: float = 1e-4
-    warmup: int = 0
+    steps: Count = 1000
+    batch_size: Count = 32
+    learning_rate: Positive = 1e-4
+    warmup: Natural = 0
     anneal: Literal["none", "cosine"] = "none"
-    weight_decay: float = 0.0
-    gradient_clip: float = 1.0
-    ema_decay: float = 0.999
-    prompt_dropout: float = 0.1
-    probe_every: int = 5
-    seed: int = 0
+    weight_decay: Weight = 0.0
+    gradient_clip: Positive = 1.0
+    ema_decay: BelowOne = 0.999
+    prompt_dropout: BelowOne = 0.1
+    probe_every: Count = 5
+    seed: Natural = 0
 
     def __post_init__(self) -> None:
-        for name, valid, expected in (
-            ("steps", self.steps >= 1, "at least 1"),
-            ("batch_size", self.batch_size >= 1, "at least 1"),
-            ("learning_rate", self.learning_rate > 0, "above 0"),
-            ("gradient_clip", self.gradient_clip > 0, "above 0"),
-            ("anneal", self.anneal in ("none", "cosine"), "'none' or 'cosine'"),
-            ("warmup", self.warmup >= 0, "at least 0"),
-            ("ema_decay", 0 <= self.ema_decay < 1, "in [0, 1)"),
-            ("prompt_dropout", 0 <= self.prompt_dropout < 1, "in [0, 1)"),
-            ("probe_every", self.probe_every >= 1, "at least 1"),
-        ):
-            if not valid:
-                raise SettingsError(
-                    f"FinetuneSettings.{name} is {getattr(self, name)!r}; expected {expected}"
-                )
+        check_bounds(self)
 
     @property
     def fit(self) -> FitSettings:

@@ -43,7 +43,7 @@ import math
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import numpy as np
 import torch
@@ -61,6 +61,7 @@ from fairlib.methods.group_weights import (
     require_keys,
 )
 from fairlib.models.training import generator_for
+from fairlib.settings import Bound, Count, Fraction, Natural, Weight, check_bounds
 
 if TYPE_CHECKING:
     from sklearn.gaussian_process import GaussianProcessRegressor
@@ -82,26 +83,15 @@ class PerturbationSettings:
     """
 
     form: Literal["released", "repaired"] = "released"
-    window: int = 30
-    exploitation: float = 0.95
-    beta: float = 0.1
-    initial_sigma: float = 1.0
-    history: int = 60
-    seed: int = 0
+    window: Count = 30
+    exploitation: Fraction = 0.95
+    beta: Weight = 0.1
+    initial_sigma: Fraction = 1.0
+    history: Annotated[int, Bound(lambda value: value >= 2, "at least 2")] = 60
+    seed: Natural = 0
 
-    def __post_init__(self):
-        for name, valid, expected in (
-            ("form", self.form in ("released", "repaired"), "'released' or 'repaired'"),
-            ("window", self.window >= 1, "at least 1"),
-            ("exploitation", 0 <= self.exploitation <= 1, "in [0, 1]"),
-            ("beta", self.beta >= 0, "at least 0"),
-            ("initial_sigma", 0 <= self.initial_sigma <= 1, "in [0, 1]"),
-            ("history", self.history >= 2, "at least 2"),
-        ):
-            if not valid:
-                raise SettingsError(
-                    f"PerturbationSettings.{name} is {getattr(self, name)!r}; expected {expected}"
-                )
+    def __post_init__(self) -> None:
+        check_bounds(self)
 
 
 class NoisyWeights:

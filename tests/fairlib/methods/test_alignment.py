@@ -680,3 +680,26 @@ def test_every_loss_passes_gradcheck(logits):
         lambda x: al.mean_probability_l2(x, 0.3),
     ):
         assert torch.autograd.gradcheck(loss, (leaf,))
+
+
+# ---- memory
+
+
+def test_a_micro_batch_bounds_sampling_decoding_and_the_base_cache(size_generator, size_readers):
+    sizes = {"predict_noise": [], "decode": []}
+
+    class Counting(type(size_generator)):
+        def predict_noise(self, latents, *rest):
+            sizes["predict_noise"].append(len(latents))
+            return super().predict_noise(latents, *rest)
+
+        def decode(self, latents):
+            sizes["decode"].append(len(latents))
+            return super().decode(latents)
+
+    settings = dataclasses.replace(SHORT, steps=1, micro_batch=3)
+    [record] = tuned(Counting(), size_readers, settings)
+    assert max(sizes["predict_noise"]) == max(sizes["decode"]) == 3
+    [whole] = tuned(size_generator, size_readers, dataclasses.replace(settings, micro_batch=None))
+    torch.testing.assert_close(record.logits, whole.logits)
+    assert (record.forward, record.base) == (whole.forward, whole.base)

@@ -274,7 +274,7 @@ def test_what_is_missing_is_said():
         {"synthetic_count": 0},
         {"fine_tune_rate": 0.0},
     ):
-        with pytest.raises(SettingsError, match="out of its range"):
+        with pytest.raises(SettingsError, match=f"PlanSettings.{next(iter(wrong))} is"):
             PlanSettings(**wrong)
 
 

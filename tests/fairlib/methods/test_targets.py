@@ -229,3 +229,97 @@ def test_shares_and_classes_must_agree():
 def test_a_sex_without_logits_is_refused(female, male, share):
     with pytest.raises(SettingsError, match="not the finite logits of real images of '(F|M)'"):
         mixture(female, male, share)
+
+
+# ---- groups of any names
+
+
+def three(count=24, seed=0):
+    rng = np.random.default_rng(seed)
+    labels = np.array(["a", "b", "c"])[np.arange(count) % 3]
+    scores = rng.normal(0, 1, (count, 3)) + 3 * (np.arange(3) == (np.arange(count) % 3)[:, None])
+    return torch.tensor(scores), labels.tolist()
+
+
+def test_two_columns_are_the_difference_of_the_first_and_the_second():
+    scores = torch.tensor([[3.0, 1.0], [-1.0, 2.0]])
+    assert tg.class_logits(scores).tolist() == [2, -3]
+    pair = tg.Target.shares({"x": 0.3, "y": 0.7}, scores)
+    assert pair == tg.Target.shares({"x": 0.3, "y": 0.7}, [2.0, -3.0])
+    assert tg.classes_of(tg.class_logits(scores)).tolist() == [1, 0]
+    assert tg.group_shares(torch.tensor([1.0, 2.0, -3.0]), ("x", "y")) == pytest.approx(
+        {"x": 2 / 3, "y": 1 / 3}
+    )
+
+
+def test_logits_of_three_groups_are_centred_and_their_shares_counted():
+    scores, _ = three()
+    logits = tg.class_logits(scores + 7)
+    assert torch.allclose(logits.mean(1), torch.zeros(24).double()) and torch.allclose(
+        logits, tg.class_logits(scores)
+    )
+    shares = tg.group_shares(logits, ("a", "b", "c"))
+    assert shares == pytest.approx(
+        dict(zip("abc", (np.bincount(scores.argmax(1), minlength=3) / 24).tolist(), strict=True))
+    )
+
+
+def test_without_labels_the_classifier_names_the_groups():
+    scores, labels = three()
+    named = ["abc"[place] for place in scores.argmax(1)]
+    shares = {"a": 0.2, "b": 0.3, "c": 0.5}
+    assert tg.Target.shares(shares, scores) == tg.Target.shares(shares, scores, named)
+    assert tg.Target.shares(shares, scores, labels).logits[1][0] == pytest.approx(
+        tg.class_logits(scores)[1].tolist()
+    )
+
+
+def test_a_sample_of_the_target_has_its_shares():
+    scores, labels = three(300)
+    target = tg.Target.shares({"a": 0.2, "b": 0.3, "c": 0.5}, scores, labels)
+    classes = {
+        tuple(row): group for group, rows in zip("abc", target.logits, strict=True) for row in rows
+    }
+    counts = [classes[tuple(row)] for row in target.sample(50).tolist()]
+    assert [counts.count(group) for group in "abc"] == [10, 15, 25]
+
+
+def test_transport_of_three_groups_is_the_cheapest_assignment():
+    scores, labels = three()
+    target = tg.Target.shares({"a": 0.5, "b": 0.25, "c": 0.25}, scores, labels)
+    logits = tg.class_logits(torch.randn(5, 3, generator=torch.Generator().manual_seed(0)))
+    found = tg.transport_targets(logits, target).double()
+    points = torch.as_tensor(target.sample(5))
+    costs = [
+        float((logits - points[list(order)]).square().sum())
+        for order in itertools.permutations(range(5))
+    ]
+    assert float((logits - found).square().sum()) == pytest.approx(min(costs), rel=1e-6)
+    assert sorted(map(tuple, found.float().tolist())) == sorted(map(tuple, points.float().tolist()))
+
+
+def test_a_pool_takes_part_in_the_assignment_and_is_left_out_of_the_answer():
+    scores, labels = three()
+    target = tg.Target.shares({"a": 0.5, "b": 0.25, "c": 0.25}, scores, labels)
+    logits = tg.class_logits(scores[:4])
+    alone, pooled = (
+        tg.transport_targets(logits, target),
+        tg.transport_targets(logits, target, logits),
+    )
+    assert alone.shape == pooled.shape == (4, 3) and not torch.equal(alone, pooled)
+    rng = np.random.default_rng(0)
+    classes, confidence = tg.class_targets(logits, target, logits, draws=50, rng=rng)
+    assert classes.shape == confidence.shape == (4,) and classes.dtype == torch.int64
+
+
+def test_each_prompt_has_the_target_of_its_group():
+    both = tg.Target.by_group(
+        {"HGG": target_of(FEMALE, MALE, 0.4), "LGG": target_of(FEMALE, MALE, 0.6)}
+    )
+    assert [each.name for each in both.values()] == ["HGG", "LGG"]
+    chosen = tg.target_of_each({"p": "LGG", "q": "HGG", "r": "LGG"}, both)
+    assert [each.proportions[0] for each in chosen] == [0.6, 0.4, 0.6]
+    assert len(tg.target_of_each(["p", "q"], both["HGG"])) == 2
+    other = tg.Target.shares({"x": 0.5, "y": 0.5})
+    with pytest.raises(SettingsError, match="name different groups"):
+        tg.Target.by_group({"HGG": both["HGG"], "LGG": other})
