@@ -26,8 +26,9 @@ if TYPE_CHECKING:
     from fairlib.cohorts.roco import read_roco, read_rocov2
     from fairlib.measures.equity import equity_report, equity_table
     from fairlib.measures.shares import share_table
-    from fairlib.methods.alignment import AlignmentSettings, tune
+    from fairlib.methods.alignment import tune
     from fairlib.methods.finetuning import FinetuneSettings, finetune
+    from fairlib.methods.settings import AlignmentSettings
     from fairlib.methods.targets import Target
     from fairlib.models.generator import Generator
 
@@ -35,7 +36,7 @@ __version__ = "0.1.0"
 
 # where each name is; the same as the imports above, which only type checkers see
 _MODULES = {
-    "AlignmentSettings": "methods.alignment",
+    "AlignmentSettings": "methods.settings",
     "Cohort": "cohorts.cohort",
     "FinetuneSettings": "methods.finetuning",
     "Generator": "models.generator",

@@ -13,8 +13,8 @@ to the target; which form it takes is the setting `family`:
     class       mean_i 1[confidence_i >= 0.8] cross_entropy(h_i, class_i)   (Shen et al., 4.1)
     mean_kl     KL(target shares || mean_i softmax(h_i)); mean_l2 is their squared distance
 
-The gradient runs through sampling by replay (`methods.replay`). This file holds, in this order, the
-settings, the losses, the objective (target and loss of a batch) and the loop, `tune`.
+The gradient runs through sampling by replay (`methods.replay`). This file holds, in this order,
+the losses, the objective (target and loss of a batch) and the loop, `tune`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -36,6 +36,9 @@ from fairlib.methods.base_cache import (
     BaseCache,
     ImageFunction,
     TunableModel,
+    cache_base,
+    check_classifier,
+    no_embedding,
     schedule,
     score_images,
     step_seed,
@@ -49,101 +52,19 @@ from fairlib.methods.replay import (
     record,
     replay,
 )
+from fairlib.methods.settings import AlignmentSettings
 from fairlib.methods.targets import (
     Target,
-    class_logits,
     class_targets,
     classes_of,
     group_shares,
     target_of_each,
     transport_targets,
 )
-from fairlib.models import solvers
-from fairlib.models.training import FitSettings, Trainer
-from fairlib.settings import BelowOne, Bound, Count, Natural, Positive, Weight, check_bounds
+from fairlib.models.training import Trainer
 
 COSINE_MEMORY = 0.9
 TRANSPORT = ("transport", "quantile")
-
-
-@dataclass(frozen=True)
-class AlignmentSettings:
-    """Settings of `tune`; what each does is in the book's chapter on the method.
-
-    `family`: "transport" (each noise's target fixed in advance), "quantile" (ranks in the batch and
-    a pool), "class" (class targets and cross-entropy), "mean_kl", "mean_l2". `replay_steps` of
-    `sampling_steps` carry gradient. `cache_size`: noises a prompt; the share reached on other
-    noises cannot be surer than about 0.5 / sqrt(cache_size). `noise_seed` (default `seed`) names
-    the noises. `pool_size`: old logits lag behind a fast-moving model, and ranks within them then
-    overshoot; keep it small or the rate low. `cache_block`: noises that the base model samples at
-    once. `consistency_floor`: stop when the running cosine to the base images whose class stays
-    falls below it. `class_draws`: random draws behind the class targets of more than two groups.
-    `micro_batch`: images that are sampled, decoded or replayed at once (None: all of them).
-
-    Raises `SettingsError` on a word or a number that means nothing, however the settings were
-    built.
-    """
-
-    family: Literal["transport", "quantile", "class", "mean_kl", "mean_l2"] = "transport"
-    steps: Count = 80
-    prompts_per_step: Count = 4
-    images_per_prompt: Count = 8
-    cache_size: Count = 256
-    cache_block: Count = 64
-    noise_seed: Natural | None = None
-    pool_size: Natural = 0
-    solver: Literal["ddim", "dpm_solver_2m"] = "dpm_solver_2m"
-    sampling_steps: Count = 10
-    guidance_scale: Weight = 3.0
-    replay_steps: Count = 3
-    replay_scheme: Literal["all", "stratified", "importance", "uniform", "early"] = "importance"
-    step_weights: Literal["natural", "flat"] = "natural"
-    learning_rate: Positive = 1e-4
-    warmup: Natural = 5
-    anneal: Literal["cosine", "none"] = "cosine"
-    weight_decay: Weight = 0.0
-    gradient_clip: Annotated[float, Bound(lambda value: value > 0, "above 0")] = 1.0
-    ema_decay: BelowOne = 0.9
-    alignment_weight: Weight = 1.0
-    smooth_l1_beta: Positive = 1.0
-    confidence_threshold: Annotated[float, Bound(lambda c: 0.5 <= c <= 1, "in [0.5, 1]")] = 0.8
-    class_draws: Count = 200
-    consistency_weight: Weight = 1.0
-    consistency_change_factor: Weight = 0.2
-    consistency_floor: Annotated[float, Bound(lambda c: -1 <= c <= 1, "in [-1, 1]")] = 0.0
-    trainable: Literal["full", "lora"] = "full"
-    lora_rank: Count = 8
-    micro_batch: Natural | None = None
-    seed: Natural = 0
-
-    def __post_init__(self) -> None:
-        check_bounds(self)
-        if self.replay_steps > self.sampling_steps:
-            raise SettingsError(
-                f"AlignmentSettings.replay_steps is {self.replay_steps}; expected at most "
-                f"sampling_steps, {self.sampling_steps}"
-            )
-        if self.cache_size % self.images_per_prompt:
-            raise SettingsError(
-                f"AlignmentSettings.cache_size is {self.cache_size}; expected a multiple of "
-                f"images_per_prompt, {self.images_per_prompt}"
-            )
-
-    @property
-    def fit(self) -> FitSettings:
-        """The same as settings of the optimiser that all networks share."""
-        return FitSettings(
-            self.steps,
-            self.prompts_per_step * self.images_per_prompt,
-            self.learning_rate,
-            self.warmup,
-            self.weight_decay,
-            self.gradient_clip,
-            self.ema_decay,
-            self.seed,
-            anneal=self.anneal,
-            betas=(0.9, 0.999),
-        )
 
 
 # ---- losses: logits `[N]` (positive for the first of two groups) or `[N, K]`; scalar means
@@ -312,14 +233,6 @@ class Objective:
         ]
         return torch.stack(each).sum() / len(logits)
 
-    def consistency(self, embeds: Tensor, batch: Batch, assignment: Assignment) -> Tensor:
-        """The distance of `embeds` `[N, D]` to the base model's, with less weight where the class
-        must change.
-        """
-        factor = self.settings.consistency_change_factor
-        weights = torch.where(assignment.changes, factor, 1.0).to(embeds)
-        return consistency(embeds, batch.base_embeds, weights)
-
 
 # ---- the loop
 
@@ -455,7 +368,7 @@ def tune(
         prompts whose targets have the same name are ranked together.
     embed
         Images to embeddings `[N, D]` for the consistency with the base model's images, as of CLIP;
-        without one the term is left out, and `cosine` is 1.
+        without one, that of `base_cache`; without either the term is left out, and `cosine` is 1.
     settings
         By default transport targets, with at most four prompts a step.
     state
@@ -476,13 +389,13 @@ def tune(
     """
     targets, texts = target_of_each(prompts, target), list(prompts)
     s = settings or AlignmentSettings(prompts_per_step=min(4, len(texts)))
-    embed = embed or _no_embedding
+    embed = embed or (base_cache.embed if base_cache else no_embedding)
     copies = base is None and base_cache is None
     cache = base_cache or cache_base(
         base or generator.frozen_copy(), classifier, texts, embed=embed, settings=s
     )
     _check_settings(texts, targets, s, cache)
-    _check_classifier(generator, classifier, len(targets[0].groups), s)
+    check_classifier(generator, classifier, len(targets[0].groups), s.seed, s.micro_batch)
     if s.trainable == "lora":
         generator.add_lora(s.lora_rank, s.seed)
     live = AlignmentState(generator.trainable_parameters(), s)
@@ -502,29 +415,6 @@ def _steps(run: _Run) -> Iterator[AlignmentStep]:
         state.finish()
 
 
-def cache_base(
-    base: TunableModel,
-    classifier: ImageFunction,
-    prompts: Sequence[str],
-    *,
-    embed: ImageFunction | None = None,
-    settings: AlignmentSettings,
-) -> BaseCache:
-    """The empty cache of what `base`, the untuned model, makes, which `tune` fills as it goes."""
-    return BaseCache(
-        base,
-        classifier,
-        embed or _no_embedding,
-        tuple(prompts),
-        _solver(base, settings),
-        settings.seed if settings.noise_seed is None else settings.noise_seed,
-        settings.cache_size,
-        settings.cache_block,
-        settings.guidance_scale,
-        settings.micro_batch,
-    )
-
-
 def fixed_targets(cache: BaseCache, targets: Sequence[Target]) -> dict[int, Tensor]:
     """Target logits of each prompt's cached noises, `[cache_size]` or `[cache_size, K]`: the
     transport map from the base model's logits of its group to the target.
@@ -538,18 +428,6 @@ def fixed_targets(cache: BaseCache, targets: Sequence[Target]) -> dict[int, Tens
         mapped = transport_targets(logits, targets[prompts[0]])
         fixed |= dict(zip(prompts, mapped.split(cache.size), strict=True))
     return fixed
-
-
-def _no_embedding(images: Tensor) -> Tensor:
-    """One embedding for every image, so that the consistency term is zero."""
-    return images.flatten(1)[:, :1] * 0 + 1
-
-
-def _solver(generator: TunableModel, settings: AlignmentSettings) -> solvers.Solver:
-    make = getattr(solvers, settings.solver)
-    return make(
-        generator.alphas_cumprod, settings.sampling_steps, prediction_type=generator.prediction_type
-    )
 
 
 def _check_settings(
@@ -573,55 +451,27 @@ def _check_settings(
         )
 
 
-def _check_classifier(
-    generator: TunableModel, classifier: ImageFunction, groups: int, settings: AlignmentSettings
-) -> None:
-    """Try the classifier on images of noise, before any sampling."""
-    count = min(2, settings.micro_batch or 2)
-    with torch.no_grad():
-        images = generator.decode(generator.noise(settings.seed, list(range(count)))).float()
-    outputs = classifier(images.requires_grad_())
-    if not isinstance(outputs, Tensor) or outputs.shape[:1] != (count,):
-        shape = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
-        raise SettingsError(
-            f"the classifier returned {shape} for {count} images of shape "
-            f"{tuple(images.shape[1:])}; expected logits [{count}] or [{count}, {groups}]"
-        )
-    logits = class_logits(outputs, groups)
-    if not bool(logits.isfinite().all()):
-        raise SettingsError(
-            "the classifier's logits are not finite on images of noise; look at its weights, and "
-            "give logits, not logarithms of probabilities"
-        )
-    if not logits.requires_grad:
-        raise SettingsError(
-            "the classifier's logits have no gradient; leave torch.no_grad and detach out of it"
-        )
-
-
+@dataclass
 class _Run:
     """One tuning run: the models, the live state, and a step."""
 
-    def __init__(
-        self,
-        generator: TunableModel,
-        classifier: ImageFunction,
-        embed: ImageFunction,
-        prompts: Sequence[str],
-        targets: tuple[Target, ...],
-        settings: AlignmentSettings,
-        state: AlignmentState,
-        cache: BaseCache,
-    ):
-        self.generator, self.classifier, self.embed = generator, classifier, embed
-        self.settings, self.state, self.cache, self.targets = settings, state, cache, targets
-        self.solver = _solver(generator, settings)
+    generator: TunableModel
+    classifier: ImageFunction
+    embed: ImageFunction
+    prompts: list[str]
+    targets: tuple[Target, ...]
+    settings: AlignmentSettings
+    state: AlignmentState
+    cache: BaseCache
+
+    def __post_init__(self) -> None:
+        self.solver = self.cache.solver
         self.coefficients = effective_coefficients(
-            self.solver.chain_coefficients()[1], settings.step_weights
+            self.solver.chain_coefficients()[1], self.settings.step_weights
         )
         with torch.no_grad():
-            self.prompt_embeds = generator.encode_prompts(list(prompts))
-        self.objective = Objective(settings, targets, {})
+            self.prompt_embeds = self.generator.encode_prompts(self.prompts)
+        self.objective = Objective(self.settings, self.targets, {})
 
     def predict_noise(self, latents: Tensor, timestep: int, prompt_embeds: Tensor) -> Tensor:
         scale = self.settings.guidance_scale
@@ -701,7 +551,9 @@ class _Run:
         s, detached = self.settings, logits.detach()
         assignment = self.objective.assign(detached, batch, self.state.pool)
         alignment = self.objective.alignment(logits, batch, assignment)
-        distance = self.objective.consistency(embeds, batch, assignment)
+        # less weight where the class must change
+        weights = torch.where(assignment.changes, s.consistency_change_factor, 1.0).to(embeds)
+        distance = consistency(embeds, batch.base_embeds, weights)
         results = {
             "alignment": float(alignment.detach()),
             "consistency": float(distance.detach()),

@@ -9,7 +9,7 @@ in any run.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -19,7 +19,9 @@ from torch import Tensor
 
 from fairlib.errors import SettingsError
 from fairlib.methods.replay import chunks, join
+from fairlib.methods.settings import AlignmentSettings
 from fairlib.methods.targets import class_logits
+from fairlib.models import solvers
 from fairlib.models.solvers import Solver
 
 ImageFunction = Callable[[Tensor], Tensor]
@@ -105,6 +107,45 @@ def score_images(
     """
     images = model.decode(latents).float()
     return images, class_logits(classifier(images)), embed(images)
+
+
+def no_embedding(images: Tensor) -> Tensor:
+    """One embedding for every image, so that the consistency term is zero."""
+    return images.flatten(1)[:, :1] * 0 + 1
+
+
+def check_classifier(
+    model: TunableModel,
+    classifier: ImageFunction,
+    groups: int,
+    seed: int = 0,
+    micro_batch: int | None = None,
+) -> None:
+    """Try the classifier on images of noise, before any sampling.
+
+    Raises `SettingsError` when its logits have another shape than `[N]` or `[N, groups]`, are not
+    finite, or have no gradient.
+    """
+    count = min(2, micro_batch or 2)
+    with torch.no_grad():
+        images = model.decode(model.noise(seed, list(range(count)))).float()
+    outputs = classifier(images.requires_grad_())
+    if not isinstance(outputs, Tensor) or outputs.shape[:1] != (count,):
+        shape = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
+        raise SettingsError(
+            f"the classifier returned {shape} for {count} images of shape "
+            f"{tuple(images.shape[1:])}; expected logits [{count}] or [{count}, {groups}]"
+        )
+    logits = class_logits(outputs, groups)
+    if not bool(logits.isfinite().all()):
+        raise SettingsError(
+            "the classifier's logits are not finite on images of noise; look at its weights, and "
+            "give logits, not logarithms of probabilities"
+        )
+    if not logits.requires_grad:
+        raise SettingsError(
+            "the classifier's logits have no gradient; leave torch.no_grad and detach out of it"
+        )
 
 
 @dataclass
@@ -255,3 +296,30 @@ class BaseCache:
             lambda latents, t: self.base.predict_noise(latents, t, embeds, self.guidance_scale),
             noise,
         )
+
+
+def cache_base(
+    base: TunableModel,
+    classifier: ImageFunction,
+    prompts: Sequence[str],
+    *,
+    embed: ImageFunction | None = None,
+    settings: AlignmentSettings,
+) -> BaseCache:
+    """The empty cache of what `base`, the untuned model, makes, which `tune` fills as it goes."""
+    make = getattr(solvers, settings.solver)
+    solver = make(
+        base.alphas_cumprod, settings.sampling_steps, prediction_type=base.prediction_type
+    )
+    return BaseCache(
+        base,
+        classifier,
+        embed or no_embedding,
+        tuple(prompts),
+        solver,
+        settings.seed if settings.noise_seed is None else settings.noise_seed,
+        settings.cache_size,
+        settings.cache_block,
+        settings.guidance_scale,
+        settings.micro_batch,
+    )

@@ -137,14 +137,8 @@ class FinetuneState(Trainer):
 
     def from_tensors(self, tensors: Mapping[str, Tensor]) -> None:
         """Raises `WeightsError` when the state is that of another network or method."""
-        self._check(tensors)
-        extra = {
-            name.removeprefix("extra/"): value.clone()
-            for name, value in tensors.items()
-            if name.startswith("extra/")
-        }
-        self.weights.load_state_dict(extra)
         super().from_tensors(tensors)
+        self.weights.load_state_dict(self.extra)
 
 
 def finetune(
@@ -186,12 +180,9 @@ def finetune(
     def loss(step: int) -> Tensor:
         rows = batch_indices(settings.seed, step, len(data.latents), settings.batch_size)
         rng = generator_for(settings.seed, 21, step)
-        clean, prompts = data.latents[rows], data.embeds[data.prompts[rows]]
-        noisy, time, noise = add_noise(clean, rng)
-        words = drop_words(prompts, data.null, settings.prompt_dropout, rng)
-        target = prediction_target(prediction, clean, noise, time).to(device)
-        predicted = denoiser(noisy.to(device), time.to(device), words.to(device)).sample
-        each = sample_losses(predicted, target)
+        parts = data.noised(rows, prediction, settings.prompt_dropout, rng)
+        *inputs, target = (part.to(device) for part in parts)
+        each = sample_losses(denoiser(*inputs).sample, target)
         given = weights.weights(data.groups[rows], step)
         batch.update(
             losses=each.detach().cpu(),
@@ -199,13 +190,7 @@ def finetune(
             weights=given,
             sigma=weights.sigma(step),
         )
-        value = (given.to(each) * each).mean()
-        if not math.isfinite(float(value.detach())):
-            raise DataError(
-                f"the loss of step {step + 1} is not finite; lower the learning_rate, or take "
-                "weights that are never negative (the repaired form)"
-            )
-        return value
+        return _finite((given.to(each) * each).mean(), step)
 
     for done in state.run(loss):
         measured = None
@@ -251,6 +236,15 @@ class _Data:
             )
         null = torch.zeros_like(embeds[:1]) if null is None else null.detach().cpu()
         return cls(latents, embeds, rows, codes, null)
+
+    def noised(
+        self, rows: Tensor, prediction: str, dropout: float, rng: torch.Generator
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Noisy latents, time steps, prompt embeddings and what to predict, of `rows`."""
+        clean, prompts = self.latents[rows], self.embeds[self.prompts[rows]]
+        noisy, time, noise = add_noise(clean, rng)
+        words = drop_words(prompts, self.null, dropout, rng)
+        return noisy, time, words, prediction_target(prediction, clean, noise, time)
 
 
 def _check(
@@ -303,6 +297,15 @@ def _record(
         probe_losses=means,
         probe_gap=gap,
     )
+
+
+def _finite(loss: Tensor, step: int) -> Tensor:
+    if not math.isfinite(float(loss.detach())):
+        raise DataError(
+            f"the loss of step {step + 1} is not finite; lower the learning_rate, or take "
+            "weights that are never negative (the repaired form)"
+        )
+    return loss
 
 
 def _as_tensor(value: Tensor | int | float) -> Tensor:

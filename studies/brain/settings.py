@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from fairlib.errors import SettingsError
-from fairlib.methods.alignment import AlignmentSettings
+from fairlib.methods.settings import AlignmentSettings
 
 
 @dataclass(frozen=True)

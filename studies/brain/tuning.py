@@ -11,8 +11,9 @@ import numpy as np
 import pandas as pd
 
 from fairlib.io import read_tensors, write_bytes, write_tensors
-from fairlib.methods.alignment import AlignmentSettings, cache_base, tune
-from fairlib.methods.base_cache import BaseCache
+from fairlib.methods.alignment import tune
+from fairlib.methods.base_cache import BaseCache, cache_base
+from fairlib.methods.settings import AlignmentSettings
 from fairlib.methods.targets import Target
 from fairlib.models.classifier import predict
 from fairlib.models.clip import load_clip

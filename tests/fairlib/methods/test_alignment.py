@@ -12,7 +12,8 @@ import torch
 from fairlib.errors import SettingsError, WeightsError
 from fairlib.io import read_tensors, write_tensors
 from fairlib.methods import alignment as al
-from fairlib.methods.base_cache import schedule
+from fairlib.methods.base_cache import cache_base, schedule
+from fairlib.methods.settings import AlignmentSettings
 from fairlib.methods.targets import Target
 from fairlib.models.solvers import dpm_solver_2m
 from fairlib.settings import from_dict
@@ -20,7 +21,7 @@ from fairlib.settings import from_dict
 PROMPTS = ["HGG", "LGG"]
 RNG = np.random.default_rng(0)
 FEMALE, MALE = RNG.normal(3, 1, 100), RNG.normal(-3, 1, 100)
-SHORT = al.AlignmentSettings(
+SHORT = AlignmentSettings(
     family="quantile",
     steps=6,
     prompts_per_step=2,
@@ -72,7 +73,7 @@ def started(generator, readers, settings):
 
 def cached(base, readers, settings=None):
     classifier, embed = readers
-    return al.cache_base(base, classifier, PROMPTS, embed=embed, settings=settings or SHORT)
+    return cache_base(base, classifier, PROMPTS, embed=embed, settings=settings or SHORT)
 
 
 @torch.no_grad()
@@ -543,15 +544,15 @@ def test_a_word_that_names_nothing_is_refused_whoever_builds_the_settings(name, 
     with pytest.raises(
         SettingsError, match=f"AlignmentSettings.{name} is {value!r}; expected one of .*{near!r}"
     ):
-        al.AlignmentSettings(**{name: value})
+        AlignmentSettings(**{name: value})
 
 
 def test_settings_come_from_a_profile():
-    assert from_dict(al.AlignmentSettings, {"family": "class", "micro_batch": 4}).micro_batch == 4
+    assert from_dict(AlignmentSettings, {"family": "class", "micro_batch": 4}).micro_batch == 4
     with pytest.raises(SettingsError, match="AlignmentSettings.family"):
-        from_dict(al.AlignmentSettings, {"family": "quantiles"})
+        from_dict(AlignmentSettings, {"family": "quantiles"})
     with pytest.raises(SettingsError, match="replay_steps"):
-        from_dict(al.AlignmentSettings, {"replay_step": 2})
+        from_dict(AlignmentSettings, {"replay_step": 2})
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,8 @@ import torch
 
 from fairlib.errors import SettingsError, WeightsError
 from fairlib.io import read_tensors, write_tensors
-from fairlib.methods.alignment import AlignmentSettings, tune
+from fairlib.methods.alignment import tune
+from fairlib.methods.settings import AlignmentSettings
 from fairlib.methods.targets import Target
 from fairlib.models import clip as cl
 from fairlib.models import generator as gen
