@@ -18,18 +18,20 @@ from torch import Tensor
 from fairlib.errors import DataError
 from fairlib.methods.baselines import Phase, Recipe, RecipeSettings, recipe
 from fairlib.methods.subgroups import age_edges, labels_of, require, with_groups
-from fairlib.models.diagnosis import (
-    DiagnosisClassifier,
-    DiagnosisSettings,
+from fairlib.models.classifier import (
+    CARDIAC_SMALL,
+    Classifier,
+    ClassifierSettings,
     build_classifier,
-    diagnose,
-    fit_diagnosis,
+    fit_classifier,
+    predict,
     set_threshold,
 )
 
 if TYPE_CHECKING:
     import pandas as pd
 
+HEADS = {"heart_failure": "binary"}
 GROUPS = ("sex", "age_tertile", "bmi_group")
 
 
@@ -67,7 +69,14 @@ class DownstreamSettings:
     the run) and the recipes.
     """
 
-    classifier: DiagnosisSettings = DiagnosisSettings()
+    classifier: ClassifierSettings = ClassifierSettings(
+        steps=300,
+        batch_size=64,
+        warmup=30,
+        ema_decay=0.98,
+        architecture=CARDIAC_SMALL,
+        augmentation="shift",
+    )
     recipe: RecipeSettings = RecipeSettings()
 
 
@@ -114,11 +123,12 @@ def compare_arms(
     total, done = len(seeds) * len(arms), 0
     for seed in seeds:
         for arm in arms:
-            classifier = build_classifier(seed).to(device)
+            classifier = build_classifier(HEADS, settings.classifier.architecture, seed).to(device)
             fit_recipe(classifier, recipes[arm], sources, replace(settings.classifier, seed=seed))
             threshold = set_threshold(classifier, validation.images, validation.labels())
-            score, positive = diagnose(classifier, test.images)
-            table = rows.assign(arm=arm, seed=seed, score=score.numpy(), positive=positive.numpy())
+            read = predict(classifier, test.images)
+            score, positive = read.logit.numpy(), read.positive().numpy()
+            table = rows.assign(arm=arm, seed=seed, score=score, positive=positive)
             done += 1
             yield ArmResult(
                 arm,
@@ -131,10 +141,10 @@ def compare_arms(
 
 
 def fit_recipe(
-    classifier: DiagnosisClassifier,
+    classifier: Classifier,
     plan: Recipe,
     sources: dict[str, ImageTable | None],
-    settings: DiagnosisSettings,
+    settings: ClassifierSettings,
 ) -> None:
     """Train `classifier` through the phases of `plan`, `settings.steps` in all; a later phase
     starts a new optimiser.
@@ -145,9 +155,19 @@ def fit_recipe(
         steps = left if last else min(left - 1, max(1, round(settings.steps * phase.share)))
         left -= steps
         images, labels = _gather(phase, sources)
-        fit = replace(settings, steps=steps, learning_rate=settings.learning_rate * phase.rate)
-        for _ in fit_diagnosis(
-            classifier, images, labels, fit, _tensor(phase.weights), _tensor(phase.probabilities)
+        fit = replace(
+            settings,
+            steps=steps,
+            learning_rate=settings.learning_rate * phase.rate,
+            warmup=min(settings.warmup, steps // 4),
+        )
+        for _ in fit_classifier(
+            classifier,
+            images,
+            labels,
+            fit,
+            weights=_tensor(phase.weights),
+            probabilities=_tensor(phase.probabilities),
         ):
             pass
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from fairlib.errors import SettingsError, WeightsError
+from fairlib.io import read_tensors
 
 HALF = (torch.float16, torch.bfloat16)
 FP16_LOSS_SCALE = 1024.0  # gradients below 6e-8 vanish in fp16
@@ -46,6 +48,13 @@ class FitSettings:
     horizon: int = 0
     anneal: Literal["cosine", "none"] = "cosine"
     betas: tuple[float, float] = (0.9, 0.99)
+
+    def __post_init__(self):
+        for name in ("steps", "batch_size", "learning_rate"):
+            if not getattr(self, name) > 0:
+                raise SettingsError(
+                    f"{type(self).__name__}.{name} is {getattr(self, name)}; expected above 0"
+                )
 
     def learning_rate_at(self, step: int) -> float:
         """The learning rate of the 0-based `step`."""
@@ -95,6 +104,28 @@ def batch_indices(seed: int, step: int, count: int, batch_size: int) -> Tensor:
 def device_of(module: nn.Module) -> torch.device:
     """Where the parameters of `module` lie, or its buffers; the CPU for a module without either."""
     return next(chain(module.parameters(), module.buffers()), torch.empty(0)).device
+
+
+def load_weights(module: nn.Module, path: str | Path) -> nn.Module:
+    """Read the weights of `module` from a safetensors file, and freeze it.
+
+    Raises `WeightsError` when the file is missing or its tensors are not those of the module.
+    """
+    if not Path(path).is_file():
+        raise WeightsError(f"{path} is missing; fit it again")
+    tensors = read_tensors(path)
+    wanted = {name: tensor.shape for name, tensor in module.state_dict().items()}
+    found = {name: tensor.shape for name, tensor in tensors.items()}
+    wrong = sorted(
+        name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name)
+    )
+    if wrong:
+        raise WeightsError(
+            f"{path}: weights do not fit this {type(module).__name__} (first wrong tensor: "
+            f"{wrong[0]!r}); fit it again"
+        )
+    module.load_state_dict(tensors)
+    return module.eval().requires_grad_(False)
 
 
 class Trainer:

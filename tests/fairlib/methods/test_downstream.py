@@ -1,5 +1,7 @@
 """The downstream test as a whole, on rings that contract or not."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -8,12 +10,19 @@ import torch
 from fairlib.errors import DataError
 from fairlib.measures.paired import paired_answers
 from fairlib.methods.baselines import ARMS, RecipeSettings, recipe
-from fairlib.methods.downstream import DownstreamSettings, ImageTable, compare_arms, fit_recipe
+from fairlib.methods.downstream import (
+    HEADS,
+    DownstreamSettings,
+    ImageTable,
+    compare_arms,
+    fit_recipe,
+)
 from fairlib.methods.subgroups import age_edges, with_groups
-from fairlib.models.diagnosis import DiagnosisSettings, build_classifier
+from fairlib.models.classifier import CARDIAC_SMALL, build_classifier
 
 SETTINGS = DownstreamSettings(
-    DiagnosisSettings(steps=4, batch_size=8), RecipeSettings(synthetic_count=12)
+    replace(DownstreamSettings().classifier, steps=4, batch_size=8, warmup=1),
+    RecipeSettings(synthetic_count=12),
 )
 
 
@@ -70,7 +79,7 @@ def test_a_run_repeats_whatever_runs_beside_it():
 
 def test_it_learns_and_extra_images_are_trained_on():
     long = DownstreamSettings(
-        DiagnosisSettings(steps=25, batch_size=8, learning_rate=4e-3),
+        replace(SETTINGS.classifier, steps=25, learning_rate=4e-3, warmup=6),
         RecipeSettings(synthetic_count=12),
     )
     [result] = run(["extra_real"], settings=long)
@@ -87,7 +96,9 @@ def test_all_phases_together_take_the_steps_of_one_arm(monkeypatch, share, steps
     from fairlib.methods import downstream
 
     seen = []
-    monkeypatch.setattr(downstream, "fit_diagnosis", lambda *given: iter(seen.append(given) or ()))
+    monkeypatch.setattr(
+        downstream, "fit_classifier", lambda *given, **_: iter(seen.append(given) or ())
+    )
     plan = recipe(
         "pretrained",
         TRAIN.table,
@@ -96,7 +107,10 @@ def test_all_phases_together_take_the_steps_of_one_arm(monkeypatch, share, steps
         RecipeSettings(pretrain_share=share, fine_tune_rate=0.25),
     )
     fit_recipe(
-        build_classifier(0), plan, {"real": TRAIN, "synthetic": SYNTHETIC}, SETTINGS.classifier
+        build_classifier(HEADS, CARDIAC_SMALL),
+        plan,
+        {"real": TRAIN, "synthetic": SYNTHETIC},
+        SETTINGS.classifier,
     )
     assert [given[3].steps for given in seen] == steps
     assert [len(given[1]) for given in seen] == [16, 30]
