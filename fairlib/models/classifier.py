@@ -21,6 +21,7 @@ from torch.nn import functional as F
 
 from fairlib.errors import DataError, WeightsError
 from fairlib.io import read_json, write_json, write_tensors
+from fairlib.measures.shares import platt
 from fairlib.models.training import (
     FitSettings,
     FitStep,
@@ -541,23 +542,8 @@ def calibrate(
     logits = predict(classifier, images).logits[classifier.scalars[place]]
     counts = torch.bincount(labels, minlength=2).double()
     weight = (len(labels) / 2 / counts)[labels]
-    log_temperature = torch.zeros((), dtype=torch.float64, requires_grad=True)
-    offset = torch.zeros((), dtype=torch.float64, requires_grad=True)
-    optimiser = torch.optim.LBFGS(
-        [log_temperature, offset], max_iter=100, line_search_fn="strong_wolfe"
-    )
-
-    def closure() -> Tensor:
-        optimiser.zero_grad()
-        loss = F.binary_cross_entropy_with_logits(
-            logits.double() / log_temperature.exp() + offset, labels.double(), weight=weight
-        )
-        loss.backward()
-        return loss
-
-    optimiser.step(closure)
-    classifier.slope[place] = 1 / float(log_temperature.detach().exp())
-    classifier.intercept[place] = float(offset.detach())
+    found = platt(logits.double().numpy(), labels.numpy(), weight.numpy())
+    classifier.slope[place], classifier.intercept[place] = found
 
 
 def choose_threshold(scores: np.ndarray | Tensor, labels: np.ndarray | Tensor) -> float:
