@@ -1,31 +1,42 @@
-"""CLIP with open_clip: trained on the captions here, or any pretrained name where its weights can
-be had.
+"""CLIP with open_clip, small enough to train here, and the text encoder made of it.
 
-Its text tower becomes the (frozen) text encoder of the generator, its image tower the eye of the
-consistency term.
+A byte-pair vocabulary is learnt from captions and written in CLIP's own two formats (open_clip
+reads a gzipped list of merges, transformers a `vocab.json` with `merges.txt`; both give the same
+ids). The text tower of a trained `Clip` becomes the frozen text encoder of the generator, its image
+tower the embedding of the consistency term. `TextTower` trains a text encoder whose hidden states
+keep every attribute of a prompt apart.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import gzip
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fairlib.errors import WeightsError
-from fairlib.io import read_json, read_tensors, write_json, write_tensors
-from fairlib.models.tokenizer import (
-    CONTEXT_LENGTH,
-    clip_tokenizer,
-    learn_merges,
-    pipeline_tokenizer,
-    vocabulary,
-    write_vocabulary,
+from fairlib.errors import DataError, WeightsError
+from fairlib.io import read_json, write_json, write_tensors
+from fairlib.models.training import (
+    FitSettings,
+    FitStep,
+    Trainer,
+    batch_indices,
+    device_of,
+    generator_for,
+    load_weights,
 )
-from fairlib.models.training import FitSettings, FitStep, Trainer, batch_indices, generator_for
 
+if TYPE_CHECKING:
+    from transformers import CLIPTokenizer
+
+CONTEXT_LENGTH = 32
 SMALL = {
     "embed_dim": 128,
     "vision_cfg": {
@@ -38,6 +49,96 @@ SMALL = {
     },
     "text_cfg": {"context_length": CONTEXT_LENGTH, "width": 128, "heads": 4, "layers": 3},
 }
+# of the reading of attributes: directions of unit length, so that only hidden states can move
+SHARPNESS = 10.0
+
+
+def learn_merges(captions: list[str], count: int = 400) -> list[tuple[str, str]]:
+    """The `count` most useful merges, most frequent pair first (ties: alphabetical), on CLIP's word
+    pieces.
+    """
+    import regex
+
+    pieces = regex.compile(r"[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+")
+    words = Counter(piece for text in captions for piece in pieces.findall(text.lower()))
+    split = {word: (*word[:-1], word[-1] + "</w>") for word in words}
+    merges = []
+    while len(merges) < count:
+        pairs = Counter()
+        for word, parts in split.items():
+            for pair in pairwise(parts):
+                pairs[pair] += words[word]
+        if not pairs:
+            break
+        best = min(pairs, key=lambda pair: (-pairs[pair], pair))
+        merges.append(best)
+        split = {word: _merge(parts, best) for word, parts in split.items()}
+    return merges
+
+
+def _merge(parts: tuple[str, ...], pair: tuple[str, str]) -> tuple[str, ...]:
+    found, i = [], 0
+    while i < len(parts):
+        if parts[i : i + 2] == pair:
+            found.append("".join(pair))
+            i += 2
+        else:
+            found.append(parts[i])
+            i += 1
+    return tuple(found)
+
+
+def vocabulary(merges: list[tuple[str, str]]) -> dict[str, int]:
+    """CLIP's order: 256 bytes, the same at a word's end, the merges, start and end of text."""
+    from open_clip.tokenizer import bytes_to_unicode
+
+    symbols = list(bytes_to_unicode().values())
+    tokens = [
+        *symbols,
+        *(s + "</w>" for s in symbols),
+        *("".join(m) for m in merges),
+        "<|startoftext|>",
+        "<|endoftext|>",
+    ]
+    return {token: i for i, token in enumerate(tokens)}
+
+
+def write_vocabulary(folder: str | Path, merges: list[tuple[str, str]]) -> None:
+    """Write `vocab.json`, `merges.txt` (transformers) and `bpe.txt.gz` (open_clip) into
+    `folder`.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = "\n".join(["#version: 0.2", *(" ".join(m) for m in merges)])
+    (folder / "merges.txt").write_text(lines + "\n")
+    (folder / "vocab.json").write_text(json.dumps(vocabulary(merges), ensure_ascii=False))
+    (folder / "bpe.txt.gz").write_bytes(gzip.compress(lines.encode(), mtime=0))
+
+
+def pipeline_tokenizer(folder: str | Path, length: int = CONTEXT_LENGTH) -> CLIPTokenizer:
+    """transformers' CLIPTokenizer of a folder written by `write_vocabulary`; longer texts are cut
+    at `length` tokens.
+
+    Padding is id 0, as in open_clip; that id is the exclamation mark, so one in a prompt reads as
+    padding.
+    """
+    from transformers import CLIPTokenizer
+
+    return CLIPTokenizer(
+        str(Path(folder) / "vocab.json"),
+        str(Path(folder) / "merges.txt"),
+        pad_token="!",
+        model_max_length=length,
+    )
+
+
+def clip_tokenizer(
+    folder: str | Path, length: int = CONTEXT_LENGTH
+) -> Callable[[list[str]], Tensor]:
+    """open_clip's SimpleTokenizer on the same vocabulary: list of texts -> ids [N, length]."""
+    from open_clip.tokenizer import SimpleTokenizer
+
+    return SimpleTokenizer(bpe_path=str(Path(folder) / "bpe.txt.gz"), context_length=length)
 
 
 class Clip(nn.Module):
@@ -142,13 +243,13 @@ def fit_clip(
             len(images),
             settings.batch_size // 2 if mirrored else settings.batch_size,
         )
-        chance = generator_for(settings.seed, 2, step)
+        rng = generator_for(settings.seed, 2, step)
         batch, words = images[rows].float() / 127.5 - 1, tokens[rows]
         if mirrored:
             batch, words = torch.cat([batch, batch.flip(-1)]), torch.cat([words, flipped[rows]])
         batch = torch.roll(
             batch,
-            shifts=tuple(torch.randint(-4, 5, (2,), generator=chance).tolist()),
+            shifts=tuple(torch.randint(-4, 5, (2,), generator=rng).tolist()),
             dims=(-2, -1),
         )
         words = words.to(clip.mean.device)
@@ -192,12 +293,12 @@ def save_clip(
     write_json(folder / "config.json", config)
     write_tensors(
         folder / "clip.safetensors",
-        {k: v.half() for k, v in clip.model.state_dict().items() if k != "attn_mask"},
+        {name: value.half() for name, value in clip.model.state_dict().items()},
     )
 
 
 def load_clip(folder: str | Path) -> Clip:
-    """Read a folder written by `save_clip`, frozen, in fp32.
+    """Read a folder written by `save_clip`, frozen, in float32.
 
     Raises `WeightsError` when the folder lacks a file or the weights do not fit their
     configuration.
@@ -208,16 +309,133 @@ def load_clip(folder: str | Path) -> Clip:
             f"{folder}: no CLIP here (config.json is missing); make it with `make base`"
         )
     clip = build_clip(folder, read_json(folder / "config.json"))
-    found = clip.model.load_state_dict(
-        {k: v.float() for k, v in read_tensors(folder / "clip.safetensors").items()}, strict=False
-    )
-    odd = [key for key in (*found.missing_keys, *found.unexpected_keys) if key != "attn_mask"]
-    if odd:
-        raise WeightsError(
-            f"{folder}: clip.safetensors does not fit config.json (first odd key {odd[0]}); make "
-            "it again"
-        )
+    load_weights(clip.model, folder / "clip.safetensors")
     return clip.eval().requires_grad_(False)
+
+
+def attributes_of(prompt: str) -> tuple[str, ...]:
+    """The attributes of a prompt, in order."""
+    return tuple(part.strip() for part in prompt.split(","))
+
+
+class TextTower(nn.Module):
+    """A `Clip` with one reading head an attribute.
+
+    `prompts` are all that it must keep apart, those that no image has included; `values` lists what
+    each attribute can be; `split` gives the attributes of a prompt (by default what stands between
+    commas), always as many and in one order.
+    """
+
+    def __init__(
+        self,
+        clip: Clip,
+        prompts: Sequence[str],
+        split: Callable[[str], tuple[str, ...]] = attributes_of,
+    ):
+        super().__init__()
+        self.split = split
+        rows = sorted({split(prompt) for prompt in prompts})
+        if len({len(row) for row in rows}) != 1:
+            raise DataError(
+                "prompts name different numbers of attributes; write each as 'sex, age, BMI, "
+                "diagnosis'"
+            )
+        self.clip, self.prompts = clip, list(prompts)
+        self.values = [sorted(set(column)) for column in zip(*rows, strict=True)]
+        width = clip.model.ln_final.weight.shape[0]
+        self.heads = nn.ParameterList([torch.randn(len(values), width) for values in self.values])
+
+    def codes(self, prompts: Sequence[str]) -> Tensor:
+        """Which value each attribute has, int64 [N, attributes]."""
+        table = [{value: i for i, value in enumerate(values)} for values in self.values]
+        return torch.tensor(
+            [
+                [codes[part] for codes, part in zip(table, self.split(prompt), strict=True)]
+                for prompt in prompts
+            ]
+        )
+
+    def hidden(self, tokens: Tensor) -> Tensor:
+        """Hidden states [N, L, D] after the last layer norm: what the denoiser attends to."""
+        model = self.clip.model
+        states = model.token_embedding(tokens) + model.positional_embedding
+        return model.ln_final(model.transformer(states, attn_mask=model.attn_mask))
+
+    def reading_loss(self, tokens: Tensor, codes: Tensor) -> Tensor:
+        """Cross-entropy of telling each attribute from the mean hidden state, by the nearest of
+        fixed-length directions.
+
+        The heads have unit length and the layer norm fixes the states' scale, so only their
+        directions can give way.
+        """
+        mean = (
+            F.layer_norm(self.hidden(tokens), (self.heads[0].shape[1],)).mean(1)
+            / self.heads[0].shape[1] ** 0.5
+        )
+        logits = [SHARPNESS * mean @ F.normalize(head, dim=1).T for head in self.heads]
+        return sum(F.cross_entropy(logit, codes[:, i]) for i, logit in enumerate(logits)) / len(
+            logits
+        )
+
+
+def fit_text_tower(
+    tower: TextTower,
+    images: Tensor,
+    prompts: list[str],
+    settings: FitSettings,
+    reading_weight: float = 1.0,
+    trainer: Trainer | None = None,
+) -> Iterator[FitStep]:
+    """Contrastive training on `images` uint8 [N, C, H, W] and their prompts, plus the reading of
+    every attribute.
+
+    Prompts that say the same are no negatives of each other: the target spreads over equal prompts
+    of the batch.
+    """
+    clip, tokens = tower.clip, tower.clip.tokenizer(prompts)
+    known, codes = clip.tokenizer(tower.prompts), tower.codes(tower.prompts)
+    trainer, device = trainer or Trainer(tower, settings), device_of(tower)
+
+    def loss(step: int) -> Tensor:
+        rows = batch_indices(settings.seed, step, len(images), settings.batch_size)
+        rng = generator_for(settings.seed, 16, step)
+        shift = torch.randint(-2, 3, (2,), generator=rng)
+        batch = torch.roll(
+            images[rows].float() / 127.5 - 1, shifts=tuple(shift.tolist()), dims=(-2, -1)
+        )
+        words = tokens[rows].to(device)
+        text = F.normalize(clip.model.encode_text(words), dim=-1)
+        contrast = contrastive_loss(clip, clip.embed_images(batch), text, words)
+        some = torch.randint(len(known), (settings.batch_size,), generator=rng)
+        return contrast + reading_weight * tower.reading_loss(
+            known[some].to(device), codes[some].to(device)
+        )
+
+    yield from trainer.run(loss)
+
+
+@torch.no_grad()
+def attribute_distances(
+    embeds: Tensor, prompts: Sequence[str], split: Callable[[str], tuple[str, ...]] = attributes_of
+) -> dict[tuple[str, str], float]:
+    """How far apart hidden states are when one attribute alone differs, {(value, other value):
+    distance}.
+
+    `embeds` [N, L, D] of the distinct `prompts`. The distance is the norm of the difference, a mean
+    over all pairs of prompts that differ in these two values and agree in the rest, over the
+    root-mean-square distance of a state from the mean of all; 1.41 would be two unrelated prompts,
+    0 two values that no reader can tell apart.
+    """
+    flat = embeds.flatten(1)
+    scale = float((flat - flat.mean(0)).square().sum(1).mean().sqrt())
+    rows = {split(prompt): state for prompt, state in zip(prompts, flat, strict=True)}
+    found: dict[tuple[str, str], list[float]] = {}
+    for one, state in rows.items():
+        for other, partner in rows.items():
+            differ = [pair for pair in zip(one, other, strict=True) if pair[0] != pair[1]]
+            if len(differ) == 1 and differ[0][0] < differ[0][1]:
+                found.setdefault(differ[0], []).append(float((state - partner).norm()) / scale)
+    return {pair: sum(values) / len(values) for pair, values in sorted(found.items())}
 
 
 def text_encoder_of(clip: Clip) -> nn.Module:
@@ -283,17 +501,3 @@ def _text_weights(model: nn.Module) -> dict[str, Tensor]:
             ):
                 found[f"{here}{theirs}.{kind}"] = getattr(ours, kind)
     return {name: value.detach().clone() for name, value in found.items()}
-
-
-__all__ = [
-    "Clip",
-    "build_clip",
-    "fit_clip",
-    "learn_merges",
-    "load_clip",
-    "pipeline_tokenizer",
-    "pretrained_clip",
-    "save_clip",
-    "text_encoder_of",
-    "vocabulary",
-]

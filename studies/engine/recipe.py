@@ -33,7 +33,7 @@ from fairlib.models import autoencoder as ae
 from fairlib.models import clip as cl
 from fairlib.models import control as co
 from fairlib.models import generator as gen
-from fairlib.models.text_tower import TextTower, attribute_distances, fit_text_tower
+from fairlib.models.clip import TextTower, attribute_distances, fit_text_tower
 from fairlib.models.training import FitSettings, FitStep, Trainer
 from fairlib.settings import to_dict
 from studies.engine.manifest import write_manifest

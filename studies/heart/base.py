@@ -25,7 +25,7 @@ from fairlib.methods.control import TYPICAL_BMI
 from fairlib.models import autoencoder as ae
 from fairlib.models import clip as cl
 from fairlib.models import control as co
-from fairlib.models.text_tower import attributes_of
+from fairlib.models.clip import attributes_of
 from fairlib.models.training import FitSettings
 from studies.engine import recipe
 from studies.engine.progress import Progress

@@ -20,7 +20,6 @@ from fairlib.models.classifier import (
     set_threshold,
 )
 from fairlib.models.segmenter import Segmenter, SegmenterSettings, fit_segmenter, segment
-from fairlib.models.text_tower import TextTower, fit_text_tower
 from fairlib.models.training import FitSettings
 
 CONFIG = {
@@ -50,7 +49,7 @@ class OneStep:
 
 
 def fit_tower(tower, trainer):
-    return fit_text_tower(
+    return cl.fit_text_tower(
         tower,
         torch.zeros(8, 3, 64, 64, dtype=torch.uint8),
         PROMPTS * 2,
@@ -82,7 +81,7 @@ FITS = {
 def network_of(name: str, folder) -> nn.Module:
     if name == "words":
         cl.write_vocabulary(folder, cl.learn_merges(PROMPTS, count=20))
-        return TextTower(cl.build_clip(folder, CONFIG), PROMPTS)
+        return cl.TextTower(cl.build_clip(folder, CONFIG), PROMPTS)
     return {
         "diagnosis": lambda: build_classifier({"ill": "binary"}, CARDIAC_SMALL),
         "segmenter": lambda: Segmenter((8, 16)),
