@@ -28,6 +28,7 @@ from fairlib.models.classifier import (
     save_classifier,
     truth_of,
 )
+from fairlib.settings import to_dict
 from studies.engine.manifest import content_digest
 from studies.engine.places import accelerator
 from studies.engine.stage import run_stage
@@ -74,7 +75,7 @@ def classifier_folder(study: FundusStudy, source: str, seed: int) -> Path:
     return run_stage(
         None,
         f"fundus-classifier-{source}",
-        {**vars(settings), "images": study.images},
+        {**to_dict(settings), "images": study.images},
         inputs,
         build,
     )
