@@ -31,7 +31,7 @@ from fairlib.cohorts.cardiac import (
 from fairlib.errors import DataError, SettingsError
 from fairlib.methods.finetuning import prediction_type
 from fairlib.methods.probing import prediction_target
-from fairlib.models.control import controlled_noise
+from fairlib.models.controlnet import controlled_noise
 from fairlib.models.generator import add_noise, drop_words
 from fairlib.models.training import FitSettings, FitStep, Trainer, batch_indices, generator_for
 

@@ -74,9 +74,7 @@ def fit_autoencoder(
     def loss(step: int) -> Tensor:
         rng = generator_for(settings.seed, 1, step)
         batch = _crops(
-            images[batch_indices(settings.seed, step, len(images), settings.batch_size)],
-            crop,
-            rng,
+            images[batch_indices(settings.seed, step, len(images), settings.batch_size)], crop, rng
         ).to(device)
         posterior = autoencoder.encode(batch).latent_dist
         noise = torch.randn(posterior.mean.shape, generator=rng).to(device)

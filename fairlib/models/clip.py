@@ -248,9 +248,7 @@ def fit_clip(
         if mirrored:
             batch, words = torch.cat([batch, batch.flip(-1)]), torch.cat([words, flipped[rows]])
         batch = torch.roll(
-            batch,
-            shifts=tuple(torch.randint(-4, 5, (2,), generator=rng).tolist()),
-            dims=(-2, -1),
+            batch, shifts=tuple(torch.randint(-4, 5, (2,), generator=rng).tolist()), dims=(-2, -1)
         )
         words = words.to(clip.mean.device)
         image, text = clip.embed_images(batch), F.normalize(clip.model.encode_text(words), dim=-1)

@@ -31,7 +31,7 @@ from fairlib.io import read_json, read_tensors, write_bytes, write_json, write_t
 from fairlib.methods.control import fit_controlnet
 from fairlib.models import autoencoder as ae
 from fairlib.models import clip as cl
-from fairlib.models import control as co
+from fairlib.models import controlnet as co
 from fairlib.models import generator as gen
 from fairlib.models.clip import TextTower, attribute_distances, fit_text_tower
 from fairlib.models.training import FitSettings, FitStep, Trainer

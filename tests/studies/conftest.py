@@ -59,7 +59,7 @@ def tiny_heart_study(tmp_path_factory):
     import torch
 
     from fairlib.models import clip as cl
-    from fairlib.models import control as co
+    from fairlib.models import controlnet as co
     from fairlib.models import generator as gen
     from fairlib.models.autoencoder import build_autoencoder
     from fairlib.settings import to_dict
@@ -82,7 +82,7 @@ def tiny_heart_study(tmp_path_factory):
         denoiser,
         co.build_controlnet(denoiser),
     )
-    co.save_control_pipeline(place / "weights", pipeline)
+    gen.save_pipeline(place / "weights", pipeline)
     write_manifest(
         place / "weights", {"hearts": to_dict(HeartSettings(subjects=48, seed=101))}, 0.0
     )

@@ -15,7 +15,7 @@ from fairlib.methods.control import (
     new_combinations,
     rows_of_step,
 )
-from fairlib.models.control import build_controlnet, controlled_noise
+from fairlib.models.controlnet import build_controlnet, controlled_noise
 from fairlib.models.generator import add_noise, alphas_cumprod, build_denoiser
 from fairlib.models.training import FitSettings, Trainer, generator_for
 
