@@ -34,7 +34,7 @@ from fairlib.models.training import (
 
 Heads = Mapping[str, str | Sequence[str]]
 Augmentation = Literal["none", "mirror", "shift", "light"]
-PLAIN_KINDS = ("binary", "number")
+SCALARS = ("binary", "number")
 
 
 def halvings(*channels: int, first: int = 3) -> tuple[tuple[int, int, int], ...]:
@@ -114,7 +114,7 @@ class Classifier(nn.Module):
         self.heads = {k: v if isinstance(v, str) else tuple(v) for k, v in heads.items()}
         self.architecture = architecture
         self.body, width = _body(architecture)
-        self.scalars = [name for name, kind in self.heads.items() if kind in PLAIN_KINDS]
+        self.scalars = [name for name, kind in self.heads.items() if kind in SCALARS]
         if self.scalars:
             self.scalar_head = nn.Linear(width, len(self.scalars))
         self.class_heads = nn.ModuleDict(
@@ -228,111 +228,96 @@ def truth_of(table: pd.DataFrame, heads: Heads) -> dict[str, Tensor]:
     found = {}
     for name, kind in heads.items():
         if name not in table:
-            raise DataError(
-                f"the table has no column {name!r}; its columns: {', '.join(map(str, table))}"
-            )
-        if kind in PLAIN_KINDS:
-            values = pd.to_numeric(table[name]).to_numpy(float)
-            wrong = np.isnan(values)
-            expected = "give every row one, or leave the row out"
-            found[name] = torch.tensor(values, dtype=torch.float32)
+            raise DataError(f"the table has no column {name!r}; its columns: {', '.join(table)}")
+        if kind in SCALARS:
+            values, expected = pd.to_numeric(table[name]).to_numpy(float), "a number"
         else:
-            values = pd.Index(list(kind)).get_indexer(table[name].astype(object))
-            wrong = values < 0
-            expected = f"this classifier knows {', '.join(kind)}: leave the others out"
-            found[name] = torch.tensor(values, dtype=torch.int64)
-        if wrong.any():
-            first = table[name].iloc[int(np.flatnonzero(wrong)[0])]
+            codes = pd.Index(list(kind)).get_indexer(table[name].astype(object))
+            values, expected = np.where(codes < 0, np.nan, codes), ", ".join(kind)
+        wrong = np.flatnonzero(np.isnan(values))
+        if len(wrong):
             raise DataError(
-                f"{name} is '{first}' in {int(wrong.sum())} of {len(table)} rows; {expected}"
+                f"{name} is '{table[name].iloc[wrong[0]]}' in {len(wrong)} of {len(table)} rows; "
+                f"expected {expected}; leave the others out"
             )
+        dtype = torch.float32 if kind in SCALARS else torch.int64
+        found[name] = torch.tensor(values, dtype=dtype)
     return found
 
 
-@dataclass(frozen=True)
 class _Targets:
-    """Targets by head, the rows of each that are known, and the weights of rows (None: one)."""
+    """What a classifier is trained on: targets by head, which of them are known, weights of rows.
 
-    heads: Mapping[str, str | tuple[str, ...]]
-    values: dict[str, Tensor]
-    known: dict[str, Tensor]
-    weights: dict[str, Tensor | None]
+    Raises `DataError` on targets that do not fit the heads or the `count` of images.
+    """
 
-    @classmethod
-    def checked(
-        cls,
-        heads: Mapping[str, str | tuple[str, ...]],
+    def __init__(
+        self,
+        classifier: Classifier,
         truth: Tensor | Mapping[str, Tensor],
         count: int,
         balance: bool,
         weights: Tensor | None,
-    ) -> _Targets:
-        """Raises `DataError` on targets that do not fit the heads or the `count` of images."""
-        truth = dict.fromkeys(heads, truth) if isinstance(truth, Tensor) else dict(truth)
-        lengths = {name: tuple(value.shape) for name, value in truth.items()}
-        if truth.keys() != heads.keys() or set(lengths.values()) != {(count,)}:
+    ):
+        self.classifier, heads = classifier, classifier.heads
+        truth = dict.fromkeys(heads, truth) if isinstance(truth, Tensor) else truth
+        shapes = {name: tuple(value.shape) for name, value in truth.items()}
+        if truth.keys() != heads.keys() or set(shapes.values()) != {(count,)}:
             raise DataError(
-                f"{count} images, targets of shapes {lengths}; give one target an image for each "
-                f"of {', '.join(heads)}"
+                f"{count} images, targets of shapes {shapes}; give one target an image for each of "
+                f"{', '.join(heads)}"
             )
-        known = {name: ~(value.isnan() | (value < 0)) for name, value in truth.items()}
-        row_weights: dict[str, Tensor | None] = dict.fromkeys(heads, weights)
-        for name, kind in heads.items():
-            if kind == "number":
-                known[name] = truth[name].isfinite()
-                if int(known[name].sum()) < 2:
-                    raise DataError(f"fewer than two values of {name} are known in {count} images")
-                continue
-            codes = truth[name].nan_to_num(-1).long().clamp(min=0)
-            counts = torch.bincount(codes[known[name]], minlength=2)
-            classes = 2 if kind == "binary" else len(kind)
-            if len(counts) > classes or int((counts > 0).sum()) < 2:
-                raise DataError(
-                    f"values 0, 1, ... of {name} occur {counts.tolist()} times in {count} images; "
-                    f"a classifier needs at least two of its {classes} values and no other"
-                )
-            if balance:
-                each = (len(codes) / classes / counts.clamp(min=1).float())[codes]
-                row_weights[name] = each if weights is None else each * weights
-        values = {
-            name: truth[name].float() if kind in PLAIN_KINDS else truth[name].long()
-            for name, kind in heads.items()
+        self.values = {name: value.nan_to_num(-1) for name, value in truth.items()}
+        self.known = {
+            name: value.isfinite() & ((value >= 0) | (heads[name] == "number"))
+            for name, value in truth.items()
         }
-        return cls(heads, values, known, row_weights)
-
-    def loss(
-        self, found: dict[str, Tensor], rows: Tensor, spread: dict[str, Tensor], summed: bool
-    ) -> Tensor:
-        """Cross-entropies of logits, plus the squared error of numbers in units of `spread`, a mean
-        over these; a mean over the known ones among `rows`, or without weights their sum.
-        """
-        losses, errors, reduction = [], [], "sum" if summed else "mean"
-        for name, kind in self.heads.items():
-            keep, chosen, logits = self.known[name][rows], rows, found[name]
-            if not bool(keep.any()):
-                continue
-            if not bool(keep.all()):
-                chosen, logits = rows[keep], logits[keep.nonzero()[:, 0].to(logits.device)]
-            truth, weight = self.values[name][chosen].to(logits.device), self.weights[name]
-            weight = None if weight is None or summed else weight[chosen].to(logits.device)
-            if kind == "binary":
-                losses.append(
-                    F.binary_cross_entropy_with_logits(logits, truth, weight, reduction=reduction)
+        self.weights = dict.fromkeys(heads, weights)
+        for name, kind in heads.items():
+            known = self.values[name][self.known[name]]
+            classes = 2 if kind == "binary" else len(kind)
+            distinct = known.unique().tolist()
+            if len(distinct) < 2 or (kind != "number" and not {*distinct} <= {*range(classes)}):
+                raise DataError(
+                    f"{name} has the values {distinct[:8]} in {count} images; training needs two "
+                    "different ones" + f" of 0 to {classes - 1}" * (kind != "number")
                 )
-            elif kind == "number":
-                error = (logits - truth) / spread[name]
-                errors.append(_reduced(error.square(), weight, reduction))
-            elif weight is None:
-                losses.append(F.cross_entropy(logits, truth, reduction=reduction))
+            if balance and kind != "number":
+                counts = torch.bincount(known.long(), minlength=classes).clamp(min=1).float()
+                each = (len(known) / classes / counts)[self.values[name].long().clamp(min=0)]
+                self.weights[name] = each if weights is None else each * weights
+
+    def loss(self, images: Tensor, rows: Tensor, summed: bool = False) -> Tensor:
+        """Cross-entropies of logits, plus the squared error of numbers in standard deviations, a
+        mean over these; for `images` of `rows`, a mean over the known ones, or without weights
+        their sum.
+        """
+        found, losses, errors = self.classifier.read(images)[0], [], []
+        for name, kind in self.classifier.heads.items():
+            keep, chosen, logits = self.known[name][rows], rows, found[name]
+            if not bool(keep.all()):
+                chosen, logits = rows[keep], logits[keep.nonzero()[:, 0].to(images.device)]
+            if not len(chosen):
+                losses.append(0 * logits.sum())
+                continue
+            truth, weight = self.values[name][chosen].to(images.device), self.weights[name]
+            weight = None if weight is None or summed else weight[chosen].to(images.device)
+            if kind == "binary":
+                reduction = "sum" if summed else "mean"
+                losses.append(
+                    F.binary_cross_entropy_with_logits(
+                        logits, truth.float(), weight, reduction=reduction
+                    )
+                )
+                continue
+            if kind == "number":
+                spread = self.classifier.slope[self.classifier.place(name)]
+                each = ((logits - truth) / spread).square()
             else:
-                each = F.cross_entropy(logits, truth, reduction="none")
-                losses.append(_reduced(each, weight, reduction))
+                each = F.cross_entropy(logits, truth.long(), reduction="none")
+            each = each if weight is None else each * weight
+            (errors if kind == "number" else losses).append(each.sum() if summed else each.mean())
         return sum(losses) + (sum(errors) / len(errors) if errors else 0)
-
-
-def _reduced(each: Tensor, weight: Tensor | None, reduction: str) -> Tensor:
-    each = each if weight is None else each * weight
-    return each.sum() if reduction == "sum" else each.mean()
 
 
 def fit_classifier(
@@ -356,15 +341,14 @@ def fit_classifier(
 
     Raises `DataError` when lengths, channels or weights do not fit, or a head has one value alone.
     """
-    targets = _Targets.checked(classifier.heads, truth, len(images), settings.balance, weights)
+    targets = _Targets(classifier, truth, len(images), settings.balance, weights)
     for name, value in (("weights", weights), ("probabilities", probabilities)):
         _check_factors(name, value, len(images))
-    numbers = [name for name, kind in classifier.heads.items() if kind == "number"]
-    for name in numbers:
-        known, place = targets.values[name][targets.known[name]], classifier.place(name)
-        classifier.intercept[place] = known.mean()
-        classifier.slope[place] = known.std().clamp_min(1e-3)
-    spread = {name: classifier.slope[classifier.place(name)] for name in numbers}
+    for place, name in enumerate(classifier.scalars):
+        if classifier.heads[name] == "number":
+            known = targets.values[name][targets.known[name]].float()
+            classifier.intercept[place] = known.mean()
+            classifier.slope[place] = known.std().clamp_min(1e-3)
     trainer, device = trainer or Trainer(classifier, settings), device_of(classifier)
 
     def loss(step: int) -> Tensor:
@@ -377,14 +361,14 @@ def fit_classifier(
             half = len(batch) // 2
             classifier.eval()
             moved = attack(
-                lambda x: targets.loss(classifier.read(x)[0], rows[:half], spread, summed=True),
+                lambda x: targets.loss(x, rows[:half], summed=True),
                 batch[:half],
                 settings.radius,
                 settings.attack_steps,
             )
             batch = torch.cat([moved, batch[half:]])
             classifier.train()
-        return targets.loss(classifier.read(batch)[0], rows, spread, summed=False)
+        return targets.loss(batch, rows)
 
     classifier.train()
     yield from trainer.run(loss)
@@ -553,24 +537,21 @@ def choose_threshold(scores: np.ndarray | Tensor, labels: np.ndarray | Tensor) -
     the middle one. Being a mean of sensitivity and specificity, it does not depend on the
     prevalence. Raises `DataError` when a class is missing.
     """
+    from sklearn.metrics import roc_curve
+
     scores, labels = np.asarray(scores, float), np.asarray(labels).astype(bool)
     if len(scores) != len(labels) or labels.all() or not labels.any():
         raise DataError(
             f"{len(scores)} scores, {int(labels.sum())} of {len(labels)} labels positive; a "
             "threshold needs both classes"
         )
-    values, place = np.unique(scores, return_inverse=True)
-    if len(values) == 1:
-        return float(values[0])
-    positive, negative = (
-        np.bincount(place[of_class], minlength=len(values)) / of_class.sum()
-        for of_class in (labels, ~labels)
-    )
-    # cut after each value but the last
-    balanced = (1 - np.cumsum(positive) + np.cumsum(negative))[:-1] / 2
+    if np.ptp(scores) == 0:
+        return float(scores[0])
+    false, true, cuts = roc_curve(labels, scores, drop_intermediate=False)
+    balanced = (1 + true - false)[-2:0:-1] / 2  # of a cut above each value but the highest
     best = np.flatnonzero(balanced >= balanced.max() - 1e-12)
-    cut = best[len(best) // 2]
-    return float((values[cut] + values[cut + 1]) / 2)
+    above = len(cuts) - 1 - best[len(best) // 2]
+    return float((cuts[above] + cuts[above - 1]) / 2)
 
 
 def set_threshold(

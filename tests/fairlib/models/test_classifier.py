@@ -451,8 +451,9 @@ def test_mistakes_are_named():
     images, labels = rings(6)
     classifier = build_classifier(SEX, CARDIAC_SMALL)
     for words, given, keys in (
-        ("of female occur", (images, torch.zeros(6, dtype=torch.long)), {}),
-        ("of female occur", (images, labels * 2), {}),
+        ("female has the values", (images, torch.zeros(6, dtype=torch.long)), {}),
+        ("female has the values", (images, labels * 2), {}),
+        ("of 0 to 1", (images, labels * 0.5), {}),
         ("expects", (images[:, :1], labels), {}),
         ("one target an image", (images, labels[:5]), {}),
         ("one target an image", (images, {"sex": labels}), {}),
@@ -461,7 +462,7 @@ def test_mistakes_are_named():
     ):
         with pytest.raises(DataError, match=words):
             next(fit_classifier(classifier, *given, QUICK, **keys))
-    with pytest.raises(DataError, match="fewer than two values of age"):
+    with pytest.raises(DataError, match="age has the values"):
         age = torch.full((6,), torch.nan)
         next(fit_classifier(build_classifier({"age": "number"}, CARDIAC), images, age, QUICK))
     with pytest.raises(DataError, match="both classes"):
