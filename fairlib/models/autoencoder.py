@@ -8,7 +8,6 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from fairlib.models.training import (
     FitSettings,
@@ -131,11 +130,3 @@ def encode(autoencoder: nn.Module, images: Tensor, batch_size: int = 32) -> Tens
         part = part.float() / 127.5 - 1 if part.dtype == torch.uint8 else part
         found.append(autoencoder.encode(part.to(device_of(autoencoder))).latent_dist.mean.cpu())
     return torch.cat(found)
-
-
-def mean_absolute_error(autoencoder: nn.Module, images: Tensor) -> float:
-    """Mean absolute error of the reconstruction, in units of the [-1, 1] range."""
-    with torch.no_grad():
-        target = images.float() / 127.5 - 1
-        latents = encode(autoencoder, images).to(device_of(autoencoder))
-        return float(F.l1_loss(autoencoder.decode(latents).sample.cpu(), target))

@@ -342,8 +342,7 @@ def fit_classifier(
     Raises `DataError` when lengths, channels or weights do not fit, or a head has one value alone.
     """
     targets = _Targets(classifier, truth, len(images), settings.balance, weights)
-    for name, value in (("weights", weights), ("probabilities", probabilities)):
-        _check_factors(name, value, len(images))
+    _check_factors(len(images), weights=weights, probabilities=probabilities)
     for place, name in enumerate(classifier.scalars):
         if classifier.heads[name] == "number":
             known = targets.values[name][targets.known[name]].float()
@@ -387,11 +386,14 @@ def _rows(
     )
 
 
-def _check_factors(name: str, values: Tensor | None, count: int) -> None:
-    if values is not None and not (
-        values.shape == (count,) and values.isfinite().all() and values.min() >= 0 < values.sum()
-    ):
-        raise DataError(f"{name}: expected {count} finite numbers, none negative and not all zero")
+def _check_factors(count: int, **factors: Tensor | None) -> None:
+    for name, values in factors.items():
+        if values is not None and not (
+            values.shape == (count,)
+            and values.isfinite().all()
+            and values.min() >= 0 < values.sum()
+        ):
+            raise DataError(f"{name}: expected {count} finite numbers, none negative, not all zero")
 
 
 def in_range(images: Tensor) -> Tensor:
@@ -573,16 +575,11 @@ def save_classifier(
     `report`.
     """
     write_tensors(Path(folder) / "classifier.safetensors", classifier.state_dict())
-    calibration = {
-        name: {
-            key: float(getattr(classifier, key)[i]) for key in ("slope", "intercept", "threshold")
-        }
-        for i, name in enumerate(classifier.scalars)
-    }
+    fixed = {key: getattr(classifier, key).tolist() for key in ("slope", "intercept", "threshold")}
     about = {
         "architecture": asdict(classifier.architecture),
         "heads": list(classifier.heads.items()),
-        "calibration": calibration,
+        "calibration": {"heads": classifier.scalars, **fixed},
         **(report or {}),
     }
     write_json(Path(folder) / "classifier.json", about)

@@ -17,6 +17,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -45,7 +46,6 @@ SMALL = {
         "width": 128,
         "head_width": 32,
         "layers": 4,
-        "mlp_ratio": 4.0,
     },
     "text_cfg": {"context_length": CONTEXT_LENGTH, "width": 128, "heads": 4, "layers": 3},
 }
@@ -61,31 +61,21 @@ def learn_merges(captions: list[str], count: int = 400) -> list[tuple[str, str]]
 
     pieces = regex.compile(r"[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+")
     words = Counter(piece for text in captions for piece in pieces.findall(text.lower()))
-    split = {word: (*word[:-1], word[-1] + "</w>") for word in words}
+    split = {word: " ".join((*word[:-1], word[-1] + "</w>")) for word in words}
     merges = []
     while len(merges) < count:
         pairs = Counter()
         for word, parts in split.items():
-            for pair in pairwise(parts):
+            for pair in pairwise(parts.split()):
                 pairs[pair] += words[word]
         if not pairs:
             break
         best = min(pairs, key=lambda pair: (-pairs[pair], pair))
         merges.append(best)
-        split = {word: _merge(parts, best) for word, parts in split.items()}
+        here = regex.compile(rf"(?<!\S){regex.escape(' '.join(best))}(?!\S)")
+        merged = "".join(best).replace("\\", r"\\")
+        split = {word: here.sub(merged, parts) for word, parts in split.items()}
     return merges
-
-
-def _merge(parts: tuple[str, ...], pair: tuple[str, str]) -> tuple[str, ...]:
-    found, i = [], 0
-    while i < len(parts):
-        if parts[i : i + 2] == pair:
-            found.append("".join(pair))
-            i += 2
-        else:
-            found.append(parts[i])
-            i += 1
-    return tuple(found)
 
 
 def vocabulary(merges: list[tuple[str, str]]) -> dict[str, int]:
@@ -153,8 +143,8 @@ class Clip(nn.Module):
         tokenizer: Callable,
         channels: int,
         size: int,
-        mean: tuple[float, ...] = (0.0,),
-        std: tuple[float, ...] = (1.0,),
+        mean: Sequence[float] = (0.0,),
+        std: Sequence[float] = (1.0,),
         unit_range: bool = False,
     ):
         super().__init__()
@@ -186,12 +176,8 @@ def build_clip(vocabulary_folder: str | Path, config: dict = SMALL) -> Clip:
     from open_clip.model import CLIP
 
     tokenizer = clip_tokenizer(vocabulary_folder, config["text_cfg"]["context_length"])
-    vision = {**config["vision_cfg"]}
-    text = {
-        **config["text_cfg"],
-        "vocab_size": tokenizer.vocab_size,
-        "eos_id": tokenizer.vocab_size - 1,
-    }
+    vision, size = {**config["vision_cfg"]}, tokenizer.vocab_size
+    text = {**config["text_cfg"], "vocab_size": size, "eos_id": size - 1}
     model = CLIP(embed_dim=config["embed_dim"], vision_cfg=vision, text_cfg=text)
     return Clip(model, tokenizer, channels=3, size=vision["image_size"])
 
@@ -204,27 +190,24 @@ def pretrained_clip(name: str, weights: str) -> Clip:
 
     model, _, preprocess = open_clip.create_model_and_transforms(name, pretrained=weights)
     normalise = next(step for step in preprocess.transforms if type(step).__name__ == "Normalize")
-    size = model.visual.image_size
-    return Clip(
-        model.eval(),
-        open_clip.get_tokenizer(name),
-        3,
-        size[0] if isinstance(size, tuple) else size,
-        tuple(normalise.mean),
-        tuple(normalise.std),
-        unit_range=True,
-    )
+    size, *_ = np.atleast_1d(model.visual.image_size).tolist()
+    tokenizer, statistics = open_clip.get_tokenizer(name), (normalise.mean, normalise.std)
+    return Clip(model.eval(), tokenizer, 3, size, *statistics, unit_range=True)
 
 
 def fit_clip(
-    clip: Clip,
+    model: Clip | TextTower,
     images: Tensor,
     captions: list[str],
     settings: FitSettings,
     trainer: Trainer | None = None,
     mirrored: Callable[[str], str] | None = None,
+    reading_weight: float = 1.0,
 ) -> Iterator[FitStep]:
-    """Contrastive training on `images` uint8 [N, 1, H, W] and their captions.
+    """Contrastive training on `images` uint8 [N, C, H, W] and their captions.
+
+    The loss of a `TextTower` is that plus `reading_weight` times the `reading_loss` of as many
+    prompts.
 
     Captions that say the same are no negatives of each other: the target spreads over equal
     captions of the batch. With `mirrored` (what a caption becomes when its image is flipped) half
@@ -232,28 +215,29 @@ def fit_clip(
     made to point the same way (see `direction_loss`): side is in so few words and shows so little
     in a symmetric brain that a small CLIP does not learn it otherwise.
     """
-    tokens = clip.tokenizer(captions)
+    tower = model if isinstance(model, TextTower) else None
+    clip, (stream, shift) = (tower.clip, (16, 2)) if tower else (model, (2, 4))
+    tokens, device = clip.tokenizer(captions), device_of(model)
     flipped = clip.tokenizer([mirrored(text) for text in captions]) if mirrored else None
-    trainer = trainer or Trainer(clip, settings)
+    size = settings.batch_size // 2 if mirrored else settings.batch_size
+    trainer = trainer or Trainer(model, settings)
 
     def loss(step: int) -> Tensor:
-        rows = batch_indices(
-            settings.seed,
-            step,
-            len(images),
-            settings.batch_size // 2 if mirrored else settings.batch_size,
-        )
-        rng = generator_for(settings.seed, 2, step)
+        rows = batch_indices(settings.seed, step, len(images), size)
+        rng = generator_for(settings.seed, stream, step)
         batch, words = images[rows].float() / 127.5 - 1, tokens[rows]
         if mirrored:
             batch, words = torch.cat([batch, batch.flip(-1)]), torch.cat([words, flipped[rows]])
-        batch = torch.roll(
-            batch, shifts=tuple(torch.randint(-4, 5, (2,), generator=rng).tolist()), dims=(-2, -1)
-        )
-        words = words.to(clip.mean.device)
+        moved = torch.randint(-shift, shift + 1, (2,), generator=rng).tolist()
+        batch, words = batch.roll(moved, dims=(-2, -1)), words.to(device)
         image, text = clip.embed_images(batch), F.normalize(clip.model.encode_text(words), dim=-1)
-        contrast = contrastive_loss(clip, image, text, words)
-        return contrast + direction_loss(image, text, words) if mirrored else contrast
+        value = contrastive_loss(clip, image, text, words)
+        if mirrored:
+            value = value + direction_loss(image, text, words)
+        if tower:
+            prompts = torch.randint(len(tower.prompts), (settings.batch_size,), generator=rng)
+            value = value + reading_weight * tower.reading_loss(prompts)
+        return value
 
     yield from trainer.run(loss)
 
@@ -342,16 +326,12 @@ class TextTower(nn.Module):
         self.values = [sorted(set(column)) for column in zip(*rows, strict=True)]
         width = clip.model.ln_final.weight.shape[0]
         self.heads = nn.ParameterList([torch.randn(len(values), width) for values in self.values])
+        self.tokens, self.truth = clip.tokenizer(self.prompts), self.codes(self.prompts)
 
     def codes(self, prompts: Sequence[str]) -> Tensor:
         """Which value each attribute has, int64 [N, attributes]."""
-        table = [{value: i for i, value in enumerate(values)} for values in self.values]
-        return torch.tensor(
-            [
-                [codes[part] for codes, part in zip(table, self.split(prompt), strict=True)]
-                for prompt in prompts
-            ]
-        )
+        rows = [zip(self.values, self.split(prompt), strict=True) for prompt in prompts]
+        return torch.tensor([[values.index(part) for values, part in row] for row in rows])
 
     def hidden(self, tokens: Tensor) -> Tensor:
         """Hidden states [N, L, D] after the last layer norm: what the denoiser attends to."""
@@ -359,57 +339,21 @@ class TextTower(nn.Module):
         states = model.token_embedding(tokens) + model.positional_embedding
         return model.ln_final(model.transformer(states, attn_mask=model.attn_mask))
 
-    def reading_loss(self, tokens: Tensor, codes: Tensor) -> Tensor:
-        """Cross-entropy of telling each attribute from the mean hidden state, by the nearest of
-        fixed-length directions.
+    def reading_loss(self, rows: Tensor) -> Tensor:
+        """Cross-entropy of telling each attribute of the prompts `rows` [N] from the mean hidden
+        state, by the nearest of fixed-length directions.
 
         The heads have unit length and the layer norm fixes the states' scale, so only their
         directions can give way.
         """
-        mean = (
-            F.layer_norm(self.hidden(tokens), (self.heads[0].shape[1],)).mean(1)
-            / self.heads[0].shape[1] ** 0.5
-        )
-        logits = [SHARPNESS * mean @ F.normalize(head, dim=1).T for head in self.heads]
-        return sum(F.cross_entropy(logit, codes[:, i]) for i, logit in enumerate(logits)) / len(
-            logits
-        )
-
-
-def fit_text_tower(
-    tower: TextTower,
-    images: Tensor,
-    prompts: list[str],
-    settings: FitSettings,
-    reading_weight: float = 1.0,
-    trainer: Trainer | None = None,
-) -> Iterator[FitStep]:
-    """Contrastive training on `images` uint8 [N, C, H, W] and their prompts, plus the reading of
-    every attribute.
-
-    Prompts that say the same are no negatives of each other: the target spreads over equal prompts
-    of the batch.
-    """
-    clip, tokens = tower.clip, tower.clip.tokenizer(prompts)
-    known, codes = clip.tokenizer(tower.prompts), tower.codes(tower.prompts)
-    trainer, device = trainer or Trainer(tower, settings), device_of(tower)
-
-    def loss(step: int) -> Tensor:
-        rows = batch_indices(settings.seed, step, len(images), settings.batch_size)
-        rng = generator_for(settings.seed, 16, step)
-        shift = torch.randint(-2, 3, (2,), generator=rng)
-        batch = torch.roll(
-            images[rows].float() / 127.5 - 1, shifts=tuple(shift.tolist()), dims=(-2, -1)
-        )
-        words = tokens[rows].to(device)
-        text = F.normalize(clip.model.encode_text(words), dim=-1)
-        contrast = contrastive_loss(clip, clip.embed_images(batch), text, words)
-        some = torch.randint(len(known), (settings.batch_size,), generator=rng)
-        return contrast + reading_weight * tower.reading_loss(
-            known[some].to(device), codes[some].to(device)
-        )
-
-    yield from trainer.run(loss)
+        device, width = device_of(self), self.heads[0].shape[1]
+        states = self.hidden(self.tokens[rows].to(device))
+        mean = F.layer_norm(states, (width,)).mean(1) / width**0.5
+        losses = [
+            F.cross_entropy(SHARPNESS * mean @ F.normalize(head, dim=1).T, truth)
+            for head, truth in zip(self.heads, self.truth[rows].T.to(device), strict=True)
+        ]
+        return sum(losses) / len(losses)
 
 
 @torch.no_grad()
@@ -445,10 +389,8 @@ def text_encoder_of(clip: Clip) -> nn.Module:
 
     model = clip.model
     width, layers = model.ln_final.weight.shape[0], len(model.transformer.resblocks)
-    heads, size = (
-        model.transformer.resblocks[0].attn.num_heads,
-        model.token_embedding.weight.shape[0],
-    )
+    heads = model.transformer.resblocks[0].attn.num_heads
+    size = len(model.token_embedding.weight)
     encoder = CLIPTextModel(
         CLIPTextConfig(
             vocab_size=size,
@@ -464,15 +406,11 @@ def text_encoder_of(clip: Clip) -> nn.Module:
             pad_token_id=0,
         )
     )
-    wanted = encoder.state_dict()
-    prefix = "text_model." if any(key.startswith("text_model.") for key in wanted) else ""
+    prefix = "text_model." if hasattr(encoder, "text_model") else ""
     found = {prefix + name: value for name, value in _text_weights(model).items()}
-    missing = [key for key in wanted if key not in found and "position_ids" not in key]
-    if missing:
-        raise WeightsError(
-            f"text tower cannot be exported: this transformers version also wants {missing[0]}"
-        )
-    encoder.load_state_dict(found, strict=False)
+    missing = encoder.load_state_dict(found, strict=False).missing_keys
+    if any("position_ids" not in name for name in missing):
+        raise WeightsError(f"text tower cannot be exported: this transformers also wants {missing}")
     return encoder.eval().requires_grad_(False)
 
 

@@ -17,12 +17,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fairlib.errors import DataError, WeightsError
-from fairlib.io import read_json
-from fairlib.models.generator import Generator, assemble, local_name, read_pretrained
+from fairlib.models.generator import Generator, read_pretrained
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline, StableDiffusionControlNetPipeline
-    from transformers import PreTrainedTokenizerBase
 
 # each after the first halves the grid: 64 x 64 masks meet 16 x 16 latents
 CONDITION_CHANNELS = (16, 32, 64)
@@ -45,19 +43,6 @@ def build_controlnet(
     )
 
 
-def assemble_control(
-    text_encoder: nn.Module,
-    tokenizer: PreTrainedTokenizerBase,
-    autoencoder: nn.Module,
-    denoiser: nn.Module,
-    controlnet: nn.Module,
-) -> StableDiffusionControlNetPipeline:
-    """Put the parts into a StableDiffusionControlNetPipeline with the scheduler of
-    `models.generator.assemble`.
-    """
-    return attach(assemble(text_encoder, tokenizer, autoencoder, denoiser), controlnet)
-
-
 def attach(pipeline: DiffusionPipeline, controlnet: nn.Module) -> StableDiffusionControlNetPipeline:
     """The StableDiffusionControlNetPipeline of a StableDiffusionPipeline's parts and a
     ControlNet.
@@ -65,15 +50,7 @@ def attach(pipeline: DiffusionPipeline, controlnet: nn.Module) -> StableDiffusio
     from diffusers import StableDiffusionControlNetPipeline
 
     return StableDiffusionControlNetPipeline(
-        vae=pipeline.vae,
-        text_encoder=pipeline.text_encoder,
-        tokenizer=pipeline.tokenizer,
-        unet=pipeline.unet,
-        controlnet=controlnet,
-        scheduler=pipeline.scheduler,
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
+        **pipeline.components, controlnet=controlnet, requires_safety_checker=False
     )
 
 
@@ -108,15 +85,10 @@ class ControlledGenerator(Generator):
     ED, ES, ED).
     """
 
-    def __init__(
-        self,
-        pipeline: DiffusionPipeline,
-        device: str | torch.device | None = None,
-        mean_latent: Tensor | None = None,
-        grey: bool = False,
-    ):
-        super().__init__(pipeline, device, mean_latent, grey)
-        self.controlnet = pipeline.controlnet.requires_grad_(False).eval()
+    @property
+    def controlnet(self) -> nn.Module:
+        """The pipeline's ControlNet."""
+        return self.pipeline.controlnet
 
     @classmethod
     def load(
@@ -137,29 +109,17 @@ class ControlledGenerator(Generator):
         Raises `WeightsError` when there is no such pipeline, it has no ControlNet, or a hash
         differs.
         """
-        from diffusers import (
-            ControlNetModel,
-            StableDiffusionControlNetPipeline,
-            StableDiffusionPipeline,
-        )
+        from diffusers import ControlNetModel, DiffusionPipeline
 
-        name = local_name(folder, "model_index.json", check)
-        index = Path(name) / "model_index.json"
+        pipeline = read_pretrained(DiffusionPipeline, folder, check, local_files_only)
         if controlnet:
-            base = read_pretrained(
-                StableDiffusionPipeline, name, local_files_only, safety_checker=None
-            )
-            second = local_name(controlnet, "config.json", check)
-            pipeline = attach(base, read_pretrained(ControlNetModel, second, local_files_only))
-        elif index.is_file() and "controlnet" not in read_json(index):
+            second = read_pretrained(ControlNetModel, controlnet, check, local_files_only)
+            pipeline = attach(pipeline, second)
+        if not hasattr(pipeline, "controlnet"):
             raise WeightsError(
                 f"{folder}: this pipeline has no ControlNet; name one with controlnet="
             )
-        else:
-            pipeline = read_pretrained(
-                StableDiffusionControlNetPipeline, name, local_files_only, safety_checker=None
-            )
-        return cls._prepared(pipeline, device, name)
+        return cls._prepared(pipeline, device, folder)
 
     def predict_noise(
         self,
@@ -182,18 +142,11 @@ class ControlledGenerator(Generator):
         return super().predict_noise(latents, timestep, prompt_embeds, guidance_scale, **given)
 
     def _evaluate(
-        self,
-        latents: Tensor,
-        time: Tensor,
-        embeds: Tensor,
-        control: Tensor | None = None,
-        strength: float = 1.0,
+        self, latents: Tensor, time: Tensor, embeds: Tensor, **given: Tensor | float
     ) -> Tensor:
-        if control is None:
+        if not given:
             return super()._evaluate(latents, time, embeds)
-        return controlled_noise(
-            self.denoiser, self.controlnet, latents, time, embeds, control, strength
-        )
+        return controlled_noise(self.denoiser, self.controlnet, latents, time, embeds, **given)
 
     def fit_control(self, control: Tensor, count: int) -> Tensor:
         """Control images on this device and on the pipeline's own grid (nearest neighbour: labels

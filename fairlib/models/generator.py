@@ -204,8 +204,9 @@ class Generator:
         self.pipeline = pipeline.to(self.device)
         self.mean_latent, self.grey = mean_latent, grey
         self.denoiser = pipeline.unet
-        for part in (pipeline.vae, pipeline.text_encoder, pipeline.unet):
-            part.requires_grad_(False).eval()
+        for part in pipeline.components.values():
+            if isinstance(part, nn.Module):
+                part.requires_grad_(False).eval()
         self.alphas_cumprod = pipeline.scheduler.alphas_cumprod.double()
         self.prediction_type = pipeline.scheduler.config.prediction_type
         size = pipeline.unet.config.sample_size
@@ -238,23 +239,20 @@ class Generator:
         looked up in diffusers' cache alone unless `local_files_only` is False. Raises
         `WeightsError` when there is no such pipeline or a hash differs.
         """
-        from diffusers import StableDiffusionPipeline
+        from diffusers import DiffusionPipeline
 
-        name = local_name(folder, "model_index.json", check)
-        pipeline = read_pretrained(
-            StableDiffusionPipeline, name, local_files_only, safety_checker=None
-        )
-        return cls._prepared(pipeline, device, name)
+        pipeline = read_pretrained(DiffusionPipeline, folder, check, local_files_only)
+        return cls._prepared(pipeline, device, folder)
 
     @classmethod
     def _prepared(
-        cls, pipeline: DiffusionPipeline, device: str | torch.device, folder: str
+        cls, pipeline: DiffusionPipeline, device: str | torch.device, folder: str | Path
     ) -> Generator:
-        pipeline.text_encoder.float()
-        for name in ("vae", "unet", "controlnet"):
-            if hasattr(pipeline, name):
-                # convolutions are a third faster that way on a CPU
-                getattr(pipeline, name).float().to(memory_format=torch.channels_last)
+        for name, part in pipeline.components.items():
+            if isinstance(part, nn.Module):
+                part.float()
+                if name != "text_encoder":  # convolutions are a third faster that way on a CPU
+                    part.to(memory_format=torch.channels_last)
         pipeline.set_progress_bar_config(disable=True)
         path = Path(folder) / MEAN_LATENT
         return cls(pipeline, device, read_tensors(path)["mean"] if path.is_file() else None)
@@ -486,33 +484,24 @@ def _check_pipeline(pipeline: DiffusionPipeline) -> None:
     raise SettingsError(f"{name} is no pipeline of Stable Diffusion 1 or 2's kind: {reason}")
 
 
-def local_name(name: str | Path, needed: str, check: bool) -> str:
-    """The name as it is, once a local folder has been seen to hold the file `needed` and, with
-    `check`, the hashes of its manifest.
-    """
-    folder = Path(name)
-    if folder.is_dir():
-        if not (folder / needed).is_file():
-            raise WeightsError(
-                f"{folder}: no pipeline here ({needed} is missing); make it with `make base`"
-            )
-        if check and (folder / "manifest.json").is_file():
-            check_hashes(folder)
-    return str(name)
-
-
-def read_pretrained(kind: type, name: str, local: bool, **options: object) -> nn.Module:
-    """`kind.from_pretrained(name)` without progress bars (each would leave a widget in a notebook).
+def read_pretrained(kind: type, name: str | Path, check: bool, local: bool) -> Any:
+    """`kind.from_pretrained(name)` of a folder (with `check`, its manifest's hashes are compared
+    first) or a hub name, without progress bars: each would leave a widget in a notebook.
 
     Raises `WeightsError` when nothing of that name loads.
     """
     import diffusers
     import transformers
 
+    if check and (Path(name) / "manifest.json").is_file():
+        check_hashes(name)
     diffusers.utils.logging.disable_progress_bar()
     transformers.utils.logging.disable_progress_bar()
+    options = {} if issubclass(kind, nn.Module) else {"safety_checker": None}
     try:
-        return kind.from_pretrained(name, local_files_only=local, use_safetensors=True, **options)
+        return kind.from_pretrained(
+            str(name), local_files_only=local, use_safetensors=True, **options
+        )
     except (OSError, ValueError) as error:
         place = "the local cache" if local else "the hub"
         raise WeightsError(

@@ -114,18 +114,22 @@ def load_weights(module: nn.Module, path: str | Path) -> nn.Module:
     if not Path(path).is_file():
         raise WeightsError(f"{path} is missing; fit it again")
     tensors = read_tensors(path)
-    wanted = {name: tensor.shape for name, tensor in module.state_dict().items()}
-    found = {name: tensor.shape for name, tensor in tensors.items()}
-    wrong = sorted(
-        name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name)
-    )
+    wrong = _differing(module.state_dict(), tensors)
     if wrong:
         raise WeightsError(
-            f"{path}: weights do not fit this {type(module).__name__} (first wrong tensor: "
-            f"{wrong[0]!r}); fit it again"
+            f"{path}: weights do not fit this {type(module).__name__} ({wrong}); fit it again"
         )
     module.load_state_dict(tensors)
     return module.eval().requires_grad_(False)
+
+
+def _differing(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str:
+    """The first name whose shape differs, and both shapes; "" when none does."""
+    for name in sorted(expected.keys() | found.keys()):
+        here, there = (tuple(t[name].shape) if name in t else None for t in (expected, found))
+        if here != there:
+            return f"{name!r} is {there} in the file and {here} here"
+    return ""
 
 
 class Trainer:
@@ -286,7 +290,16 @@ class Trainer:
 
         Raises `WeightsError`, with nothing changed, when it belongs to another network.
         """
-        self._check(tensors)
+        expected = {"step": torch.tensor(0)}
+        expected |= {f"weight/{name}": value for name, value in self.masters.items()}
+        expected |= {f"ema/{name}": mean for name, mean in self.ema.items()}
+        others = (*(f"{key}/" for key in MOMENTS), "extra/", "updates", "loss_scale")
+        wrong = _differing(expected, {k: v for k, v in tensors.items() if not k.startswith(others)})
+        if wrong:
+            raise WeightsError(
+                f"saved training state does not fit this network ({wrong}); resume with the "
+                "settings that made it, or start afresh"
+            )
         self.step = int(tensors["step"])
         self.updates = int(tensors.get("updates", self.step))
         self.loss_scale = float(tensors.get("loss_scale", self.loss_scale))
@@ -308,22 +321,3 @@ class Trainer:
             for name, value in tensors.items()
             if name.startswith("extra/")
         }
-
-    def _check(self, tensors: Mapping[str, Tensor]) -> None:
-        wanted = {f"weight/{name}": tuple(p.shape) for name, p in self.masters.items()}
-        wanted |= {f"ema/{name}": tuple(mean.shape) for name, mean in self.ema.items()}
-        found = {
-            name: tuple(value.shape)
-            for name, value in tensors.items()
-            if name.startswith(("weight/", "ema/"))
-        }
-        wrong = sorted(
-            name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name)
-        )
-        if wrong or "step" not in tensors:
-            first = wrong[0] if wrong else "step"
-            raise WeightsError(
-                f"saved training state does not fit this network: {first!r} is {found.get(first)} "
-                f"in the state and {wanted.get(first)} here ({len(wrong)} differ); resume with the "
-                "settings that made it, or start afresh"
-            )

@@ -75,13 +75,8 @@ def tiny_heart_study(tmp_path_factory):
     encoder = cl.text_encoder_of(cl.build_clip(place / "words", CLIP))
     denoiser = gen.build_denoiser(channels=(16, 32), text_width=32)
     vae = build_autoencoder((8, 8, 8), image_channels=3, size=64)
-    pipeline = co.assemble_control(
-        encoder,
-        cl.pipeline_tokenizer(place / "words"),
-        vae,
-        denoiser,
-        co.build_controlnet(denoiser),
-    )
+    base = gen.assemble(encoder, cl.pipeline_tokenizer(place / "words"), vae, denoiser)
+    pipeline = co.attach(base, co.build_controlnet(denoiser))
     gen.save_pipeline(place / "weights", pipeline)
     write_manifest(
         place / "weights", {"hearts": to_dict(HeartSettings(subjects=48, seed=101))}, 0.0

@@ -175,7 +175,7 @@ def test_every_attribute_stays_apart_even_one_that_no_image_shows(tmp_path):
     found = {}
     for weight in (0.0, 1.0):
         model = tower(tmp_path)
-        for _ in cl.fit_text_tower(
+        for _ in cl.fit_clip(
             model, images, prompts, FitSettings(60, 24, 3e-3, warmup=5), reading_weight=weight
         ):
             pass

@@ -49,7 +49,7 @@ class OneStep:
 
 
 def fit_tower(tower, trainer):
-    return cl.fit_text_tower(
+    return cl.fit_clip(
         tower,
         torch.zeros(8, 3, 64, 64, dtype=torch.uint8),
         PROMPTS * 2,

@@ -102,7 +102,7 @@ def test_the_state_of_another_shape_changes_nothing():
     trainer = Trainer(nn.Linear(2, 1), FitSettings(1, 1, 1e-3))
     other = Trainer(nn.Linear(3, 1), FitSettings(1, 1, 1e-3))
     before = trainer.to_tensors()
-    with pytest.raises(WeightsError, match=r"'weight/weight' is \(1, 3\) in the state"):
+    with pytest.raises(WeightsError, match=r"'weight/weight' is \(1, 3\) in the file"):
         trainer.from_tensors(other.to_tensors())
     assert all(torch.equal(value, before[name]) for name, value in trainer.to_tensors().items())
 
