@@ -293,8 +293,9 @@ class Trainer:
         expected = {"step": torch.tensor(0)}
         expected |= {f"weight/{name}": value for name, value in self.masters.items()}
         expected |= {f"ema/{name}": mean for name, mean in self.ema.items()}
-        others = (*(f"{key}/" for key in MOMENTS), "extra/", "updates", "loss_scale")
-        wrong = _differing(expected, {k: v for k, v in tensors.items() if not k.startswith(others)})
+        compared = ("weight/", "ema/")
+        found = {k: v for k, v in tensors.items() if k in expected or k.startswith(compared)}
+        wrong = _differing(expected, found)
         if wrong:
             raise WeightsError(
                 f"saved training state does not fit this network ({wrong}); resume with the "
