@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -303,12 +304,9 @@ class _Targets:
             truth, weight = self.values[name][chosen].to(images.device), self.weights[name]
             weight = None if weight is None or summed else weight[chosen].to(images.device)
             if kind == "binary":
-                reduction = "sum" if summed else "mean"
-                losses.append(
-                    F.binary_cross_entropy_with_logits(
-                        logits, truth.float(), weight, reduction=reduction
-                    )
-                )
+                # one call: a weighted mean in two steps differs in its last bit
+                reduced = partial(F.binary_cross_entropy_with_logits, logits, truth.float(), weight)
+                losses.append(reduced(reduction="sum" if summed else "mean"))
                 continue
             if kind == "number":
                 spread = self.classifier.slope[self.classifier.place(name)]

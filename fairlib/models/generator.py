@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fairlib.errors import SettingsError, WeightsError
-from fairlib.io import read_json, read_tensors, sha256, write_tensors
+from fairlib.io import atomic_folder, read_json, read_tensors, sha256, write_tensors
 from fairlib.models.solvers import Solver, dpm_solver_2m
 from fairlib.models.training import (
     FitSettings,
@@ -532,9 +532,10 @@ def save_pipeline(
     half: bool = True,
 ) -> None:
     """Write the pipeline's own folder layout with safetensors, and the mean latent [C, h, w] beside
-    it; the pipeline itself stays as it is.
+    it, whole or not at all; the pipeline itself stays as it is.
 
-    half: in float16. Raises `SettingsError` when `folder` holds something else.
+    half: in float16. A pipeline that is in `folder` is replaced, with everything beside it. Raises
+    `SettingsError` when `folder` holds something else.
     """
     folder = Path(folder)
     if folder.is_dir() and any(folder.iterdir()) and not (folder / "model_index.json").is_file():
@@ -544,7 +545,7 @@ def save_pipeline(
         for part in pipeline.components.values():
             if isinstance(part, nn.Module):
                 part.half()
-    pipeline.save_pretrained(folder, safe_serialization=True)
-    (folder / MEAN_LATENT).unlink(missing_ok=True)
-    if mean_latent is not None:
-        write_tensors(folder / MEAN_LATENT, {"mean": mean_latent})
+    with atomic_folder(folder) as place:
+        pipeline.save_pretrained(place, safe_serialization=True)
+        if mean_latent is not None:
+            write_tensors(place / MEAN_LATENT, {"mean": mean_latent})
