@@ -33,7 +33,7 @@ from fairlib.cohorts.cardiac import (
 from fairlib.errors import DataError, SettingsError
 from fairlib.methods.finetuning import prediction_target, prediction_type
 from fairlib.methods.resampling import draw_rows, rows_of_step
-from fairlib.models.control import controlled_noise
+from fairlib.models.controlnet import controlled_noise
 from fairlib.models.generator import add_noise, drop_words
 from fairlib.models.training import FitSettings, FitStep, Trainer, generator_for
 

@@ -25,12 +25,13 @@ from torch import Tensor
 
 from fairlib.errors import DataError, SettingsError
 from fairlib.methods.resampling import inverse_frequency, random_subset
-from fairlib.models.diagnosis import (
-    DiagnosisClassifier,
-    DiagnosisSettings,
+from fairlib.models.classifier import (
+    CARDIAC_SMALL,
+    Classifier,
+    ClassifierSettings,
     build_classifier,
-    diagnose,
-    fit_diagnosis,
+    fit_classifier,
+    predict,
     set_threshold,
 )
 from fairlib.settings import Bound, Count, Natural, Positive, check_bounds, unknown_key
@@ -38,6 +39,7 @@ from fairlib.settings import Bound, Count, Natural, Positive, check_bounds, unkn
 if TYPE_CHECKING:
     import pandas as pd
 
+HEADS = {"heart_failure": "binary"}
 ILL, HEALTHY = "heart failure", "healthy"
 META_GROUP = ("diagnosis", "sex", "age_tertile", "bmi_group")
 GROUPS = META_GROUP[1:]
@@ -240,7 +242,14 @@ class DownstreamSettings:
     the run) and the training plans.
     """
 
-    classifier: DiagnosisSettings = DiagnosisSettings()
+    classifier: ClassifierSettings = ClassifierSettings(
+        steps=300,
+        batch_size=64,
+        warmup=30,
+        ema_decay=0.98,
+        architecture=CARDIAC_SMALL,
+        augmentation="shift",
+    )
     plan: PlanSettings = PlanSettings()
 
 
@@ -288,21 +297,22 @@ def compare_arms(
     total, done = len(seeds) * len(arms), 0
     for seed in seeds:
         for arm in arms:
-            classifier = build_classifier(seed).to(device)
+            classifier = build_classifier(HEADS, settings.classifier.architecture, seed).to(device)
             fit_plan(classifier, plans[arm], sources, replace(settings.classifier, seed=seed))
             threshold = set_threshold(classifier, validation.images, validation.labels())
-            score, positive = diagnose(classifier, test.images)
-            table = rows.assign(arm=arm, seed=seed, score=score.numpy(), positive=positive.numpy())
+            read = predict(classifier, test.images)
+            score, positive = read.logit.numpy(), read.positive().numpy()
+            table = rows.assign(arm=arm, seed=seed, score=score, positive=positive)
             done += 1
             table = table[["arm", "seed", *rows.columns, "score", "positive"]]
             yield ArmResult(arm, seed, threshold, table, done, total)
 
 
 def fit_plan(
-    classifier: DiagnosisClassifier,
+    classifier: Classifier,
     plan: TrainingPlan,
     sources: Mapping[str, ImageTable | None],
-    settings: DiagnosisSettings,
+    settings: ClassifierSettings,
 ) -> None:
     """Train `classifier` through the phases of `plan`, `settings.steps` in all; a later phase
     starts a new optimiser.
@@ -315,9 +325,16 @@ def fit_plan(
         parts = [sources[name].take(rows) for name, rows in phase.rows.items()]
         images = torch.cat([part.images for part in parts])
         labels = torch.cat([part.labels() for part in parts])
-        fit = replace(settings, steps=steps, learning_rate=settings.learning_rate * phase.rate)
+        fit = replace(
+            settings,
+            steps=steps,
+            learning_rate=settings.learning_rate * phase.rate,
+            warmup=min(settings.warmup, steps // 4),
+        )
         weights, probabilities = _tensor(phase.weights), _tensor(phase.probabilities)
-        for _ in fit_diagnosis(classifier, images, labels, fit, weights, probabilities):
+        for _ in fit_classifier(
+            classifier, images, labels, fit, weights=weights, probabilities=probabilities
+        ):
             pass
 
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from fairlib.errors import SettingsError, WeightsError
+from fairlib.io import read_tensors
 
 HALF = (torch.float16, torch.bfloat16)
 FP16_LOSS_SCALE = 1024.0  # gradients below 6e-8 vanish in fp16
@@ -46,6 +48,13 @@ class FitSettings:
     horizon: int = 0
     anneal: Literal["cosine", "none"] = "cosine"
     betas: tuple[float, float] = (0.9, 0.99)
+
+    def __post_init__(self):
+        for name in ("steps", "batch_size", "learning_rate"):
+            if not getattr(self, name) > 0:
+                raise SettingsError(
+                    f"{type(self).__name__}.{name} is {getattr(self, name)}; expected above 0"
+                )
 
     def learning_rate_at(self, step: int) -> float:
         """The learning rate of the 0-based `step`."""
@@ -95,6 +104,32 @@ def batch_indices(seed: int, step: int, count: int, batch_size: int) -> Tensor:
 def device_of(module: nn.Module) -> torch.device:
     """Where the parameters of `module` lie, or its buffers; the CPU for a module without either."""
     return next(chain(module.parameters(), module.buffers()), torch.empty(0)).device
+
+
+def load_weights(module: nn.Module, path: str | Path) -> nn.Module:
+    """Read the weights of `module` from a safetensors file, and freeze it.
+
+    Raises `WeightsError` when the file is missing or its tensors are not those of the module.
+    """
+    if not Path(path).is_file():
+        raise WeightsError(f"{path} is missing; fit it again")
+    tensors = read_tensors(path)
+    wrong = _differing(module.state_dict(), tensors)
+    if wrong:
+        raise WeightsError(
+            f"{path}: weights do not fit this {type(module).__name__} ({wrong}); fit it again"
+        )
+    module.load_state_dict(tensors)
+    return module.eval().requires_grad_(False)
+
+
+def _differing(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str:
+    """The first name whose shape differs, and both shapes; "" when none does."""
+    for name in sorted(expected.keys() | found.keys()):
+        here, there = (tuple(t[name].shape) if name in t else None for t in (expected, found))
+        if here != there:
+            return f"{name!r} is {there} in the file and {here} here"
+    return ""
 
 
 class Trainer:
@@ -255,7 +290,17 @@ class Trainer:
 
         Raises `WeightsError`, with nothing changed, when it belongs to another network.
         """
-        self._check(tensors)
+        expected = {"step": torch.tensor(0)}
+        expected |= {f"weight/{name}": value for name, value in self.masters.items()}
+        expected |= {f"ema/{name}": mean for name, mean in self.ema.items()}
+        compared = ("weight/", "ema/")
+        found = {k: v for k, v in tensors.items() if k in expected or k.startswith(compared)}
+        wrong = _differing(expected, found)
+        if wrong:
+            raise WeightsError(
+                f"saved training state does not fit this network ({wrong}); resume with the "
+                "settings that made it, or start afresh"
+            )
         self.step = int(tensors["step"])
         self.updates = int(tensors.get("updates", self.step))
         self.loss_scale = float(tensors.get("loss_scale", self.loss_scale))
@@ -277,22 +322,3 @@ class Trainer:
             for name, value in tensors.items()
             if name.startswith("extra/")
         }
-
-    def _check(self, tensors: Mapping[str, Tensor]) -> None:
-        wanted = {f"weight/{name}": tuple(p.shape) for name, p in self.masters.items()}
-        wanted |= {f"ema/{name}": tuple(mean.shape) for name, mean in self.ema.items()}
-        found = {
-            name: tuple(value.shape)
-            for name, value in tensors.items()
-            if name.startswith(("weight/", "ema/"))
-        }
-        wrong = sorted(
-            name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name)
-        )
-        if wrong or "step" not in tensors:
-            first = wrong[0] if wrong else "step"
-            raise WeightsError(
-                f"saved training state does not fit this network: {first!r} is {found.get(first)} "
-                f"in the state and {wanted.get(first)} here ({len(wrong)} differ); resume with the "
-                "settings that made it, or start afresh"
-            )

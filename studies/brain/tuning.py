@@ -36,7 +36,7 @@ def targets_of(study: Study, guide, target: str = "marginal") -> list[Target]:
     target.
     """
     part = splits(study)["auditor"]
-    logits = predict(guide, part.load()).numpy()
+    logits = predict(guide, part.load()).logit.numpy()
     table = part.table.assign(logit=logits)
     shares = target_share(study, target)
     return [_target(table, prompt, shares[prompt.group]) for prompt in EVALUATION_PROMPTS]

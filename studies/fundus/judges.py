@@ -13,19 +13,19 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import torch
 
 from fairlib.io import read_tensors, write_bytes, write_tensors
-from fairlib.models.fundus_reader import (
-    FundusReader,
-    build_reader,
-    fit_reader,
-    load_reader,
-    read_fundi,
-    save_reader,
+from fairlib.models.classifier import (
+    WIDE,
+    Classifier,
+    ClassifierSettings,
+    build_classifier,
+    fit_classifier,
+    load_classifier,
+    predict,
+    save_classifier,
     truth_of,
 )
-from fairlib.models.training import FitSettings
 from studies.engine.manifest import content_digest
 from studies.engine.places import accelerator
 from studies.engine.stage import run_stage
@@ -37,25 +37,33 @@ from studies.fundus.settings import HEADS, PART_SEEDS, REAL, FundusStudy
 
 def reader_folder(study: FundusStudy) -> Path:
     """The stage folder of the reader of all `HEADS`."""
-    settings = FitSettings(study.judge_steps, 64, 2e-3, weight_decay=1e-2, ema_decay=0.98, seed=61)
+    settings = ClassifierSettings(
+        steps=study.judge_steps,
+        batch_size=64,
+        ema_decay=0.98,
+        seed=61,
+        architecture=WIDE,
+        augmentation="light",
+        stream=28,
+    )
 
     def build(out: Path, progress) -> None:
         people, reader = (
             fundi(study, "judges"),
-            build_reader(HEADS, seed=settings.seed).to(accelerator()),
+            build_classifier(HEADS, WIDE, settings.seed).to(accelerator()),
         )
-        steps = fit_reader(reader, people.images, truth_of(people.table, HEADS), settings)
+        steps = fit_classifier(reader, people.images, truth_of(people.table, HEADS), settings)
         for _ in progress.track(steps, settings.steps, "reader of fundi"):
             pass
-        save_reader(out, reader)
+        save_classifier(out, reader)
 
     return run_stage(None, "fundus-reader", settings, [part_digest(study, "judges")], build)
 
 
 @lru_cache(maxsize=2)
-def fundus_reader(study: FundusStudy) -> FundusReader:
+def fundus_reader(study: FundusStudy) -> Classifier:
     """The reader, fitted or found."""
-    return load_reader(reader_folder(study)).to(accelerator())
+    return load_classifier(reader_folder(study)).to(accelerator())
 
 
 def readings_folder(study: FundusStudy, source: str, seed: int = 0) -> Path:
@@ -78,12 +86,13 @@ def readings_folder(study: FundusStudy, source: str, seed: int = 0) -> Path:
             measure_cdr(block)
             for block in progress.track(blocks, len(blocks), f"discs of {source}, seed {seed}")
         ]
-        probabilities, features = read_fundi(fundus_reader(study), given.images)
+        read = predict(fundus_reader(study), given.images, batch_size=100)
+        probabilities = {name: read.probabilities(name) for name in HEADS}
         table = pd.concat(
             [pd.concat(found, ignore_index=True), columns("p", probabilities, HEADS)], axis=1
         )
         write_bytes(out / "readings.csv", table.round(5).to_csv(index=False).encode())
-        write_tensors(out / "features.safetensors", {"features": torch.from_numpy(features)})
+        write_tensors(out / "features.safetensors", {"features": read.features})
 
     name = f"fundus-readings-{source}"
     return run_stage(

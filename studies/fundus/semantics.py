@@ -17,17 +17,18 @@ from pathlib import Path
 import pandas as pd
 
 from fairlib.io import write_bytes
-from fairlib.models.fundus_reader import (
+from fairlib.models.classifier import (
     SLIM,
-    FundusReader,
-    build_reader,
-    fit_reader,
-    load_reader,
-    read_fundi,
-    save_reader,
+    Classifier,
+    ClassifierSettings,
+    build_classifier,
+    fit_classifier,
+    load_classifier,
+    predict,
+    save_classifier,
     truth_of,
 )
-from fairlib.models.training import FitSettings
+from fairlib.settings import to_dict
 from studies.engine.manifest import content_digest
 from studies.engine.places import accelerator
 from studies.engine.stage import run_stage
@@ -45,8 +46,14 @@ def classifier_folder(study: FundusStudy, source: str, seed: int) -> Path:
 
     As many pictures and steps for all; classifiers of one seed start from the same first weights.
     """
-    settings = FitSettings(
-        study.semantic_steps, 48, 2e-3, weight_decay=5e-2, ema_decay=0.98, seed=seed
+    settings = ClassifierSettings(
+        steps=study.semantic_steps,
+        weight_decay=5e-2,
+        ema_decay=0.98,
+        seed=seed,
+        architecture=SLIM,
+        augmentation="light",
+        stream=28,
     )
     part = {REAL: "asked", JUDGES: JUDGES}.get(source)
     inputs = [
@@ -59,16 +66,16 @@ def classifier_folder(study: FundusStudy, source: str, seed: int) -> Path:
             if source == JUDGES
             else made(study, source, seed)
         )
-        classifier = build_reader(TASKS, SLIM, pool=2, seed=seed).to(accelerator())
-        steps = fit_reader(classifier, given.images, truth_of(given.table, TASKS), settings)
+        classifier = build_classifier(TASKS, SLIM, seed).to(accelerator())
+        steps = fit_classifier(classifier, given.images, truth_of(given.table, TASKS), settings)
         for _ in progress.track(steps, settings.steps, f"classifier of {source}, seed {seed}"):
             pass
-        save_reader(out, classifier)
+        save_classifier(out, classifier)
 
     return run_stage(
         None,
         f"fundus-classifier-{source}",
-        {**vars(settings), "images": study.images},
+        {**to_dict(settings), "images": study.images},
         inputs,
         build,
     )
@@ -96,7 +103,8 @@ def _answers(
 
     def build(out: Path, progress) -> None:
         given = fundi(study, part) if part else made(study, tried, tried_seed)
-        found, _ = read_fundi(_classifier(folder), given.images)
+        read = predict(_classifier(folder), given.images, batch_size=100)
+        found = {name: read.probabilities(name) for name in TASKS}
         write_bytes(
             out / "answers.csv", columns("s", found, TASKS).round(5).to_csv(index=False).encode()
         )
@@ -113,8 +121,8 @@ def _answers(
 
 
 @lru_cache(maxsize=2)
-def _classifier(folder: Path) -> FundusReader:
-    return load_reader(folder).to(accelerator())
+def _classifier(folder: Path) -> Classifier:
+    return load_classifier(folder).to(accelerator())
 
 
 def _count(study: FundusStudy) -> int:

@@ -4,7 +4,7 @@ subgroup and prevalence.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +30,6 @@ from fairlib.methods.downstream import (
     labels_of,
     with_groups,
 )
-from fairlib.models.diagnosis import DiagnosisSettings
 from fairlib.settings import to_dict
 from studies.engine.places import accelerator
 from studies.engine.stage import run_stage
@@ -64,7 +63,7 @@ class Finding:
 def downstream_settings(study: HeartStudy) -> DownstreamSettings:
     """The same classifier, steps and synthetic images for every arm."""
     return DownstreamSettings(
-        DiagnosisSettings(steps=study.classifier_steps),
+        replace(DownstreamSettings().classifier, steps=study.classifier_steps),
         PlanSettings(synthetic_count=study.synthetic),
     )
 

@@ -2,6 +2,8 @@
 contract or not.
 """
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -12,6 +14,7 @@ from fairlib.measures.paired import paired_answers
 from fairlib.methods import downstream
 from fairlib.methods.downstream import (
     ARMS,
+    HEADS,
     META_GROUP,
     DownstreamSettings,
     ImageTable,
@@ -24,10 +27,11 @@ from fairlib.methods.downstream import (
     training_plan,
     with_groups,
 )
-from fairlib.models.diagnosis import DiagnosisSettings, build_classifier
+from fairlib.models.classifier import CARDIAC_SMALL, build_classifier
 
 SETTINGS = DownstreamSettings(
-    DiagnosisSettings(steps=4, batch_size=8), PlanSettings(synthetic_count=12)
+    replace(DownstreamSettings().classifier, steps=4, batch_size=8, warmup=1),
+    PlanSettings(synthetic_count=12),
 )
 
 
@@ -84,7 +88,7 @@ def test_a_run_repeats_whatever_runs_beside_it():
 
 def test_it_learns_and_extra_images_are_trained_on():
     long = DownstreamSettings(
-        DiagnosisSettings(steps=25, batch_size=8, learning_rate=4e-3),
+        replace(SETTINGS.classifier, steps=25, learning_rate=4e-3, warmup=6),
         PlanSettings(synthetic_count=12),
     )
     [result] = run(["extra_real"], settings=long)
@@ -99,7 +103,9 @@ def test_it_learns_and_extra_images_are_trained_on():
 @pytest.mark.parametrize("share, steps", [(0.5, [2, 2]), (0.1, [1, 3]), (0.9, [3, 1])])
 def test_all_phases_together_take_the_steps_of_one_arm(monkeypatch, share, steps):
     seen = []
-    monkeypatch.setattr(downstream, "fit_diagnosis", lambda *given: iter(seen.append(given) or ()))
+    monkeypatch.setattr(
+        downstream, "fit_classifier", lambda *given, **_: iter(seen.append(given) or ())
+    )
     plan = training_plan(
         "pretrained",
         TRAIN.table,
@@ -108,7 +114,10 @@ def test_all_phases_together_take_the_steps_of_one_arm(monkeypatch, share, steps
         PlanSettings(pretrain_share=share, fine_tune_rate=0.25),
     )
     fit_plan(
-        build_classifier(0), plan, {"real": TRAIN, "synthetic": SYNTHETIC}, SETTINGS.classifier
+        build_classifier(HEADS, CARDIAC_SMALL),
+        plan,
+        {"real": TRAIN, "synthetic": SYNTHETIC},
+        SETTINGS.classifier,
     )
     assert [given[3].steps for given in seen] == steps
     assert [len(given[1]) for given in seen] == [16, 30]

@@ -202,8 +202,8 @@ def test_what_each_part_contributes(study, runs, tmp_path, monkeypatch):
         for settings in ablation.guide_settings(study, "ensemble")
     ]
     images = torch.rand(4, 1, 128, 128) * 2 - 1
-    mean = sum(predict(member, images) for member in members) / len(members)
-    torch.testing.assert_close(predict(judges.guides["ensemble"], images), mean)
+    mean = sum(predict(member, images).logit for member in members) / len(members)
+    torch.testing.assert_close(predict(judges.guides["ensemble"], images).logit, mean)
     assert len(key) == 4 and len({member.body[1].weight.sum().item() for member in members}) == 3
     with pytest.raises(SettingsError, match="unknown arm 'blunt'"):
         brain.run_ablation(study, ["blunt"], [0], tmp_path)
