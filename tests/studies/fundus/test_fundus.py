@@ -652,7 +652,7 @@ def test_the_classifier_of_real_people_never_saw_whom_it_is_tried_on(study, runs
     seen = []
     monkeypatch.setattr(
         semantics,
-        "fit_reader",
+        "fit_classifier",
         lambda reader, images, truth, settings: seen.append(images) or iter(()),
     )
     semantics.classifier_folder(replace(study, semantic_steps=2), semantics.JUDGES, 9)
