@@ -37,9 +37,9 @@ def test_a_call_that_no_name_leads_to_is_found():
 
 
 def test_methods_count_as_their_class_and_arguments_bring_their_code():
-    from fairlib.methods.settings import AlignmentSettings
+    from studies.heart.settings import HeartSettings
 
     with calls_traced() as called:
-        AlignmentSettings()
-    assert called == {("fairlib.methods.settings", "AlignmentSettings")}
+        HeartSettings()
+    assert called == {("studies.heart.settings", "HeartSettings")}
     assert in_the_key_of({"a": [partial(digest, 1)]}) >= {("fairlib.settings", "digest")}
