@@ -51,27 +51,31 @@ def report(options) -> int:
     """Print the figures, intervals and bounds of every study whose results are there."""
     from studies.brain import many_images_folder
     from studies.brain import report as brain_report
+    from studies.engine.criteria import formatted
     from studies.fundus.report import fundus_report
     from studies.fundus.study import fundus_results_folder
-    from studies.heart.report import heart_report, heart_results_folder
+    from studies.heart.study import heart_report
     from studies.statistics import statistics_folder, statistics_report
 
     tables = [brain_report()]
     if folder := many_images_folder():
         tables.append(brain_report(folder))
-    if (heart_results_folder() / "study.json").is_file():
-        tables.append(heart_report())
+    if len(hearts := heart_report()):
+        tables.append(hearts)
     if (statistics_folder() / "study.json").is_file():
         tables.append(statistics_report())
     if (fundus_results_folder() / "study.json").is_file():
         tables.append(fundus_report())
     print(
         "\n\n".join(
-            table.to_string(index=False, float_format="{:.3f}".format, na_rep="-")
+            (formatted(table) if "met" in table else table).to_string(
+                index=False, float_format="{:.3f}".format, na_rep="-"
+            )
             for table in tables
         )
     )
-    return 0 if all(table["holds"].all() for table in tables) else 1
+    met = (table["met"].ne(False) if "met" in table else table["holds"] for table in tables)
+    return 0 if all(rows.all() for rows in met) else 1
 
 
 def study(options) -> None:
@@ -109,9 +113,12 @@ def heart(options) -> None:
     """Run the heart study, or a half of it with --people or --guidance; write results/heart (hours
     on slow cores; it resumes).
     """
-    from studies.heart import HeartStudy, run_heart_study
+    from studies.engine.study import run_study
+    from studies.heart.arms import DEFAULT_ARMS, default_arms
+    from studies.heart.settings import HeartSettings
+    from studies.heart.study import STUDY
 
-    study = HeartStudy(
+    settings = HeartSettings(
         cohort=options.cohort,
         data_dir=options.data_dir,
         weights=options.weights,
@@ -119,16 +126,13 @@ def heart(options) -> None:
         synthetic=options.synthetic,
         classifier_people=options.people,
         guidance_scale=options.guidance,
+        n_min=options.n_min,
     )
-    print(
-        run_heart_study(
-            study,
-            options.arms,
-            options.seeds,
-            options.out and Path(options.out),
-            n_min=options.n_min,
-        )
-    )
+    if options.arms is None and settings.trains_classifiers:
+        for arm in set(DEFAULT_ARMS) - set(default_arms(settings)):
+            reason = STUDY.arms[arm].refused(settings)
+            print(f"without arm {arm}: {reason}", file=sys.stderr)
+    print(run_study(STUDY, settings, options.arms, options.seeds, options.out or None))
 
 
 def fundus(options) -> None:

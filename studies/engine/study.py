@@ -27,7 +27,7 @@ from studies.engine.stage import Artifact, alone
 
 S = TypeVar("S")  # the settings of a study: a frozen dataclass
 Tables = dict[str, pd.DataFrame]
-# of a record: digests of what the study read; older records lack it and are taken as they are
+# of a record: digests of what the study read; what older records lack is taken as it is
 INPUTS = "inputs"
 # where things lie is no part of what they are
 PATHS = ("data_dir", "weights", "clip", "controlnet", "reference_weights")
@@ -40,13 +40,14 @@ class Arm(Generic[S]):
     run: (settings, seed) -> the artifact that is measured: generated images, or a trained
     classifier's answers.
     acts: where it intervenes. says: one sentence for tables. evaluator: the classifier that it
-    follows, if it follows one.
+    follows, if it follows one. refused: settings -> why they cannot have it, or None.
     """
 
     run: Callable[[S, int], Artifact]
     says: str
     acts: Literal["nowhere", "training", "fine-tuning", "sampling", "selection"] = "fine-tuning"
     evaluator: str | None = None
+    refused: Callable[[S], str | None] = lambda settings: None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,7 +124,7 @@ class Study(Generic[S]):
     def arms_of(self, settings: S, arms: Iterable[str] | None) -> tuple[str, ...]:
         """References first, then `arms` (or the default ones), each once.
 
-        Raises `SettingsError` on an unknown one.
+        Raises `SettingsError` on an unknown one, and on one that these settings cannot have.
         """
         chosen = self.default_arms(settings) if arms is None else tuple(arms)
         for arm in chosen:
@@ -131,6 +132,8 @@ class Study(Generic[S]):
                 raise SettingsError(
                     unknown_key(arm, list(self.arms), f"the arms of study {self.name}")
                 )
+            if reason := self.arms[arm].refused(settings):
+                raise SettingsError(f"arm {arm!r}: {reason}")
         return tuple(dict.fromkeys((*self.references(settings), *chosen)))
 
     def ordered(self, table: pd.DataFrame) -> pd.DataFrame:
@@ -346,14 +349,13 @@ def merged(path: Path, new: pd.DataFrame) -> pd.DataFrame:
 
 def same_study(path: Path, identity: dict[str, Any]) -> None:
     """Raise `DataError` when the record at `path` is there and was made by a study that differs in
-    `identity`.
+    `identity`; of its inputs, in those that the record names.
     """
-    record = read_json(path) if path.is_file() else identity
-    differing = [
-        key
-        for key in identity
-        if record.get(key) != identity[key] and (key != INPUTS or key in record)
-    ]
+    record = {INPUTS: {}, **(read_json(path) if path.is_file() else identity)}
+    expected = dict(identity)
+    if INPUTS in identity:
+        expected[INPUTS] = {key: identity[INPUTS].get(key) for key in record[INPUTS]}
+    differing = [key for key in expected if record.get(key) != expected[key]]
     if differing:
         raise DataError(
             f"{path}: these results come from another study (they differ in {differing[0]!r}); "

@@ -31,7 +31,8 @@ from studies.engine import recipe
 from studies.engine.progress import Progress
 from studies.engine.recipe import PixelPhase
 from studies.engine.stage import Artifact
-from studies.heart.phantom import HeartSettings, draw_hearts
+from studies.heart.phantom import draw_hearts
+from studies.heart.rules import PhantomSettings
 
 CLIP = {
     **cl.SMALL,
@@ -50,7 +51,7 @@ class HeartBaseSettings:
     as rare as it is.
     """
 
-    hearts: HeartSettings = HeartSettings(subjects=6000, seed=101)
+    hearts: PhantomSettings = PhantomSettings(subjects=6000, seed=101)
     words: FitSettings = FitSettings(
         steps=500, batch_size=64, learning_rate=1e-3, weight_decay=0.05
     )
@@ -71,7 +72,7 @@ class HeartBaseSettings:
 
 
 TINY = HeartBaseSettings(  # a rehearsal of every phase in seconds, for the tests
-    hearts=HeartSettings(subjects=24, seed=101),
+    hearts=PhantomSettings(subjects=24, seed=101),
     words=FitSettings(steps=2, batch_size=8, learning_rate=1e-3),
     pixels=(
         PixelPhase(32, False, FitSettings(2, 2, 1e-3)),
@@ -83,7 +84,7 @@ TINY = HeartBaseSettings(  # a rehearsal of every phase in seconds, for the test
 
 
 def draw_training(
-    settings: HeartSettings, progress: Progress
+    settings: PhantomSettings, progress: Progress
 ) -> tuple[dict[str, Tensor], list[str]]:
     """Draw the training hearts: images uint8 [N, 3, 64, 64], masks uint8 [N, 2, 64, 64],
     prompts.

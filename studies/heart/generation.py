@@ -1,9 +1,13 @@
-"""Ask the generator for hearts, in three ways, and keep what it draws with what was asked."""
+"""Request hearts from the generator in three ways, and keep what it draws with what was requested.
+
+Ways: real pairs of prompt and mask drawn by capped inverse frequency (the paper's "copies"), random
+attributes with a mask of the same diagnosis (the random mode of its code, "combinations"), and
+pairs of subjects the generator never saw ("unseen").
+"""
 
 from __future__ import annotations
 
 from functools import lru_cache
-from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -11,100 +15,120 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from fairlib.cohorts.cardiac import bmi_class, control_image, decade, prompt_of, stack
+from fairlib.cohorts.cardiac import bmi_class, control_image, decade, prompt_of
 from fairlib.errors import SettingsError
-from fairlib.io import read_tensors, to_bytes, to_images, write_bytes, write_tensors
 from fairlib.methods.control import copies, new_combinations
 from fairlib.models.controlnet import ControlledGenerator
-from fairlib.settings import digest
-from studies.engine.manifest import content_digest
+from fairlib.settings import unknown_key
 from studies.engine.places import accelerator
-from studies.engine.stage import run_stage
-from studies.heart.cohorts import Hearts, _join, hearts
+from studies.engine.progress import Progress
+from studies.engine.stage import Artifact, as_is, stage
+from studies.heart.data import Hearts, part, read_hearts, write_in_blocks
+from studies.heart.evaluators import Readings, evaluate, fitted_evaluators
 from studies.heart.rules import HEIGHT_CM
-from studies.heart.settings import WAYS, HeartStudy
+from studies.heart.settings import HeartSettings
 
-NOISE = {"copies": 7000, "combinations": 7001, "unseen": 7002}  # banks of starting noise
+WAYS = ("copies", "combinations", "unseen")
+# seeds of starting noise
+NOISE = {"copies": 7000, "combinations": 7001, "unseen": 7002, "preview": 7100}
 OTHER = {
     "sex": {"F": "M", "M": "F"},
     "diagnosis": {"healthy": "heart failure", "heart failure": "healthy"},
 }
-FLIPS = ("diagnosis", "sex", "age", "bmi")
+WORDS = ("diagnosis", "sex", "age", "bmi")  # of a prompt, that can be turned
+FLIPPED = tuple(f"flipped-{word}" for word in WORDS)
 # what an age and a body-mass index are turned into: whichever is further
 YOUNG_OLD, THIN_FAT = (55.0, 85.0), (22.0, 33.0)
+ATTRIBUTES = ["prompt", "sex", "age", "bmi", "height", "decade", "bmi_class", "diagnosis"]
+Weights = tuple[Artifact[Path], ...]  # of the pipeline, and of a ControlNet of its own
 
 
-def heart_generator(study: HeartStudy) -> ControlledGenerator:
-    """The generator of the study, on the accelerator if there is one."""
-    return _generator(study.weights, study.controlnet)
+def weights_of(settings: HeartSettings) -> Weights:
+    """The weights of a study's generator."""
+    names = (settings.weights, settings.controlnet)
+    return tuple(Artifact.weights(name, as_is) for name in names if name)
+
+
+def load_generator(weights: Weights) -> ControlledGenerator:
+    """The generator with these weights, on the accelerator if there is one."""
+    return _generator(*(str(folder.load()) for folder in weights))
 
 
 @lru_cache(maxsize=2)
-def _generator(weights: str, controlnet: str) -> ControlledGenerator:
-    return ControlledGenerator.load(weights, accelerator(), controlnet=controlnet or None)
+def _generator(weights: str, controlnet: str | None = None) -> ControlledGenerator:
+    return ControlledGenerator.load(weights, accelerator(), controlnet=controlnet)
 
 
-def generator_digest(study: HeartStudy) -> list[str]:
-    """What the generator is: the hashes in its manifests, or its name where it has none (a hub
-    name).
+@stage(load=read_hearts)
+def generate(
+    out: Path,
+    progress: Progress,
+    weights: Weights,
+    table: pd.DataFrame,
+    masks: Tensor,
+    noise_seed: int,
+    steps: int,
+    guidance: float,
+    batch_size: int,
+    one_noise: bool = False,
+) -> None:
+    """Draw one heart for each request (row of `table` with a prompt; mask uint8 [N, 2, H, W]),
+    resumable by batches.
+
+    Image i starts from noise i of `noise_seed`, whatever the batch; with `one_noise` all start from
+    its first.
     """
-    return [
-        content_digest(name) if (Path(name) / "manifest.json").is_file() else name
-        for name in (study.weights, study.controlnet)
-        if name
-    ]
+    generator = load_generator(weights)
+
+    def draw(rows: range) -> tuple[Tensor, Tensor, pd.DataFrame]:
+        requested = table.iloc[rows.start : rows.stop]
+        noise = generator.noise(noise_seed, [0] * len(rows) if one_noise else list(rows))
+        control = control_image(masks[rows.start : rows.stop]).to(noise.device)
+        how = {"control": control, "noise": noise, "steps": steps, "guidance_scale": guidance}
+        images = generator.sample(list(requested["prompt"]), **how)
+        return images.cpu(), masks[rows.start : rows.stop], requested
+
+    write_in_blocks(out, progress, len(table), batch_size, "generated hearts", draw)
 
 
-def requests(study: HeartStudy, way: str) -> tuple[pd.DataFrame, Tensor]:
-    """What is asked for in one of `WAYS`: a table (prompt, sex, age, bmi, height, decade,
-    bmi_class, diagnosis, source,
+def requests(settings: HeartSettings, way: str) -> tuple[pd.DataFrame, Tensor]:
+    """What is requested in one of `WAYS`: a table (`ATTRIBUTES`, source, subject: whose mask) and
+    the masks uint8 [N, 2, H, W].
 
-    subject: whose mask) and the masks uint8 [N, 2, H, W]. A height is that of the mask's person,
-    but for a new combination, where it is the mean of the sex asked for. Copies are as many as the
-    study needs, and fewer are the first of more. Raises `SettingsError` on an unknown way.
+    A height is that of the mask's subject, but for a new combination, where it is the mean of the
+    sex requested. Copies are as many as the study needs, and fewer are the first of more. Raises
+    `SettingsError` on an unknown way.
     """
     if way not in WAYS:
-        raise SettingsError(f"unknown way of asking {way!r}; known ways: {', '.join(WAYS)}")
+        raise SettingsError(unknown_key(way, list(WAYS), "the ways of requesting hearts"))
+    people = part(settings, "hold" if way == "unseen" else "train").load()
     if way == "unseen":
-        people = hearts(study, "hold")
-        rows = torch.arange(min(study.images, len(people)))
-        columns = [
-            "prompt",
-            "sex",
-            "age",
-            "bmi",
-            "height",
-            "decade",
-            "bmi_class",
-            "diagnosis",
-            "subject",
-        ]
-        return people.table.iloc[rows.numpy()][columns].assign(source=rows.numpy()), people.masks[
-            rows
-        ]
-    people = hearts(study, "train")
+        unseen = people.first(settings.images)
+        columns = unseen.table[[*ATTRIBUTES, "subject"]]
+        return columns.assign(source=range(len(unseen))), unseen.masks
     if way == "copies":
-        count = max(study.images, study.synthetic) if study.trains_classifiers else study.images
+        needed = settings.synthetic if settings.trains_classifiers else 0
+        count = max(settings.images, needed)
         table, _ = copies(people.table, people.masks, count, NOISE[way])
         height = people.table["height"].to_numpy(float)[table["source"].to_numpy()]
     else:
         table, _ = new_combinations(
-            people.table, people.masks, study.images, NOISE[way], present_only=True
+            people.table, people.masks, settings.images, NOISE[way], present_only=True
         )
-        height = (
-            table["sex"].map({sex: mean for sex, (mean, _) in HEIGHT_CM.items()}).to_numpy(float)
-        )
+        means = {sex: mean for sex, (mean, _) in HEIGHT_CM.items()}
+        height = table["sex"].map(means).to_numpy(float)
     return table.assign(height=height), people.masks[torch.tensor(table["source"].to_numpy())]
 
 
 def flipped(table: pd.DataFrame, word: str) -> pd.DataFrame:
-    """The same requests with one word of each prompt turned into another: `FLIPS`; age and bmi move
-    to whichever of two typical
+    """The same requests with one word of each prompt turned into another (`WORDS`); age and bmi
+    move to whichever of two typical values lies further away.
 
-    values lies further away. The mask is not touched, so the prompt now contradicts it.
+    The mask is not touched, so the prompt now contradicts it. Raises `SettingsError` on an unknown
+    word.
     """
-    if word not in FLIPS:
-        raise SettingsError(f"unknown word {word!r}; choose one of {', '.join(FLIPS)}")
+    if word not in WORDS:
+        raise SettingsError(unknown_key(word, list(WORDS), "the words of a prompt"))
     table = table.reset_index(drop=True).copy()
     if word in OTHER:
         table[word] = table[word].map(OTHER[word])
@@ -115,128 +139,41 @@ def flipped(table: pd.DataFrame, word: str) -> pd.DataFrame:
     return table.assign(prompt=[prompt_of(row) for row in table.to_dict("records")])
 
 
-@lru_cache(maxsize=4)
-def made(study: HeartStudy, way: str) -> Hearts:
-    """The generated hearts of one way, with the masks and attributes that were asked for; from
-    their stage.
+def generated(settings: HeartSettings, source: str) -> Artifact[Hearts]:
+    """The generated hearts of a way; or, of "flipped-<word>", the first `flips` of way "unseen"
+    again, from the same noise and mask, with one word of the prompt turned.
     """
-    return _drawn(study, *_asked(study, way))
-
-
-def made_flipped(study: HeartStudy, word: str) -> Hearts:
-    """The first `flips` hearts of way "unseen" again, from the same noise and mask, with one word
-    of the prompt turned.
-    """
-    return _drawn(study, *_asked(study, f"flipped-{word}"))
-
-
-@lru_cache(maxsize=8)
-def made_digest(study: HeartStudy, source: str) -> tuple[str, str]:
-    """What a stage that reads generated hearts depends on: the images of a way, or of
-    "flipped-<word>", and the masks asked.
-    """
-    name, table, masks, noise_seed = _asked(study, source)
-    return content_digest(draw(study, name, table, masks, noise_seed)), sha256(
-        masks.numpy().tobytes()
-    ).hexdigest()
-
-
-def _asked(study: HeartStudy, source: str) -> tuple[str, pd.DataFrame, Tensor, int]:
-    """Name of the stage, table, masks and bank of noise of a way, or of "flipped-<word>"."""
-    way = "unseen" if source.startswith("flipped-") else source
-    table, masks = requests(study, way)
+    way = "unseen" if source in FLIPPED else source
+    table, masks = requests(settings, way)
     if way != source:
-        count = min(study.flips, len(table))
+        count = min(settings.flips, len(table))
         table, masks = flipped(table.iloc[:count], source.removeprefix("flipped-")), masks[:count]
-    return f"heart-{source}", table, masks, NOISE[way]
+    return _generate(settings, table, masks, NOISE[way])
 
 
-def swatches(study: HeartStudy, prompts: list[str], masks: Tensor) -> Tensor:
-    """Hearts to look at, all from ONE noise: images float32 [N, 3, H, W] of `prompts` under `masks`
+def preview(settings: HeartSettings, prompts: list[str], masks: Tensor) -> Tensor:
+    """Hearts to look at, all from one noise: images float32 [N, 3, H, W] of `prompts` under `masks`
     uint8 [N, 2, H, W].
     """
-    return _drawn(
-        study, "heart-swatches", pd.DataFrame({"prompt": prompts}), masks, 7100, one_noise=True
-    ).images
+    table = pd.DataFrame({"prompt": prompts})
+    return _generate(settings, table, masks, NOISE["preview"], one_noise=True).load().images
 
 
-def _drawn(
-    study: HeartStudy,
-    name: str,
-    table: pd.DataFrame,
-    masks: Tensor,
-    noise_seed: int,
-    one_noise: bool = False,
-) -> Hearts:
-    found = read_tensors(
-        draw(study, name, table, masks, noise_seed, one_noise) / "hearts.safetensors"
-    )
-    return Hearts(stack(to_images(found["images"])), table.reset_index(drop=True), masks)
-
-
-def draw(
-    study: HeartStudy,
-    name: str,
-    table: pd.DataFrame,
-    masks: Tensor,
-    noise_seed: int,
-    one_noise: bool = False,
-) -> Path:
-    """The stage folder with one generated heart (uint8 [N, 2, H, W], ED and ES) for each request,
-    resumable by batches.
-
-    Image i starts from noise i of bank `noise_seed`, whatever the batch; with `one_noise` all start
-    from its first.
+def readings(settings: HeartSettings, source: str) -> Artifact[Readings]:
+    """What every evaluator reads in the hearts of `source`: a way of requesting, "flipped-<word>",
+    or a part of real hearts.
     """
-    settings = {
-        "steps": study.sampling_steps,
-        "guidance": study.guidance_scale,
-        "noise": noise_seed,
-        "count": len(table),
-        "batch": study.batch_size,
-        "one_noise": one_noise,
-    }
-    asked = [digest(table.to_csv(index=False)), sha256(masks.numpy().tobytes()).hexdigest()]
-
-    def build(out: Path, progress) -> None:
-        generator = heart_generator(study)
-        size = study.batch_size
-        blocks = [
-            list(range(start, min(start + size, len(table))))
-            for start in range(0, len(table), size)
-        ]
-        paths = [out / "working" / f"{number:04d}.safetensors" for number in range(len(blocks))]
-        for rows, path in progress.track(zip(blocks, paths, strict=True), len(blocks), name):
-            if not path.is_file():
-                noise = generator.noise(noise_seed, [0] * len(rows) if one_noise else rows)
-                images = sample(
-                    generator, study, list(table["prompt"].iloc[rows]), masks[rows], noise
-                )
-                write_bytes(path.with_suffix(".csv"), table.iloc[rows].to_csv(index=False).encode())
-                write_tensors(path, {"images": to_bytes(ends(images))})
-        _join(out, paths)
-
-    return run_stage(None, name, settings, generator_digest(study) + asked, build)
+    if source in (*WAYS, *FLIPPED):
+        return evaluate(generated(settings, source), settings.images, fitted_evaluators(settings))
+    return evaluate(part(settings, source), None, fitted_evaluators(settings))
 
 
-def sample(
-    generator: ControlledGenerator,
-    study: HeartStudy,
-    prompts: list[str],
+def _generate(
+    settings: HeartSettings,
+    table: pd.DataFrame,
     masks: Tensor,
-    noise: Tensor,
-) -> Tensor:
-    """Images [N, 3, H, W] in [-1, 1] on the CPU, as the study samples them."""
-    control = control_image(masks).to(noise.device)
-    return generator.sample(
-        prompts,
-        noise=noise,
-        control=control,
-        steps=study.sampling_steps,
-        guidance_scale=study.guidance_scale,
-    ).cpu()
-
-
-def ends(images: Tensor) -> Tensor:
-    """ED (the mean of its two channels) and ES of images [N, 3, H, W]: [N, 2, H, W]."""
-    return torch.stack([(images[:, 0] + images[:, 2]) / 2, images[:, 1]], dim=1)
+    noise_seed: int,
+    one_noise: bool = False,
+) -> Artifact[Hearts]:
+    how = settings.sampling_steps, settings.guidance_scale, settings.batch_size
+    return generate(weights_of(settings), table, masks, noise_seed, *how, one_noise)

@@ -3,18 +3,25 @@ thickness.
 
 Masks are [N, 2, H, W], frame 0 = end diastole (ED), 1 = end systole (ES); labels 0 background, 1 LV
 cavity, 2 myocardium (MYO), 3 RV cavity. Nothing here knows a generator or a classifier: it says
-whether what was asked is in the image.
+whether what was requested is in the image.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 
 import numpy as np
 import pandas as pd
+from scipy import ndimage
 
 from fairlib.errors import DataError
-from fairlib.measures.dice import SUBJECTS_MIN, check_masks, each_group, pooled_mean
+from fairlib.measures.dice import (
+    SUBJECTS_MIN,
+    check_masks,
+    each_group,
+    pooled_mean,
+)
 from fairlib.measures.intervals import Sample, bootstrap, interval
 
 UNITS = {
@@ -28,7 +35,7 @@ UNITS = {
     "rv_ed_area": "mm2",
     "rv_es_area": "mm2",
 }
-LAW_INPUTS = ("sex", "age", "bmi", "height", "diagnosis")
+RULE_INPUTS = ("sex", "age", "bmi", "height", "diagnosis")
 
 
 def geometry(masks, pixel: float = 2.0, largest: bool = True) -> pd.DataFrame:
@@ -38,7 +45,7 @@ def geometry(masks, pixel: float = 2.0, largest: bool = True) -> pd.DataFrame:
     `diameter_ed` is that of the circle with the cavity's area.
     pixel: side of a square pixel in mm. `largest`: of the LV cavity, of the outer outline (LV and
     MYO) and of the RV only the largest connected part counts, so a stray speck of a segmenter is
-    not anatomy. NaN where a structure that a column needs is missing (count them with `missing`).
+    not anatomy. NaN where a structure that a column needs is missing.
     Raises `DataError` on a wrong shape, an unknown label, or a pixel size that is not positive.
     """
     masks = check_masks(masks)
@@ -51,24 +58,18 @@ def geometry(masks, pixel: float = 2.0, largest: bool = True) -> pd.DataFrame:
         cavity, epicardium, right = map(_largest_parts, (cavity, epicardium, right))
     lv, rv, muscle = (_area(part, pixel) for part in (cavity, right, epicardium & ~cavity))
     wall = wall_thickness(cavity, epicardium, pixel)
-    return pd.DataFrame(
-        {
-            "lv_ed_area": lv[:, 0],
-            "lv_es_area": lv[:, 1],
-            "diameter_ed": 2 * np.sqrt(lv[:, 0] / np.pi),
-            "ejection": 1 - lv[:, 1] / lv[:, 0],
-            "wall_ed": wall[:, 0],
-            "wall_es": wall[:, 1],
-            "myo_ed_area": muscle[:, 0],
-            "rv_ed_area": rv[:, 0],
-            "rv_es_area": rv[:, 1],
-        }
-    )
-
-
-def missing(table: pd.DataFrame) -> dict[str, int]:
-    """How many hearts of a `geometry` table have no value, for each column."""
-    return {name: int(count) for name, count in table.isna().sum().items()}
+    columns = {
+        "lv_ed_area": lv[:, 0],
+        "lv_es_area": lv[:, 1],
+        "diameter_ed": 2 * np.sqrt(lv[:, 0] / np.pi),
+        "ejection": 1 - lv[:, 1] / lv[:, 0],
+        "wall_ed": wall[:, 0],
+        "wall_es": wall[:, 1],
+        "myo_ed_area": muscle[:, 0],
+        "rv_ed_area": rv[:, 0],
+        "rv_es_area": rv[:, 1],
+    }
+    return pd.DataFrame(columns)
 
 
 def wall_thickness(cavity: np.ndarray, epicardium: np.ndarray, pixel: float = 2.0) -> np.ndarray:
@@ -111,33 +112,30 @@ def _area(part: np.ndarray, pixel: float) -> np.ndarray:
 
 
 def _largest_parts(parts: np.ndarray) -> np.ndarray:
-    from scipy import ndimage
-
+    """The largest connected part of each mask of bool [N, 2, H, W]; nothing where it is empty."""
     kept = np.zeros_like(parts)
     for index in np.ndindex(parts.shape[:2]):
         labels, count = ndimage.label(parts[index])
-        kept[index] = (
-            parts[index] if count < 2 else labels == 1 + np.argmax(np.bincount(labels.ravel())[1:])
-        )
+        if count:
+            kept[index] = labels == 1 + np.argmax(np.bincount(labels.ravel())[1:])
     return kept
 
 
 def attribute_truth(
     measured: pd.DataFrame,
-    asked: pd.DataFrame,
-    law: Callable[..., dict[str, float]],
+    requested: pd.DataFrame,
+    rules: Callable[..., dict[str, float]],
     rng: np.random.Generator,
     groups: tuple[str, ...] = ("sex", "diagnosis"),
     real: tuple[pd.DataFrame, pd.DataFrame] | None = None,
-    inputs: tuple[str, ...] = LAW_INPUTS,
+    inputs: tuple[str, ...] = RULE_INPUTS,
     replicates: int = 1000,
 ) -> pd.DataFrame:
-    """Is the asked person in the image? Measured minus expected geometry, per subgroup, with 95 %
-    intervals by subject.
+    """Measured minus expected geometry, per subgroup, with 95 % intervals by subject.
 
-    measured: `geometry` of the images; asked: their attributes in the same order, columns `inputs`,
-    subject and `groups`; law(**inputs) -> expected values under names of `UNITS` (others are left
-    out).
+    measured: `geometry` of the images; requested: their attributes in the same order, columns
+    `inputs`, subject and `groups`; rules(**inputs) -> expected values under names of `UNITS`
+    (others are left out).
     real: (measured, attributes) of real hearts read by the same segmenter. What the segmenter and
     the pixels do to a measure they do to both, so `beyond_real` (difference of generated minus that
     of real) is the generator's own error.
@@ -146,108 +144,95 @@ def attribute_truth(
     real_difference, beyond_real, beyond_low, beyond_high. Raises `DataError` on tables that do not
     match or lack a column.
     """
-    errors = _errors(measured, asked, law, groups, inputs)
-    real_errors = _errors(*real, law, groups, inputs) if real else None
-    names = [name for name in errors if name in UNITS]
-    rows = []
-    for attribute, group, chosen in each_group({name: asked[name] for name in groups}, len(asked)):
-        own = _means(errors, names, chosen, rng, replicates)
-        if real_errors is not None:
-            others = _means(
-                real_errors, names, _same_group(real[1], attribute, group), rng, replicates
-            )
-        for name in names:
-            beyond = {} if real_errors is None else _beyond(own[name], others[name])
-            rows.append(
-                {
-                    "attribute": attribute,
-                    "group": group,
-                    "measure": name,
-                    "unit": UNITS[name],
-                    **own[name][0],
-                    **beyond,
-                }
-            )
-    return pd.DataFrame(rows)
+    errors = _errors(measured, requested, rules, groups, inputs)
+    if real:
+        real_errors = _errors(*real, rules, groups, inputs)
+        real_groups = {(name, group): rows for name, group, rows in _groups(real[1], groups)}
+    names, tables = [name for name in errors if name in UNITS], []
+    for attribute, group, chosen in _groups(requested, groups):
+        table, draws = _means(errors, names, chosen, rng, replicates)
+        if real:
+            same = real_groups.get((attribute, group), np.zeros(len(real_errors), bool))
+            others, other_draws = _means(real_errors, names, same, rng, replicates)
+            beyond = table["difference"] - others["difference"]
+            table["real_difference"], table["beyond_real"] = others["difference"], beyond
+            table[["beyond_low", "beyond_high"]] = _ends(beyond, draws - other_draws)
+        table.insert(0, "attribute", attribute)
+        table.insert(1, "group", group)
+        tables.append(table)
+    return pd.concat(tables, ignore_index=True)
 
 
-def _errors(measured, asked, law, groups, inputs) -> pd.DataFrame:
-    """measured - expected in columns of the law's names, expected values in columns `expected/...`,
-    and the subject.
-    """
-    absent = [name for name in (*inputs, "subject", *groups) if name not in asked]
-    if absent or len(measured) != len(asked):
+def _groups(
+    table: pd.DataFrame, groups: tuple[str, ...]
+) -> Iterator[tuple[str, object, np.ndarray]]:
+    return each_group({name: table[name] for name in groups}, len(table))
+
+
+def _errors(
+    measured: pd.DataFrame,
+    requested: pd.DataFrame,
+    rules: Callable[..., dict[str, float]],
+    groups: tuple[str, ...],
+    inputs: tuple[str, ...],
+) -> pd.DataFrame:
+    """Columns: measured - expected by the rules' names, `expected/...`, and the subject."""
+    absent = [name for name in (*inputs, "subject", *groups) if name not in requested]
+    if absent or len(measured) != len(requested):
         raise DataError(
-            f"{len(measured)} measured hearts and {len(asked)} rows of attributes (columns "
+            f"{len(measured)} measured hearts and {len(requested)} rows of attributes (columns "
             f"missing: {absent}); "
             "give one row of attributes a heart, in the same order"
         )
-    complete = asked[list(inputs)].notna().all(axis=1).to_numpy()
+    complete = requested[list(inputs)].notna().all(axis=1).to_numpy()
     if not complete.any():
-        raise DataError(
-            f"no heart has all of {', '.join(inputs)}; the law cannot say what to expect"
-        )
-    people = asked.loc[complete, list(inputs)].to_dict("records")
-    expected = pd.DataFrame([law(**person) for person in people], index=np.flatnonzero(complete))
+        raise DataError(f"no heart has all of {', '.join(inputs)}; the rules give no expectation")
+    people = requested.loc[complete, list(inputs)].to_dict("records")
+    expected = pd.DataFrame([rules(**person) for person in people], index=np.flatnonzero(complete))
     names = [name for name in UNITS if name in expected]
-    expected = expected.reindex(range(len(asked)))[names].astype(float)
+    expected = expected.reindex(range(len(requested)))[names].astype(float)
     errors = measured.reset_index(drop=True)[names] - expected
     return errors.assign(
-        subject=asked["subject"].to_numpy(),
+        subject=requested["subject"].to_numpy(),
         **{f"expected/{name}": expected[name] for name in names},
     )
 
 
 def _means(
-    errors: pd.DataFrame, names: list[str], chosen: np.ndarray, rng, replicates
-) -> dict[str, tuple[dict, np.ndarray]]:
-    """For each measure one row of the table (in part) and the bootstrap replicates of its
-    difference.
+    errors: pd.DataFrame,
+    names: list[str],
+    chosen: np.ndarray,
+    rng: np.random.Generator,
+    replicates: int,
+) -> tuple[pd.DataFrame, np.ndarray]:
+    """One row a measure (in part), and the bootstrap replicates of the differences [R, measures],
+    NaN where there are too few subjects.
     """
     part = errors[chosen]
     values, draws = part[names].to_numpy(), np.full((replicates, len(names)), np.nan)
     known = ~np.isnan(values)
     subjects = part["subject"].astype(str).to_numpy()
-    counts = [len(np.unique(subjects[rows])) for rows in known.T]
+    counts = np.array([len(np.unique(subjects[rows])) for rows in known.T])
     if max(counts) >= SUBJECTS_MIN:
         sample = Sample(np.where(known, values, 0), known.astype(float), clusters=subjects)
-        draws = bootstrap(
-            lambda total, count: pooled_mean(total, count, 0), [sample], rng, replicates
-        )
-    found = {}
-    for i, name in enumerate(names):
-        expected, difference = part.loc[known[:, i], f"expected/{name}"].mean(), part[name].mean()
-        replicate = draws[:, i] if counts[i] >= SUBJECTS_MIN else np.full(replicates, np.nan)
-        ends = interval(difference, replicate, strict=False)
-        found[name] = (
-            {
-                "images": len(part),
-                "subjects": counts[i],
-                "undefined": int((~known[:, i]).sum()),
-                "expected": expected,
-                "measured": expected + difference,
-                "difference": difference,
-                "low": ends.low,
-                "high": ends.high,
-            },
-            replicate,
-        )
-    return found
+        draws = bootstrap(lambda *sums: pooled_mean(*sums, 0), [sample], rng, replicates)
+        draws[:, counts < SUBJECTS_MIN] = np.nan
+    difference = np.array([part[name].mean() for name in names])
+    pairs = zip(names, known.T, strict=True)
+    expected = np.array([part.loc[rows, f"expected/{name}"].mean() for name, rows in pairs])
+    table = pd.DataFrame({"measure": names, "unit": [UNITS[name] for name in names]}).assign(
+        images=len(part),
+        subjects=counts,
+        undefined=(~known).sum(0),
+        expected=expected,
+        measured=expected + difference,
+        difference=difference,
+    )
+    table[["low", "high"]] = _ends(difference, draws)
+    return table, draws
 
 
-def _beyond(own: tuple[dict, np.ndarray], other: tuple[dict, np.ndarray]) -> dict:
-    estimate = own[0]["difference"] - other[0]["difference"]
-    found = interval(estimate, own[1] - other[1], strict=False)
-    return {
-        "real_difference": other[0]["difference"],
-        "beyond_real": estimate,
-        "beyond_low": found.low,
-        "beyond_high": found.high,
-    }
-
-
-def _same_group(table: pd.DataFrame, attribute: str, group) -> np.ndarray:
-    if attribute == "all":
-        return np.ones(len(table), bool)
-    labels = table[attribute]
-    return (labels.isna() if group == "missing" else labels == group).to_numpy()
+def _ends(estimates: Iterable[float], draws: np.ndarray) -> np.ndarray:
+    """The ends [measures, 2] of the intervals of measures, from their replicates [R, measures]."""
+    found = map(partial(interval, strict=False), estimates, draws.T)
+    return np.array([(each.low, each.high) for each in found])

@@ -1,215 +1,154 @@
-"""The bounds of the heart study: each figure with its interval, its bound, and whether it holds."""
+"""The criteria of the heart study, its tables in words, and other guidance scales beside the
+paper's.
+
+A guidance scale above 1 stretches what the words of the prompt change in a prediction
+(classifier-free guidance). The paper's code draws copies at 4. Every other scale here was chosen
+after the figures at 4 had been seen.
+"""
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pandas as pd
 
-from fairlib.errors import DataError
-from fairlib.io import read_json
 from fairlib.measures.intervals import Interval
-from studies.engine.bounds import COLUMNS, verdict
-from studies.engine.places import repository
-from studies.engine.results import read_table
-from studies.heart.control import as_interval, lowest_dice
-from studies.heart.downstream import best_synthetic
-from studies.heart.settings import WAYS
+from studies.engine.criteria import Criterion, Rule
+from studies.engine.study import Tables
+from studies.heart.arms import best_synthetic
+from studies.heart.generation import WAYS
+from studies.heart.measures import THROUGH, lowest_dice
+from studies.heart.settings import PAPER_GUIDANCE, HeartSettings
 
-DICE_LEAST, DICE_LOSS, RECOVERED = 0.85, -0.05, 0.9
-
-
-def heart_results_folder(name: str = "heart") -> Path:
-    """Where a long run of the heart study lies, by `HeartStudy.name`; without one the main
-    study's.
-    """
-    return repository() / "results" / name
-
-
-def load_heart_results(folder: str | Path | None = None) -> dict[str, pd.DataFrame]:
-    """The tables that `python -m studies heart` wrote.
-
-    Raises `DataError` when they are not there.
-    """
-    folder = Path(folder or heart_results_folder())
-    if not (folder / "margins.csv.gz").is_file() or not (folder / "differences.csv").is_file():
-        raise DataError(
-            f"{folder}: no results here (margins.csv.gz or differences.csv is missing); make them "
-            "with "
-            "`python -m studies heart`"
-        )
-    return _tables(folder)
-
-
-def load_shared_results() -> dict | None:
-    """The tables of the small hospital (`python -m studies heart --people N`) and its record
-    `study`; None where not made.
-    """
-    folder = heart_results_folder("heart-shared")
-    return _with_record(folder) if (folder / "differences.csv").is_file() else None
+DICE = Criterion("dice_lowest", "Dice, lowest subgroup ({group}){where}", 0.85, Rule.AT_LEAST)
+DICE_LOSS = Criterion(
+    "dice_loss", "Dice less that on real hearts, lowest ({group}){where}", -0.05, Rule.AT_LEAST
+)
+RECOVERED = Criterion(
+    "diagnosis_recovered", "diagnosis recovered, share of real{where}", 0.9, Rule.AT_LEAST
+)
+# A generator that copies nothing has a share near the quantile, so half of the time a little above
+# it; the bound is the quantile.
+NEARER = Criterion(
+    "nearer_to_training",
+    "nearer to training than {quantile:.0%} of real people{where}",
+    rule=Rule.NOT_ABOVE,
+)
+WORST = Criterion(
+    "worst_subgroup_gain",
+    "worst subgroup, balanced accuracy less real-only{where}",
+    0.0,
+    Rule.WHOLE_AT_LEAST,
+)
+ESTIMATE, SHARE = ("estimate", "low", "high"), ("share", "low", "high")
+MEAN, LOSS = ("mean", "low", "high"), ("difference", "difference_low", "difference_high")
+RATIO = ("ratio", "ratio_low", "ratio_high")
+AS_REAL = "1"  # what a share of real hearts would be if nothing were exaggerated or lost
+NAMES = {"diagnosis": "diagnosis", "sex": "sex", "age": "age", "bmi": "body-mass index"}
 
 
-def load_guidance_results() -> dict[float, dict]:
-    """The tables and the record `study` of every guidance scale beside the paper's (`python -m
-    fairlib heart --guidance S`) that was run to its end, by scale; empty where none was.
-    """
-    folders = heart_results_folder().parent.glob("heart-guidance*")
-    found = [_with_record(folder) for folder in folders if (folder / "study.json").is_file()]
-    by_scale = {float(one["study"]["study"]["guidance_scale"]): one for one in found}
-    return {scale: by_scale[scale] for scale in sorted(by_scale)}
-
-
-def _with_record(folder: Path) -> dict:
-    return _tables(folder) | {"study": read_json(folder / "study.json")}
-
-
-def _tables(folder: Path) -> dict[str, pd.DataFrame]:
-    """Every table of a folder, by its name without the ending."""
-    return {
-        path.name.split(".")[0]: read_table(path)
-        for path in sorted([*folder.glob("*.csv"), *folder.glob("*.csv.gz")])
-    }
-
-
-def heart_report(
-    folder: str | Path | None = None, results: dict[str, pd.DataFrame] | None = None
-) -> pd.DataFrame:
-    """All bounds, columns `measures.bounds.COLUMNS`; from `results` (as a notebook has them) or
-    from the folder.
-
-    With neither, the long run's: the main study, then the small hospital and the other guidance
-    scales as far as they were run.
-    """
-    found = load_heart_results(folder) if results is None else results
-    rows = _hearts(found) + (_downstream(found) if "margins" in found else [])
-    if folder is None and results is None:
-        rows += _beside()
-    return pd.DataFrame(rows, columns=list(COLUMNS))
-
-
-def _beside() -> list[dict]:
-    """The same bounds for what was run beside the main study, each row saying where."""
-    shared, rows = load_shared_results(), []
-    if shared is not None:
-        rows += _downstream(shared, f", {shared['study']['study']['classifier_people']} own hearts")
-    for scale, found in load_guidance_results().items():
-        rows += [row | {"figure": f"{row['figure']}, guidance {scale:g}"} for row in _hearts(found)]
+def criteria(tables: Tables, settings: HeartSettings) -> list[dict]:
+    """Every criterion that the tables of a study (or of a notebook) tell of."""
+    where = "" if settings.draws_hearts else f", {settings.classifier_people} own hearts"
+    if not settings.trains_classifiers:
+        where = f", guidance {settings.guidance_scale:g}"
+    rows: list[dict] = []
+    if "dice" in tables:
+        rows += _control(tables, where) + _memorisation(tables["memorisation"], where)
+    if "differences" in tables:
+        rows += _downstream(tables, where, settings.n_min)
     return rows
 
 
-def _hearts(found: dict[str, pd.DataFrame]) -> list[dict]:
-    return [*_control(found), *_memorisation(found["memorisation"])]
-
-
-def _control(found: dict[str, pd.DataFrame]) -> list[dict]:
-    rows = []
+def _control(tables: Tables, where: str) -> list[dict]:
+    rows, dice, told = [], tables["dice"], tables["recovered"]
     for way in WAYS:
-        name, low, loss = lowest_dice(found["dice"][found["dice"]["way"] == way])
-        rows.append(
-            verdict(
-                f"Dice, lowest subgroup ({name})",
-                way,
-                "re-segmenter",
-                as_interval(low, "mean", "low", "high"),
-                DICE_LEAST,
-                int(low["images"]),
-                True,
-            )
-        )
-        against = as_interval(loss, "difference", "difference_low", "difference_high")
-        rows.append(
-            verdict(
-                f"Dice less that on real hearts, lowest ({loss['attribute']}: {loss['group']})",
-                way,
-                "re-segmenter",
-                against,
-                DICE_LOSS,
-                int(loss["images"]),
-                True,
-            )
-        )
-    told = found["recovered"]
+        name, low, loss = lowest_dice(dice[dice["way"] == way])
+        worst = f"{loss['attribute']}: {loss['group']}"
+        for figure, row, ends, group in ((DICE, low, MEAN, name), (DICE_LOSS, loss, LOSS, worst)):
+            value, n = as_interval(row, ends), int(row["images"])
+            rows.append(figure.row(way, "re-segmenter", value, n, group=group, where=where))
     for row in told[told["attribute"] == "diagnosis"].to_dict("records"):
-        rows.append(
-            verdict(
-                "diagnosis recovered, share of real",
-                row["way"],
-                "diagnosis",
-                as_interval(row, "ratio", "ratio_low", "ratio_high"),
-                RECOVERED,
-                int(row["n"]),
-                True,
-            )
-        )
+        value = as_interval(row, RATIO)
+        rows.append(RECOVERED.row(row["way"], "diagnosis", value, int(row["n"]), where=where))
     return rows
 
 
-def _memorisation(table: pd.DataFrame) -> list[dict]:
-    """One row a quantile: generated hearts under unseen masks, against the very same people's
-    pictures.
-
-    A generator that copies nothing has a share near the quantile, so half of the time a little
-    above it: the bound holds unless the whole interval lies above.
+def _memorisation(table: pd.DataFrame, where: str) -> list[dict]:
+    """One row a quantile: generated hearts under unseen masks, against the very same subjects'
+    images.
     """
-    part = table[(table["way"] == "unseen") & (table["reading"] == "through the autoencoder")]
-    rows = []
+    part, rows = table[(table["way"] == "unseen") & (table["reading"] == THROUGH)], []
     for row in part.to_dict("records"):
-        found = as_interval(row, "share", "low", "high")
-        figure = f"nearer to training than {row['quantile']:.0%} of real people"
-        made = verdict(figure, "unseen", "distance", found, row["quantile"], int(row["n"]))
-        rows.append(made | {"holds": bool(found.low <= row["quantile"])})
+        figure, value = replace(NEARER, bound=row["quantile"]), as_interval(row, SHARE)
+        words = {"quantile": row["quantile"], "where": where}
+        rows.append(figure.row("unseen", "distance", value, int(row["n"]), **words))
     return rows
 
 
-def _downstream(found: dict[str, pd.DataFrame], where: str = "") -> list[dict]:
-    """The worst subgroup of the best synthetic arm against real-only; `floor` is what as many real
-    images more would give.
-
-    This bound holds only with its whole interval above zero.
+def _downstream(tables: Tables, where: str, n_min: int) -> list[dict]:
+    """The worst subgroup of the best synthetic arm against real-only, and of arms without a
+    generator; `floor` is what as many real images more would give.
     """
-    best, rows = best_synthetic(found["margins"], found["people"]), []
-    people = int((found["people"]["part"] == "test").sum())
-    for arm in [
-        best,
-        *(arm for arm in ("reweighted", "resampled") if arm in set(found["differences"]["arm"])),
-    ]:
-        row = worst_difference(found["differences"], arm)
-        ideal = worst_difference(found["differences"], "extra_real")
-        made = verdict(
-            f"worst subgroup, balanced accuracy less real-only{where}",
-            arm,
-            "diagnosis",
-            row,
-            0.0,
-            people,
-            True,
-            ideal.estimate if ideal else np.nan,
+    differences, people = tables["differences"], tables["people"]
+    best = best_synthetic(tables["margins"], people, n_min=n_min)
+    ideal = worst_difference(differences, "extra_real")
+    floor = ideal.estimate if ideal else np.nan
+    count, rows = int((people["part"] == "test").sum()), []
+    for arm in (best, "reweighted", "resampled"):
+        value = worst_difference(differences, arm)
+        if value is not None:
+            about = {"compared": arm != best, "where": where}
+            rows.append(WORST.row(arm, "diagnosis", value, count, floor, **about))
+    return rows
+
+
+def as_interval(row, ends: tuple[str, str, str]) -> Interval:
+    """Three columns of a row as an interval."""
+    return Interval(*(float(row[name]) for name in ends))
+
+
+def select(table: pd.DataFrame, ends: tuple[str, str, str], **where) -> Interval | None:
+    """The interval of the first row in which columns have these values; None where none has."""
+    for column, value in where.items():
+        same = (
+            table[column] == value if isinstance(value, str) else np.isclose(table[column], value)
         )
-        rows.append(made | {"holds": made["certain"]})
-    return rows[:1] + [
-        row | {"figure": row["figure"] + " (for comparison)", "bound": np.nan, "holds": True}
-        for row in rows[1:]
-    ]
+        table = table[same]
+    return as_interval(table.iloc[0], ends) if len(table) else None
 
 
 def worst_difference(
-    differences: pd.DataFrame,
-    arm: str,
-    by: str = "all three",
-    prevalence: float = 0.01,
-    group: str = "worst",
-    metric: str = "balanced_accuracy",
+    differences: pd.DataFrame, arm: str, by: str = "all three", prevalence: float = 0.01
 ) -> Interval | None:
-    """The difference of `arm` to real-only with its interval; None where it was not trained."""
-    chosen = differences[
-        (differences["arm"] == arm)
-        & (differences["by"] == by)
-        & (differences["group"] == group)
-        & (differences["metric_id"] == metric)
-        & np.isclose(differences["prevalence"], prevalence)
-    ]
-    return as_interval(chosen.iloc[0], "estimate", "low", "high") if len(chosen) else None
+    """The difference of `arm` to real-only in the balanced accuracy of the worst subgroup, with its
+    interval; None where it was not trained.
+    """
+    about = {"by": by, "group": "worst", "metric_id": "balanced_accuracy", "prevalence": prevalence}
+    return select(differences, ESTIMATE, arm=arm, **about)
+
+
+def arm_table(values: pd.DataFrame, by: str, prevalence: float = 0.01) -> pd.DataFrame:
+    """One row an arm: balanced accuracy of all, of the worst subgroup with its interval, the gap,
+    and the gaps of tpr and fpr.
+    """
+    rows = []
+    for arm in dict.fromkeys(values["arm"]):
+        of = partial(select, values, ESTIMATE, arm=arm, by=by, prevalence=prevalence)
+        worst = of(group="worst", metric_id="balanced_accuracy")
+        row = {"arm": arm, "all": of(group="all", metric_id="balanced_accuracy").estimate}
+        row |= {"worst": worst.estimate, "worst_low": worst.low, "worst_high": worst.high}
+        for name, metric in {
+            "gap": "balanced_accuracy",
+            "tpr gap": "tpr",
+            "fpr gap": "fpr",
+        }.items():
+            row[name] = of(group="gap", metric_id=metric).estimate
+        rows.append(row)
+    return pd.DataFrame(rows)
 
 
 def in_words(differences: pd.DataFrame, arm: str, rival: str = "reweighted") -> str:
@@ -219,26 +158,134 @@ def in_words(differences: pd.DataFrame, arm: str, rival: str = "reweighted") -> 
     """
     found, other = worst_difference(differences, arm), worst_difference(differences, rival)
     ideal = worst_difference(differences, "extra_real")
-    gain = f"{100 * found.estimate:+.1f} points ({100 * found.low:+.1f} to {100 * found.high:+.1f})"
-    if found.low > 0:
-        said = f"Arm {arm} raises the worst subgroup's balanced accuracy by {gain}."
-    elif found.high < 0:
-        said = f"Arm {arm} lowers the worst subgroup's balanced accuracy, by {gain}."
-    else:
-        said = (
-            f"Whether arm {arm} changes the worst subgroup's balanced accuracy cannot be told: "
-            f"{gain}."
-        )
+    said = f"Whether arm {arm} changes the worst subgroup's balanced accuracy cannot be told: "
+    if not found.low <= 0 <= found.high:
+        verb = "raises" if found.low > 0 else "lowers"
+        said = f"Arm {arm} {verb} the worst subgroup's balanced accuracy by "
+    said += f"{_points(found)}."
     if other is not None:
-        least = f"{100 * other.estimate:+.1f} ({100 * other.low:+.1f} to {100 * other.high:+.1f})"
-        more = (
-            "the generator does more."
-            if found.low > other.high
-            else "the generator does less."
-            if found.high < other.low
-            else "these intervals do not tell the two apart."
-        )
+        more = "these intervals do not tell the two apart."
+        if found.low > other.high or found.high < other.low:
+            more = f"the generator does {'more' if found.low > other.high else 'less'}."
+        least = _points(other, "")
         said += f" Arm {rival}, which needs no generator, changes it by {least}: {more}"
     if ideal is not None:
         said += f" As many real images more would change it by {100 * ideal.estimate:+.1f}."
     return said
+
+
+def _points(value: Interval, unit: str = " points") -> str:
+    estimate, low, high = (100 * end for end in (value.estimate, value.low, value.high))
+    return f"{estimate:+.1f}{unit} ({low:+.1f} to {high:+.1f})"
+
+
+# ---- guidance scales
+
+
+def scales_table(scales: dict[float, Tables]) -> pd.DataFrame:
+    """The tables of several guidance scales side by side: topic (at its first figure), figure,
+    reference (a criterion, or what real hearts show), and one column with intervals a scale.
+
+    Way of requesting, where none is named: unseen. Distances lie so far apart between subgroups
+    that the greatest and the median of all subgroups stand for them.
+    """
+    columns = {}
+    for scale, tables in scales.items():
+        paper = ", the paper's" if scale == PAPER_GUIDANCE else ""
+        columns[f"scale {scale:g}{paper}"] = [*_control_figures(tables), *_other_figures(tables)]
+    first = next(iter(columns.values()))
+    rows = pd.DataFrame([row[:3] for row in first], columns=["topic", "figure", "reference"])
+    texts = {name: {row[1]: row[3] for row in column} for name, column in columns.items()}
+    rows = rows.assign(**{name: rows["figure"].map(text) for name, text in texts.items()})
+    return rows.assign(topic=rows["topic"].mask(rows["topic"].duplicated(), ""))
+
+
+def scales_in_words(scales: dict[float, Tables]) -> str:
+    """What guidance costs, in a few plain sentences with the tables' numbers; the conclusion
+    follows from them.
+
+    A price is named only where the intervals of the highest and the lowest scale lie apart.
+    """
+    high, low = max(scales), min(scales)
+    loud = {scale: _shown(tables, "bmi") for scale, tables in scales.items()}
+    loss = {
+        scale: min((_loss(tables, way) for way in WAYS), key=lambda value: value.estimate)
+        for scale, tables in scales.items()
+    }
+    said = (
+        f"In the long runs the requested body-mass index shows {_each(loud, '{:.1f}')} times as "
+        "strongly as in real hearts. In the subgroup that follows its mask least well, Dice "
+        f"differs from that on real hearts by {_each(loss, '{:+.3f}')}; "
+        f"the bound is {DICE_LOSS.bound:.2f}. "
+    )
+    prices = []
+    if loud[high].low > max(1.0, loud[low].high):
+        prices.append("the requested weight is stronger in the images than in real people")
+    if loss[high].high < loss[low].low:
+        prices.append("the mask is followed less well")
+    if prices:
+        return f"{said}So the price of {high:g} in place of {low:g} is that {' and '.join(prices)}."
+    return f"{said}By these two figures {high:g} costs nothing that {low:g} would save."
+
+
+def _each(values: dict[float, Interval], form: str) -> str:
+    texts = (f"{form.format(one.estimate)} (scale {scale:g})" for scale, one in values.items())
+    return " and ".join(texts)
+
+
+def _control_figures(tables: Tables) -> Iterator[tuple[str, str, str, str]]:
+    """(topic, figure, reference, value with its interval) of what was requested."""
+    low = lowest_dice(tables["dice"][tables["dice"]["way"] == "unseen"])[1]
+    value = _text(as_interval(low, MEAN))
+    yield "Mask", "Dice, lowest subgroup", f"at least {DICE.bound}", value
+    for way in WAYS:
+        figure = f"Dice less that on real hearts, lowest subgroup, {way}"
+        yield "Mask", figure, f"at least {DICE_LOSS.bound}", _text(_loss(tables, way))
+    for attribute, name in NAMES.items():
+        reference = f"at least {RECOVERED.bound}" if attribute == "diagnosis" else AS_REAL
+        value = _text(_shown(tables, attribute), 2)
+        yield "Attributes", f"{name}, as a share of real", reference, value
+    for word in ("diagnosis", "sex"):
+        value = _text(select(tables["flips"], ("moved", "low", "high"), word=word), 2)
+        figure = f"{word} turned in the prompt, followed by"
+        yield "Prompt or mask", figure, "0: mask, 1: prompt", value
+
+
+def _other_figures(tables: Tables) -> Iterator[tuple[str, str, str, str]]:
+    """The same of geometry (where there are rules), realism and memorisation."""
+    beyond = ("beyond_real", "beyond_low", "beyond_high")
+    for measure, name in {"diameter_ed": "cavity's diameter", "wall_ed": "wall"}.items():
+        if "geometry" in tables:
+            about = {"way": "unseen", "attribute": "all", "measure": measure}
+            value = _text(select(tables["geometry"], beyond, **about), 2)
+            yield "Geometry", f"{name}, mm beyond real hearts' error", "0", value
+    table = tables["distances"]
+    own = table[table["real_group"] == table["synthetic_group"]].sort_values("distance")
+    if len(own):
+        reference, far = f"real to real: at most {own['floor'].max():.2f}", own.iloc[-1]
+        value = _text(as_interval(far, ("distance", "low", "high")), 1)
+        yield "Realism", "MMD, farthest subgroup", reference, f"{value}, {far['real_group']}"
+        median = f"{own['distance'].median():.1f}"
+        yield "Realism", "MMD, median of the subgroups", reference, median
+    part = tables["memorisation"]
+    row = part[(part["way"] == "unseen") & (part["reading"] == THROUGH)].iloc[-1]
+    figure = f"nearer to training than {row['quantile']:.0%} of real people"
+    yield "Memorisation", figure, f"{row['quantile']:.2f}", _text(as_interval(row, SHARE))
+
+
+def _shown(tables: Tables, attribute: str) -> Interval:
+    """How much of an attribute the evaluators read under unseen pairs, as a share of what they read
+    in real hearts.
+    """
+    return select(tables["recovered"], RATIO, way="unseen", attribute=attribute)
+
+
+def _loss(tables: Tables, way: str) -> Interval:
+    """The Dice of a way less that on real hearts, in the subgroup where it is lowest."""
+    return as_interval(lowest_dice(tables["dice"][tables["dice"]["way"] == way])[2], LOSS)
+
+
+def _text(value: Interval, digits: int = 3) -> str:
+    text = f"{value.estimate:.{digits}f}"
+    ends = f" ({value.low:.{digits}f} to {value.high:.{digits}f})"
+    return text + ends if np.isfinite(value.low) else text

@@ -1,8 +1,9 @@
-"""The law behind the synthetic hearts: who is drawn, and how sex, age, body and disease make the
-heart.
+"""From a person to a heart: the generative rules of the phantom.
 
-Sizes are plausible for adults; the sizes of the effects are choices of this book, written down in
-`expected_geometry`, so that what a generated heart shows can be held against a known law.
+Which subjects are drawn; how sex, age, body and disease make the heart; and its shape in a
+short-axis slice. Sizes are plausible for adults; the sizes of the effects are choices of this book,
+written down in `expected_geometry`, so that what a generated heart shows can be compared with known
+rules.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ import numpy as np
 from fairlib.cohorts.cardiac import DIAGNOSES, PIXEL_MM, SIZE, prompt_of
 from fairlib.errors import DataError, SettingsError
 from fairlib.settings import unknown_key
-from studies.heart.shape import Heart, draw_outline
 
 FACES = ("dilated", "preserved")  # of heart failure
 PATHOLOGY = {"healthy": "NOR", "dilated": "DCM", "preserved": "HHD"}  # the codes of M&Ms
@@ -29,7 +29,7 @@ REFERENCE_CM = 170.0
 # mean and standard deviation; one centimetre less per decade after 50
 HEIGHT_CM = {"M": (176.0, 6.5), "F": (163.0, 6.0)}
 
-# The law, at the reference: a man of 50 years, 170 cm, 25 kg/m2. The rest stands in
+# The rules, at the reference: a man of 50 years, 170 cm, 25 kg/m2. The rest stands in
 # `expected_geometry`.
 DIAMETER_MM, WALL_MM, EJECTION = 49.5, 8.8, 0.58
 # Against the healthy, at the average severity (1): cavity diameter and wall as factors, ejection
@@ -41,7 +41,7 @@ DISEASE = {
 }
 # Individual scatter: standard deviations of log diameter, log wall, ejection, thickening, and of
 # the disease's severity (about 1, from 0.1 to 1.9): mild disease looks much like health, so that no
-# reader of pictures can be always right.
+# reader of images can be always right.
 SCATTER = {
     "diameter": 0.055,
     "wall": 0.095,
@@ -55,8 +55,8 @@ DILATED_SHARE = {("M", False): 0.55, ("M", True): 0.80, ("F", False): 0.20, ("F"
 
 
 @dataclass(frozen=True)
-class HeartSettings:
-    """Whom to draw. All shares lie in [0, 1]; the imbalances are those that the paper names.
+class PhantomSettings:
+    """Which subjects to draw. Shares lie in [0, 1]; the imbalances are those that the paper names.
 
     subjects: how many (`draw_heart` takes any index, so that more can be drawn without changing the
     first).
@@ -65,7 +65,7 @@ class HeartSettings:
     (few). normal_bmi_healthy,
     normal_bmi_heart_failure: people with a body-mass index below 25 (few among the diagnosed).
     missing: share of subjects without height or weight in the written table. unlabelled: share
-    whose masks are empty there. size, pixel_mm: of the pictures.
+    whose masks are empty there. size, pixel_mm: of the images.
     """
 
     subjects: int = 600
@@ -83,12 +83,9 @@ class HeartSettings:
     pixel_mm: float = PIXEL_MM
 
     def __post_init__(self):
-        shares = {
-            name: value
-            for name, value in vars(self).items()
-            if isinstance(value, float) and name != "pixel_mm"
-        }
-        wrong = {name: value for name, value in shares.items() if not 0 <= value <= 1}
+        shares = {**vars(self), "pixel_mm": 0}
+        wrong = {name: share for name, share in shares.items() if type(share) is float}
+        wrong = {name: share for name, share in wrong.items() if not 0 <= share <= 1}
         if wrong or self.subjects < 1 or self.size < 16 or self.pixel_mm <= 0:
             raise SettingsError(
                 f"{self}: shares must lie in [0, 1] (not so: {wrong}), subjects at least 1, size "
@@ -116,7 +113,7 @@ class Person:
 def expected_geometry(
     sex: str, age: float, bmi: float, height: float, diagnosis: str, face: str | None = None
 ) -> dict:
-    """The law: expected geometry at mid-ventricle, given the attributes (years, kg/m2, cm).
+    """The rules: expected geometry at mid-ventricle, given the attributes (years, kg/m2, cm).
 
     Cavity diameter in end-diastole, mm = 49.5 (men) or 46.8 (women) x (height / 170)^0.4 x (1 +
     0.003 (bmi - 25)) x (1 - 0.0012 (age - 50)); wall, mm = 8.8 (men) or 8.0 (women) + 0.025 (age -
@@ -139,12 +136,12 @@ def expected_geometry(
     }
 
 
-def draw_person(rng: np.random.Generator, settings: HeartSettings) -> Person:
+def draw_person(rng: np.random.Generator, settings: PhantomSettings) -> Person:
     """Attributes of one person, with the shares of `settings`."""
     sick = rng.random() < settings.heart_failure
-    whom = "heart_failure" if sick else "healthy"
+    group = "heart_failure" if sick else "healthy"
     female, young, normal = (
-        rng.random() < getattr(settings, f"{what}_{whom}")
+        rng.random() < getattr(settings, f"{what}_{group}")
         for what in ("female", "young", "normal_bmi")
     )
     age, bmi = _draw_age(rng, young, sick), _draw_bmi(rng, normal, sick)
@@ -177,34 +174,27 @@ def make_person(
 
 
 def make_heart(rng: np.random.Generator, person: Person) -> Heart:
-    """An individual heart: the law of `expected_geometry` at the person's own severity, and scatter
-    about it.
-    """
+    """Draw an individual heart: `expected_geometry` at the person's own severity, with scatter."""
     severity = 1 + SCATTER["severity"] * np.clip(rng.standard_normal(), -2, 2)
-    law = _geometry(person.sex, person.age, person.bmi, person.height, person.face, severity)
+    mean = _geometry(person.sex, person.age, person.bmi, person.height, person.face, severity)
     diameter, wall, ejection, thickening, right = np.clip(rng.standard_normal(5), -2.4, 2.4)
-    outline, waves = draw_outline(rng)
+    outline, wall_waves = draw_outline(rng)
+    fat = 3.4 + 0.20 * (person.bmi - 25) + 0.02 * (person.age - 50)
     failing = severity if person.face == "dilated" else 0.0
     return Heart(
-        lv_radius=law["diameter_ed"] / 2 * np.exp(SCATTER["diameter"] * diameter),
-        wall=law["wall_ed"] * np.exp(SCATTER["wall"] * wall),
-        ejection=float(np.clip(law["ejection"] + SCATTER["ejection"] * ejection, 0.08, 0.8)),
-        thickening=law["thickening"] + SCATTER["thickening"] * thickening,
+        lv_radius=mean["diameter_ed"] / 2 * np.exp(SCATTER["diameter"] * diameter),
+        wall=mean["wall_ed"] * np.exp(SCATTER["wall"] * wall),
+        ejection=float(np.clip(mean["ejection"] + SCATTER["ejection"] * ejection, 0.08, 0.8)),
+        thickening=mean["thickening"] + SCATTER["thickening"] * thickening,
         rv_reach=(21.5 if person.sex == "M" else 20.0)
         * (person.height / REFERENCE_CM) ** 0.4
         * np.exp(0.09 * right),
         rv_breadth=0.97 * np.exp(0.05 * rng.standard_normal()),
         rv_ejection=float(np.clip(rng.normal(0.42 - 0.14 * failing, 0.05), 0.1, 0.6)),
         angle=np.pi + 0.30 + 0.14 * rng.standard_normal(),
-        fat=float(
-            np.clip(
-                3.4 + 0.20 * (person.bmi - 25) + 0.02 * (person.age - 50) + rng.normal(0, 1.0),
-                0.6,
-                9.0,
-            )
-        ),
+        fat=float(np.clip(fat + rng.normal(0, 1.0), 0.6, 9.0)),
         outline=outline,
-        wall_waves=waves,
+        wall_waves=wall_waves,
     )
 
 
@@ -254,17 +244,11 @@ def _dilated_share(sex: str, bmi: float, diagnosis: str, face: str | None) -> di
                     str(value), [str(name) for name in known], "a synthetic person's attributes"
                 )
             )
+    faces = ("healthy",) if diagnosis == "healthy" else FACES
+    if face not in (None, *faces):
+        raise DataError(f"{diagnosis} cannot have the face {face!r}; choose one of {faces} or none")
     if diagnosis == "healthy":
-        if face not in (None, "healthy"):
-            raise DataError(
-                f"a healthy heart has no face {face!r} of heart failure; leave the face out"
-            )
         return {"healthy": 1.0}
-    if face == "healthy":
-        raise DataError(
-            f"a heart in failure cannot have the face 'healthy'; choose one of {FACES} or leave it "
-            "out"
-        )
     share = DILATED_SHARE[sex, bool(bmi >= 25)]
     return {face: 1.0} if face else {"dilated": share, "preserved": 1 - share}
 
@@ -280,13 +264,174 @@ def _draw_age(rng: np.random.Generator, young: bool, sick: bool) -> int:
 
 def _draw_bmi(rng: np.random.Generator, normal: bool, sick: bool) -> float:
     if normal:
-        return round(
-            float(
-                rng.uniform(16.8, 18.4) if rng.random() < 0.04 else rng.triangular(18.6, 23.8, 24.9)
-            ),
-            1,
-        )
-    overweight = rng.random() < (0.48 if sick else 0.64)
-    return round(
-        float(rng.uniform(25.1, 29.9) if overweight else min(30.1 + rng.exponential(3.2), 43)), 1
+        thin = rng.random() < 0.04
+        bmi = rng.uniform(16.8, 18.4) if thin else rng.triangular(18.6, 23.8, 24.9)
+    else:
+        overweight = rng.random() < (0.48 if sick else 0.64)
+        bmi = rng.uniform(25.1, 29.9) if overweight else min(30.1 + rng.exponential(3.2), 43)
+    return round(float(bmi), 1)
+
+
+# ---- the shape of a heart
+
+LV, MYO, RV = 1, 2, 3  # label order of M&Ms
+ORDERS = np.arange(2, 6)  # waves around the outline of the cavity
+WALL_ORDERS = np.arange(1, 4)  # waves of the wall's thickness
+ROUNDNESS = 2.3  # exponent of the superellipse of the right ventricle
+
+
+@dataclass(frozen=True)
+class Heart:
+    """One heart at mid-ventricle. Lengths in mm, angles in radians, ejections are shares of area,
+    all at level 0.
+
+    lv_radius: of the circle with the cavity's area in end-diastole; wall: mean thickness in
+    end-diastole;
+    thickening: area of the wall in end-systole over end-diastole; rv_reach: how far the right
+    ventricle reaches beyond the wall of the left; rv_breadth: its half breadth over the outer
+    radius; angle: where it lies;
+    fat: thickness of the fat around the heart; outline [4, 2] and wall_waves [3, 2]: relative
+    cosine and sine amplitudes of the deformations.
+    """
+
+    lv_radius: float
+    wall: float
+    ejection: float
+    thickening: float
+    rv_reach: float
+    rv_breadth: float
+    rv_ejection: float
+    angle: float
+    fat: float
+    outline: np.ndarray
+    wall_waves: np.ndarray
+
+
+def draw_outline(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Random deformations (outline [4, 2], wall_waves [3, 2]): slightly oval, low-frequency, a few
+    per cent.
+    """
+    outline = rng.normal(0, 1, (len(ORDERS), 2)) * np.array([0.030, 0.014, 0.008, 0.005])[:, None]
+    wall = rng.normal(0, 1, (len(WALL_ORDERS), 2)) * np.array([0.06, 0.05, 0.03])[:, None]
+    return np.clip(outline, -0.07, 0.07), np.clip(wall, -0.14, 0.14)
+
+
+def cavity_area(heart: Heart, phase: float = 0.0) -> float:
+    """Area of the left ventricle's cavity at mid-ventricle, mm2."""
+    return float(np.pi * heart.lv_radius**2 * (1 - phase * heart.ejection))
+
+
+def mean_wall(heart: Heart, phase: float = 0.0, level: float = 0.0) -> float:
+    """Mean thickness of the wall, mm: in end-diastole `heart.wall`, later what keeps `thickening`
+    of its area.
+    """
+    thin = heart.wall * _wall_scale(level)
+    linear, square = _wall_area_terms(heart, 0.0, level)
+    target = (thin * linear + thin**2 * square) * (1 + phase * (heart.thickening - 1))
+    linear, square = _wall_area_terms(heart, phase, level)
+    return float((np.sqrt(linear**2 + 4 * square * target) - linear) / (2 * square))
+
+
+def depths(
+    heart: Heart, x: np.ndarray, y: np.ndarray, phase: float, level: float = 0.0
+) -> dict[str, np.ndarray]:
+    """Depth in mm (positive inside) of points below the surfaces: cavity, epicardium, RV cavity, RV
+    wall.
+    """
+    radius, theta = np.hypot(x, y), np.arctan2(y, x)
+    cavity = _cavity_radius(heart, phase, level) * _shape(heart, theta)
+    wall = mean_wall(heart, phase, level) * (1 + waves(theta, WALL_ORDERS, heart.wall_waves))
+    rv = _rv_depth(heart, x, y, phase, level)
+    return {
+        "lv": cavity - radius,
+        "epicardium": cavity + wall - radius,
+        "rv": rv,
+        "rv_wall": rv + 3.0,
+    }
+
+
+def masks(depth: dict[str, np.ndarray]) -> np.ndarray:
+    """Labels of points from their `depths`: uint8, 0 background, 1 LV cavity, 2 myocardium, 3 RV
+    cavity.
+    """
+    found = np.where(depth["rv"] > 0, RV, 0)
+    found = np.where(depth["epicardium"] > 0, MYO, found)
+    return np.where(depth["lv"] > 0, LV, found).astype(np.uint8)
+
+
+def truth(heart: Heart) -> dict[str, float]:
+    """What the heart measures at mid-ventricle: areas in mm2, mean wall thickness in mm, ejection
+    by area.
+    """
+    return {
+        "lv_ed_area": cavity_area(heart, 0.0),
+        "lv_es_area": cavity_area(heart, 1.0),
+        "wall_ed": mean_wall(heart, 0.0),
+        "wall_es": mean_wall(heart, 1.0),
+        "ejection": float(heart.ejection),
+    }
+
+
+def grid(
+    size: int, pixel: float, centre: tuple[float, float] = (0.0, 0.0)
+) -> tuple[np.ndarray, np.ndarray]:
+    """Points x, y [size, size] in mm of a square image about `centre`."""
+    axis = (np.arange(size) - (size - 1) / 2) * pixel
+    return np.meshgrid(axis + centre[0], axis + centre[1])
+
+
+def waves(theta: np.ndarray, orders: np.ndarray, amplitudes: np.ndarray) -> np.ndarray:
+    """Sum of waves at angles theta (any shape): amplitudes [K, 2] are those of cosine and sine of
+    each order.
+    """
+    turn = np.exp(1j * theta.astype(np.float32))
+    return sum(
+        (turn ** int(order) * complex(cosine, -sine)).real
+        for order, (cosine, sine) in zip(orders, amplitudes, strict=True)
     )
+
+
+def _shape(heart: Heart, theta: np.ndarray) -> np.ndarray:
+    """Radius over the radius of the circle with the same area: the deformation leaves the area
+    alone.
+    """
+    return (1 + waves(theta, ORDERS, heart.outline)) / np.sqrt(1 + 0.5 * (heart.outline**2).sum())
+
+
+def _cavity_radius(heart: Heart, phase: float, level: float) -> float:
+    down = max(level, 0.0)
+    return np.sqrt(cavity_area(heart, phase) / np.pi) * (1 - 0.02 * level - 0.38 * down**2)
+
+
+def _wall_scale(level: float) -> float:
+    return 1 - 0.15 * max(level, 0.0) ** 2
+
+
+def _wall_area_terms(heart: Heart, phase: float, level: float) -> tuple[float, float]:
+    """The wall's area is mean * linear + mean^2 * square; both integrals are exact for waves of
+    these orders.
+    """
+    theta = np.arange(64) * (2 * np.pi / 64)
+    uneven = 1 + waves(theta, WALL_ORDERS, heart.wall_waves)
+    radius = _cavity_radius(heart, phase, level) * _shape(heart, theta)
+    return float(2 * np.pi * (radius * uneven).mean()), float(np.pi * (uneven**2).mean())
+
+
+def _rv_depth(heart: Heart, x: np.ndarray, y: np.ndarray, phase: float, level: float) -> np.ndarray:
+    """Depth below the surface of a superellipse that the septum cuts; its tips sit on the wall of
+    the left ventricle.
+    """
+    outer = _cavity_radius(heart, phase, level) + mean_wall(heart, phase, level)
+    shrink = np.sqrt(1 - phase * heart.rv_ejection) * (
+        1 - 0.06 * level - 0.45 * max(level, 0.0) ** 2
+    )
+    still = (heart.lv_radius + heart.wall) * (1 - 0.38 * max(level, 0.0) ** 2)
+    reach = heart.rv_reach * shrink**1.5
+    breadth = heart.rv_breadth * (0.5 * still + 0.5 * outer) * np.sqrt(shrink)
+    u = x * np.cos(heart.angle) + y * np.sin(heart.angle)
+    v = y * np.cos(heart.angle) - x * np.sin(heart.angle)
+    middle = 0.55 * outer
+    half = np.where(u > middle, outer + reach - middle, 0.40 * outer)
+    along, across = np.abs(u - middle) / half, np.abs(v + 0.10 * reach) / breadth
+    norm = (along**ROUNDNESS + across**ROUNDNESS) ** (1 / ROUNDNESS) + 1e-6
+    return np.hypot(u - middle, v + 0.10 * reach) * (1 / norm - 1)

@@ -64,8 +64,8 @@ def tiny_heart_study(tmp_path_factory):
     from fairlib.models.autoencoder import build_autoencoder
     from fairlib.settings import to_dict
     from studies.engine.manifest import write_manifest
-    from studies.heart import HeartStudy
-    from studies.heart.phantom import HeartSettings
+    from studies.heart.rules import PhantomSettings
+    from studies.heart.settings import HeartSettings
 
     place = tmp_path_factory.mktemp("heart")
     cl.write_vocabulary(
@@ -79,9 +79,9 @@ def tiny_heart_study(tmp_path_factory):
     pipeline = co.attach(base, co.build_controlnet(denoiser))
     gen.save_pipeline(place / "weights", pipeline)
     write_manifest(
-        place / "weights", {"hearts": to_dict(HeartSettings(subjects=48, seed=101))}, 0.0
+        place / "weights", {"hearts": to_dict(PhantomSettings(subjects=48, seed=101))}, 0.0
     )
-    return HeartStudy(
+    return HeartSettings(
         weights=str(place / "weights"),
         segmenter_steps=2,
         judge_steps=2,
@@ -96,6 +96,8 @@ def tiny_heart_study(tmp_path_factory):
         flips=6,
         sampling_steps=2,
         batch_size=8,
+        replicates=20,
+        n_min=1,
     )
 
 

@@ -7,9 +7,10 @@ import pytest
 from fairlib import CorruptScan, DataError
 from fairlib.cohorts.acdc import read_acdc
 from fairlib.cohorts.cardiac import PIXEL_MM
-from studies.heart.phantom import HeartSettings, draw_heart
+from studies.heart.phantom import draw_heart
+from studies.heart.rules import PhantomSettings
 
-SETTINGS = HeartSettings(seed=5)
+SETTINGS = PhantomSettings(seed=5)
 AFFINE = np.diag([-2.0, -2.0, 10.0, 1.0])
 # index of the phantom, group
 PEOPLE = {"patient001": (2, "NOR"), "patient002": (4, "DCM"), "patient003": (6, "MINF")}

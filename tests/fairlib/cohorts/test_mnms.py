@@ -12,10 +12,10 @@ from fairlib import CorruptScan, DataError
 from fairlib.cohorts import mnms as module
 from fairlib.cohorts.cardiac import CardiacSettings, choose, label_order
 from fairlib.cohorts.mnms import PARTS, read_mnms, read_subjects
-from studies.heart.phantom import HeartSettings, draw_heart, write_mnms
-from studies.heart.phantom_files import TABLE
+from studies.heart.phantom import TABLE, draw_heart, write_mnms
+from studies.heart.rules import PhantomSettings
 
-SETTINGS = HeartSettings(subjects=8, seed=5, missing=0.3, unlabelled=0.3)
+SETTINGS = PhantomSettings(subjects=8, seed=5, missing=0.3, unlabelled=0.3)
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,6 @@ from studies.brain import ablation
 from studies.engine import results
 from studies.engine.places import repository
 from studies.fundus import FundusStudy
-from studies.heart import HeartStudy
 
 SLOWLY = 0.15  # seconds between reading a table and writing it
 
@@ -68,19 +67,7 @@ def fundus_rows(monkeypatch, out):
     )
 
 
-def heart_rows(monkeypatch, out):
-    study = sys.modules["studies.heart.study"]
-    monkeypatch.setattr(study, "_identity", lambda given: {"study": {}})
-    monkeypatch.setattr(study.downstream, "people_of", lambda given: pd.DataFrame({"part": []}))
-    monkeypatch.setattr(
-        study.downstream,
-        "train_arm",
-        lambda given, arm, seed: pd.DataFrame({"part": ["test"], "image": [0], "margin": [0.5]}),
-    )
-    return "margins.csv.gz", lambda arm: study._train(HeartStudy(), [arm, arm], [1, 1], out)
-
-
-@pytest.mark.parametrize("rows", [brain_rows, ablation_rows, fundus_rows, heart_rows])
+@pytest.mark.parametrize("rows", [brain_rows, ablation_rows, fundus_rows])
 def test_two_that_write_at_the_same_time_keep_each_others_rows(rows, slow, monkeypatch, tmp_path):
     name, write = rows(monkeypatch, tmp_path)
     write("a")  # there is something to read
@@ -105,9 +92,7 @@ def test_results_of_other_weights_are_refused_and_records_of_before_are_not(tmp_
         results.same_study(path, identity | {"study": {"images": 8}})
 
 
-@pytest.mark.parametrize(
-    "name", ["brain", "ablation", "heart", "heart-shared", "heart-guidance2", "fundus"]
-)
+@pytest.mark.parametrize("name", ["brain", "ablation", "fundus"])
 def test_committed_results_go_on(name):
     """They were made with the weights of this repository, before a record said what a study
     read.
@@ -117,8 +102,8 @@ def test_committed_results_go_on(name):
     results.same_study(path, {"study": record["study"], "inputs": {"cohort": "digest"}})
 
 
-@pytest.mark.parametrize(("name", "study"), [("heart", HeartStudy()), ("fundus", FundusStudy())])
-def test_a_study_of_hearts_or_fundi_names_its_people(name, study, monkeypatch, tmp_path):
+@pytest.mark.parametrize(("name", "study"), [("fundus", FundusStudy())])
+def test_a_study_of_fundi_names_its_people(name, study, monkeypatch, tmp_path):
     module = sys.modules[f"studies.{name}.study"]
     found = []
     for people in ("these", "those"):

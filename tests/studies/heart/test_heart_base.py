@@ -75,6 +75,6 @@ def test_every_prompt_is_within_the_vocabulary(made):
 
 
 def test_the_hearts_are_not_those_of_a_cohort():
-    from studies.heart.phantom import HeartSettings
+    from studies.heart.rules import PhantomSettings
 
-    assert hb.HeartBaseSettings().hearts.seed != HeartSettings().seed
+    assert hb.HeartBaseSettings().hearts.seed != PhantomSettings().seed

@@ -2,6 +2,8 @@
 one, as in tests/models.
 """
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import nn
@@ -10,10 +12,19 @@ from fairlib.methods import downstream as method
 from fairlib.models.classifier import ClassifierSettings
 from fairlib.models.segmenter import SegmenterSettings
 from fairlib.models.training import device_of
+from studies.engine import recipe
 from studies.engine.progress import Progress
-from studies.heart import Hearts, HeartStudy, downstream, judges
+from studies.heart import arms, evaluators
 from studies.heart import base as heart_base
-from studies.heart.phantom import HeartSettings, draw_hearts
+from studies.heart.data import Hearts
+from studies.heart.phantom import draw_hearts
+from studies.heart.rules import PhantomSettings
+from studies.heart.settings import HeartSettings
+
+
+def given(value):
+    """Something that a stage loads."""
+    return SimpleNamespace(load=lambda: value)
 
 
 class Seen(Exception):
@@ -31,7 +42,7 @@ def on_meta(monkeypatch):
 
 @pytest.fixture(scope="module")
 def people():
-    images, masks, table = draw_hearts(HeartSettings(subjects=8, heart_failure=0.5))
+    images, masks, table = draw_hearts(PhantomSettings(subjects=8, heart_failure=0.5))
     return Hearts(images, table, masks)
 
 
@@ -40,42 +51,46 @@ def people():
     [
         ("segmenter", SegmenterSettings()),
         ("diagnosis", method.DownstreamSettings().classifier),
-        ("reader", ClassifierSettings(1, 4)),
+        ("attributes", ClassifierSettings(1, 4)),
     ],
 )
-def test_instruments_are_fitted_there(name, settings, people, monkeypatch, tmp_path):
-    monkeypatch.setattr(judges, "_two", lambda study: (people, people))
-    monkeypatch.setattr(judges, "fit_segmenter", stop)
-    monkeypatch.setattr(judges, "fit_classifier", stop)
+def test_evaluators_are_fitted_there(name, settings, people, monkeypatch, tmp_path):
+    monkeypatch.setattr(evaluators, "fit_segmenter", stop)
+    monkeypatch.setattr(evaluators, "fit_classifier", stop)
+    fit = evaluators.EVALUATORS[name].fit
     with pytest.raises(Seen, match="meta"):
-        getattr(judges, f"_{name}")(None, settings, tmp_path, Progress())
+        fit(tmp_path, Progress(), people, people, settings)
 
 
-def test_instruments_read_there(monkeypatch):
-    monkeypatch.setattr(judges, "_folders", lambda study: "abc")
-    for name in ("segmenter", "classifier"):
-        monkeypatch.setattr(judges, f"load_{name}", lambda folder: nn.Linear(1, 1))
-    found = judges.fit_heart_judges(HeartStudy(data_dir="of this test alone"))
-    judges.fit_heart_judges.cache_clear()
-    assert {device_of(network).type for network in vars(found).values()} == {"meta"}
+def test_evaluators_read_there(people, tmp_path):
+    def read(network, hearts):
+        raise Seen(device_of(network).type)
+
+    pair = (given(nn.Linear(1, 1)), read)
+    with pytest.raises(Seen, match="meta"):
+        evaluators.evaluate.function(tmp_path, Progress(), given(people), None, {"one": pair})
 
 
-def test_downstream_classifiers_are_trained_there(people, monkeypatch):
-    monkeypatch.setattr(downstream, "own_people", lambda study: people)
-    monkeypatch.setattr(
-        downstream,
-        "hearts",
-        lambda study, part: Hearts(
-            people.images, people.table.assign(subject=part + people.table["subject"]), people.masks
-        ),
-    )
+def test_downstream_classifiers_are_trained_there(people, monkeypatch, tmp_path):
+    parts = {
+        part: given(
+            Hearts(
+                people.images,
+                people.table.assign(subject=part + people.table["subject"]),
+                people.masks,
+            )
+        )
+        for part in arms.PARTS
+    }
     monkeypatch.setattr(method, "fit_plan", stop)
-    study = HeartStudy()
+    settings = arms.downstream_settings(HeartSettings())
     with pytest.raises(Seen, match="meta"):
-        downstream._margins(study, downstream.downstream_settings(study), "real", 0)
+        arms.train_arm.function(tmp_path, Progress(), "real", 0, settings, parts, 0, None, None)
 
 
 def test_the_text_tower_is_fitted_there(monkeypatch, tmp_path):
-    monkeypatch.setattr(heart_base, "Trainer", stop)
+    monkeypatch.setattr(recipe, "Trainer", stop)
+    drawn = given(SimpleNamespace(tensors={"images": torch.zeros(0)}, captions=[]))
+    how = heart_base.CLIP, heart_base.attributes_of, heart_base.TINY.words, 0
     with pytest.raises(Seen, match="meta"):
-        heart_base.words_phase(tmp_path, torch.zeros(0), [], heart_base.TINY, print)
+        recipe.text_tower.function(tmp_path, Progress(), drawn, heart_base.every_prompt(), *how)

@@ -6,8 +6,10 @@ import pandas as pd
 import pytest
 
 from fairlib.io import write_json
-from studies.engine.results import write_table
-from studies.heart import WAYS, guidance, report
+from studies.engine.study import write_table
+from studies.heart.generation import WAYS
+from studies.heart.report import scales_in_words, scales_table
+from studies.heart.study import long_runs
 
 
 def tables(bmi=1.0, lost=-0.02, width=0.005):
@@ -81,9 +83,7 @@ def tables(bmi=1.0, lost=-0.02, width=0.005):
 
 
 def test_table_sets_the_figures_of_every_scale_side_by_side():
-    found = guidance.scales_table({4.0: tables(2.2, -0.06), 2.0: tables(1.3, -0.03)}).set_index(
-        "figure"
-    )
+    found = scales_table({4.0: tables(2.2, -0.06), 2.0: tables(1.3, -0.03)}).set_index("figure")
     paper, other = found["scale 4, the paper's"], found["scale 2"]
     assert paper["body-mass index, as a share of real"] == "2.20 (2.10 to 2.30)"
     assert other["body-mass index, as a share of real"] == "1.30 (1.20 to 1.40)"
@@ -99,7 +99,7 @@ def test_table_sets_the_figures_of_every_scale_side_by_side():
         "MMD, farthest subgroup"
     ].endswith("obese")
     assert paper["MMD, median of the subgroups"] == "2.0", "of the groups' distances to themselves"
-    assert found["wanted"]["MMD, median of the subgroups"] == "real to real: at most 0.02"
+    assert found["reference"]["MMD, median of the subgroups"] == "real to real: at most 0.02"
     assert not found.index.str.contains("mm beyond").any(), "real people have no law"
 
 
@@ -114,7 +114,7 @@ def test_the_law_has_its_rows_where_there_is_one():
             "beyond_high": [0.9, 0.4],
         }
     )
-    found = guidance.scales_table({4.0: tables() | {"geometry": law}}).set_index("figure")
+    found = scales_table({4.0: tables() | {"geometry": law}}).set_index("figure")
     assert (
         found.loc["wall, mm beyond real hearts' error", "scale 4, the paper's"]
         == "0.25 (0.10 to 0.40)"
@@ -127,12 +127,12 @@ def test_the_law_has_its_rows_where_there_is_one():
         (
             (2.2, -0.06),
             (1.3, -0.03),
-            "4 in place of 2 is that the asked weight is stronger .* and the mask is followed less",
+            "4 in place of 2 is that the requested weight is stronger .* and the mask is followed less",
         ),
         (
             (2.2, -0.03),
             (1.3, -0.03),
-            "is that the asked weight is stronger in the pictures than in real people.$",
+            "is that the requested weight is stronger in the images than in real people.$",
         ),
         ((1.0, -0.06), (0.6, -0.03), "is that the mask is followed less well.$"),
         ((1.0, -0.03), (2.2, -0.06), "4 costs nothing that 2 would save"),
@@ -140,7 +140,7 @@ def test_the_law_has_its_rows_where_there_is_one():
     ],
 )
 def test_the_words_follow_the_figures(high, low, words):
-    said = guidance.scales_in_words({4.0: tables(*high), 2.0: tables(*low)})
+    said = scales_in_words({4.0: tables(*high), 2.0: tables(*low)})
     assert pd.Series([said]).str.contains(words).all()
     assert (
         f"shows {high[0]:.1f} (scale 4) and {low[0]:.1f} (scale 2) times as strongly as in real "
@@ -149,18 +149,15 @@ def test_the_words_follow_the_figures(high, low, words):
     assert f"by {high[1]:+.3f} (scale 4) and {low[1]:+.3f} (scale 2); the bound is -0.05" in said
 
 
-def test_scales_that_were_not_run_are_passed_over(tmp_path, monkeypatch):
-    monkeypatch.setattr(report, "heart_results_folder", lambda name="heart": tmp_path / name)
+def test_runs_that_were_not_made_are_passed_over(tmp_path, monkeypatch):
+    monkeypatch.setattr("studies.engine.study.repository", lambda: tmp_path)
+    root = tmp_path / "results"
     for name, content in tables().items():
-        write_table(tmp_path / "heart-guidance2" / f"{name}.csv", content)
-    assert report.load_guidance_results() == {} and guidance.load_scales() == {}, (
-        "not run to its end"
-    )
-    write_json(tmp_path / "heart-guidance2" / "study.json", {"study": {"guidance_scale": 2.0}})
-    assert list(report.load_guidance_results()) == [2.0] and guidance.load_scales() == {}, (
-        "nothing to stand beside"
-    )
-    for name in ("margins.csv.gz", "differences.csv", "dice.csv"):
-        write_table(tmp_path / "heart" / name, tables()["dice"])
-    found = guidance.load_scales()
-    assert list(found) == [4.0, 2.0] and len(found[2.0]["recovered"]) == 12
+        write_table(root / "heart-guidance2" / f"{name}.csv", content)
+    assert long_runs() == {}, "not begun"
+    write_json(root / "heart-guidance2" / "study.json", {"study": {"guidance_scale": 2.0}})
+    settings, found = long_runs()["heart-guidance2"]
+    assert settings.guidance_scale == 2.0 and len(found["recovered"]) == 12
+    for name in ("heart", "heart-shared", "heart-mnms"):
+        write_json(root / name / "study.json", {"study": {}})
+    assert list(long_runs()) == ["heart", "heart-shared", "heart-guidance2"]

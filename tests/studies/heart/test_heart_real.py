@@ -2,28 +2,32 @@
 its end.
 """
 
+import os
 from dataclasses import replace
-from functools import partial
 
 import pandas as pd
 import pytest
 
-from fairlib.errors import SettingsError
-from studies import heart
+from fairlib.errors import DataError, SettingsError
+from fairlib.io import read_json
 from studies.engine import cli
-from studies.heart import phantom_files as heart_mnms
-from studies.heart.phantom import HeartSettings, write_mnms
-from studies.heart.settings import REAL_ARMS
-from studies.heart.study import run_heart_study, write_downstream
+from studies.engine.study import load_results, run_study
+from studies.heart import phantom
+from studies.heart.arms import DEFAULT_ARMS, default_arms, summary
+from studies.heart.data import FRACTIONS, mnms_cohort, part
+from studies.heart.phantom import write_mnms
+from studies.heart.rules import PhantomSettings
+from studies.heart.settings import HeartSettings
+from studies.heart.study import STUDY
 
-LIKE_MNMS = HeartSettings(subjects=345, seed=5, heart_failure=0.55, missing=0.08, unlabelled=0.07)
+LIKE_MNMS = PhantomSettings(subjects=345, seed=5, heart_failure=0.55, missing=0.08, unlabelled=0.07)
 
 
 @pytest.fixture(scope="module")
 def real(tiny_heart_study, tmp_path_factory):
     """The tiny study, on as many people as M&Ms has, each of one slice."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(heart_mnms, "LEVELS", (0.0,))
+        patch.setattr(phantom, "LEVELS", (0.0,))
         root = write_mnms(tmp_path_factory.mktemp("mnms") / "OpenDataset", LIKE_MNMS)
     return replace(tiny_heart_study, cohort="mnms", data_dir=str(root.parent))
 
@@ -33,24 +37,19 @@ def test_the_command_runs_through_on_a_cohort_of_the_real_size(
     real, runs, tmp_path, monkeypatch, capsys
 ):
     monkeypatch.setattr(
-        "studies.heart.HeartStudy", lambda cohort, data_dir, **_: replace(real, data_dir=data_dir)
+        "studies.heart.settings.HeartSettings",
+        lambda cohort, data_dir, n_min, **_: replace(real, data_dir=data_dir, n_min=n_min),
     )
-    monkeypatch.setattr("studies.heart.run_heart_study", partial(run_heart_study, replicates=10))
-    given = [
-        "heart",
-        "--cohort",
-        "mnms",
-        "--data-dir",
-        real.data_dir,
-        "--seeds",
-        "1",
-        "--out",
-        str(tmp_path),
-    ]
-    assert cli.main([*given, "--n-min", "4"]) == 0
+    given = ["heart", "--cohort", "mnms", "--data-dir", real.data_dir, "--seeds", "1"]
+    assert cli.main([*given, "--out", str(tmp_path / "four"), "--n-min", "4"]) == 0
     assert "without arm extra_real" in capsys.readouterr().err
-    found = heart.load_heart_results(tmp_path)
-    assert set(found["margins"]["arm"]) == set(REAL_ARMS) and "extra_real" not in REAL_ARMS
+    found = load_results(STUDY, tmp_path / "four")
+    assert (
+        set(found["margins"]["arm"])
+        == set(default_arms(real))
+        == set(DEFAULT_ARMS) - {"extra_real"}
+    )
+    assert read_json(tmp_path / "four" / "study.json")["people"] == "patients of M&Ms"
     people = found["people"].groupby("part")["subject"].nunique()
     assert people["test"] >= 50 and people["choice"] >= 20
     check_what_is_left_out(real, found)
@@ -59,23 +58,16 @@ def test_the_command_runs_through_on_a_cohort_of_the_real_size(
     assert "sex" in cuts and "all three" not in cuts and cuts == set(found["differences"]["by"])
     row = found["small_groups"].set_index("by").loc["all three"]
     assert row["group"] == "everybody" and row["ill"] + row["healthy"] == people["test"]
-    assert "of 18 subgroups have 4 ill and 4 healthy" in row["reason"]
-    assert set(cuts_at(tmp_path, found, 1)) == {"sex", "age", "bmi", "all three"}
-    assert not len(cuts_at(tmp_path, found, 50)), "no subgroup has as many: tables without a row"
-
-
-def cuts_at(folder, found, n_min):
-    """The ways of cutting that the downstream tables keep with another least number of people."""
-    write_downstream(folder, found["margins"], found["people"], 10, n_min)
-    return heart.load_heart_results(folder)["values"]["by"].unique()
+    assert "of 18 groups have 4 subjects" in row["reason"]
+    least = {n_min: summary(found, replace(real, n_min=n_min))["by"].unique() for n_min in (1, 50)}
+    assert set(least[1]) == {"sex", "age", "bmi", "all three"}
+    assert not len(least[50]), "no subgroup has as many: tables without a row"
+    with pytest.raises(DataError, match="another study"):
+        run_study(STUDY, replace(real, n_min=3), ["real"], [1], tmp_path / "four")
 
 
 def check_what_is_left_out(study, found):
-    parts = [
-        heart.hearts(study, part).table["subject"]
-        for part in ("train", "judges", "hold", "reference", "validation", "choice", "test")
-    ]
-    used = pd.concat(parts)
+    used = pd.concat([part(study, name).load().table["subject"] for name in FRACTIONS])
     assert used.is_unique and len(used) + found["excluded"]["item"].nunique() == LIKE_MNMS.subjects
     assert set(found["excluded"]["reason"]) == {"no segmentation", "body-mass index unknown"}
     assert (
@@ -91,19 +83,35 @@ def check_what_is_left_out(study, found):
 
 
 def test_an_arm_that_a_real_cohort_cannot_have_is_refused_at_once():
-    study = heart.HeartStudy(cohort="mnms", data_dir="nowhere")
+    settings = HeartSettings(cohort="mnms", data_dir="nowhere")
     with pytest.raises(SettingsError, match="extra_real.*no people beyond its parts"):
-        run_heart_study(study, ["real", "extra_real"], [1])
+        run_study(STUDY, settings, ["real", "extra_real"], [1])
 
 
 @pytest.mark.parametrize("n_min", [0, -1])
 def test_a_least_number_below_one_is_refused_before_the_work(n_min):
-    with pytest.raises(SettingsError, match=f"n_min {n_min}"):
-        run_heart_study(heart.HeartStudy(weights="nowhere"), n_min=n_min)
+    with pytest.raises(SettingsError, match=f"'n_min': {n_min}"):
+        HeartSettings(n_min=n_min)
 
 
-def test_real_people_have_a_folder_of_their_own():
-    assert heart.HeartStudy(cohort="mnms").name == "heart-mnms"
-    assert heart.HeartStudy(cohort="mnms", classifier_people=50).name == "heart-mnms-shared"
-    assert heart.HeartStudy(cohort="mnms", guidance_scale=2.0).name == "heart-mnms-guidance2"
-    assert heart.HeartStudy(guidance_scale=2.0).name == "heart-guidance2"
+def test_real_patients_have_a_folder_of_their_own():
+    def name(**settings):
+        return STUDY.results(HeartSettings(**settings)).name
+
+    assert name(cohort="mnms") == "heart-mnms"
+    assert name(cohort="mnms", classifier_people=50) == "heart-mnms-shared"
+    assert name(cohort="mnms", guidance_scale=2.0) == "heart-mnms-guidance2"
+    assert name(guidance_scale=2.0) == "heart-guidance2" and STUDY.results().name == "heart"
+
+
+def test_a_file_that_was_changed_gives_another_key(tmp_path):
+    path = tmp_path / "Testing" / "A" / "A_sa.nii.gz"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"an image")
+    settings, digests = HeartSettings(cohort="mnms", data_dir=str(tmp_path)), []
+    for content, time in ((b"an image", None), (b"an image", 1), (b"another image", 1)):
+        path.write_bytes(content)
+        os.utime(path, None if time is None else (time, time))
+        digests.append(mnms_cohort(settings).digest)
+    (tmp_path / "table.csv").write_text("x")
+    assert len({*digests, mnms_cohort(settings).digest}) == 4

@@ -11,17 +11,21 @@ import torch
 
 from fairlib import DataError, SettingsError
 from fairlib.cohorts.cardiac import label_order
-from studies.heart.phantom import (
-    HeartSettings,
-    draw_heart,
-    draw_heart_with,
-    draw_hearts,
+from studies.heart.phantom import draw_heart, draw_hearts, draw_subject
+from studies.heart.rules import (
+    DILATED_SHARE,
+    PhantomSettings,
+    depths,
+    draw_person,
     expected_geometry,
+    grid,
+    make_heart,
+    make_person,
+    masks,
+    truth,
 )
-from studies.heart.rules import DILATED_SHARE, draw_person, make_heart, make_person
-from studies.heart.shape import depths, grid, masks, truth
 
-SETTINGS = HeartSettings(seed=11)
+SETTINGS = PhantomSettings(seed=11)
 PERSON = {"sex": "M", "age": 50, "bmi": 25.1, "diagnosis": "healthy", "height": 176}
 
 
@@ -51,12 +55,12 @@ def crowd():
 
 
 def test_a_subject_is_a_function_of_seed_and_index(hearts):
-    again = draw_heart(HeartSettings(seed=11, subjects=3), 7)
+    again = draw_heart(PhantomSettings(seed=11, subjects=3), 7)
     assert np.array_equal(again.images, hearts[7].images) and np.array_equal(
         again.masks, hearts[7].masks
     )
     assert again.row == hearts[7].row
-    other = draw_heart(HeartSettings(seed=12), 7)
+    other = draw_heart(PhantomSettings(seed=12), 7)
     assert not np.array_equal(other.masks, hearts[7].masks)
 
 
@@ -70,7 +74,7 @@ def test_many_hearts_come_as_tensors_and_a_table(hearts):
     assert labels.dtype == torch.uint8 and images.min() == -1 and images.max() == 1
     assert torch.equal(images[1], torch.from_numpy(hearts[9].images[[0, 1, 0]]))
     assert table["subject"].tolist() == ["synthetic-heart-00004", "synthetic-heart-00009"]
-    assert len(draw_hearts(HeartSettings(subjects=2))[2]) == 2
+    assert len(draw_hearts(PhantomSettings(subjects=2))[2]) == 2
     with pytest.raises(DataError, match="no hearts"):
         draw_hearts(SETTINGS, [])
 
@@ -222,9 +226,8 @@ def test_the_diagnosis_can_be_told_from_the_heart_but_not_always_and_sex_less_we
 
 def test_given_attributes_are_kept():
     rng = np.random.default_rng(0)
-    subject = draw_heart_with(
-        rng, "F", 34, 22.0, "heart failure", height=171, face="dilated", subject="extra"
-    )
+    person = make_person(rng, "F", 34, 22.0, "heart failure", height=171, face="dilated")
+    subject = draw_subject(rng, person, "extra")
     row = subject.row
     assert (
         row["prompt"] == "Female, age in 30s, normal BMI, heart failure"
@@ -246,18 +249,18 @@ def test_given_attributes_are_kept():
         ({"sex": "W"}, "sex 'W'"),
         ({"diagnosis": "ill"}, "'ill'"),
         ({"bmi": float("nan")}, "body-mass index"),
-        ({"face": "dilated"}, "healthy heart has no face"),
-        ({"face": "healthy", "diagnosis": "heart failure"}, "cannot have"),
+        ({"face": "dilated"}, "healthy cannot have the face"),
+        ({"face": "healthy", "diagnosis": "heart failure"}, "heart failure cannot have"),
         ({"face": "dilatd", "diagnosis": "heart failure"}, "did you mean 'dilated'"),
     ],
 )
 def test_an_impossible_person_is_refused(change, match):
     with pytest.raises(DataError, match=match):
-        draw_heart_with(np.random.default_rng(0), **{**PERSON, **change})
+        make_person(np.random.default_rng(0), **{**PERSON, **change})
 
 
 def test_shares_outside_zero_and_one_are_refused():
     with pytest.raises(SettingsError, match="female_healthy"):
-        HeartSettings(female_healthy=1.2)
+        PhantomSettings(female_healthy=1.2)
     with pytest.raises(SettingsError, match="subjects"):
-        HeartSettings(subjects=0)
+        PhantomSettings(subjects=0)

@@ -1,0 +1,450 @@
+"""What generated hearts are: whether the control holds, whether they look real, and whether they
+are new.
+
+Not the loss: what evaluators read in the generated images, compared with what was requested.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from fairlib.errors import DataError
+from fairlib.io import write_bytes
+from fairlib.measures.dice import Reference, dice, dice_table
+from fairlib.measures.distances import frechet_by_n, subgroup_distances
+from fairlib.measures.intervals import Interval, Sample, bootstrap, interval
+from fairlib.measures.memorisation import blurred, memorisation
+from fairlib.models.classifier import Classifier, predict
+from fairlib.models.controlnet import ControlledGenerator
+from studies.engine.places import accelerator
+from studies.engine.progress import Progress
+from studies.engine.stage import Artifact, stage
+from studies.heart.data import Hearts, part, read_rows
+from studies.heart.evaluators import Readings, fitted
+from studies.heart.generation import (
+    FLIPPED,
+    OTHER,
+    WAYS,
+    WORDS,
+    Weights,
+    generated,
+    load_generator,
+    readings,
+    weights_of,
+)
+from studies.heart.geometry import UNITS, attribute_truth
+from studies.heart.rules import expected_geometry
+from studies.heart.settings import HeartSettings
+
+SUBGROUPS = ("sex", "age", "bmi_class", "diagnosis", "sex, diagnosis", "bmi_class, diagnosis")
+# kg/m2 that stand for a class requested
+BMI_STEP = {"underweight": 17.0, "normal": 22.0, "overweight": 27.5, "obese": 33.0}
+# The subgroups between which the paper's code compares distances.
+PAIRS = {
+    "sex": ("F", "M"),
+    "bmi_class": ("normal", "obese"),
+    "decade": ("50s", "70s"),
+    "diagnosis": ("healthy", "heart failure"),
+}
+# of the sets between which a Frechet distance is taken; above the 64 features
+SIZES = (80, 125, 250, 500, 1000, 2000)
+KEPT = ["sex", "age", "bmi", "height", "decade", "bmi_class", "diagnosis", "subject"]
+THROUGH = "through the autoencoder"
+Rng = np.random.Generator
+
+
+# ---- the control
+
+
+def subgroups(table: pd.DataFrame) -> dict[str, np.ndarray]:
+    """Labels of every subgroup attribute in `SUBGROUPS`: [N] each. Ages below 50 are one group:
+    single decades among them have too few subjects.
+    """
+    young = table["decade"].isin(["10s", "20s", "30s", "40s"])
+    people = table.assign(age=table["decade"].where(~young, "below 50"))
+    return {
+        name: people[name.split(", ")].astype(str).agg(", ".join, axis=1).to_numpy(object)
+        for name in SUBGROUPS
+    }
+
+
+def dice_of(read: Readings, real: Readings, rng: Rng, replicates: int = 500) -> pd.DataFrame:
+    """Dice of the mask requested and the mask found in the image, for every subgroup, beside the
+    re-segmenter's own on unseen real hearts of that subgroup (columns of
+    `measures.dice.dice_table`).
+    """
+    reference = Reference(
+        dice(real.requested, real.found),
+        real.table["subject"].to_numpy(str),
+        subgroups(real.table),
+    )
+    subjects = read.table["subject"].to_numpy(str)
+    groups = subgroups(read.table)
+    return dice_table(read.requested, read.found, groups, subjects, rng, reference, replicates)
+
+
+def geometry_of(
+    read: Readings,
+    real: Readings,
+    rng: Rng,
+    replicates: int = 500,
+    rules: Callable[..., dict[str, float]] = expected_geometry,
+) -> pd.DataFrame:
+    """Measured geometry less what the generative rules give for the subject requested, per
+    subgroup, beside the same for real hearts (columns of `geometry.attribute_truth`).
+    """
+    columns = {f"measured_{name}": name for name in UNITS}
+    own, other = (
+        (one.table[list(columns)].rename(columns=columns), one.table) for one in (read, real)
+    )
+    return attribute_truth(*own, rules, rng, real=other, replicates=replicates)
+
+
+def recovered(
+    given: pd.DataFrame, real: pd.DataFrame, rng: Rng, replicates: int = 500
+) -> pd.DataFrame:
+    """How well evaluators read the requested subject in generated hearts, how well in real ones,
+    and the ratio: one row an attribute, with 95 % intervals by subject.
+
+    given, real: tables of `Readings`. diagnosis, sex: mean of the two classes' accuracies. age,
+    bmi: how much the reading moves (years, kg/m2) for each unit that is requested, where what is
+    requested is the decade or class of the prompt; a slope does not depend on the mix of subjects.
+    Columns: attribute, statistic, generated, generated_low, generated_high, real, ratio, ratio_low,
+    ratio_high, n.
+    """
+    rows = []
+    for attribute in WORDS:
+        statistic, measure = ("accuracy", _accuracy) if attribute in OTHER else ("slope", _slope)
+        samples = [
+            Sample(*_pair(table, attribute), clusters=table["subject"].to_numpy(str))
+            for table in (given, real)
+        ]
+        values = [float(measure(*sample.arrays)) for sample in samples]
+        draws = [bootstrap(measure, [sample], rng, replicates) for sample in samples]
+        own = interval(values[0], draws[0], strict=False)
+        ratio = interval(float(_share(*values)), _share(*draws), strict=False)
+        rows.append(
+            {
+                "attribute": attribute,
+                "statistic": statistic,
+                **_ends("generated", own),
+                "real": values[1],
+                **_ends("ratio", ratio),
+                "n": len(given),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def prompt_or_mask(
+    original: pd.DataFrame,
+    turned: dict[str, pd.DataFrame],
+    real: pd.DataFrame,
+    rng: Rng,
+    replicates: int = 500,
+) -> pd.DataFrame:
+    """Whether the prompt or the mask rules where they contradict each other: one row a word of the
+    prompt that was turned, same mask and noise.
+
+    original, real: tables of `Readings`; turned: of hearts drawn again, by the word turned.
+    `moved`: how far the reading went toward the new word, as a share of how far it goes between
+    real hearts of the two kinds: 0 where the mask alone decides, 1 where the prompt does. Columns:
+    word, before, after (mean reading in the direction of the new word), moved, low, high, n. For
+    diagnosis and sex readings are shares, for age years, for bmi kg/m2.
+    """
+    rows = []
+    for word, again in turned.items():
+        first = original.iloc[: len(again)]
+        (was, before), (becomes, after) = _pair(first, word), _pair(again, word)
+        toward = np.sign(becomes - was)
+        gone = (after - before) * toward
+        full = abs(_slope(*_pair(real, word))) * np.abs(becomes - was)
+        sample = Sample(gone, full, clusters=first["subject"].to_numpy(str))
+        draws = bootstrap(lambda a, b: _share(a.mean(), b.mean()), [sample], rng, replicates)
+        moved = interval(float(_share(gone.mean(), full.mean())), draws, strict=False)
+        rows.append(
+            {
+                "word": word,
+                "before": float((before * toward).mean()),
+                "after": float((after * toward).mean()),
+                "moved": moved.estimate,
+                "low": moved.low,
+                "high": moved.high,
+                "n": len(again),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def lowest_dice(table: pd.DataFrame, subjects: int = 5) -> tuple[str, pd.Series, pd.Series]:
+    """The subgroup with the lowest Dice (its name and row), and the row with the greatest loss
+    against real hearts.
+
+    Subgroups of fewer than `subjects` subjects are passed over: they have no interval. Raises
+    `DataError` where there is no other.
+    """
+    steady = table[(table["subjects"] >= subjects) & table["difference"].notna()]
+    if steady.empty:
+        raise DataError(f"no subgroup has {subjects} subjects; generate more hearts")
+    row = steady.loc[steady["mean"].idxmin()]
+    return f"{row['attribute']}: {row['group']}", row, steady.loc[steady["difference"].idxmin()]
+
+
+def _ends(name: str, value: Interval) -> dict[str, float]:
+    return {name: value.estimate, f"{name}_low": value.low, f"{name}_high": value.high}
+
+
+def _share(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    """part / whole, NaN where the whole is zero: an evaluator that reads the same in every heart
+    finds nothing.
+    """
+    whole = np.asarray(whole, float)
+    return np.where(whole != 0, part / np.where(whole != 0, whole, 1), np.nan)
+
+
+def _pair(table: pd.DataFrame, attribute: str) -> tuple[np.ndarray, np.ndarray]:
+    """What was requested and what was read, both numbers."""
+    requested, read = {
+        "diagnosis": lambda: (table["diagnosis"] == "heart failure", table["read_ill"]),
+        "sex": lambda: (table["sex"] == "F", table["read_female"] > 0),
+        "age": lambda: (table["decade"].str[:-1].astype(float) + 5, table["read_age"]),
+        "bmi": lambda: (table["bmi_class"].map(BMI_STEP), table["read_bmi"]),
+    }[attribute]()
+    return requested.to_numpy(float), read.to_numpy(float)
+
+
+def _accuracy(requested: np.ndarray, read: np.ndarray) -> float:
+    """The mean of both classes' accuracies; NaN when one is not there."""
+    if requested.min() == requested.max():
+        return np.nan
+    return float((read[requested == 1].mean() + 1 - read[requested == 0].mean()) / 2)
+
+
+def _slope(requested: np.ndarray, read: np.ndarray) -> float:
+    spread = requested - requested.mean()
+    total = (spread**2).sum()
+    return float((spread * (read - read.mean())).sum() / total) if total else np.nan
+
+
+# ---- realism and memorisation
+
+
+def standardised(reader: Classifier, reference: Hearts, hearts: Hearts) -> np.ndarray:
+    """The reader's features [N, 64], in standard deviations of the reference subjects'."""
+    features = predict(reader, reference.images).features.numpy()
+    centre, spread = features.mean(0), features.std(0).clip(1e-3)
+    return (predict(reader, hearts.images).features.numpy() - centre) / spread
+
+
+def distances_of(
+    reader: Classifier,
+    real: Hearts,
+    given: Hearts,
+    rng: Rng,
+    replicates: int = 200,
+    n_min: int = 50,
+) -> tuple[pd.DataFrame, dict[str, str]]:
+    """MMD between every real and every generated subgroup at equal numbers, with the floor of real
+    against other real subjects.
+
+    given: way "unseen", so that their masks and prompts are those of real subjects and the mix is
+    the same; real: the part "reference", none of whose masks was ever requested. Columns of
+    `measures.distances.subgroup_distances` and `attribute`; and a reason for each attribute that
+    has too few subjects to be compared.
+    """
+    x, y = standardised(reader, real, real), standardised(reader, real, given)
+    tables, left_out = [], {}
+    for attribute, pair in PAIRS.items():
+        mine, theirs = (hearts.table[attribute].isin(pair).to_numpy() for hearts in (real, given))
+        one, other = real.table[mine].astype(str), given.table[theirs].astype(str)
+        labels = one[attribute].to_numpy(), other[attribute].to_numpy()
+        subjects = one["subject"].to_numpy(), other["subject"].to_numpy()
+        try:
+            table = subgroup_distances(
+                x[mine], y[theirs], *labels, rng, *subjects, replicates=replicates, n_min=n_min
+            )
+        except DataError as error:
+            left_out[attribute] = str(error)
+        else:
+            tables.append(table.assign(attribute=attribute))
+    columns = ["attribute", "real_group", "synthetic_group", "distance", "low", "high"]
+    columns += ["floor", "floor_low", "floor_high", "between", "n"]
+    found = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=columns)
+    return found[columns], left_out
+
+
+def frechet_floor(
+    reader: Classifier, reference: Hearts, test: Hearts, rng: Rng, ns: tuple[int, ...] = SIZES
+) -> pd.DataFrame:
+    """The Frechet distance of two sets of n real test subjects, whose true distance is zero: why
+    one from few images cannot be compared with another at a different n. Columns of
+    `measures.distances.frechet_by_n`.
+
+    Fewer subjects than two sets of the least of `ns` are halved, and halved again: the distance
+    then says no more than that. Raises `DataError` below four.
+    """
+    half = len(test) // 2
+    possible = [n for n in ns if n <= half] or [n for n in (half // 2, half) if n > 1]
+    if not possible:
+        raise DataError(f"{len(test)} test subjects do not give two sets of two; draw more")
+    return frechet_by_n(standardised(reader, reference, test), possible, rng)
+
+
+def too_few(
+    left_out: dict[str, str], frechet: pd.DataFrame, ns: tuple[int, ...] = SIZES
+) -> pd.DataFrame:
+    """What the tables of `distances_of` (its second answer) and `frechet_floor` lack for want of
+    subjects: table, item, reason.
+    """
+    rows = [("distances", attribute, reason) for attribute, reason in left_out.items()]
+    if frechet["n"].max() < min(ns):
+        reason = (
+            f"the test people do not give two sets of {min(ns)}; instead of {list(ns)} the sets "
+            f"have {frechet['n'].tolist()}, where covariances lack rank"
+        )
+        rows.append(("frechet", "n", reason))
+    return pd.DataFrame(rows, columns=["table", "item", "reason"])
+
+
+def memorisation_of(
+    generator: ControlledGenerator,
+    train: Hearts,
+    hold: Hearts,
+    unseen: Hearts,
+    copied: Hearts,
+    rng: Rng,
+    replicates: int = 500,
+) -> tuple[pd.DataFrame, dict]:
+    """Whether generated hearts are nearer to the training hearts than real unseen subjects are.
+
+    Compared in pairs: an image made under the mask and prompt of a subject the generator never saw
+    (`unseen`), with that very subject's own image (`hold`); as it is, and as the generator's
+    autoencoder gives it back, because smoother images lie nearer to everything. Copies are compared
+    as well, their own mask's subject left out of the training hearts. One row a way, reading ("as
+    taken" or `THROUGH`) and quantile: share of generated images nearer to a training heart than
+    that quantile of the real ones, low, high, median_ratio with its ends, n. Also the closest pairs
+    of way "unseen" (`made`, `training`: images; `distance`).
+    """
+    people = hold.first(len(unseen))
+    real = {"as taken": people.images, THROUGH: restored(generator, people.images)}
+    quantiles = (0.01, 0.05) if len(people) >= 100 else (0.1,)
+    own = {
+        "synthetic_subjects": copied.table["subject"].to_numpy(str),
+        "training_subjects": train.table["subject"].to_numpy(str),
+    }
+    known, rows, nearest = coarse(train.images), [], None
+    for way, given, subjects in (("unseen", unseen, {}), ("copies", copied, own)):
+        for reading, images in real.items():
+            sets = coarse(given.images), coarse(images), known
+            found = memorisation(*sets, rng, quantiles, replicates=replicates, **subjects)
+            ratio = found.median_ratio
+            about = {"median_ratio": ratio.estimate, "ratio_low": ratio.low}
+            about |= {"ratio_high": ratio.high, "n": len(given)}
+            for row in found.shares.to_dict("records"):
+                rows.append({"way": way, "reading": reading, **row, **about})
+            nearest = nearest or found
+    pairs = nearest.closest(4).to_dict("list")
+    return pd.DataFrame(rows), {
+        "made": unseen.images[pairs["synthetic"]],
+        "training": train.images[pairs["training"]],
+        "distance": np.array(pairs["distance"]),
+    }
+
+
+def coarse(images: Tensor) -> np.ndarray:
+    """ED and ES of images [N, 3, H, W], slightly blurred, at half the grid: [N, 2, H/2, W/2], for
+    distances between images.
+    """
+    return F.avg_pool2d(torch.from_numpy(blurred(images[:, :2])), 2).numpy()
+
+
+@torch.no_grad()
+def restored(generator: ControlledGenerator, images: Tensor, batch_size: int = 50) -> Tensor:
+    """Images [N, 3, H, W] as the generator's autoencoder gives them back."""
+    vae, device = generator.pipeline.vae, generator.device
+    parts = [
+        vae.decode(vae.encode(part.to(device)).latent_dist.mean).sample
+        for part in images.split(batch_size)
+    ]
+    return torch.cat(parts).clamp(-1, 1).cpu()
+
+
+# ---- the tables on generated hearts
+
+
+def read_tables(folder: Path) -> dict[str, pd.DataFrame]:
+    """What the stage `measure` has written."""
+    return {path.stem: read_rows(path) for path in sorted(folder.glob("*.csv"))}
+
+
+@stage(load=read_tables)
+def measure(
+    out: Path,
+    progress: Progress,
+    read: dict[str, Artifact[Readings]],
+    hearts: dict[str, Artifact[Hearts]],
+    reader: Artifact[Classifier],
+    weights: Weights,
+    images: int,
+    replicates: int,
+    rules: Callable[..., dict[str, float]] | None,
+) -> None:
+    """Write every table on the generated hearts themselves.
+
+    read: every way, every flip and "hold"; hearts: "train", "hold", "reference", "test", and the
+    ways "unseen" and "copies", of which the first `images` count; rules: of geometry, None where
+    there are none.
+    """
+    progress.say(f"measuring {images} hearts of each way")
+    found = {name: artifact.load() for name, artifact in read.items()}
+    given = {name: artifact.load() for name, artifact in hearts.items()}
+    reference, unseen = given["reference"], given["unseen"]
+    network = reader.load().to(accelerator())
+    # one random number generator for all tables, in this order
+    rng, real = np.random.default_rng(61), found["hold"]
+
+    def by_way(make: Callable[[Readings], pd.DataFrame]) -> pd.DataFrame:
+        return pd.concat([make(found[way]).assign(way=way) for way in WAYS], ignore_index=True)
+
+    rows = [_kept(one.table).assign(hearts=name) for name, one in found.items()]
+    tables = {"hearts": pd.concat(rows, ignore_index=True)}
+    tables["dice"] = by_way(lambda one: dice_of(one, real, rng, replicates))
+    if rules:
+        tables["geometry"] = by_way(lambda one: geometry_of(one, real, rng, replicates, rules))
+    tables["recovered"] = by_way(lambda one: recovered(one.table, real.table, rng, replicates))
+    turned = {word: found[f"flipped-{word}"].table for word in WORDS}
+    tables["flips"] = prompt_or_mask(found["unseen"].table, turned, real.table, rng, replicates)
+    tables["distances"], left_out = distances_of(network, reference, unseen, rng)
+    tables["frechet"] = frechet_floor(network, reference, given["test"], rng)
+    tables["too_few"] = too_few(left_out, tables["frechet"])
+    near = given["train"], given["hold"], unseen, given["copies"].first(images)
+    tables["memorisation"], _ = memorisation_of(load_generator(weights), *near, rng, replicates)
+    for name, table in tables.items():
+        write_bytes(out / f"{name}.csv", table.to_csv(index=False).encode())
+
+
+def _kept(table: pd.DataFrame) -> pd.DataFrame:
+    read = [name for name in table if name.startswith(("dice_", "measured_", "read_"))]
+    return table[[*KEPT, *read]].round(3)
+
+
+def tables_on_hearts(settings: HeartSettings) -> dict[str, pd.DataFrame]:
+    """Every table on the generated hearts of a study, by name."""
+    parts = ("train", "hold", "reference", "test")
+    return measure(
+        {source: readings(settings, source) for source in (*WAYS, *FLIPPED, "hold")},
+        {name: part(settings, name) for name in parts}
+        | {way: generated(settings, way) for way in ("unseen", "copies")},
+        fitted(settings, "attributes"),
+        weights_of(settings),
+        settings.images,
+        settings.replicates,
+        expected_geometry if settings.cohort == "phantom" else None,
+    ).load()
