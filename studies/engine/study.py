@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import gzip
+import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -116,6 +117,7 @@ class Study(Generic[S]):
     def identity(self, settings: S) -> dict[str, Any]:
         """What makes results comparable: settings, and digests of weights and cohort."""
         kept = {name: value for name, value in to_dict(settings).items() if name not in PATHS}
+        kept = json.loads(json.dumps(kept))  # as it is read back: a tuple is a list
         weights = {name: base(settings).digest for name, base in self.bases.items()}
         cohort = self.sources[settings.cohort].digest(settings)  # type: ignore[attr-defined]
         return {"study": kept, INPUTS: {**weights, "cohort": cohort}}

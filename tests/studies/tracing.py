@@ -12,6 +12,7 @@ shows here: the function ran while the stage was built, and no key would notice 
 from __future__ import annotations
 
 import ast
+import dataclasses
 import functools
 import inspect
 import sys
@@ -87,6 +88,8 @@ def in_the_key_of(value: Any) -> set[Name]:
         return reachable(value.reader)
     if isinstance(value, functools.partial):
         return reachable(value.func) | in_the_key_of([value.args, value.keywords])
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        value = [getattr(value, field.name) for field in dataclasses.fields(value)]
     if isinstance(value, dict):
         value = list(value.values())
     if isinstance(value, (list, tuple, set, frozenset)):

@@ -3,6 +3,8 @@ lost, mixed or made twice.
 """
 
 import dataclasses
+import threading
+import time
 from pathlib import Path
 
 import pandas as pd
@@ -121,6 +123,36 @@ def test_what_is_there_is_kept_and_nothing_is_computed_twice(tmp_path):
         and set(table["arm"]) == {"base", "one", "two"}
         and len(table) == 9
     )
+
+
+def test_two_that_write_at_the_same_time_keep_each_others_rows(tmp_path, monkeypatch):
+    """Reading a table takes long enough for another process to read it as well."""
+    engine.run_study(STUDY, Settings(), ["one"], [1], tmp_path / "out")
+    read_table = engine.read_table
+    monkeypatch.setattr(engine, "read_table", lambda path: (time.sleep(0.05), read_table(path))[1])
+    threads = [
+        threading.Thread(
+            target=engine.run_study, args=(STUDY, Settings(), [arm], [2], tmp_path / "out")
+        )
+        for arm in ("one", "two")
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    runs = read_json(tmp_path / "out" / "study.json")["runs"]
+    assert runs == {"base": [1, 2], "one": [1, 2], "two": [2]}
+    assert len(engine.load_results(STUDY, tmp_path / "out")["readings"]) == 15
+
+
+def test_settings_that_are_not_json_are_read_back_as_the_same_study(tmp_path):
+    @dataclasses.dataclass(frozen=True)
+    class Several(Settings):
+        sizes: tuple[int, ...] = (1, 2)
+
+    study = dataclasses.replace(STUDY, settings=Several)
+    out = engine.run_study(study, Several(), ["one"], [1], tmp_path / "out")
+    engine.run_study(study, Several(), ["two"], [1], out)
 
 
 def test_another_study_is_refused(tmp_path):
