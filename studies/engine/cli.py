@@ -49,29 +49,31 @@ def html(options) -> None:
 
 def report(options) -> int:
     """Print the figures, intervals and bounds of every study whose results are there."""
+    from studies import fundus, statistics
     from studies.brain import many_images_folder
     from studies.brain import report as brain_report
-    from studies.fundus.report import fundus_report
-    from studies.fundus.study import fundus_results_folder
+    from studies.engine import study as engine
+    from studies.engine.criteria import formatted
     from studies.heart.report import heart_report, heart_results_folder
-    from studies.statistics import statistics_folder, statistics_report
 
     tables = [brain_report()]
     if folder := many_images_folder():
         tables.append(brain_report(folder))
     if (heart_results_folder() / "study.json").is_file():
         tables.append(heart_report())
-    if (statistics_folder() / "study.json").is_file():
-        tables.append(statistics_report())
-    if (fundus_results_folder() / "study.json").is_file():
-        tables.append(fundus_report())
+    met = all(table["holds"].all() for table in tables)
+    for other in (statistics.STUDY, fundus.STUDY):
+        if (other.results() / "study.json").is_file():
+            rows = engine.criteria_of(other)
+            met = met and not rows["met"].isin([False]).any()
+            tables.append(formatted(rows))
     print(
         "\n\n".join(
             table.to_string(index=False, float_format="{:.3f}".format, na_rep="-")
             for table in tables
         )
     )
-    return 0 if all(table["holds"].all() for table in tables) else 1
+    return 0 if met else 1
 
 
 def study(options) -> None:
@@ -135,33 +137,32 @@ def fundus(options) -> None:
     """Run the fundus study over arms and seeds and write results/fundus (hours on two slow cores;
     it resumes).
     """
-    from studies.fundus import FundusStudy, run_fundus_study
+    from studies.engine.study import run_study
+    from studies.fundus import STUDY, FundusSettings
 
-    study = FundusStudy(
+    settings = FundusSettings(
         cohort=options.cohort,
         data_dir=options.data_dir,
         weights=options.weights,
         everyone=options.everyone,
         images=options.images,
-        reference_people=max(options.images, FundusStudy.reference_people),
+        reference_people=max(options.images, FundusSettings.reference_people),
         steps=options.steps,
         learning_rate=options.learning_rate,
     )
-    print(run_fundus_study(study, options.arms, options.seeds, options.out and Path(options.out)))
+    print(run_study(STUDY, settings, options.arms, options.seeds, options.out or None))
 
 
 def statistics(options) -> None:
     """Simulate what published statistics do where nothing is to be found, and write
     results/statistics (minutes).
     """
-    from studies.statistics import load_statistics, run_statistics, statistics_report
+    from studies.engine.criteria import formatted
+    from studies.engine.study import criteria_of, run_study
+    from studies.statistics import STUDY, StatisticsSettings
 
-    folder = run_statistics(out=options.out or None)
-    print(
-        statistics_report(load_statistics(folder)).to_string(
-            index=False, float_format="{:.3f}".format
-        )
-    )
+    folder = run_study(STUDY, StatisticsSettings(), out=options.out or None)
+    print(formatted(criteria_of(STUDY, folder)).to_string(index=False))
 
 
 def base(options) -> int:
@@ -316,17 +317,7 @@ def _add_heart(commands) -> None:
 
 def _add_fundus(commands) -> None:
     command = _command(commands, "fundus", fundus)
-    arms = [
-        "plain",
-        "released",
-        "repaired",
-        "random",
-        "random-repaired",
-        "inverse",
-        "dro",
-        "balanced",
-    ]
-    command.add_argument("--arms", nargs="*", default=arms, metavar="ARM")
+    command.add_argument("--arms", nargs="*", metavar="ARM", help="default: all")
     command.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3, 4, 5], metavar="SEED")
     command.add_argument("--cohort", default="phantom", choices=["phantom", "fairgenmed"])
     command.add_argument(

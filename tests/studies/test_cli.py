@@ -99,13 +99,9 @@ def test_report_prints_the_table_and_tells_whether_it_holds(
 
     import pandas as pd
 
-    for module, folder in (
-        ("heart.report", "heart_results_folder"),
-        ("fundus.study", "fundus_results_folder"),
-        ("statistics", "statistics_folder"),
-    ):
-        # the other studies were not run
-        monkeypatch.setattr(f"studies.{module}.{folder}", lambda: tmp_path)
+    # the other studies were not run
+    monkeypatch.setattr("studies.heart.report.heart_results_folder", lambda: tmp_path)
+    monkeypatch.setattr("studies.engine.study.repository", lambda: tmp_path)
 
     study = types.ModuleType("studies.brain")
     study.many_images_folder = lambda: None

@@ -10,16 +10,10 @@ import pytest
 import torch
 
 from studies.engine.manifest import files_digest, write_manifest
-from studies.fundus import FundusStudy
-from studies.fundus import cohorts as fundi
 from studies.heart import HeartStudy, control, generation
 from studies.heart import cohorts as hearts
 
 TABLE = pd.DataFrame({"subject": ["one", "two"]})
-
-
-def of_fundi(place):
-    return fundi._real(FundusStudy(cohort="fairgenmed", data_dir=str(place)), "train")
 
 
 def of_hearts(place):
@@ -29,7 +23,6 @@ def of_hearts(place):
 @pytest.mark.parametrize(
     ("module", "cohort", "file", "key"),
     [
-        (fundi, {"training": SimpleNamespace(table=TABLE)}, "Training/data_00001.npz", of_fundi),
         (
             hearts,
             SimpleNamespace(table=TABLE, split=lambda *_, **__: {"test": TABLE}),
@@ -37,7 +30,7 @@ def of_hearts(place):
             of_hearts,
         ),
     ],
-    ids=["fundi", "hearts"],
+    ids=["hearts"],
 )
 def test_a_picture_that_was_changed_gives_another_key(
     module, cohort, file, key, tmp_path, monkeypatch

@@ -3,9 +3,9 @@
 import sys
 from functools import partial
 
+import fairlib.measures.proportions  # noqa: F401
 import pytest
 
-import fairlib.measures.proportions  # noqa: F401
 from fairlib.io import write_json
 from fairlib.settings import digest
 from studies.engine.stage import stage
