@@ -76,3 +76,9 @@ def test_missing_tables_and_no_repeats_are_named(tmp_path):
         study.load_results(STUDY, tmp_path)
     with pytest.raises(SettingsError, match="repeats of 0"):
         StatisticsSettings(worst_repeats=0)
+
+
+def test_committed_results_can_be_continued():
+    folder = STUDY.results()
+    study.same_study(folder / "study.json", STUDY.identity(study.settings_of(STUDY, folder)))
+    assert set(study.load_results(STUDY)) == set(STUDY.tables)

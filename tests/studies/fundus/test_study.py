@@ -7,6 +7,7 @@ import torch
 
 from fairlib.cohorts.fairgenmed import parse_prompt
 from fairlib.errors import DataError, SettingsError
+from fairlib.io import read_json
 from fairlib.measures.distances import mmd
 from studies import statistics
 from studies.engine import cli, study
@@ -164,3 +165,11 @@ def test_fairgenmed_runs_end_to_end(settings, runs, tmp_path):
     assert "cdr error" not in set(found["values"]["measure"])
     assert not study.criteria_of(STUDY, out)["figure"].str.contains("cup-to-disc").any()
     assert generated("base", real, 1).load().images.shape == (30, 1, 128, 128)
+
+
+def test_committed_results_can_be_continued():
+    out = STUDY.results()
+    settings = study.settings_of(STUDY, out)
+    assert settings == STUDY.settings()
+    study.same_study(out / "study.json", STUDY.identity(settings))
+    assert "inputs" in read_json(out / "study.json")
