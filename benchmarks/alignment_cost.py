@@ -32,8 +32,8 @@ sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 from counting import Counter, peak_saved_bytes, seconds  # noqa: E402
 from stand_ins import RandomGenerator, bright_extent, pooled_pixels  # noqa: E402
 
-from fairlib import losses  # noqa: E402
 from fairlib.io import write_json  # noqa: E402
+from fairlib.methods import alignment as al  # noqa: E402
 from fairlib.methods import replay as rp  # noqa: E402
 from fairlib.methods.targets import quantile_targets, weighted  # noqa: E402
 from fairlib.models.solvers import Solver, dpm_solver_2m  # noqa: E402
@@ -75,8 +75,8 @@ class Study:
 
     def loss(self, sample: Tensor, targets: Tensor, reference: Tensor) -> Tensor:
         images = self.generator.decode(sample)
-        alignment = losses.quantile_alignment(self.guide(images), targets)
-        return alignment + losses.consistency(self.embed(images), reference)
+        alignment = al.transport_alignment(self.guide(images), targets)
+        return alignment + al.consistency(self.embed(images), reference)
 
     @torch.no_grad()
     def frozen_embeds(self) -> Tensor:

@@ -6,12 +6,51 @@ import dataclasses
 import difflib
 import hashlib
 import json
+import math
 import typing
-from typing import Any, TypeVar
+from collections.abc import Callable
+from typing import Annotated, Any, NamedTuple, TypeVar
 
 from fairlib.errors import SettingsError
 
 T = TypeVar("T")
+
+
+class Bound(NamedTuple):
+    """What a setting must fulfil, in a type such as `Annotated[int, Bound(...)]`; see
+    `check_bounds`.
+    """
+
+    valid: Callable[[Any], bool]
+    expected: str
+
+
+Count = Annotated[int, Bound(lambda value: value >= 1, "at least 1")]
+Natural = Annotated[int, Bound(lambda value: value >= 0, "at least 0")]
+Positive = Annotated[float, Bound(lambda value: 0 < value < math.inf, "above 0 and finite")]
+Weight = Annotated[float, Bound(lambda value: 0 <= value < math.inf, "at least 0 and finite")]
+Fraction = Annotated[float, Bound(lambda value: 0 <= value <= 1, "in [0, 1]")]
+BelowOne = Annotated[float, Bound(lambda value: 0 <= value < 1, "in [0, 1)")]
+
+
+def check_bounds(settings: Any) -> None:
+    """Check the bounds and words (`Literal`) in the types of the fields of a settings dataclass;
+    None has no bounds.
+
+    Raises `SettingsError` that names the setting, its value and what is expected.
+    """
+    for name, hint in typing.get_type_hints(type(settings), include_extras=True).items():
+        value, bounds = getattr(settings, name), []
+        for part in (hint, *typing.get_args(hint)):
+            bounds += [each for each in typing.get_args(part) if isinstance(each, Bound)]
+        if typing.get_origin(hint) is typing.Literal:
+            words = typing.get_args(hint)
+            bounds = [Bound(words.__contains__, f"one of {', '.join(map(repr, words))}")]
+        for bound in bounds:
+            if value is not None and not bound.valid(value):
+                raise SettingsError(
+                    f"{type(settings).__name__}.{name} is {value!r}; expected {bound.expected}"
+                )
 
 
 def from_dict(cls: type[T], mapping: dict[str, Any]) -> T:

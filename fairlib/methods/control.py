@@ -1,21 +1,23 @@
-"""ControlNet training and the two ways of asking for hearts (Skorupko et al. 2024, section on the
-generator).
+"""ControlNet training, and two kinds of requests for synthetic hearts (Skorupko et al. 2024,
+section on the generator).
 
     minimise over the ControlNet alone   E || noise - prediction(noisy latents, time, prompt,
     control image) ||^2
 
 The denoiser is locked; where it predicts velocity, that stands in for the noise. Images are drawn
 by capped inverse frequency of their full prompt, in training and again when synthetic hearts are
-asked for: `copies` of real pairs of prompt and mask, or `new_combinations` of attributes.
+requested: `copies` of real pairs of prompt and mask, or `new_combinations` of attributes.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Sized
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -29,11 +31,14 @@ from fairlib.cohorts.cardiac import (
     prompt_of,
 )
 from fairlib.errors import DataError, SettingsError
-from fairlib.methods.finetuning import prediction_type
-from fairlib.methods.probing import prediction_target
-from fairlib.models.control import controlled_noise
+from fairlib.methods.finetuning import prediction_target, prediction_type
+from fairlib.methods.resampling import draw_rows, rows_of_step
+from fairlib.models.controlnet import controlled_noise
 from fairlib.models.generator import add_noise, drop_words
-from fairlib.models.training import FitSettings, FitStep, Trainer, batch_indices, generator_for
+from fairlib.models.training import FitSettings, FitStep, Trainer, generator_for
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 DECADES = ("50s", "60s", "70s", "80s", "90s")  # those of the paper's random mode
 # kg/m2 that stand for a class of the random mode
@@ -49,10 +54,10 @@ def fit_controlnet(
     caption_of: Tensor,
     null: Tensor,
     settings: FitSettings,
-    weights=None,
+    weights: ArrayLike | None = None,
     dropout: float = 0.1,
     trainer: Trainer | None = None,
-    scheduler=None,
+    scheduler: Any = None,
 ) -> Iterator[FitStep]:
     """Train the ControlNet in place; the denoiser is locked and stays as it is.
 
@@ -77,9 +82,9 @@ def fit_controlnet(
 
     def loss(step: int) -> Tensor:
         rows = rows_of_step(settings, step, len(latents), weights)
-        chance = generator_for(settings.seed, 13, step)
-        noisy, time, noise = add_noise(latents[rows], chance)
-        words = drop_words(embeds[caption_of[rows]], null, dropout, chance)
+        rng = generator_for(settings.seed, 13, step)
+        noisy, time, noise = add_noise(latents[rows], rng)
+        words = drop_words(embeds[caption_of[rows]], null, dropout, rng)
         batch = [part.to(device) for part in (noisy, time, words, control[rows])]
         target = prediction_target(prediction, latents[rows], noise, time).to(device)
         return F.mse_loss(controlled_noise(denoiser, controlnet, *batch), target)
@@ -87,41 +92,16 @@ def fit_controlnet(
     yield from trainer.run(loss)
 
 
-def rows_of_step(settings: FitSettings, step: int, count: int, weights=None) -> Tensor:
-    """Rows [batch_size] of the 0-based `step`, a function of (seed, step): epochs of permutations,
-    or drawn by weight.
-    """
-    if weights is None:
-        return batch_indices(settings.seed, step, count, settings.batch_size)
-    return draw_rows(weights, settings.batch_size, settings.seed, 12, step)
-
-
-def draw_rows(weights, count: int, seed: int, *keys: int) -> Tensor:
-    """`count` rows in proportion to `weights` [N], with replacement; a function of (seed, keys).
-
-    Raises `DataError` when a weight is negative or not finite, or all are zero.
-    """
-    weights = torch.tensor(np.array(weights, dtype=np.float64))
-    if (
-        not len(weights)
-        or not bool((weights.isfinite() & (weights >= 0)).all())
-        or float(weights.sum()) <= 0
-    ):
-        raise DataError(
-            "sampling weights must be finite, at least 0 and not all 0; see "
-            "cohorts.cardiac.balancing_weights"
-        )
-    return torch.multinomial(weights, count, replacement=True, generator=generator_for(seed, *keys))
-
-
-def copies(table, masks: Tensor, count: int, seed: int, clip: float = 5) -> tuple:
+def copies(
+    table: pd.DataFrame, masks: Tensor, count: int, seed: int, clip: float = 5
+) -> tuple[pd.DataFrame, Tensor]:
     """Requests for `count` hearts that repeat real pairs of prompt and mask, drawn by capped
     inverse frequency.
 
     `table`: one row a heart with sex, age, bmi, diagnosis (and subject, if known); `masks`: uint8
     [N, 2, H, W], one a row. Returns the requests (columns prompt, sex, age, bmi, decade, bmi_class,
-    diagnosis, source; source is the row of `table`) and their control images [count, 3, H, W]. The
-    way of the paper; `clip` 5 is its cap in generation.
+    diagnosis, source; source is the row of `table`) and their control images [count, 3, H, W]. As
+    in the paper; `clip` 5 is its cap in generation.
     """
     _same_length(table=table, masks=masks)
     prompts = [prompt_of(row) for row in table.to_dict("records")]
@@ -130,13 +110,13 @@ def copies(table, masks: Tensor, count: int, seed: int, clip: float = 5) -> tupl
 
 
 def new_combinations(
-    table,
+    table: pd.DataFrame,
     masks: Tensor,
     count: int,
     seed: int,
     decades: Sequence[str] = DECADES,
     present_only: bool = False,
-) -> tuple:
+) -> tuple[pd.DataFrame, Tensor]:
     """Requests for `count` hearts of random attributes, each with a random real mask of the same
     diagnosis.
 
@@ -144,7 +124,7 @@ def new_combinations(
     independently of each other, as in the random mode of the paper's code; `present_only` leaves
     out the decades that `table` has not. The mask may therefore belong to another sex, age and
     weight than the prompt. Arguments and result as in `copies`, age and bmi being typical of the
-    class asked for. Raises `DataError` when a diagnosis has no mask.
+    requested class. Raises `DataError` when a diagnosis has no mask.
     """
     import pandas as pd
 
@@ -156,32 +136,33 @@ def new_combinations(
     empty = [name for name, rows in pools.items() if not len(rows)]
     if empty:
         raise DataError(
-            f"no mask of diagnosis {empty[0]!r} in the table; a new combination wears a mask of "
+            f"no mask of diagnosis {empty[0]!r} in the table; a new combination takes a mask of "
             "its diagnosis"
         )
     rng = np.random.default_rng([seed, 15])
+    choices = {
+        "sex": ("F", "M"),
+        "age": ages,
+        "bmi": [TYPICAL_BMI[name] for name in BMI_CLASSES[1:]],
+        "diagnosis": DIAGNOSES,
+    }
     rows = []
     for _ in range(count):
-        drawn = {
-            "sex": _one(rng, ("F", "M")),
-            "age": _one(rng, ages),
-            "bmi": TYPICAL_BMI[_one(rng, BMI_CLASSES[1:])],
-            "diagnosis": _one(rng, DIAGNOSES),
-        }
+        drawn = {name: _one(rng, values) for name, values in choices.items()}
         rows.append(drawn | {"source": int(_one(rng, pools[drawn["diagnosis"]]))})
-    wanted = pd.DataFrame(rows, columns=["sex", "age", "bmi", "diagnosis", "source"])
-    source = torch.tensor(wanted["source"].to_numpy(dtype=np.int64))
-    return _requests(table, wanted, source), control_image(masks[source])
+    requested = pd.DataFrame(rows, columns=[*choices, "source"])
+    source = torch.tensor(requested["source"].to_numpy(dtype=np.int64))
+    return _requests(table, requested, source), control_image(masks[source])
 
 
-def _requests(table, wanted, source: Tensor):
-    """The table of requests: what is asked for, and whose mask it wears (source row; subject where
-    the table has one).
+def _requests(table: pd.DataFrame, requested: pd.DataFrame, source: Tensor) -> pd.DataFrame:
+    """The table of requests: the attributes requested, and the row (and subject, where known) of
+    the mask.
     """
     import pandas as pd
 
-    rows = wanted[["sex", "age", "bmi", "diagnosis"]].reset_index(drop=True)
-    found = pd.DataFrame(
+    rows = requested[["sex", "age", "bmi", "diagnosis"]].reset_index(drop=True)
+    requests = pd.DataFrame(
         {
             "prompt": [prompt_of(row) for row in rows.to_dict("records")],
             **rows,
@@ -191,12 +172,12 @@ def _requests(table, wanted, source: Tensor):
         }
     )
     if "subject" in table:
-        found["subject"] = table["subject"].to_numpy()[source.numpy()]
-    return found
+        requests["subject"] = table["subject"].to_numpy()[source.numpy()]
+    return requests
 
 
-def _typical_ages(decades: Sequence[str], known: set[str]) -> list[float]:
-    """The middle of each of the `known` decades, in years.
+def _typical_ages(decades: Sequence[str], present: set[str]) -> list[float]:
+    """The middle of each of the decades that are `present`, in years.
 
     Raises `SettingsError` on a word that names none.
     """
@@ -205,19 +186,19 @@ def _typical_ages(decades: Sequence[str], known: set[str]) -> list[float]:
             raise SettingsError(
                 f"decades {list(decades)}: {name!r} is none; write for example '60s'"
             )
-    chosen = [name for name in decades if name in known]
+    chosen = [name for name in decades if name in present]
     if not chosen:
         raise SettingsError(
-            f"decades {list(decades)}: none of them is in the table, which has {sorted(known)}"
+            f"decades {list(decades)}: none of them is in the table, which has {sorted(present)}"
         )
     return [float(name[:-1]) + 5 for name in chosen]
 
 
-def _one(rng: np.random.Generator, choices):
+def _one(rng: np.random.Generator, choices: Sequence[Any]) -> Any:
     return choices[int(rng.integers(len(choices)))]
 
 
-def _same_length(**parts) -> None:
+def _same_length(**parts: Sized) -> None:
     counts = {name: len(part) for name, part in parts.items()}
     if len(set(counts.values())) > 1 or 0 in counts.values():
-        raise DataError(f"one row each is needed, and at least one; found {counts}")
+        raise DataError(f"one row each is needed, and at least one; the counts are {counts}")

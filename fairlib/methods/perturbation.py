@@ -1,49 +1,57 @@
 """Fair Bayesian Perturbation (Luo et al., arXiv 2412.20374): noise on the weights of the samples,
 steered by a gap.
 
-    w_i = 1 + sum_a sigma[g_a(i)] xi_(i,a),  xi ~ N(0, 1)       minimise over the denoiser  mean_i
-    w_i loss_i choose sigma in [0, 1]^d to make the gap between the group losses small: a Gaussian
-    process and its upper bound after every step  sigma <- rho sigma + (1 - rho) U(0, 1)^d
+    w_i = 1 + sum_a sigma[g_a(i)] xi_(i,a),  xi ~ N(0, 1)
+    minimise over the denoiser  mean_i w_i loss_i
+    choose sigma in [0, 1]^d for a small gap between the group losses (a Gaussian process and its
+    upper bound); after every step  sigma <- rho sigma + (1 - rho) U(0, 1)^d
 
 E[w_i] = 1 whatever sigma is: in expectation the gradient is the plain one, and sigma moves its
 variance alone. What this method does beyond plain fine-tuning it does through noise, so
-`methods.reweighting.RandomSigma` is the control it needs.
+`RandomSigma` is the control it needs.
 
 Two forms behind one interface (`PerturbationSettings.form`):
 
-released  As the authors' code. Weights are not bounded: at sigma = 1 and three attributes 28 % are
-negative, which teaches
-          the denoiser to be worse at those samples. The outcome is minus the gap of the training
-          batch, one noisy value, and an attribute that lacks a group in the batch counts 0, the
-          best there is. Outcomes are forgotten at every choice. One thing is not copied: their step
-          count restarts each epoch, and so does the window.
-repaired  Weights max(0, 1 + noise) / E[max(0, 1 + noise)]: not negative, mean one for every sample
-whatever its groups.
-          The outcome is how much the gap fell on a fixed probe that holds every group, with the
-          same noise each time, since the last look (the gap itself follows training, not sigma).
-          The last `history` outcomes are kept.
+* released: as the authors' code. Weights are not bounded: at sigma = 1 and three attributes 28 %
+  are negative, which teaches the denoiser to be worse at those samples. The outcome is minus the
+  gap of the training batch, one noisy value, and an attribute that lacks a group in the batch
+  counts 0, the best there is. Outcomes are forgotten at every choice. One thing is not copied:
+  their step count restarts each epoch, and so does the window.
+* repaired: weights max(0, 1 + noise) / E[max(0, 1 + noise)], not negative and of mean one for
+  every sample whatever its groups. The outcome is how much the gap fell since the last measurement
+  on a fixed probe that holds every group, with the same noise each time (the gap itself follows
+  training, not sigma). The last `history` outcomes are kept.
 
 In both forms all state is in `state_dict`, and sigma and noise are functions of (seed, step) and
 that state: a killed run goes on to the same bits, and processes that are given the same gathered
 losses hold the same sigma. Outcomes are standardised for the process; BoTorch of the authors' time
 did so only when told to.
+
+The Gaussian process
+
+    f ~ GP(0, s^2 Matern-5/2, one length for each axis),  y = f(x) + noise,  y standardised
+    next x = argmax over [0, 1]^d of  mean(x) + sqrt(beta) * standard deviation of f(x)
+
+is scikit-learn's. The kernel, the priors of its hyperparameters and the convention sqrt(beta) are
+the defaults of BoTorch's `SingleTaskGP` and `UpperConfidenceBound` up to version 0.11 (before
+September 2024), taken to be those of Luo et al., who use these two classes.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
 
 from fairlib.errors import DataError, SettingsError
-from fairlib.methods.bayesian import GaussianProcess, maximise_upper_bound
-from fairlib.methods.sample_weights import (
-    SampleWeights,
+from fairlib.methods.group_weights import (
     attribute_gaps,
     checked_groups,
     checked_sizes,
@@ -53,17 +61,15 @@ from fairlib.methods.sample_weights import (
     require_keys,
 )
 from fairlib.models.training import generator_for
+from fairlib.settings import Bound, Count, Fraction, Natural, Weight, check_bounds
 
-__all__ = [
-    "FairBayesianPerturbation",
-    "NoisyWeights",
-    "PerturbationSettings",
-    "SampleWeights",
-    "effective_sigma",
-    "left_of_candidate",
-    "positive_weights",
-    "share_negative",
-]
+if TYPE_CHECKING:
+    from sklearn.gaussian_process import GaussianProcessRegressor
+
+LENGTH, SCALE, NOISE = (3.0, 6.0), (2.0, 0.15), (1.1, 0.05)
+"""Shape and rate of the gamma priors on lengths, on s^2 and on the variance of the noise."""
+LEAST_NOISE = 1e-4
+RESTARTS, RAW = 5, 20  # as released
 
 
 @dataclass(frozen=True)
@@ -77,26 +83,15 @@ class PerturbationSettings:
     """
 
     form: Literal["released", "repaired"] = "released"
-    window: int = 30
-    exploitation: float = 0.95
-    beta: float = 0.1
-    initial_sigma: float = 1.0
-    history: int = 60
-    seed: int = 0
+    window: Count = 30
+    exploitation: Fraction = 0.95
+    beta: Weight = 0.1
+    initial_sigma: Fraction = 1.0
+    history: Annotated[int, Bound(lambda value: value >= 2, "at least 2")] = 60
+    seed: Natural = 0
 
-    def __post_init__(self):
-        for name, holds, wanted in (
-            ("form", self.form in ("released", "repaired"), "'released' or 'repaired'"),
-            ("window", self.window >= 1, "at least 1"),
-            ("exploitation", 0 <= self.exploitation <= 1, "in [0, 1]"),
-            ("beta", self.beta >= 0, "at least 0"),
-            ("initial_sigma", 0 <= self.initial_sigma <= 1, "in [0, 1]"),
-            ("history", self.history >= 2, "at least 2"),
-        ):
-            if not holds:
-                raise SettingsError(
-                    f"PerturbationSettings.{name} is {getattr(self, name)!r}; expected {wanted}"
-                )
+    def __post_init__(self) -> None:
+        check_bounds(self)
 
 
 class NoisyWeights:
@@ -107,7 +102,9 @@ class NoisyWeights:
     def __init__(self, sizes: Sequence[int], settings: PerturbationSettings | None = None):
         settings = settings or PerturbationSettings()
         self.sizes, self.settings = checked_sizes(sizes), settings
-        self.observes = "batch" if settings.form == "released" else "probe"
+        self.observes: Literal["batch", "probe"] = (
+            "batch" if settings.form == "released" else "probe"
+        )
         self.candidate = torch.full((sum(self.sizes),), settings.initial_sigma, dtype=torch.float64)
         self.since = 0
         # spares the way from the candidate; the result is the same
@@ -123,46 +120,39 @@ class NoisyWeights:
             raise SettingsError(
                 f"sigma of step {step} is gone: the last choice was at step {self.since}"
             )
-        rho, (candidate, reached, found) = self.settings.exploitation, self._reached
+        rho, (candidate, reached, sigma) = self.settings.exploitation, self._reached
         if candidate is not self.candidate or reached > step:
-            reached, found = self.since, self.candidate
+            reached, sigma = self.since, self.candidate
         for past in range(reached, step):
-            drawn = torch.rand(
-                len(found),
-                dtype=torch.float64,
-                generator=generator_for(self.settings.seed, 23, past),
-            )
-            found = rho * found + (1 - rho) * drawn
-        self._reached = (self.candidate, step, found)
-        return found.clone()
+            rng = generator_for(self.settings.seed, 23, past)
+            drawn = torch.rand(len(sigma), dtype=torch.float64, generator=rng)
+            sigma = rho * sigma + (1 - rho) * drawn
+        self._reached = (self.candidate, step, sigma)
+        return sigma.clone()
 
-    def weights(self, groups, step: int) -> Tensor:
+    def weights(self, groups: Tensor, step: int) -> Tensor:
         """Weights, float64 [B], of samples with codes [B, A].
 
         Raises `DataError` on codes outside the sizes.
         """
         codes = checked_groups(groups, self.sizes)
-        noise = torch.randn(
-            codes.shape, dtype=torch.float64, generator=generator_for(self.settings.seed, 22, step)
-        )
+        rng = generator_for(self.settings.seed, 22, step)
+        noise = torch.randn(codes.shape, dtype=torch.float64, generator=rng)
         each = self.sigma(step)[codes + offsets(self.sizes)]
         raw = 1 + (each * noise).sum(1)
-        return (
-            raw
-            if self.settings.form == "released"
-            else positive_weights(raw, each.square().sum(1).sqrt())
-        )
+        if self.settings.form == "released":
+            return raw
+        return positive_weights(raw, each.square().sum(1).sqrt())
 
     def state_dict(self) -> dict:
+        """The candidate, and the step at which it was chosen."""
         return {"candidate": self.candidate.clone(), "since": self.since}
 
     def load_state_dict(self, state: dict) -> None:
-        """Raises `WeightsError` when `state` is that of another arm."""
+        """Raises `WeightsError` when `state` is that of another method."""
         require_keys(state, list(self.state_dict()), type(self).__name__)
-        self.candidate, self.since = (
-            state["candidate"].detach().cpu().double().clone(),
-            int(state["since"]),
-        )
+        self.candidate = state["candidate"].detach().cpu().double().clone()
+        self.since = int(state["since"])
 
     def _due(self, step: int) -> bool:
         return step - self.since >= self.settings.window
@@ -185,9 +175,8 @@ class FairBayesianPerturbation(NoisyWeights):
         self.tried = torch.zeros(0, sum(self.sizes), dtype=torch.float64)
         self.outcomes = torch.zeros(0, dtype=torch.float64)
 
-    def observe(self, losses: Tensor, groups, step: int) -> None:
-        """Note the outcome of the sigma in use since the last call, and choose anew when the window
-        is over.
+    def observe(self, losses: Tensor, groups: Tensor, step: int) -> None:
+        """Note the outcome of the sigma in use since the last call; choose again after a window.
 
         losses: [B], unweighted, of the batch (released) or the probe (repaired) after the 0-based
         `step`. Raises `SettingsError` when steps do not increase, `DataError` on losses that are
@@ -213,15 +202,15 @@ class FairBayesianPerturbation(NoisyWeights):
                 held[max(0, len(held) - kept) :] for held in (self.tried, self.outcomes)
             )
 
-    def _outcome(self, losses: Tensor, groups) -> float | None:
+    def _outcome(self, losses: Tensor, groups: Tensor) -> float | None:
         if self.settings.form == "released":
             return -loss_gap(losses, groups, self.sizes)
         gaps = attribute_gaps(group_means(losses, groups, self.sizes), self.sizes)
         if bool(gaps.isnan().any()):
             raise DataError(
-                "the probe has nobody of some group of attribute "
+                "the probe lacks a group of attribute "
                 f"{int(gaps.isnan().nonzero()[0])}; "
-                "take one with every group, see methods.probing.choose_probe"
+                "take one with every group, see methods.finetuning.choose_probe"
             )
         before, self.previous = self.previous, float(gaps.sum())
         return None if before is None else before - self.previous
@@ -235,6 +224,7 @@ class FairBayesianPerturbation(NoisyWeights):
         return torch.from_numpy(maximise_upper_bound(process, self.settings.beta, rng))
 
     def state_dict(self) -> dict:
+        """The candidate, and all outcomes that the next choice rests on."""
         previous = [] if self.previous is None else [self.previous]
         return super().state_dict() | {
             "last": self.last,
@@ -244,6 +234,7 @@ class FairBayesianPerturbation(NoisyWeights):
         }
 
     def load_state_dict(self, state: dict) -> None:
+        """Raises `WeightsError` when `state` is that of another method."""
         super().load_state_dict(state)
         self.last = int(state["last"])
         self.tried, self.outcomes = (
@@ -271,23 +262,163 @@ def share_negative(deviation: float) -> float:
     return 0.5 * math.erfc(1 / (deviation * math.sqrt(2))) if deviation > 0 else 0.0
 
 
-def left_of_candidate(steps: int, exploitation: float = 0.95) -> float:
-    """Share of the chosen sigma that is left `steps` steps later: rho ** steps, 0.215 after one
-    window of 30.
+class RandomSigma(NoisyWeights):
+    """The perturbation without its optimiser: candidates are drawn from U(0, 1)^d, all else is the
+    same.
+
+    Same form, same noise xi at the same seed, same first window, same drift; only the candidates of
+    later windows differ, so the difference to `FairBayesianPerturbation` is what the optimiser
+    does. `fixed`: sigma of every group in every step instead, without drift; 1.0 is the authors'
+    own ablation, normal noise of unit variance without an optimiser.
     """
-    return exploitation**steps
+
+    def __init__(
+        self,
+        sizes: Sequence[int],
+        settings: PerturbationSettings | None = None,
+        fixed: float | None = None,
+    ):
+        super().__init__(sizes, settings)
+        if fixed is not None and not 0 <= fixed < math.inf:
+            raise SettingsError(
+                f"fixed sigma is {fixed}; expected a standard deviation of at least 0"
+            )
+        self.fixed = fixed
+        self.observes = "batch" if fixed is not None else self.observes
+
+    def sigma(self, step: int) -> Tensor:
+        """Standard deviations, float64 [sum of sizes]: the drifting candidate, or `fixed`."""
+        if self.fixed is None:
+            return super().sigma(step)
+        return torch.full_like(self.candidate, self.fixed)
+
+    def observe(self, losses: Tensor, groups: Tensor, step: int) -> None:
+        """Draw a new candidate when the window is over; the losses do not matter."""
+        if self.fixed is None and self._due(step):
+            rng = generator_for(self.settings.seed, 26, step)
+            drawn = torch.rand(len(self.candidate), dtype=torch.float64, generator=rng)
+            self._choose(drawn, step)
 
 
-def effective_sigma(
-    candidate: float, steps: int, exploitation: float = 0.95
-) -> tuple[float, float]:
-    """Mean and standard deviation of a group's sigma `steps` steps after the choice of `candidate`.
+class GaussianProcess:
+    """The process fitted to x [n, d] in [0, 1] and y [n], by the highest posterior density of its
+    hyperparameters.
 
-    Mean rho^k c + (1 - rho^k) / 2; variance (1 - rho)^2 / 12 * (1 - rho^2k) / (1 - rho^2). After
-    one released window (30 steps, rho 0.95) the mean lies between 0.39 and 0.61 whatever was
-    chosen, with a standard deviation of 0.045; over the whole window half of the sigma in use is
-    the choice and half is drift.
+    Raises `DataError` when shapes differ, a value is not finite, or all y are the same (there is
+    nothing to fit).
     """
-    left, squared = exploitation**steps, exploitation**2
-    total = steps if squared == 1 else (1 - squared**steps) / (1 - squared)
-    return left * candidate + (1 - left) / 2, (1 - exploitation) * math.sqrt(total / 12)
+
+    def __init__(self, x: ArrayLike, y: ArrayLike):
+        x, y = np.asarray(x, float), np.asarray(y, float)
+        finite = np.isfinite(x).all() and np.isfinite(y).all()
+        if x.ndim != 2 or y.shape != (len(x),) or not finite:
+            raise DataError(
+                f"points {x.shape} and outcomes {y.shape}: expected finite [n, d] and [n]"
+            )
+        if len(y) < 2 or np.ptp(y) == 0:
+            raise DataError(
+                f"{len(y)} outcomes without any spread; a process needs two that differ"
+            )
+        self.dimension, self.x = x.shape[1], x
+        self.centre, self.spread = y.mean(), y.std(ddof=1)
+        self.regressor = _regressor(self.dimension)
+        # a hyperparameter at the end of its range need not concern the caller
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            self.regressor.fit(x, (y - self.centre) / self.spread)
+
+    @property
+    def hyperparameters(self) -> np.ndarray:
+        """[s^2, d lengths, variance of the noise], in units of standardised y."""
+        return np.exp(self.regressor.kernel_.theta)
+
+    def predict(self, x: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and standard deviation of f (without the noise of y) at x [m, d], both [m], in the
+        unit of y.
+        """
+        mean, deviation = self.regressor.predict(np.asarray(x, float), return_std=True)
+        noiseless = np.sqrt(np.maximum(deviation**2 - self.hyperparameters[-1], 1e-12))
+        return self.centre + self.spread * mean, self.spread * noiseless
+
+    def upper_bound(self, x: ArrayLike, beta: float) -> np.ndarray:
+        """mean + sqrt(beta) * standard deviation at x [m, d]."""
+        mean, deviation = self.predict(x)
+        return mean + np.sqrt(beta) * deviation
+
+
+def maximise_upper_bound(
+    process: GaussianProcess,
+    beta: float,
+    rng: np.random.Generator,
+    restarts: int = RESTARTS,
+    raw: int = RAW,
+) -> np.ndarray:
+    """The point [d] of the unit cube with the highest upper bound: L-BFGS-B from the best
+    `restarts` of `raw` random points and the points already seen.
+    """
+    from scipy.optimize import minimize
+
+    starts = np.concatenate([rng.random((raw, process.dimension)), process.x])
+    order = np.argsort(-process.upper_bound(starts, beta), kind="stable")
+    best, height = starts[order[0]], -np.inf
+    for start in starts[order[:restarts]]:
+        optimum = minimize(
+            _value_and_slope,
+            start,
+            args=(process, beta),
+            jac=True,
+            method="L-BFGS-B",
+            bounds=[(0.0, 1.0)] * process.dimension,
+        )
+        if -optimum.fun > height:
+            best, height = np.clip(optimum.x, 0.0, 1.0), -optimum.fun
+    return best
+
+
+def _value_and_slope(
+    x: np.ndarray, process: GaussianProcess, beta: float, width: float = 1e-5
+) -> tuple[float, np.ndarray]:
+    """The negative bound, in units of the spread of y, and its slope by central differences, in one
+    prediction.
+    """
+    steps = width * np.eye(len(x))
+    values = (
+        -process.upper_bound(np.concatenate([x[None], x + steps, x - steps]), beta) / process.spread
+    )
+    return values[0], (values[1 : len(x) + 1] - values[len(x) + 1 :]) / (2 * width)
+
+
+def _regressor(dimension: int) -> GaussianProcessRegressor:
+    from sklearn.gaussian_process import GaussianProcessRegressor
+    from sklearn.gaussian_process.kernels import ConstantKernel, Matern, WhiteKernel
+
+    kernel = ConstantKernel(1.0, (1e-3, 1e3)) * Matern(
+        np.full(dimension, 0.5), (5e-3, 20.0), nu=2.5
+    ) + WhiteKernel(0.5, (LEAST_NOISE, 50.0))
+    return GaussianProcessRegressor(kernel, alpha=1e-10, optimizer=_fit_with_priors)
+
+
+def _fit_with_priors(
+    objective: Callable[..., tuple[float, np.ndarray]], start: np.ndarray, bounds: np.ndarray
+) -> tuple[np.ndarray, float]:
+    """scikit-learn's hook: minimise the negative log likelihood less the log priors over the log
+    hyperparameters.
+    """
+    from scipy.optimize import minimize
+
+    shape, rate = np.array([SCALE, *[LENGTH] * (len(start) - 2), NOISE]).T
+
+    def negative(theta: np.ndarray) -> tuple[float, np.ndarray]:
+        value, slope = objective(theta, eval_gradient=True)
+        return value - log_prior(theta), slope - ((shape - 1) - rate * np.exp(theta))
+
+    optimum = minimize(negative, start, jac=True, method="L-BFGS-B", bounds=bounds)
+    return optimum.x, optimum.fun
+
+
+def log_prior(theta: np.ndarray) -> float:
+    """Log density of the gamma priors at log hyperparameters `theta` (s^2, lengths, noise), up to a
+    constant.
+    """
+    shape, rate = np.array([SCALE, *[LENGTH] * (len(theta) - 2), NOISE]).T
+    return float(((shape - 1) * theta - rate * np.exp(theta)).sum())

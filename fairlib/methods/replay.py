@@ -10,7 +10,7 @@ unbiased estimate. "Detached" is the adjusted gradient of Shen et al. 2024, sec.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -40,20 +40,27 @@ class Trajectory:
 
 @torch.no_grad()
 def record(
-    solver: Solver, predict_noise: PredictNoise, noise: Tensor, conditioning: Tensor
+    solver: Solver,
+    predict_noise: PredictNoise,
+    noise: Tensor,
+    conditioning: Tensor,
+    micro_batch: int | None = None,
 ) -> Trajectory:
     """Sample from `noise` `[N, C, H, W]` without gradient, keeping every x_t.
 
     `predict_noise(latents, timestep, conditioning)` does classifier-free guidance itself;
-    `conditioning` is `[N, ...]`.
+    `conditioning` is `[N, ...]`. At most `micro_batch` images are sampled at once.
     """
-    steps = list(solver.sample(lambda latents, t: predict_noise(latents, t, conditioning), noise))
-    return Trajectory(
-        tuple(step.latents for step in steps),
-        solver.timesteps,
-        conditioning,
-        steps[-1].next_latents,
-    )
+
+    def sample(rows: slice) -> list[Tensor]:
+        steps = list(
+            solver.sample(lambda x, t: predict_noise(x, t, conditioning[rows]), noise[rows])
+        )
+        return [*(step.latents for step in steps), steps[-1].next_latents]
+
+    parts = [sample(rows) for rows in chunks(len(noise), micro_batch)]
+    *inputs, clean = (join(part) for part in zip(*parts, strict=True))
+    return Trajectory(tuple(inputs), solver.timesteps, conditioning, clean)
 
 
 def effective_coefficients(coefficients: np.ndarray, weights: str = "natural") -> np.ndarray:
@@ -75,7 +82,7 @@ def choose_steps(
     count: int,
     scheme: str,
     coefficients: np.ndarray,
-    generator: torch.Generator,
+    rng: torch.Generator,
     images: int = 1,
 ) -> np.ndarray:
     """Importance weights `[total, images]`: which `count` of `total` solver steps each image
@@ -96,8 +103,8 @@ def choose_steps(
         return np.ones((total, images))
     size = np.abs(np.asarray(coefficients, dtype=float))
     if scheme == "importance":
-        order = torch.randperm(images, generator=generator).numpy()
-        shifts = (float(torch.rand(1, generator=generator)) + order / images) % 1
+        order = torch.randperm(images, generator=rng).numpy()
+        shifts = (float(torch.rand(1, generator=rng)) + order / images) % 1
         return np.stack([systematic(size, count, shift) for shift in shifts], axis=1)
     weights = np.zeros((total, images))
     if scheme == "early":
@@ -105,18 +112,17 @@ def choose_steps(
         return weights
     for image in range(images):
         if scheme == "uniform":
-            weights[torch.randperm(total, generator=generator)[:count].numpy(), image] = (
-                total / count
-            )
+            steps = torch.randperm(total, generator=rng)[:count].numpy()
+            weights[steps, image] = total / count
         else:
-            _one_in_each_run(weights[:, image], count, generator)
+            _one_in_each_run(weights[:, image], count, rng)
     return weights
 
 
-def _one_in_each_run(weights: np.ndarray, count: int, generator: torch.Generator) -> None:
+def _one_in_each_run(weights: np.ndarray, count: int, rng: torch.Generator) -> None:
     edges = [round(k * len(weights) / count) for k in range(count + 1)]
     for start, end in pairwise(edges):
-        weights[start + int(torch.randint(end - start, (1,), generator=generator))] = end - start
+        weights[start + int(torch.randint(end - start, (1,), generator=rng))] = end - start
 
 
 def systematic(size: np.ndarray, count: int, start: float) -> np.ndarray:
@@ -178,3 +184,8 @@ def chunks(total: int, size: int | None) -> list[slice]:
     """Slices of at most `size` rows that cover `total`; one slice when `size` is None."""
     size = size or max(total, 1)
     return [slice(start, min(start + size, total)) for start in range(0, total, size)]
+
+
+def join(parts: Sequence[Tensor]) -> Tensor:
+    """The `parts` in one tensor; a single one is not copied."""
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts))

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from fairlib.models.training import (
     FitSettings,
@@ -72,14 +71,12 @@ def fit_autoencoder(
     trainer, device = trainer or Trainer(autoencoder, settings), device_of(autoencoder)
 
     def loss(step: int) -> Tensor:
-        chance = generator_for(settings.seed, 1, step)
+        rng = generator_for(settings.seed, 1, step)
         batch = _crops(
-            images[batch_indices(settings.seed, step, len(images), settings.batch_size)],
-            crop,
-            chance,
+            images[batch_indices(settings.seed, step, len(images), settings.batch_size)], crop, rng
         ).to(device)
         posterior = autoencoder.encode(batch).latent_dist
-        noise = torch.randn(posterior.mean.shape, generator=chance).to(device)
+        noise = torch.randn(posterior.mean.shape, generator=rng).to(device)
         latents = posterior.mean + posterior.std * noise
         kl = posterior.kl().mean()
         return reconstruction_loss(autoencoder.decode(latents).sample, batch) + kl_weight * kl
@@ -87,20 +84,18 @@ def fit_autoencoder(
     yield from trainer.run(loss)
 
 
-def _crops(images: Tensor, size: int, chance: torch.Generator) -> Tensor:
+def _crops(images: Tensor, size: int, rng: torch.Generator) -> Tensor:
     """Random crops [N, 1, size, size] in [-1, 1], drawn toward the middle, each mirrored with
     probability one half.
     """
     batch = images.float() / 127.5 - 1
-    if torch.rand((), generator=chance) < 0.5:
+    if torch.rand((), generator=rng) < 0.5:
         batch = batch.flip(-1)
     room = images.shape[-1] - size
     if room == 0:
         return batch
     corners = (
-        (torch.rand(len(batch), 2, 2, generator=chance).mean(-1) * (room + 1))
-        .long()
-        .clamp(max=room)
+        (torch.rand(len(batch), 2, 2, generator=rng).mean(-1) * (room + 1)).long().clamp(max=room)
     )
     return torch.stack(
         [image[:, r : r + size, c : c + size] for image, (r, c) in zip(batch, corners, strict=True)]
@@ -135,11 +130,3 @@ def encode(autoencoder: nn.Module, images: Tensor, batch_size: int = 32) -> Tens
         part = part.float() / 127.5 - 1 if part.dtype == torch.uint8 else part
         found.append(autoencoder.encode(part.to(device_of(autoencoder))).latent_dist.mean.cpu())
     return torch.cat(found)
-
-
-def mean_absolute_error(autoencoder: nn.Module, images: Tensor) -> float:
-    """Mean absolute error of the reconstruction, in units of the [-1, 1] range."""
-    with torch.no_grad():
-        target = images.float() / 127.5 - 1
-        latents = encode(autoencoder, images).to(device_of(autoencoder))
-        return float(F.l1_loss(autoencoder.decode(latents).sample.cpu(), target))

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fairlib.errors import DataError, WeightsError
-from fairlib.io import read_json, read_tensors, write_json, write_tensors
+from fairlib.io import read_json, write_json, write_tensors
+from fairlib.models.classifier import change_appearance
 from fairlib.models.training import (
     FitSettings,
     FitStep,
@@ -24,13 +25,14 @@ from fairlib.models.training import (
     batch_indices,
     device_of,
     generator_for,
+    load_weights,
 )
 
 LABELS = 4
 
 
 @dataclass(frozen=True)
-class SegmenterSettings:
+class SegmenterSettings(FitSettings):
     """How to fit the segmenter; `batch_size` counts frames, `augment` moves, blurs and noises
     them.
     """
@@ -39,8 +41,8 @@ class SegmenterSettings:
     batch_size: int = 16
     learning_rate: float = 3e-3
     weight_decay: float = 1e-2
+    ema_decay: float = 0.99
     augment: bool = True
-    seed: int = 0
 
 
 class Segmenter(nn.Module):
@@ -114,15 +116,7 @@ def fit_segmenter(
     """
     frames = frames_of(images).flatten(0, 1)[:, None]
     labels = _labels(images, masks)
-    fit = FitSettings(
-        settings.steps,
-        settings.batch_size,
-        settings.learning_rate,
-        weight_decay=settings.weight_decay,
-        seed=settings.seed,
-        ema_decay=0.99,
-    )
-    trainer, device = trainer or Trainer(segmenter, fit), device_of(segmenter)
+    trainer, device = trainer or Trainer(segmenter, settings), device_of(segmenter)
 
     def loss(step: int) -> Tensor:
         rows = batch_indices(settings.seed, step, len(frames), settings.batch_size)
@@ -167,9 +161,7 @@ def soft_dice(logits: Tensor, labels: Tensor) -> Tensor:
     return 1 - ((2 * (p * g).sum((0, 2, 3)) + 1) / (p.sum((0, 2, 3)) + g.sum((0, 2, 3)) + 1)).mean()
 
 
-def augment_frames(
-    frames: Tensor, labels: Tensor, chance: torch.Generator
-) -> tuple[Tensor, Tensor]:
+def augment_frames(frames: Tensor, labels: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor]:
     """Turn (15 degrees), scale (15 %) and shift (10 % of the field) both; change gamma, blur and
     noise of the frames alone.
 
@@ -177,7 +169,7 @@ def augment_frames(
     has a side.
     """
     n = len(frames)
-    angle, stretch, *shift = (torch.rand(4, n, generator=chance) * 2 - 1).unbind()
+    angle, stretch, *shift = (torch.rand(4, n, generator=rng) * 2 - 1).unbind()
     angle, size = angle * torch.pi / 12, torch.exp(0.15 * stretch)
     cos, sin = size * angle.cos(), size * angle.sin()
     theta = torch.stack(
@@ -188,19 +180,7 @@ def augment_frames(
     labels = F.grid_sample(labels[:, None].float(), grid, mode="nearest", align_corners=False)[
         :, 0
     ].long()
-    return _appearance(frames, chance), labels
-
-
-def _appearance(frames: Tensor, chance: torch.Generator) -> Tensor:
-    n = len(frames)
-    gamma = torch.exp(0.3 * torch.randn(n, 1, 1, 1, generator=chance))
-    frames = ((frames + 1) / 2).clamp(1e-4, 1).pow(gamma) * 2 - 1
-    blurred = frames
-    for _ in range(2):  # about as blurred as what a small autoencoder gives back
-        blurred = F.avg_pool2d(F.pad(blurred, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
-    frames = torch.lerp(frames, blurred, torch.rand(n, 1, 1, 1, generator=chance))
-    level = 0.12 * torch.rand(n, 1, 1, 1, generator=chance)
-    return frames + level * torch.randn(frames.shape, generator=chance)
+    return change_appearance(frames, rng, contrast=0.3, blurs=2), labels
 
 
 @torch.no_grad()
@@ -237,26 +217,9 @@ def load_segmenter(folder: str | Path) -> Segmenter:
     Raises `WeightsError` when it is not one.
     """
     folder = Path(folder)
-    if (
-        not (folder / "segmenter.json").is_file()
-        or not (folder / "segmenter.safetensors").is_file()
-    ):
+    if not (folder / "segmenter.json").is_file():
         raise WeightsError(
-            f"{folder}: no segmenter here (segmenter.json or segmenter.safetensors is missing); "
-            "it is fitted by the stage that asks for it"
+            f"{folder}: no segmenter here (segmenter.json is missing); fit one first"
         )
     segmenter = Segmenter(tuple(read_json(folder / "segmenter.json")["widths"]))
-    tensors = read_tensors(folder / "segmenter.safetensors")
-    wanted = {name: tensor.shape for name, tensor in segmenter.state_dict().items()}
-    odd = sorted(
-        name
-        for name in wanted.keys() | tensors.keys()
-        if name not in wanted or name not in tensors or tensors[name].shape != wanted[name]
-    )
-    if odd:
-        raise WeightsError(
-            f"{folder}: weights do not fit a segmenter of widths {segmenter.widths} "
-            f"(first odd tensor: {odd[0]!r}); fit it again"
-        )
-    segmenter.load_state_dict(tensors)
-    return segmenter.eval().requires_grad_(False)
+    return load_weights(segmenter, folder / "segmenter.safetensors")

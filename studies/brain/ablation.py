@@ -53,7 +53,7 @@ def guide_settings(study: Study, name: str) -> list[ClassifierSettings]:
     """The classifiers that make up guide `name`; their mean logit is followed."""
     plain = classifier_settings(study)["plain"]
     if name == "bare":
-        return [replace(plain, augment=False)]
+        return [replace(plain, augmentation="none")]
     if name == "ensemble":
         return [replace(plain, seed=seed) for seed in ENSEMBLE_SEEDS]
     return [classifier_settings(study)[name]]

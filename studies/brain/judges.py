@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from fairlib.models.classifier import (
+    RESIDUAL,
+    Classifier,
     ClassifierSettings,
-    SexClassifier,
+    build_classifier,
     calibrate,
-    class_accuracies,
     fit_classifier,
     load_classifier,
     predict,
@@ -33,8 +33,8 @@ from studies.engine.stage import run_stage
 class Judges:
     """`guides` {"plain", "robust"}, `auditor`: images -> logits; `oracle`: anatomy only."""
 
-    guides: dict[str, SexClassifier]
-    auditor: SexClassifier
+    guides: dict[str, Classifier]
+    auditor: Classifier
     oracle: AnatomyOracle
 
     def read(self, images: Tensor, contrasts: list[str]) -> dict[str, np.ndarray]:
@@ -42,10 +42,10 @@ class Judges:
         [N].
         """
         found = {
-            f"guide_{name}": predict(guide, images).sigmoid().numpy()
+            f"guide_{name}": predict(guide, images).logit.sigmoid().numpy()
             for name, guide in self.guides.items()
         }
-        found["auditor"] = predict(self.auditor, images).sigmoid().numpy()
+        found["auditor"] = predict(self.auditor, images).logit.sigmoid().numpy()
         measured = self.oracle.read(images.numpy(), contrasts)
         return found | {
             "oracle": measured.p_female.to_numpy(),
@@ -58,10 +58,16 @@ def classifier_settings(study: Study) -> dict[str, ClassifierSettings]:
     auditor shares nothing.
     """
     return {
-        "plain": ClassifierSettings(steps=study.judge_steps, seed=10),
-        "robust": ClassifierSettings(steps=study.judge_steps, radius=study.radius, seed=10),
+        "plain": ClassifierSettings(steps=study.judge_steps, seed=10, balance=True),
+        "robust": ClassifierSettings(
+            steps=study.judge_steps, radius=study.radius, seed=10, balance=True
+        ),
         "auditor": ClassifierSettings(
-            "residual", steps=study.judge_steps, learning_rate=1.5e-3, seed=77
+            steps=study.judge_steps,
+            learning_rate=1.5e-3,
+            seed=77,
+            architecture=RESIDUAL,
+            balance=True,
         ),
     }
 
@@ -82,8 +88,9 @@ def fit_judge(study: Study, name: str, settings: ClassifierSettings) -> Path:
 
     def build(out: Path, progress) -> None:
         inner = splits(study)[part].split({"fit": 0.75, "hold": 0.25}, seed=study.split_seed)
-        torch.manual_seed(settings.seed)
-        classifier = SexClassifier(settings.architecture).to(accelerator())
+        classifier = build_classifier(
+            {"female": "binary"}, settings.architecture, settings.seed
+        ).to(accelerator())
         fit = inner["fit"]
         for _ in progress.track(
             fit_classifier(classifier, fit.load(), fit.labels(), settings), settings.steps, name
@@ -91,9 +98,12 @@ def fit_judge(study: Study, name: str, settings: ClassifierSettings) -> Path:
             pass
         hold, labels = inner["hold"].load(), inner["hold"].labels()
         calibrate(classifier, hold, labels)
-        save_classifier(
-            out, classifier, {"hold_out": class_accuracies(predict(classifier, hold), labels)}
-        )
+        right = (predict(classifier, hold).logit > 0) == (labels == 1)
+        report = {
+            "sensitivity": float(right[labels == 1].float().mean()),
+            "specificity": float(right[labels == 0].float().mean()),
+        }
+        save_classifier(out, classifier, {"hold_out": report})
 
     return run_stage(None, f"judge-{name}", settings, cohort_digest(study), build)
 

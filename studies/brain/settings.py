@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from fairlib.errors import SettingsError
-from fairlib.methods.alignment import AlignmentSettings
+from fairlib.methods.settings import AlignmentSettings
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Arm:
 
     guide: Literal["plain", "robust", "bare", "ensemble"]
     target: Literal["marginal", "conditional"] = "marginal"
-    family: str = "monge"
+    family: str = "transport"
     says: str = ""
     changes: tuple[tuple[str, object], ...] = ()  # settings of the tuning other than `TUNING`
 
@@ -117,8 +117,8 @@ TUNING = {
     "replay_steps": 2,
     "prompts_per_step": 4,
     "images_per_prompt": 6,
-    "bank_size": 516,
-    "bank_block": 12,
+    "cache_size": 516,
+    "cache_block": 12,
     "noise_seed": 100,
     "consistency_weight": 4.0,
 }
@@ -132,7 +132,7 @@ def arm_settings(study: Study, arm: str, seed: int, **changes) -> tuple[Arm, Ali
     if arm not in known:
         raise SettingsError(f"unknown arm {arm!r}; known arms: {', '.join(known)}")
     found = known[arm]
-    own = {} if found.family == "monge" else RANKED
+    own = {} if found.family == "transport" else RANKED
     common = {
         "sampling_steps": study.sampling_steps,
         "guidance_scale": study.guidance_scale,

@@ -18,18 +18,19 @@ from torch import Tensor
 from fairlib.errors import SettingsError
 from fairlib.io import to_images, write_bytes
 from fairlib.measures.distances import mmd_interval
-from fairlib.models.attributes import (
-    CLASSES,
-    AttributeClassifier,
-    codes,
-    fit_attributes,
-    load_attributes,
-    read_attributes,
-    save_attributes,
+from fairlib.models.classifier import (
+    WIDE_MAX,
+    Classifier,
+    ClassifierSettings,
+    build_classifier,
+    fit_classifier,
+    load_classifier,
+    predict,
+    save_classifier,
+    truth_of,
 )
 from fairlib.models.clip import load_clip
 from fairlib.models.generator import Generator
-from fairlib.models.training import FitSettings
 from fairlib.settings import to_dict
 from studies.brain.cohorts import cohort_digest, splits, table_digest, training_cohort
 from studies.brain.judges import Judges, classifier_settings, fit_judges, judges_digest
@@ -42,6 +43,11 @@ from studies.engine.places import accelerator, repository
 from studies.engine.results import INPUTS, growing, merged, same_study, write_record, write_table
 from studies.engine.stage import run_stage
 
+ATTRIBUTES = {
+    "contrast": ("t1", "t1ce", "t2", "flair"),
+    "grade": ("none", "LGG", "HGG"),
+    "side": ("none", "left", "right"),
+}
 SLICE_COLUMNS = ["subject", "sex", "grade", "contrast", "side"]
 
 
@@ -60,43 +66,39 @@ def slice_readings(study: Study, judges: Judges, judges_key: list[str]) -> pd.Da
     return pd.read_csv(folder / "slices.csv", keep_default_na=False, na_values=[""])
 
 
-def attributes(study: Study) -> AttributeClassifier:
+def attributes(study: Study) -> Classifier:
     """The classifier of contrast, grade and side, fitted on synthetic radiology slices other than
     the generator's.
     """
-    settings = FitSettings(
-        steps=study.judge_steps,
-        batch_size=48,
-        learning_rate=2e-3,
-        weight_decay=1e-2,
-        ema_decay=0.99,
-        seed=21,
+    settings = ClassifierSettings(
+        steps=study.judge_steps, seed=21, architecture=WIDE_MAX, augmentation="shift", stream=6
     )
 
     def build(out: Path, progress) -> None:
         cohort = training_cohort(study, seed=31)
         images = ((cohort.load() + 1) * 127.5).round().to(torch.uint8)
-        torch.manual_seed(settings.seed)
-        classifier = AttributeClassifier().to(accelerator())
-        steps = fit_attributes(classifier, images, codes(cohort.table), settings)
+        classifier = build_classifier(ATTRIBUTES, settings.architecture, settings.seed)
+        truth = truth_of(cohort.table, ATTRIBUTES)
+        steps = fit_classifier(classifier.to(accelerator()), images, truth, settings)
         for _ in progress.track(steps, settings.steps, "attributes"):
             pass
-        save_attributes(out, classifier)
+        save_classifier(out, classifier)
 
     folder = run_stage(None, "attributes", settings, [study.effect, str(study.radiology)], build)
-    return load_attributes(folder).to(accelerator())
+    return load_classifier(folder).to(accelerator())
 
 
 def fidelity(
-    study: Study, classifier: AttributeClassifier, generator: Generator, seed: int, images: int
+    study: Study, classifier: Classifier, generator: Generator, seed: int, images: int
 ) -> dict[str, float]:
     """Shares of `images` images that show the contrast, tumour, side and grade their prompt asked
     for.
     """
     prompts = prompts_of(images, FIDELITY_PROMPTS)
     drawn = generate(generator, study, 900 + seed, images, FIDELITY_PROMPTS)
-    seen, _ = read_attributes(classifier, to_images(drawn))
-    asked = pd.DataFrame({name: [getattr(p, name) for p in prompts] for name in CLASSES})
+    read = predict(classifier, to_images(drawn))
+    seen = pd.DataFrame({name: read.classes(name) for name in ATTRIBUTES})
+    asked = pd.DataFrame({name: [getattr(p, name) for p in prompts] for name in ATTRIBUTES})
     ill = asked.grade != "none"
     return {
         "contrast": float((seen.contrast == asked.contrast).mean()),
@@ -217,9 +219,9 @@ def _measures_against(study: Study, judges: Judges, fidelity_images: int) -> Cal
     return measure
 
 
-def features_of(classifier: AttributeClassifier, images: Tensor) -> np.ndarray:
+def features_of(classifier: Classifier, images: Tensor) -> np.ndarray:
     """What quality is measured on: the attribute classifier's last layer, [N, D]."""
-    return read_attributes(classifier, images)[1]
+    return predict(classifier, images).features.numpy()
 
 
 def quality(

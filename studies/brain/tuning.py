@@ -11,15 +11,10 @@ import numpy as np
 import pandas as pd
 
 from fairlib.io import read_tensors, write_bytes, write_tensors
-from fairlib.methods.alignment import (
-    AlignmentSettings,
-    AlignmentState,
-    FrozenBank,
-    Target,
-    apply_ema,
-    frozen_bank,
-    tune,
-)
+from fairlib.methods.alignment import tune
+from fairlib.methods.base_cache import BaseCache, cache_base
+from fairlib.methods.settings import AlignmentSettings
+from fairlib.methods.targets import Target
 from fairlib.models.classifier import predict
 from fairlib.models.clip import load_clip
 from fairlib.models.generator import Generator
@@ -41,7 +36,7 @@ def targets_of(study: Study, guide, target: str = "marginal") -> list[Target]:
     target.
     """
     part = splits(study)["auditor"]
-    logits = predict(guide, part.load()).numpy()
+    logits = predict(guide, part.load()).logit.numpy()
     table = part.table.assign(logit=logits)
     shares = target_share(study, target)
     return [_target(table, prompt, shares[prompt.group]) for prompt in EVALUATION_PROMPTS]
@@ -49,8 +44,8 @@ def targets_of(study: Study, guide, target: str = "marginal") -> list[Target]:
 
 def _target(table: pd.DataFrame, prompt, share: float) -> Target:
     rows = table[(table.contrast == prompt.contrast) & (table.grade == prompt.grade)]
-    by_sex = {sex: tuple(rows.logit[rows.sex == sex]) for sex in ("F", "M")}
-    return Target(f"{prompt.contrast}-{prompt.grade}", share, by_sex["F"], by_sex["M"])
+    shares, name = {"F": share, "M": 1 - share}, f"{prompt.contrast}-{prompt.grade}"
+    return Target.shares(shares, rows.logit.to_numpy(), rows.sex.tolist(), name=name)
 
 
 def tune_arm(
@@ -71,12 +66,10 @@ def tune_arm(
         generator = Generator.load(study.weights, accelerator())
         clip = load_clip(study.clip).to(accelerator())
         checkpoint = out / "working" / "state.safetensors"
-        state = (
-            AlignmentState.from_tensors(read_tensors(checkpoint)) if checkpoint.is_file() else None
-        )
+        state = read_tensors(checkpoint) if checkpoint.is_file() else None
         log = out / "working" / "history.csv"
         rows = pd.read_csv(log).to_dict("records") if state is not None else []
-        rows = rows[: state.step] if state is not None else rows
+        rows = rows[: int(state["step"])] if state is not None else rows
         guide, prompts = judges.guides[chosen.guide], [p.text for p in EVALUATION_PROMPTS]
         bank = read_bank(
             study, generator, guide, chosen.guide, judges_key, clip.embed_images, settings
@@ -84,26 +77,24 @@ def tune_arm(
         steps = tune(
             generator,
             guide,
-            clip.embed_images,
             prompts,
             targets_of(study, guide, chosen.target),
-            settings,
+            embed=clip.embed_images,
+            settings=settings,
             state=state,
-            bank=bank,
+            base_cache=bank,
         )
         for step in progress.track(
             steps, settings.steps, f"tuning {arm}, seed {seed}", done=len(rows)
         ):
             rows.append(_row(step))
-            state = step.state
             if (step.step + 1) % every == 0:
                 write_bytes(log, pd.DataFrame(rows).to_csv(index=False).encode())
-                write_tensors(checkpoint, state.to_tensors())
-        with apply_ema(state):
-            write_tensors(
-                out / "denoiser.safetensors",
-                {n: p.half() for n, p in generator.trainable_parameters().items()},
-            )
+                write_tensors(checkpoint, step.state.to_tensors())
+        write_tensors(
+            out / "denoiser.safetensors",
+            {n: p.half() for n, p in generator.trainable_parameters().items()},
+        )
         write_bytes(out / "history.csv", pd.DataFrame(rows).to_csv(index=False).encode())
 
     wanted = {
@@ -124,13 +115,12 @@ def read_bank(
     judges_key: list[str],
     embed,
     settings: AlignmentSettings,
-) -> FrozenBank:
+) -> BaseCache:
     """The frozen model's images of every prompt, drawn once for all arms and seeds and read once
     for every guide.
     """
-    bank = frozen_bank(
-        generator.frozen_copy(), guide, embed, [p.text for p in EVALUATION_PROMPTS], settings
-    )
+    prompts = [p.text for p in EVALUATION_PROMPTS]
+    bank = cache_base(generator.frozen_copy(), guide, prompts, embed=embed, settings=settings)
     latents = run_stage(None, "bank", bank.describe, [base_digest(study)], _drawn(bank))
     bank.load(read_tensors(latents / "latents.safetensors"))
 
@@ -148,11 +138,11 @@ def read_bank(
     return bank.load(read_tensors(readings / "readings.safetensors"))
 
 
-def _blocks(bank: FrozenBank) -> int:
+def _blocks(bank: BaseCache) -> int:
     return len(bank.prompts) * (bank.size // bank.block)
 
 
-def _drawn(bank: FrozenBank):
+def _drawn(bank: BaseCache):
     def build(out: Path, progress) -> None:
         saved = out / "working" / "latents.safetensors"
         if saved.is_file():
@@ -180,7 +170,7 @@ def _row(step) -> dict:
         "seconds": step.seconds,
         "forward": step.forward,
         "backward": step.backward,
-        "frozen": step.frozen,
+        "frozen": step.base,
     }
 
 

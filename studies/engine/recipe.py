@@ -31,9 +31,9 @@ from fairlib.io import read_json, read_tensors, write_bytes, write_json, write_t
 from fairlib.methods.control import fit_controlnet
 from fairlib.models import autoencoder as ae
 from fairlib.models import clip as cl
-from fairlib.models import control as co
+from fairlib.models import controlnet as co
 from fairlib.models import generator as gen
-from fairlib.models.text_tower import TextTower, attribute_distances, fit_text_tower
+from fairlib.models.clip import TextTower, attribute_distances, fit_clip
 from fairlib.models.training import FitSettings, FitStep, Trainer
 from fairlib.settings import to_dict
 from studies.engine.manifest import write_manifest
@@ -150,7 +150,7 @@ def text_tower(
         out,
         progress,
         trainer,
-        fit_text_tower(tower, images, captions, settings, trainer=trainer),
+        fit_clip(tower, images, captions, settings, trainer=trainer),
         "words",
     )
     write_tensors(out / "tower.safetensors", tower.clip.state_dict())
@@ -346,11 +346,7 @@ def controlnet(
     embeds, places, null = embedded(words.load(), captions)
     base = locked.load()  # before the seed, since a model that is read draws its first weights, too
     torch.manual_seed(seed)
-    model = (
-        co.build_controlnet(base)
-        .to(accelerator(), memory_format=torch.channels_last)
-        .train()
-    )
+    model = co.build_controlnet(base).to(accelerator(), memory_format=torch.channels_last).train()
     if previous is not None:
         model.load_state_dict(previous.load().state_dict())
     trainer = Trainer(model, settings)
@@ -378,9 +374,8 @@ def pipeline_of(
     encoder, tokenizer = words.load()
     coder = model.load()
     coder.register_to_config(scaling_factor=1.0)  # latents are standardised already
-    if control is None:
-        return gen.assemble(encoder, tokenizer, coder, locked.load())
-    return co.assemble_control(encoder, tokenizer, coder, locked.load(), control.load())
+    pipeline = gen.assemble(encoder, tokenizer, coder, locked.load())
+    return pipeline if control is None else co.attach(pipeline, control.load())
 
 
 def copy_weights(made: Artifact, folder: Path) -> None:

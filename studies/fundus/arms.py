@@ -21,17 +21,30 @@ from torch.nn import functional as F
 from fairlib.cohorts.attributes import ATTRIBUTES, group_names
 from fairlib.errors import SettingsError
 from fairlib.io import read_tensors, to_images, write_bytes, write_tensors
-from fairlib.methods.finetuning import FinetuneSettings, FinetuneState, FinetuneStep, finetune
+from fairlib.methods.finetuning import (
+    FinetuneSettings,
+    FinetuneState,
+    FinetuneStep,
+    Probe,
+    choose_probe,
+    finetune,
+    probe_losses,
+)
+from fairlib.methods.group_weights import (
+    GroupDRO,
+    InverseFrequency,
+    SampleWeights,
+    Uniform,
+    attribute_gaps,
+    group_means,
+)
 from fairlib.methods.perturbation import (
     FairBayesianPerturbation,
     NoisyWeights,
     PerturbationSettings,
+    RandomSigma,
 )
-from fairlib.methods.probing import Probe, choose_probe, probe_losses
-from fairlib.methods.reweighting import GroupDRO, InverseFrequency, Plain, RandomSigma
-from fairlib.methods.sample_weights import SampleWeights, attribute_gaps, group_means
 from fairlib.models.generator import Generator
-from fairlib.models.solvers import dpm_solver_2m
 from studies.engine.places import accelerator
 from studies.engine.progress import Progress
 from studies.engine.stage import Artifact, stage
@@ -53,7 +66,7 @@ Rows = Callable[[np.ndarray, int], np.ndarray]
 
 def plain(groups: np.ndarray, window: int, seed: int) -> SampleWeights:
     """Weigh every patient the same."""
-    return Plain(SIZES)
+    return Uniform(SIZES)
 
 
 def inverse(groups: np.ndarray, window: int, seed: int) -> SampleWeights:
@@ -293,7 +306,7 @@ def probe_row(given: Shown, denoiser: torch.nn.Module, batch_size: int) -> dict:
     """Losses of a denoiser on the probe: probe_loss, probe_gap, probe_<group>."""
     embeds, _, rows = given.prompts()
     probe = given.probe(rows)
-    kind = given.generator.load().pipeline.scheduler.config.prediction_type
+    kind = given.generator.load().prediction_type
     losses = probe_losses(denoiser, probe, embeds, kind, batch_size)
     return _of_probe(group_means(losses, probe.group_codes, SIZES))
 
@@ -364,11 +377,8 @@ def generate(
 @torch.no_grad()
 def sample(generator: Generator, prompts: list[str], noise: Tensor, sampling: Sampling) -> Tensor:
     """Sample images [N, 1, 128, 128] in [-1, 1] on the CPU."""
-    kind = generator.pipeline.scheduler.config.prediction_type
-    solver = dpm_solver_2m(generator.alphas_cumprod, sampling.steps, prediction_type=kind)
-    embeds, scale = generator.encode_prompts(prompts), sampling.guidance_scale
-    found = solver.run(lambda x, t: generator.predict_noise(x, t, embeds, scale), noise)
-    images = generator.decode(found).clamp(-1, 1)
+    steps, scale = sampling.steps, sampling.guidance_scale
+    images = generator.sample(prompts, noise=noise, steps=steps, guidance_scale=scale)
     if images.shape[-1] != SIDE:
         images = F.interpolate(images, (SIDE, SIDE), mode="area")
     return images.cpu()

@@ -14,26 +14,15 @@ generator reaches.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import torch
 
 from fairlib.io import read_tensors, write_bytes, write_tensors
-from fairlib.models.fundus_reader import (
-    SLIM,
-    WIDE,
-    FundusReader,
-    build_reader,
-    fit_reader,
-    load_reader,
-    read_fundi,
-    save_reader,
-    truth_of,
-)
-from fairlib.models.training import FitSettings
+from fairlib.models import classifier as cf
+from fairlib.models.classifier import SLIM, WIDE, Classifier, ClassifierSettings, predict
 from studies.engine.places import accelerator
 from studies.engine.progress import Progress
 from studies.engine.stage import Artifact, stage
@@ -42,6 +31,8 @@ from studies.fundus.data import Fundi, people
 from studies.fundus.settings import HEADS, TASKS, FundusSettings
 
 Heads = list[tuple[str, Sequence[str]]]  # a list, so that their order is part of a key
+FIT = ClassifierSettings(ema_decay=0.98, architecture=SLIM, augmentation="light", stream=28)
+BATCH = 100  # images that are classified at a time
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,9 +46,9 @@ class Readings:
     features: np.ndarray
 
 
-def load_classifier(folder: Path) -> FundusReader:
+def load_classifier(folder: Path) -> Classifier:
     """Read a classifier onto the accelerator, if there is one."""
-    return load_reader(folder).to(accelerator())
+    return cf.load_classifier(folder).to(accelerator())
 
 
 @stage(load=load_classifier)
@@ -67,40 +58,35 @@ def fit_classifier(
     given: Artifact[Fundi],
     most: int,
     heads: Heads,
-    settings: FitSettings,
-    widths: tuple[int, ...],
-    pool: int,
+    settings: ClassifierSettings,
 ) -> None:
     """Fit a classifier of `heads` on the first `most` images of `given`.
 
     Classifiers of one seed start from the same first weights.
     """
     values, fundi = dict(heads), given.load().first(most)
-    classifier = build_reader(values, widths, pool, seed=settings.seed).to(accelerator())
-    steps = fit_reader(classifier, fundi.stored, truth_of(fundi.table, values), settings)
+    classifier = cf.build_classifier(values, settings.architecture, settings.seed)
+    truth = cf.truth_of(fundi.table, values)
+    steps = cf.fit_classifier(classifier.to(accelerator()), fundi.stored, truth, settings)
     for _ in progress.track(steps, settings.steps, f"classifier of {', '.join(values)}"):
         pass
-    save_reader(out, classifier)
+    cf.save_classifier(out, classifier)
 
 
-def attribute_classifier(settings: FundusSettings) -> Artifact[FundusReader]:
+def attribute_classifier(settings: FundusSettings) -> Artifact[Classifier]:
     """The classifier of all `HEADS`, fitted on real patients."""
-    fit = FitSettings(
-        settings.evaluator_steps, 64, 2e-3, weight_decay=1e-2, ema_decay=0.98, seed=61
-    )
+    fit = replace(FIT, steps=settings.evaluator_steps, batch_size=64, seed=61, architecture=WIDE)
     given = people(settings, "evaluators")
-    return fit_classifier(given, len(given.load()), list(HEADS.items()), fit, WIDE, 1)
+    return fit_classifier(given, len(given.load()), list(HEADS.items()), fit)
 
 
 def task_classifier(
     settings: FundusSettings, images: Artifact[Fundi], seed: int
-) -> Artifact[FundusReader]:
+) -> Artifact[Classifier]:
     """A classifier of `TASKS` fitted on `images`: as many images and steps for all of a study."""
-    fit = FitSettings(
-        settings.semantic_steps, 48, 2e-3, weight_decay=5e-2, ema_decay=0.98, seed=seed
-    )
+    fit = replace(FIT, steps=settings.semantic_steps, weight_decay=5e-2, seed=seed)
     count = len(people(settings, "requested").load())
-    return fit_classifier(images, count, list(TASKS.items()), fit, SLIM, 2)
+    return fit_classifier(images, count, list(TASKS.items()), fit)
 
 
 def load_readings(folder: Path) -> Readings:
@@ -111,17 +97,18 @@ def load_readings(folder: Path) -> Readings:
 
 @stage(load=load_readings, verify=False)
 def read_images(
-    out: Path, progress: Progress, images: Artifact[Fundi], classifier: Artifact[FundusReader]
+    out: Path, progress: Progress, images: Artifact[Fundi], classifier: Artifact[Classifier]
 ) -> None:
     """Measure cup and disc of `images`, and classify their attributes."""
     fundi = images.load()
     blocks = fundi.images.split(50)
     found = [measure_cdr(block) for block in progress.track(blocks, len(blocks), "cup and disc")]
-    probabilities, features = read_fundi(classifier.load(), fundi.stored)
+    read = predict(classifier.load(), fundi.stored, batch_size=BATCH)
+    probabilities = {name: read.probabilities(name) for name in HEADS}
     parts = [pd.concat(found, ignore_index=True), columns("p", probabilities, HEADS)]
     table = pd.concat(parts, axis=1).round(5)
     write_bytes(out / "readings.csv", table.to_csv(index=False).encode())
-    write_tensors(out / "features.safetensors", {"features": torch.from_numpy(features)})
+    write_tensors(out / "features.safetensors", {"features": read.features})
 
 
 def load_answers(folder: Path) -> pd.DataFrame:
@@ -131,11 +118,11 @@ def load_answers(folder: Path) -> pd.DataFrame:
 
 @stage(load=load_answers, verify=False)
 def answer(
-    out: Path, progress: Progress, classifier: Artifact[FundusReader], images: Artifact[Fundi]
+    out: Path, progress: Progress, classifier: Artifact[Classifier], images: Artifact[Fundi]
 ) -> None:
     """Classify `images` by a classifier of `TASKS`: columns `s_<task>_<value>`."""
-    found, _ = read_fundi(classifier.load(), images.load().stored)
-    table = columns("s", found, TASKS).round(5)
+    read = predict(classifier.load(), images.load().stored, batch_size=BATCH)
+    table = columns("s", {name: read.probabilities(name) for name in TASKS}, TASKS).round(5)
     write_bytes(out / "answers.csv", table.to_csv(index=False).encode())
 
 

@@ -24,8 +24,8 @@ from fairlib.io import to_bytes
 from fairlib.methods.control import TYPICAL_BMI
 from fairlib.models import autoencoder as ae
 from fairlib.models import clip as cl
-from fairlib.models import control as co
-from fairlib.models.text_tower import attributes_of
+from fairlib.models.clip import attributes_of
+from fairlib.models.generator import save_pipeline
 from fairlib.models.training import FitSettings
 from studies.engine import recipe
 from studies.engine.progress import Progress
@@ -126,7 +126,7 @@ def main(
             drawn, words, encoded, denoiser, control, fit, settings.balance, seed
         )
     pipeline = recipe.pipeline_of(words, model, denoiser, control)
-    co.save_control_pipeline(folder, pipeline)
+    save_pipeline(folder, pipeline)
     return recipe.write_weights(
         folder,
         settings,

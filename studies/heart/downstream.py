@@ -4,7 +4,7 @@ subgroup and prevalence.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,10 +20,16 @@ from fairlib.measures.paired import (
     arm_metrics,
     paired_answers,
 )
-from fairlib.methods.baselines import RecipeSettings
-from fairlib.methods.downstream import DownstreamSettings, ImageTable, compare_arms
-from fairlib.methods.subgroups import age_edges, at_prevalence, labels_of, with_groups
-from fairlib.models.diagnosis import DiagnosisSettings
+from fairlib.methods.downstream import (
+    DownstreamSettings,
+    ImageTable,
+    PlanSettings,
+    age_edges,
+    at_prevalence,
+    compare_arms,
+    labels_of,
+    with_groups,
+)
 from fairlib.settings import to_dict
 from studies.engine.places import accelerator
 from studies.engine.stage import run_stage
@@ -57,8 +63,8 @@ class Finding:
 def downstream_settings(study: HeartStudy) -> DownstreamSettings:
     """The same classifier, steps and synthetic images for every arm."""
     return DownstreamSettings(
-        DiagnosisSettings(steps=study.classifier_steps),
-        RecipeSettings(synthetic_count=study.synthetic),
+        replace(DownstreamSettings().classifier, steps=study.classifier_steps),
+        PlanSettings(synthetic_count=study.synthetic),
     )
 
 

@@ -15,7 +15,7 @@ from fairlib.cohorts.cardiac import bmi_class, control_image, decade, prompt_of,
 from fairlib.errors import SettingsError
 from fairlib.io import read_tensors, to_bytes, to_images, write_bytes, write_tensors
 from fairlib.methods.control import copies, new_combinations
-from fairlib.models.control import ControlledGenerator
+from fairlib.models.controlnet import ControlledGenerator
 from fairlib.settings import digest
 from studies.engine.manifest import content_digest
 from studies.engine.places import accelerator
@@ -229,7 +229,11 @@ def sample(
     """Images [N, 3, H, W] in [-1, 1] on the CPU, as the study samples them."""
     control = control_image(masks).to(noise.device)
     return generator.sample(
-        prompts, control, noise, study.sampling_steps, study.guidance_scale
+        prompts,
+        noise=noise,
+        control=control,
+        steps=study.sampling_steps,
+        guidance_scale=study.guidance_scale,
     ).cpu()
 
 

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 
 from fairlib.errors import DataError
 from fairlib.measures.intervals import Interval
-from fairlib.models.heart_reader import READINGS, read_people
+from fairlib.models.classifier import predict
 from studies.heart.cohorts import Hearts
 from studies.heart.control import BMI_STEP, as_interval, lowest_dice
 from studies.heart.generation import swatches
@@ -52,7 +52,7 @@ def scales_picture(
     ]
     images = torch.cat([person.images, *made])
     titles = ["real", *(f"scale {scale:g}" for scale in scales)]
-    read = read_people(fit_heart_judges(study).reader, images)[0][:, READINGS.index("bmi")]
+    read = predict(fit_heart_judges(study).reader, images).logits["bmi"]
     found = {
         "person": float(person.table["bmi"][0]),
         **dict(zip(titles, map(float, read), strict=True)),

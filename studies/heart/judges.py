@@ -7,7 +7,7 @@ fitted.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -18,23 +18,17 @@ from torch import Tensor
 
 from fairlib.cohorts.cohort import split_subjects
 from fairlib.measures.dice import dice, mean_dice
-from fairlib.models.classifier import predict
-from fairlib.models.diagnosis import (
-    DiagnosisClassifier,
-    DiagnosisSettings,
+from fairlib.methods.downstream import DownstreamSettings
+from fairlib.models.classifier import (
+    CARDIAC,
+    Classifier,
+    ClassifierSettings,
     build_classifier,
-    diagnose,
-    fit_diagnosis,
-    load_diagnosis,
-    save_diagnosis,
+    fit_classifier,
+    load_classifier,
+    predict,
+    save_classifier,
     set_threshold,
-)
-from fairlib.models.heart_reader import (
-    HeartReader,
-    fit_reader,
-    load_reader,
-    read_people,
-    save_reader,
     truth_of,
 )
 from fairlib.models.segmenter import (
@@ -45,7 +39,6 @@ from fairlib.models.segmenter import (
     save_segmenter,
     segment,
 )
-from fairlib.models.training import FitSettings
 from studies.engine.manifest import content_digest
 from studies.engine.places import accelerator
 from studies.engine.stage import run_stage
@@ -53,6 +46,7 @@ from studies.heart.cohorts import Hearts, hearts, part_digest
 from studies.heart.geometry import geometry
 from studies.heart.settings import HeartStudy
 
+READER_HEADS = {"female": "binary", "age": "number", "bmi": "number"}
 DICE = tuple(
     f"dice_{frame}_{structure}" for frame in ("ed", "es") for structure in ("lv", "myo", "rv")
 )
@@ -65,8 +59,8 @@ class HeartJudges:
     """
 
     segmenter: Segmenter
-    diagnosis: DiagnosisClassifier
-    reader: HeartReader
+    diagnosis: Classifier
+    reader: Classifier
 
     def read(self, given: Hearts) -> tuple[pd.DataFrame, Tensor]:
         """What is in each image, beside what was asked: the table of `given` with the Dice of its
@@ -77,12 +71,15 @@ class HeartJudges:
         """
         found = segment(self.segmenter, given.images)
         overlaps = dice(given.masks, found).reshape(len(found), -1)
-        people, _ = read_people(self.reader, given.images)
-        logit, ill = diagnose(self.diagnosis, given.images)
+        people = predict(self.reader, given.images).logits
+        failure = predict(self.diagnosis, given.images)
         columns = dict(zip(DICE, overlaps.T, strict=True))
         columns |= {f"measured_{name}": values for name, values in geometry(found).items()}
-        columns |= {"read_failure": logit.numpy(), "read_ill": ill.numpy().astype(int)}
-        columns |= dict(zip(("read_female", "read_age", "read_bmi"), people.T, strict=True))
+        columns |= {
+            "read_failure": failure.logit.numpy(),
+            "read_ill": failure.positive().numpy().astype(int),
+        }
+        columns |= {f"read_{name}": values.numpy() for name, values in people.items()}
         readings = pd.DataFrame(columns).round(5)
         return pd.concat([given.table.reset_index(drop=True), readings], axis=1), found
 
@@ -93,7 +90,7 @@ def fit_heart_judges(study: HeartStudy) -> HeartJudges:
     loaded = (
         load(folder)
         for load, folder in zip(
-            (load_segmenter, load_diagnosis, load_reader), _folders(study), strict=True
+            (load_segmenter, load_classifier, load_classifier), _folders(study), strict=True
         )
     )
     return HeartJudges(*(network.to(accelerator()) for network in loaded))
@@ -106,19 +103,32 @@ def judges_digest(study: HeartStudy) -> list[str]:
 
 def features(judges: HeartJudges, images: Tensor) -> np.ndarray:
     """The reader's features [N, 64], for distances between sets of images."""
-    return read_people(judges.reader, images)[1]
+    return predict(judges.reader, images).features.numpy()
 
 
 def _folders(study: HeartStudy) -> list[Path]:
     settings = (
         SegmenterSettings(steps=study.segmenter_steps, seed=51),
-        DiagnosisSettings(steps=study.judge_steps, seed=52),
-        FitSettings(study.judge_steps, 64, 2e-3, weight_decay=1e-2, ema_decay=0.98, seed=53),
+        replace(
+            DownstreamSettings().classifier,
+            steps=study.judge_steps,
+            warmup=min(30, study.judge_steps // 4),
+            seed=52,
+        ),
+        ClassifierSettings(
+            steps=study.judge_steps,
+            batch_size=64,
+            ema_decay=0.98,
+            seed=53,
+            architecture=CARDIAC,
+            augmentation="shift",
+            stream=17,
+        ),
     )
     jobs = {
         "segmenter": (_segmenter, "models/segmenter.py"),
-        "diagnosis": (_diagnosis, "models/diagnosis.py"),
-        "reader": (_reader, "models/heart_reader.py"),
+        "diagnosis": (_diagnosis, "models/classifier.py"),
+        "reader": (_reader, "models/classifier.py"),
     }
     inputs = [part_digest(study, "judges")]
     return [
@@ -164,24 +174,25 @@ def _segmenter(study: HeartStudy, settings: SegmenterSettings, out: Path, progre
     )
 
 
-def _diagnosis(study: HeartStudy, settings: DiagnosisSettings, out: Path, progress) -> None:
+def _diagnosis(study: HeartStudy, settings: ClassifierSettings, out: Path, progress) -> None:
     fit, hold = _two(study)
-    classifier = build_classifier(settings.seed).to(accelerator())
+    heads = {"heart_failure": "binary"}
+    classifier = build_classifier(heads, settings.architecture, settings.seed).to(accelerator())
     for _ in progress.track(
-        fit_diagnosis(classifier, fit.images, fit.labels(), settings), settings.steps, "diagnosis"
+        fit_classifier(classifier, fit.images, fit.labels(), settings), settings.steps, "diagnosis"
     ):
         pass
     threshold = set_threshold(classifier, hold.images, hold.labels())
-    right = (predict(classifier, hold.images) > threshold) == hold.labels().bool()
-    save_diagnosis(out, classifier, {"accuracy": float(right.float().mean())})
+    right = (predict(classifier, hold.images).logit > threshold) == hold.labels().bool()
+    save_classifier(out, classifier, {"accuracy": float(right.float().mean())})
 
 
-def _reader(study: HeartStudy, settings: FitSettings, out: Path, progress) -> None:
+def _reader(study: HeartStudy, settings: ClassifierSettings, out: Path, progress) -> None:
     fit, _ = _two(study)
-    torch.manual_seed(settings.seed)
-    reader = HeartReader().to(accelerator())
+    reader = build_classifier(READER_HEADS, settings.architecture, settings.seed).to(accelerator())
+    truth = truth_of(fit.table.assign(female=fit.table["sex"] == "F"), READER_HEADS)
     for _ in progress.track(
-        fit_reader(reader, fit.images, truth_of(fit.table), settings), settings.steps, "reader"
+        fit_classifier(reader, fit.images, truth, settings), settings.steps, "reader"
     ):
         pass
-    save_reader(out, reader)
+    save_classifier(out, reader)

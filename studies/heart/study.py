@@ -23,7 +23,7 @@ import numpy as np
 import pandas as pd
 
 from fairlib.errors import SettingsError
-from fairlib.methods.baselines import ARMS as KNOWN
+from fairlib.methods.downstream import ARMS as KNOWN
 from fairlib.settings import to_dict, unknown_key
 from studies.engine.progress import Progress
 from studies.engine.results import (

@@ -59,7 +59,7 @@ def tiny_heart_study(tmp_path_factory):
     import torch
 
     from fairlib.models import clip as cl
-    from fairlib.models import control as co
+    from fairlib.models import controlnet as co
     from fairlib.models import generator as gen
     from fairlib.models.autoencoder import build_autoencoder
     from fairlib.settings import to_dict
@@ -75,14 +75,9 @@ def tiny_heart_study(tmp_path_factory):
     encoder = cl.text_encoder_of(cl.build_clip(place / "words", CLIP))
     denoiser = gen.build_denoiser(channels=(16, 32), text_width=32)
     vae = build_autoencoder((8, 8, 8), image_channels=3, size=64)
-    pipeline = co.assemble_control(
-        encoder,
-        cl.pipeline_tokenizer(place / "words"),
-        vae,
-        denoiser,
-        co.build_controlnet(denoiser),
-    )
-    co.save_control_pipeline(place / "weights", pipeline)
+    base = gen.assemble(encoder, cl.pipeline_tokenizer(place / "words"), vae, denoiser)
+    pipeline = co.attach(base, co.build_controlnet(denoiser))
+    gen.save_pipeline(place / "weights", pipeline)
     write_manifest(
         place / "weights", {"hearts": to_dict(HeartSettings(subjects=48, seed=101))}, 0.0
     )

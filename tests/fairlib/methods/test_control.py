@@ -8,14 +8,9 @@ import torch
 from fairlib.cohorts.cardiac import balancing_weights, control_image, parse_prompt, prompt_of
 from fairlib.errors import DataError, SettingsError
 from fairlib.io import read_tensors, write_tensors
-from fairlib.methods.control import (
-    copies,
-    draw_rows,
-    fit_controlnet,
-    new_combinations,
-    rows_of_step,
-)
-from fairlib.models.control import build_controlnet, controlled_noise
+from fairlib.methods.control import copies, fit_controlnet, new_combinations
+from fairlib.methods.resampling import rows_of_step
+from fairlib.models.controlnet import build_controlnet, controlled_noise
 from fairlib.models.generator import add_noise, alphas_cumprod, build_denoiser
 from fairlib.models.training import FitSettings, Trainer, generator_for
 
@@ -116,25 +111,6 @@ def test_what_the_denoiser_predicts_is_told_by_the_scheduler(task, kind):
     scheduler.alphas_cumprod = scheduler.alphas_cumprod**2
     with pytest.raises(SettingsError, match="another noise schedule"):
         next(fit_controlnet(*networks(), *task, SETTINGS, scheduler=scheduler))
-
-
-def test_rows_are_drawn_in_proportion_and_are_a_function_of_seed_and_step():
-    weights = np.array([1.0, 0.0, 3.0])
-    rows = torch.cat(
-        [rows_of_step(FitSettings(1, 500, 0.1, seed=1), step, 3, weights) for step in range(8)]
-    )
-    shares = torch.bincount(rows, minlength=3) / len(rows)
-    assert shares[1] == 0 and abs(float(shares[2]) - 0.75) < 0.03  # four standard deviations
-    assert torch.equal(
-        rows[500:1000], rows_of_step(FitSettings(1, 500, 0.1, seed=1), 1, 3, weights)
-    )
-    assert not torch.equal(rows[:500], rows[500:1000])
-
-
-@pytest.mark.parametrize("weights", [[1.0, -1.0], [0.0, 0.0], [float("nan"), 1.0], []])
-def test_weights_that_cannot_be_drawn_from_are_refused(weights):
-    with pytest.raises(DataError, match="sampling weights"):
-        draw_rows(weights, 4, 0)
 
 
 def test_parts_of_different_length_are_refused(task):

@@ -1,19 +1,37 @@
-"""The downstream test as a whole, on rings that contract or not."""
+"""Training plans, subgroups and prevalence; and the downstream test as a whole, on rings that
+contract or not.
+"""
+
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 
-from fairlib.errors import DataError
+from fairlib.errors import DataError, SettingsError
 from fairlib.measures.paired import paired_answers
-from fairlib.methods.baselines import ARMS, RecipeSettings, recipe
-from fairlib.methods.downstream import DownstreamSettings, ImageTable, compare_arms, fit_recipe
-from fairlib.methods.subgroups import age_edges, with_groups
-from fairlib.models.diagnosis import DiagnosisSettings, build_classifier
+from fairlib.methods import downstream
+from fairlib.methods.downstream import (
+    ARMS,
+    HEADS,
+    META_GROUP,
+    DownstreamSettings,
+    ImageTable,
+    PlanSettings,
+    age_edges,
+    at_prevalence,
+    compare_arms,
+    fit_plan,
+    labels_of,
+    training_plan,
+    with_groups,
+)
+from fairlib.models.classifier import CARDIAC_SMALL, build_classifier
 
 SETTINGS = DownstreamSettings(
-    DiagnosisSettings(steps=4, batch_size=8), RecipeSettings(synthetic_count=12)
+    replace(DownstreamSettings().classifier, steps=4, batch_size=8, warmup=1),
+    PlanSettings(synthetic_count=12),
 )
 
 
@@ -70,8 +88,8 @@ def test_a_run_repeats_whatever_runs_beside_it():
 
 def test_it_learns_and_extra_images_are_trained_on():
     long = DownstreamSettings(
-        DiagnosisSettings(steps=25, batch_size=8, learning_rate=4e-3),
-        RecipeSettings(synthetic_count=12),
+        replace(SETTINGS.classifier, steps=25, learning_rate=4e-3, warmup=6),
+        PlanSettings(synthetic_count=12),
     )
     [result] = run(["extra_real"], settings=long)
     assert (result.predictions.positive == result.predictions.label).mean() >= 0.9
@@ -84,19 +102,22 @@ def test_it_learns_and_extra_images_are_trained_on():
 
 @pytest.mark.parametrize("share, steps", [(0.5, [2, 2]), (0.1, [1, 3]), (0.9, [3, 1])])
 def test_all_phases_together_take_the_steps_of_one_arm(monkeypatch, share, steps):
-    from fairlib.methods import downstream
-
     seen = []
-    monkeypatch.setattr(downstream, "fit_diagnosis", lambda *given: iter(seen.append(given) or ()))
-    plan = recipe(
+    monkeypatch.setattr(
+        downstream, "fit_classifier", lambda *given, **_: iter(seen.append(given) or ())
+    )
+    plan = training_plan(
         "pretrained",
         TRAIN.table,
         SYNTHETIC.table,
         None,
-        RecipeSettings(pretrain_share=share, fine_tune_rate=0.25),
+        PlanSettings(pretrain_share=share, fine_tune_rate=0.25),
     )
-    fit_recipe(
-        build_classifier(0), plan, {"real": TRAIN, "synthetic": SYNTHETIC}, SETTINGS.classifier
+    fit_plan(
+        build_classifier(HEADS, CARDIAC_SMALL),
+        plan,
+        {"real": TRAIN, "synthetic": SYNTHETIC},
+        SETTINGS.classifier,
     )
     assert [given[3].steps for given in seen] == steps
     assert [len(given[1]) for given in seen] == [16, 30]
@@ -110,3 +131,243 @@ def test_a_test_subject_that_was_trained_on_is_refused():
         run(["real"], test=rings(4, 0, "v"))
     with pytest.raises(DataError, match="one row for each image"):
         ImageTable(TEST.images[:3], TEST.table)
+
+
+def patients(n, seed, prefix):
+    rng = np.random.default_rng(seed)
+    ill = rng.random(n) < 0.25
+    return pd.DataFrame(
+        {
+            "subject": [f"{prefix}{i}" for i in range(n)],
+            "diagnosis": np.where(ill, "heart failure", "healthy"),
+            "sex": np.where(rng.random(n) < np.where(ill, 0.2, 0.55), "F", "M"),
+            "age": rng.integers(30, 90, n),
+            "bmi": rng.uniform(19, 38, n),
+        }
+    )
+
+
+REAL_TABLE, SYNTHETIC_TABLE, EXTRA_TABLE = (
+    patients(300, 0, "r"),
+    patients(120, 1, "s"),
+    patients(150, 2, "e"),
+)
+UNCAPPED = PlanSettings(weight_cap=1000)
+
+
+def plan_of(arm, settings=UNCAPPED):
+    return training_plan(arm, REAL_TABLE, SYNTHETIC_TABLE, EXTRA_TABLE, settings)
+
+
+@pytest.mark.parametrize("arm", ARMS)
+def test_every_plan_is_sound(arm):
+    plan = plan_of(arm)
+    assert plan.arm == arm and sum(phase.share for phase in plan.phases) == pytest.approx(1)
+    for phase in plan.phases:
+        assert all(len(np.unique(rows)) == len(rows) for rows in phase.rows.values())
+        if phase.weights is not None:
+            assert phase.weights.shape == (len(phase),) and phase.weights.mean() == pytest.approx(1)
+        if phase.probabilities is not None:
+            assert phase.probabilities.shape == (
+                len(phase),
+            ) and phase.probabilities.sum() == pytest.approx(1)
+
+
+def test_which_images_an_arm_sees():
+    seen = {
+        arm: [
+            {name: len(rows) for name, rows in phase.rows.items()} for phase in plan_of(arm).phases
+        ]
+        for arm in ARMS
+    }
+    real, synthetic = {"real": 300}, {"synthetic": 120}
+    assert seen == {
+        "real": [real],
+        "reweighted": [real],
+        "resampled": [real],
+        "mixed": [real | synthetic],
+        "pretrained": [synthetic, real],
+        "extra_real": [real | {"extra": 120}],
+        "synthetic": [synthetic],
+        "mixed_resampled": [real | synthetic],
+    }
+
+
+def test_reweighting_and_resampling_balance_the_meta_groups():
+    groups = with_groups(REAL_TABLE, age_edges(REAL_TABLE))
+    weights, chances = (
+        plan_of("reweighted").phases[0].weights,
+        plan_of("resampled").phases[0].probabilities,
+    )
+    totals = pd.Series(weights).groupby([groups[name] for name in META_GROUP], observed=True).sum()
+    assert totals.to_numpy() == pytest.approx(np.full(len(totals), 300 / len(totals)))
+    assert chances * 300 == pytest.approx(weights)
+    assert (
+        plan_of("real").phases[0].weights is None
+        and plan_of("real").phases[0].probabilities is None
+    )
+
+
+def test_balanced_mixing_counts_real_and_synthetic_together():
+    edges = age_edges(REAL_TABLE)
+    groups = pd.concat(
+        [with_groups(REAL_TABLE, edges), with_groups(SYNTHETIC_TABLE, edges)], ignore_index=True
+    )
+    totals = (
+        pd.Series(plan_of("mixed_resampled").phases[0].probabilities)
+        .groupby([groups[name] for name in META_GROUP], observed=True)
+        .sum()
+    )
+    assert totals.to_numpy() == pytest.approx(np.full(len(totals), 1 / len(totals)))
+
+
+def test_the_cap_holds_a_lone_image_back():
+    lone = pd.concat([patients(400, 3, "r").assign(sex="M"), patients(1, 4, "x").assign(sex="F")])
+    free, capped = (
+        training_plan("reweighted", lone, None, None, PlanSettings(weight_cap=cap))
+        .phases[0]
+        .weights
+        for cap in (1000, 3)
+    )
+    assert free[-1] > 15 and capped[-1] < 4.5
+
+
+def test_pretraining_goes_from_synthetic_to_real():
+    first, second = plan_of(
+        "pretrained", PlanSettings(pretrain_share=0.3, fine_tune_rate=0.2)
+    ).phases
+    assert (first.share, second.share, first.rate, second.rate) == (0.3, 0.7, 1.0, 0.2)
+    assert list(first.rows) == ["synthetic"] and list(second.rows) == ["real"]
+
+
+def test_a_number_of_images_is_chosen_by_the_seed():
+    few = PlanSettings(synthetic_count=50)
+    rows = plan_of("mixed", few).phases[0].rows["synthetic"]
+    assert len(rows) == 50 and (rows == plan_of("mixed", few).phases[0].rows["synthetic"]).all()
+    assert (
+        rows
+        != plan_of("mixed", PlanSettings(synthetic_count=50, seed=1)).phases[0].rows["synthetic"]
+    ).any()
+    assert (
+        len(training_plan("extra_real", REAL_TABLE, None, EXTRA_TABLE, few).phases[0].rows["extra"])
+        == 50
+    )
+
+
+def test_the_summary_is_one_row_a_phase_and_source():
+    summary = plan_of("mixed").summary()
+    assert list(summary.source) == ["real", "synthetic"] and list(summary.images) == [300, 120]
+    assert [plan_of(arm).summary().sampling[0] for arm in ("real", "reweighted", "resampled")] == [
+        "plain",
+        "weighted",
+        "resampled",
+    ]
+
+
+def test_what_is_missing_is_said():
+    with pytest.raises(SettingsError, match="did you mean 'mixed'"):
+        plan_of("mixd")
+    with pytest.raises(DataError, match="needs synthetic images"):
+        training_plan("mixed", REAL_TABLE, None, None, UNCAPPED)
+    with pytest.raises(DataError, match="asks for 130 synthetic images, 120 are there"):
+        plan_of("pretrained", PlanSettings(synthetic_count=130))
+    with pytest.raises(DataError, match="asks for 160 extra images, 150 are there"):
+        training_plan(
+            "extra_real", REAL_TABLE, None, EXTRA_TABLE, PlanSettings(synthetic_count=160)
+        )
+    with pytest.raises(DataError, match="unknown key 'bmi'"):
+        training_plan("reweighted", REAL_TABLE.drop(columns="bmi"), None, None, UNCAPPED)
+    for wrong in (
+        {"weight_cap": 0.5},
+        {"pretrain_share": 1.0},
+        {"synthetic_count": 0},
+        {"fine_tune_rate": 0.0},
+    ):
+        with pytest.raises(SettingsError, match=f"PlanSettings.{next(iter(wrong))} is"):
+            PlanSettings(**wrong)
+
+
+def people(healthy=200, ill=60, slices=2):
+    """Subjects with `slices` rows each."""
+    names = [f"h{i:03d}" for i in range(healthy)] + [f"i{i:03d}" for i in range(ill)]
+    rng = np.random.default_rng(0)
+    table = pd.DataFrame(
+        {
+            "subject": names,
+            "diagnosis": ["healthy"] * healthy + ["heart failure"] * ill,
+            "sex": rng.choice(["F", "M"], len(names)),
+            "age": rng.integers(30, 90, len(names)),
+            "bmi": rng.uniform(18, 40, len(names)),
+        }
+    )
+    return table.loc[table.index.repeat(slices)].reset_index(drop=True)
+
+
+def test_the_groups_of_the_paper():
+    table = pd.DataFrame({"age": [40, 60, 61, 70, 71], "bmi": [24.99, 25, 29.99, 30, 17]})
+    found = with_groups(table, (60, 70))
+    assert list(found.age_tertile) == ["lower", "lower", "middle", "middle", "upper"]
+    assert list(found.bmi_group) == ["below 25", "25 to 30", "25 to 30", "30 and above", "below 25"]
+
+
+def test_age_edges_are_those_of_subjects_not_of_slices():
+    table = pd.DataFrame({"subject": list("abcdefg"), "age": [30, 40, 50, 60, 70, 80, 90]})
+    often = pd.concat([table, *[table.iloc[:1]] * 20])
+    assert age_edges(table) == age_edges(often) == (50, 70)
+    drawn = with_groups(people().assign(bmi=25.0), age_edges(people()))
+    assert drawn.age_tertile.value_counts(normalize=True).to_numpy() == pytest.approx(
+        np.full(3, 1 / 3), abs=0.03
+    )
+
+
+@pytest.mark.parametrize("prevalence", [0.25, 0.10, 0.01, 0.6])
+def test_a_prevalence_is_reached_by_leaving_out_whole_subjects(prevalence):
+    table = people(healthy=500)
+    chosen = table.iloc[at_prevalence(table, prevalence, seed=3)]
+    by_subject = chosen.groupby("subject").size()
+    assert (by_subject == 2).all()
+    ill, total = sum(name.startswith("i") for name in by_subject.index), len(by_subject)
+    assert abs(ill - prevalence * total) <= 0.5
+    # The largest such part: one more ill subject would need more healthy ones than there are, or
+    # there is no ill one left.
+    assert ill == 60 or (ill + 1) * (1 - prevalence) / prevalence > 500
+
+
+def test_the_choice_depends_on_the_seed_and_not_on_the_order_of_rows():
+    table = people()
+    shuffled = table.sample(frac=1, random_state=1)
+
+    def kept(rows, seed):
+        return set(rows.iloc[at_prevalence(rows, 0.1, seed)].subject)
+
+    assert kept(table, 0) == kept(shuffled, 0) != kept(table, 1)
+
+
+def test_an_impossible_prevalence_says_how_many_there_are():
+    with pytest.raises(
+        DataError,
+        match="60 subjects with heart failure and 50 healthy; one ill subject needs 99 healthy",
+    ):
+        at_prevalence(people(healthy=50), 0.01, seed=0)
+    with pytest.raises(DataError, match="0 subjects with heart failure"):
+        at_prevalence(people(ill=0), 0.1, seed=0)
+    with pytest.raises(SettingsError, match="between|below 1"):
+        at_prevalence(people(), 1.0, seed=0)
+
+
+def test_a_subject_with_two_diagnoses_is_refused():
+    table = people()
+    table.loc[0, "diagnosis"] = "heart failure"
+    with pytest.raises(DataError, match="'h000' is healthy in one row and ill in another"):
+        at_prevalence(table, 0.1, seed=0)
+
+
+def test_missing_or_unknown_values_are_refused():
+    table = people()
+    with pytest.raises(DataError, match="3 of 520 rows have no bmi"):
+        with_groups(table.assign(bmi=table.bmi.where(table.index > 2)), (50, 60))
+    with pytest.raises(DataError, match="unknown key 'age'"):
+        age_edges(table.drop(columns="age"))
+    with pytest.raises(DataError, match="'DCM'"):
+        labels_of(table.assign(diagnosis="DCM"))
+    assert labels_of(table).sum() == 120

@@ -17,6 +17,16 @@ MALE = np.random.default_rng(1).normal(-2, 1.0, 63)
 LEVELS = np.linspace(0, 1, 101)
 
 
+def target_of(female, male, share, name="all"):
+    labels = ["F"] * len(female) + ["M"] * len(male)
+    scores = np.concatenate([np.asarray(female, dtype=float), np.asarray(male, dtype=float)])
+    return tg.Target.shares({"F": share, "M": 1 - share}, scores, labels, name=name)
+
+
+def mixture(female, male, share):
+    return target_of(female, male, share).distribution()
+
+
 def logits_of(*values):
     return torch.tensor(values, dtype=torch.float64)
 
@@ -28,7 +38,7 @@ def test_equal_weights_give_numpys_hazen_quantiles():
 
 def test_the_natural_share_gives_the_pooled_quantiles():
     pooled = np.concatenate([FEMALE, MALE])
-    found = tg.mixture(FEMALE, MALE, 38 / 101).quantile(LEVELS)
+    found = mixture(FEMALE, MALE, 38 / 101).quantile(LEVELS)
     np.testing.assert_allclose(found, np.quantile(pooled, LEVELS, method="hazen"), atol=1e-12)
 
 
@@ -36,7 +46,7 @@ def test_any_share_is_that_of_a_resampled_cohort():
     """Weights 3:1 are the same as each woman three times."""
     share = 3 * 38 / (3 * 38 + 63)
     repeated = np.concatenate([np.repeat(FEMALE, 3), MALE])
-    found = tg.mixture(FEMALE, MALE, share).quantile(LEVELS)
+    found = mixture(FEMALE, MALE, share).quantile(LEVELS)
     wanted = np.quantile(repeated, LEVELS, method="hazen")
     assert np.abs(found - wanted).max() < 0.4 and np.abs(found - wanted).mean() < 0.03
 
@@ -44,12 +54,12 @@ def test_any_share_is_that_of_a_resampled_cohort():
 @pytest.mark.parametrize("share,group", [(1.0, FEMALE), (0.0, MALE)])
 def test_extreme_shares_are_one_sex_alone(share, group):
     np.testing.assert_allclose(
-        tg.mixture(FEMALE, MALE, share).quantile(LEVELS), tg.weighted(group).quantile(LEVELS)
+        mixture(FEMALE, MALE, share).quantile(LEVELS), tg.weighted(group).quantile(LEVELS)
     )
 
 
 def test_separated_sexes_give_exactly_the_share():
-    distribution = tg.mixture(np.full(38, 3.0), np.full(63, -3.0), 0.458)
+    distribution = mixture(np.full(38, 3.0), np.full(63, -3.0), 0.458)
     assert (distribution.quantile((np.arange(10_000) + 0.5) / 10_000) > 0).mean() == pytest.approx(
         0.458, abs=0.015
     )
@@ -67,7 +77,7 @@ def test_ranks_go_to_midpoint_quantiles_in_order():
 def test_targets_are_monotone_and_the_cheapest_matching(values, share):
     """1-D optimal transport: no reordering of the targets is nearer to the logits."""
     logits = logits_of(*values)
-    found = tg.quantile_targets(logits, tg.mixture(FEMALE, MALE, share))
+    found = tg.quantile_targets(logits, mixture(FEMALE, MALE, share))
     order = logits.argsort()
     assert (found[order].diff() >= 0).all()
     shuffled = found[torch.randperm(len(found), generator=torch.Generator().manual_seed(0))]
@@ -78,7 +88,7 @@ def test_targets_are_monotone_and_the_cheapest_matching(values, share):
 
 def test_targets_are_the_optimal_assignment_by_brute_force():
     logits = logits_of(0.3, -2.0, 1.1, 0.2, -0.5)
-    found = tg.quantile_targets(logits, tg.mixture(FEMALE, MALE, 0.458)).numpy()
+    found = tg.quantile_targets(logits, mixture(FEMALE, MALE, 0.458)).numpy()
     costs = [
         np.abs(logits.numpy() - found[list(p)]).sum() for p in itertools.permutations(range(5))
     ]
@@ -89,7 +99,7 @@ def test_targets_are_the_optimal_assignment_by_brute_force():
 def test_a_pool_keeps_the_spread_that_small_batches_lose(size):
     """Logits already distributed as the target: their targets should be too."""
     rng = np.random.default_rng(size)
-    distribution = tg.mixture(FEMALE, MALE, 0.458)
+    distribution = mixture(FEMALE, MALE, 0.458)
     spread = distribution.quantile((np.arange(5000) + 0.5) / 5000).std()
 
     def targets(pool_size):
@@ -107,15 +117,6 @@ def test_a_pool_keeps_the_spread_that_small_batches_lose(size):
     assert shrunk < {1: 1e-6, 2: 0.95, 4: 0.985, 8: 0.999, 16: 1}[size]
 
 
-def test_random_levels_are_distributed_as_the_target():
-    distribution, rng = tg.mixture(FEMALE, MALE, 0.458), np.random.default_rng(0)
-    found = torch.cat(
-        [tg.quantile_targets(torch.zeros(1), distribution, generator=rng) for _ in range(3000)]
-    )
-    wanted = (distribution.quantile(LEVELS) > 0).mean()
-    assert float((found > 0).double().mean()) == pytest.approx(wanted, abs=0.04)
-
-
 def test_ties_share_no_rank():
     assert sorted(tg.ranks(torch.zeros(4))[0]) == [0, 1, 2, 3]
 
@@ -125,10 +126,10 @@ def test_pooled_ranks_count_the_pool_below():
     assert rank.tolist() == [1, 3] and count == 5
 
 
-def test_the_transport_map_carries_the_bank_onto_the_target():
+def test_the_transport_map_carries_the_cache_onto_the_target():
     base = torch.randn(400, generator=torch.Generator().manual_seed(0)) - 3
-    distribution = tg.mixture(FEMALE, MALE, 0.458)
-    mapped = tg.transport_map(base, distribution)
+    distribution = mixture(FEMALE, MALE, 0.458)
+    mapped = tg.quantile_targets(base, distribution)
     assert (mapped[base.argsort()].diff() >= 0).all()
     wanted = distribution.quantile((np.arange(400) + 0.5) / 400)
     np.testing.assert_allclose(np.sort(mapped.numpy()), wanted, atol=1e-5)
@@ -199,18 +200,10 @@ def test_an_assignment_costs_what_pot_finds():
         assert cost[np.arange(16), classes].mean() == pytest.approx(expected, abs=1e-9)
 
 
-def test_a_target_holds_plain_numbers_and_its_distribution():
-    target = tg.Target("HGG", 0.376, FEMALE, torch.as_tensor(MALE))
-    assert isinstance(target.female_logits, tuple) and len(target.male_logits) == 63
-    np.testing.assert_allclose(
-        target.distribution().quantile(0.3), tg.mixture(FEMALE, MALE, 0.376).quantile(0.3)
-    )
-
-
-@pytest.mark.parametrize("share", [-0.1, 1.2, float("nan"), "0.5"])
+@pytest.mark.parametrize("share", [-0.1, 1.2, float("nan")])
 def test_a_share_outside_nought_and_one_is_refused(share):
-    with pytest.raises(SettingsError, match="fraction from 0 to 1"):
-        tg.Target("all", share, FEMALE, MALE)
+    with pytest.raises(SettingsError, match="one non-negative share a group"):
+        target_of(FEMALE, MALE, share)
 
 
 @pytest.mark.parametrize(
@@ -234,5 +227,99 @@ def test_shares_and_classes_must_agree():
     "female,male,share", [([], MALE, 0.4), (FEMALE, [], 0.4), ([float("nan")], MALE, 0.4)]
 )
 def test_a_sex_without_logits_is_refused(female, male, share):
-    with pytest.raises(SettingsError, match="finite (female|male) logits"):
-        tg.mixture(female, male, share)
+    with pytest.raises(SettingsError, match="not the finite logits of real images of '(F|M)'"):
+        mixture(female, male, share)
+
+
+# ---- groups of any names
+
+
+def three(count=24, seed=0):
+    rng = np.random.default_rng(seed)
+    labels = np.array(["a", "b", "c"])[np.arange(count) % 3]
+    scores = rng.normal(0, 1, (count, 3)) + 3 * (np.arange(3) == (np.arange(count) % 3)[:, None])
+    return torch.tensor(scores), labels.tolist()
+
+
+def test_two_columns_are_the_difference_of_the_first_and_the_second():
+    scores = torch.tensor([[3.0, 1.0], [-1.0, 2.0]])
+    assert tg.class_logits(scores).tolist() == [2, -3]
+    pair = tg.Target.shares({"x": 0.3, "y": 0.7}, scores)
+    assert pair == tg.Target.shares({"x": 0.3, "y": 0.7}, [2.0, -3.0])
+    assert tg.classes_of(tg.class_logits(scores)).tolist() == [1, 0]
+    assert tg.group_shares(torch.tensor([1.0, 2.0, -3.0]), ("x", "y")) == pytest.approx(
+        {"x": 2 / 3, "y": 1 / 3}
+    )
+
+
+def test_logits_of_three_groups_are_centred_and_their_shares_counted():
+    scores, _ = three()
+    logits = tg.class_logits(scores + 7)
+    assert torch.allclose(logits.mean(1), torch.zeros(24).double()) and torch.allclose(
+        logits, tg.class_logits(scores)
+    )
+    shares = tg.group_shares(logits, ("a", "b", "c"))
+    assert shares == pytest.approx(
+        dict(zip("abc", (np.bincount(scores.argmax(1), minlength=3) / 24).tolist(), strict=True))
+    )
+
+
+def test_without_labels_the_classifier_names_the_groups():
+    scores, labels = three()
+    named = ["abc"[place] for place in scores.argmax(1)]
+    shares = {"a": 0.2, "b": 0.3, "c": 0.5}
+    assert tg.Target.shares(shares, scores) == tg.Target.shares(shares, scores, named)
+    assert tg.Target.shares(shares, scores, labels).logits[1][0] == pytest.approx(
+        tg.class_logits(scores)[1].tolist()
+    )
+
+
+def test_a_sample_of_the_target_has_its_shares():
+    scores, labels = three(300)
+    target = tg.Target.shares({"a": 0.2, "b": 0.3, "c": 0.5}, scores, labels)
+    classes = {
+        tuple(row): group for group, rows in zip("abc", target.logits, strict=True) for row in rows
+    }
+    counts = [classes[tuple(row)] for row in target.sample(50).tolist()]
+    assert [counts.count(group) for group in "abc"] == [10, 15, 25]
+
+
+def test_transport_of_three_groups_is_the_cheapest_assignment():
+    scores, labels = three()
+    target = tg.Target.shares({"a": 0.5, "b": 0.25, "c": 0.25}, scores, labels)
+    logits = tg.class_logits(torch.randn(5, 3, generator=torch.Generator().manual_seed(0)))
+    found = tg.transport_targets(logits, target).double()
+    points = torch.as_tensor(target.sample(5))
+    costs = [
+        float((logits - points[list(order)]).square().sum())
+        for order in itertools.permutations(range(5))
+    ]
+    assert float((logits - found).square().sum()) == pytest.approx(min(costs), rel=1e-6)
+    assert sorted(map(tuple, found.float().tolist())) == sorted(map(tuple, points.float().tolist()))
+
+
+def test_a_pool_takes_part_in_the_assignment_and_is_left_out_of_the_answer():
+    scores, labels = three()
+    target = tg.Target.shares({"a": 0.5, "b": 0.25, "c": 0.25}, scores, labels)
+    logits = tg.class_logits(scores[:4])
+    alone, pooled = (
+        tg.transport_targets(logits, target),
+        tg.transport_targets(logits, target, logits),
+    )
+    assert alone.shape == pooled.shape == (4, 3) and not torch.equal(alone, pooled)
+    rng = np.random.default_rng(0)
+    classes, confidence = tg.class_targets(logits, target, logits, draws=50, rng=rng)
+    assert classes.shape == confidence.shape == (4,) and classes.dtype == torch.int64
+
+
+def test_each_prompt_has_the_target_of_its_group():
+    both = tg.Target.by_group(
+        {"HGG": target_of(FEMALE, MALE, 0.4), "LGG": target_of(FEMALE, MALE, 0.6)}
+    )
+    assert [each.name for each in both.values()] == ["HGG", "LGG"]
+    chosen = tg.target_of_each({"p": "LGG", "q": "HGG", "r": "LGG"}, both)
+    assert [each.proportions[0] for each in chosen] == [0.6, 0.4, 0.6]
+    assert len(tg.target_of_each(["p", "q"], both["HGG"])) == 2
+    other = tg.Target.shares({"x": 0.5, "y": 0.5})
+    with pytest.raises(SettingsError, match="name different groups"):
+        tg.Target.by_group({"HGG": both["HGG"], "LGG": other})

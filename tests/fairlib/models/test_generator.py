@@ -4,12 +4,14 @@ import torch
 
 from fairlib.errors import SettingsError, WeightsError
 from fairlib.io import read_tensors, write_tensors
-from fairlib.methods.alignment import AlignmentSettings, AlignmentState, Target, tune
+from fairlib.methods.alignment import tune
+from fairlib.methods.settings import AlignmentSettings
+from fairlib.methods.targets import Target
 from fairlib.models import clip as cl
 from fairlib.models import generator as gen
 from fairlib.models.autoencoder import build_autoencoder
 from fairlib.models.solvers import ddim
-from fairlib.models.training import FitSettings, generator_for
+from fairlib.models.training import FitSettings, Trainer, generator_for
 from studies.engine.manifest import write_manifest
 
 CONFIG = {
@@ -157,7 +159,7 @@ def test_lora_tuning_goes_on_from_a_saved_state_with_the_same_bits(folder, tmp_p
         steps=3,
         prompts_per_step=1,
         images_per_prompt=2,
-        bank_size=2,
+        cache_size=2,
         sampling_steps=2,
         replay_steps=1,
         guidance_scale=1.0,
@@ -166,17 +168,17 @@ def test_lora_tuning_goes_on_from_a_saved_state_with_the_same_bits(folder, tmp_p
         lora_rank=2,
         seed=3,
     )
-    targets = [Target("all", 0.5, (1.0, 2.0), (-1.0, -2.0))] * 2
+    target = Target.shares({"F": 0.5, "M": 0.5}, [1.0, 2.0, -1.0, -2.0])
 
     def run(generator, state=None):
         torch.rand(7)
         return tune(
             generator,
             lambda images: images.mean((1, 2, 3)),
-            lambda images: images.flatten(1),
             PROMPTS,
-            targets,
-            settings,
+            target,
+            embed=lambda images: images.flatten(1),
+            settings=settings,
             state=state,
         )
 
@@ -184,16 +186,13 @@ def test_lora_tuning_goes_on_from_a_saved_state_with_the_same_bits(folder, tmp_p
     used = gen.Generator.load(folder)
     write_tensors(tmp_path / "state.safetensors", next(run(used)).state.to_tensors())
     saved = read_tensors(tmp_path / "state.safetensors")
-    resumed = [
-        step.state.to_tensors()
-        for step in run(gen.Generator.load(folder), AlignmentState.from_tensors(saved))
-    ]
+    resumed = [step.state.to_tensors() for step in run(gen.Generator.load(folder), saved)]
     assert len(resumed) == 2 and all(
         torch.equal(resumed[-1][name], value) for name, value in whole[-1].items()
     )
     assert any("lora_B" in name and value.any() for name, value in whole[-1].items())
-    with pytest.raises(WeightsError, match="not as the run found it"):
-        next(run(used, AlignmentState.from_tensors(saved)))
+    with pytest.raises(WeightsError, match="not the one that the run began with"):
+        next(run(used, saved))
 
 
 def test_the_schedule_is_stable_diffusions(generator):
@@ -252,3 +251,145 @@ def test_changed_weights_are_refused(folder, tmp_path):
         gen.Generator.load(copy)
     with pytest.raises(WeightsError, match="no pipeline here"):
         gen.Generator.load(tmp_path / "nothing")
+
+
+# any pipeline
+
+
+def colour_pipeline(folder):
+    """The same text encoder with a denoiser and an autoencoder of three channels, on 64 pixels."""
+    from diffusers import DiffusionPipeline
+
+    pipeline = DiffusionPipeline.from_pretrained(folder, local_files_only=True)
+    torch.manual_seed(3)
+    parts = (pipeline.text_encoder.float(), pipeline.tokenizer)
+    autoencoder = build_autoencoder((8, 8, 8), image_channels=3, size=64)
+    return gen.assemble(*parts, autoencoder, gen.build_denoiser((16, 32), text_width=32))
+
+
+def test_colour_stays_colour_and_grey_stays_grey(folder, generator):
+    pipeline = colour_pipeline(folder)
+    colour = gen.Generator.from_pipeline(pipeline)
+    images = colour.sample(PROMPTS, 0, steps=2)
+    assert images.shape == (2, 3, 64, 64) and not torch.equal(images[:, 0], images[:, 1])
+    assert images.dtype == torch.float32 and float(images.abs().max()) <= 1
+    grey = gen.Generator.from_pipeline(pipeline, grey=True)
+    latents = colour.noise(0, [0])
+    with torch.no_grad():
+        one, three = grey.decode(latents), colour.decode(latents)
+    assert one.shape == (1, 1, 64, 64) and torch.allclose(one, three.mean(1, keepdim=True))
+    assert generator.sample(PROMPTS, 0, steps=1).shape == (2, 1, 128, 128)
+
+
+@pytest.mark.parametrize("micro_batch", [1, 2, 5])
+def test_images_do_not_depend_on_the_micro_batch(folder, micro_batch):
+    generator = gen.Generator.from_pipeline(colour_pipeline(folder))
+    prompts, sizes = [*PROMPTS, PROMPTS[0]], []
+    decode = generator.decode
+    generator.decode = lambda latents: sizes.append(len(latents)) or decode(latents)
+    whole = generator.sample(prompts, 7, steps=2)
+    parts = generator.sample(prompts, 7, steps=2, micro_batch=micro_batch)
+    assert torch.allclose(whole, parts, atol=1e-5) and max(sizes[1:]) <= micro_batch
+    assert torch.equal(
+        whole, generator.sample(prompts, noise=generator.noise(7, [0, 1, 2]), steps=2)
+    )
+
+
+def test_a_random_number_generator_draws_the_noise(generator):
+    one, again, other = (
+        generator.sample(PROMPTS, torch.Generator().manual_seed(seed), steps=1)
+        for seed in (1, 1, 2)
+    )
+    assert torch.equal(one, again) and not torch.equal(one, other)
+    with pytest.raises(SettingsError, match="either `rng`"):
+        generator.sample(PROMPTS)
+    with pytest.raises(SettingsError, match="2 prompts, but rows of {'noise': 1}"):
+        generator.sample(PROMPTS, noise=generator.noise(0, [0]))
+
+
+def test_a_saved_generator_is_read_by_diffusers_and_draws_the_same(folder, tmp_path):
+    from diffusers import DiffusionPipeline
+
+    generator = gen.Generator.load(folder)
+    generator.mean_latent = torch.full((4, 16, 16), 0.2)
+    with torch.no_grad():
+        next(iter(generator.trainable_parameters().values())).add_(0.01)
+    before = generator.sample(PROMPTS, 0, steps=2)
+    generator.save(tmp_path / "tuned")
+    assert torch.equal(gen.Generator.load(tmp_path / "tuned").sample(PROMPTS, 0, steps=2), before)
+    theirs = DiffusionPipeline.from_pretrained(tmp_path / "tuned", local_files_only=True)
+    again = gen.Generator.from_pipeline(theirs)
+    again.mean_latent = generator.mean_latent
+    assert torch.allclose(again.sample(PROMPTS, 0, steps=2), before, atol=1e-5)
+    generator.save(tmp_path / "tuned", half=True)
+    small = gen.Generator.load(tmp_path / "tuned").sample(PROMPTS, 0, steps=2)
+    assert torch.allclose(small, before, atol=2e-2) and generator.denoiser.dtype == torch.float32
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(SettingsError, match="holds something that is no pipeline"):
+        generator.save(tmp_path)
+
+
+def test_lora_weights_are_merged_when_saved(folder, tmp_path):
+    generator = gen.Generator.load(folder)
+    generator.add_lora(2)
+    with torch.no_grad():
+        for parameter in generator.trainable_parameters().values():
+            parameter.add_(0.02)
+    before = generator.sample(PROMPTS, 0, steps=2)
+    generator.save(tmp_path / "tuned")
+    again = gen.Generator.load(tmp_path / "tuned")
+    assert not any("lora_" in name for name in again.denoiser.state_dict())
+    assert torch.allclose(again.sample(PROMPTS, 0, steps=2), before, atol=1e-4)
+    assert torch.equal(generator.sample(PROMPTS, 0, steps=2), before)
+
+
+def test_a_pipeline_of_another_kind_is_refused(folder):
+    pipeline = colour_pipeline(folder)
+    with pytest.raises(SettingsError, match="it has no vae"):
+        gen.Generator.from_pipeline(pipeline.__class__(**{**pipeline.components, "vae": None}))
+    pipeline.unet.register_to_config(addition_embed_type="text_time")
+    with pytest.raises(SettingsError, match="SDXL"):
+        gen.Generator.from_pipeline(pipeline)
+    pipeline.unet.register_to_config(addition_embed_type=None, in_channels=9)
+    with pytest.raises(SettingsError, match="inpainting"):
+        gen.Generator.from_pipeline(pipeline)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_half_precision_pipeline_samples_and_trains(folder, dtype):
+    single = gen.Generator.from_pipeline(colour_pipeline(folder))
+    half = gen.Generator.from_pipeline(colour_pipeline(folder).to(dtype))
+    images = half.sample(PROMPTS, 0, steps=2, guidance_scale=2.0)
+    assert images.dtype == torch.float32
+    assert torch.allclose(images, single.sample(PROMPTS, 0, steps=2, guidance_scale=2.0), atol=0.1)
+    named = half.trainable_parameters()
+    trainer = Trainer(named, FitSettings(2, 1, 1e-5, warmup=0))
+    before = {name: master.detach().clone() for name, master in trainer.masters.items()}
+    latents, embeds = half.noise(0, [0, 1]), half.encode_prompts(PROMPTS)
+    for step in trainer.run(lambda step: half.predict_noise(latents, 500, embeds).square().mean()):
+        assert np.isfinite(step.gradient_norm)
+    moved = [(trainer.masters[name] - value).abs().max() for name, value in before.items()]
+    assert 0 < max(moved) < 1e-4 and half.denoiser.dtype == dtype
+    assert all(bool(value.isfinite().all()) for value in named.values())
+
+
+# cost
+
+
+def test_evaluations_are_counted_by_purpose_and_kind(generator):
+    latents, embeds = generator.noise(0, [0, 1]), generator.encode_prompts(PROMPTS)
+    generator.sample(PROMPTS, 0, steps=3, guidance_scale=2.0, micro_batch=1)
+    assert generator.evaluations == {("sampling", "forward"): 12}
+    generator.trainable_parameters()
+    with generator.counted_as("replay"):
+        generator.predict_noise(latents, 5, embeds).sum().backward()
+        with torch.no_grad():
+            generator.predict_noise(latents, 5, embeds, 2.0)
+    generator.frozen_copy().predict_noise(latents, 5, embeds)
+    assert generator.evaluations.record() == {
+        "sampling_forward": 12,
+        "replay_forward": 6,
+        "replay_backward": 2,
+        "frozen_forward": 2,
+    }
+    assert generator.evaluations.cost == 12 + 6 + 2 * 2 + 2 and generator.purpose == "sampling"

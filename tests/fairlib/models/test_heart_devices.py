@@ -5,23 +5,21 @@ tells on the processor alone what was left behind. What a network finds has to c
 which from "meta" is an error of its own.
 """
 
-import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from fairlib.models import clip as cl
-from fairlib.models import heart_reader
-from fairlib.models.diagnosis import (
-    DiagnosisSettings,
+from fairlib.models.classifier import (
+    CARDIAC,
+    CARDIAC_SMALL,
+    ClassifierSettings,
     build_classifier,
-    diagnose,
-    fit_diagnosis,
+    fit_classifier,
+    predict,
     set_threshold,
 )
-from fairlib.models.heart_reader import HeartReader, fit_reader, read_people
 from fairlib.models.segmenter import Segmenter, SegmenterSettings, fit_segmenter, segment
-from fairlib.models.text_tower import TextTower, fit_text_tower
 from fairlib.models.training import FitSettings
 
 CONFIG = {
@@ -32,7 +30,8 @@ CONFIG = {
 PROMPTS = ["Female, healthy", "Male, healthy", "Female, heart failure", "Male, heart failure"]
 IMAGES = torch.rand(8, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
 LABELS, MASKS = torch.arange(8) % 2, torch.arange(4, dtype=torch.uint8).repeat(8, 2, 64, 16)
-TRUTH = torch.stack([LABELS.float(), torch.linspace(40, 80, 8), torch.linspace(20, 34, 8)], 1)
+HEADS = {"female": "binary", "age": "number", "grade": ("low", "high")}
+TRUTH = {"female": LABELS, "age": torch.linspace(40, 80, 8), "grade": LABELS}
 
 
 class OneStep:
@@ -50,7 +49,7 @@ class OneStep:
 
 
 def fit_tower(tower, trainer):
-    return fit_text_tower(
+    return cl.fit_clip(
         tower,
         torch.zeros(8, 3, 64, 64, dtype=torch.uint8),
         PROMPTS * 2,
@@ -61,14 +60,20 @@ def fit_tower(tower, trainer):
 
 FITS = {
     "words": fit_tower,
-    "diagnosis": lambda network, trainer: fit_diagnosis(
-        network, IMAGES, LABELS, DiagnosisSettings(1, 4), torch.ones(8), torch.ones(8), trainer
+    "diagnosis": lambda network, trainer: fit_classifier(
+        network,
+        IMAGES,
+        LABELS,
+        ClassifierSettings(1, 4, radius=0.5, balance=True),
+        weights=torch.ones(8),
+        probabilities=torch.ones(8),
+        trainer=trainer,
     ),
     "segmenter": lambda network, trainer: fit_segmenter(
         network, IMAGES, MASKS, SegmenterSettings(1, 4), trainer
     ),
-    "reader": lambda network, trainer: fit_reader(
-        network, IMAGES, TRUTH, FitSettings(1, 4, 1e-3), trainer
+    "reader": lambda network, trainer: fit_classifier(
+        network, IMAGES, TRUTH, ClassifierSettings(1, 4), trainer=trainer
     ),
 }
 
@@ -76,22 +81,16 @@ FITS = {
 def network_of(name: str, folder) -> nn.Module:
     if name == "words":
         cl.write_vocabulary(folder, cl.learn_merges(PROMPTS, count=20))
-        return TextTower(cl.build_clip(folder, CONFIG), PROMPTS)
+        return cl.TextTower(cl.build_clip(folder, CONFIG), PROMPTS)
     return {
-        "diagnosis": lambda: build_classifier(0),
+        "diagnosis": lambda: build_classifier({"ill": "binary"}, CARDIAC_SMALL),
         "segmenter": lambda: Segmenter((8, 16)),
-        "reader": HeartReader,
+        "reader": lambda: build_classifier(HEADS, CARDIAC),
     }[name]()
 
 
-@pytest.fixture
-def frames_unseen(monkeypatch):
-    """The reader looks for NaN in its frames, and "meta" has no numbers to look at."""
-    monkeypatch.setattr(heart_reader, "frames_of", lambda images: images[:, :2])
-
-
 @pytest.mark.parametrize("name", FITS)
-def test_a_fit_takes_its_batches_to_the_network(name, tmp_path, frames_unseen):
+def test_a_fit_takes_its_batches_to_the_network(name, tmp_path):
     trainer, network = OneStep(), network_of(name, tmp_path).to("meta")
     for _ in FITS[name](network, trainer):
         pass
@@ -101,17 +100,10 @@ def test_a_fit_takes_its_batches_to_the_network(name, tmp_path, frames_unseen):
 
 
 @pytest.mark.parametrize("name", ["segmenter", "reader"])
-def test_what_a_network_finds_comes_back_to_the_processor(name, tmp_path, frames_unseen):
+def test_what_a_network_finds_comes_back_to_the_processor(name, tmp_path):
     network = network_of(name, tmp_path).to("meta")
     with pytest.raises(NotImplementedError, match="Cannot copy out of meta tensor"):
-        segment(network, IMAGES) if name == "segmenter" else read_people(network, IMAGES)
-
-
-def test_logits_are_compared_with_the_threshold_on_the_processor():
-    classifier = build_classifier(0)
-    classifier.threshold = classifier.threshold.to("meta")
-    with pytest.raises(NotImplementedError, match="Cannot copy out of meta tensor"):
-        diagnose(classifier, IMAGES)
+        segment(network, IMAGES) if name == "segmenter" else predict(network, IMAGES)
 
 
 # No machine of CI has a CUDA device; what "meta" cannot show, the numbers, is looked at where there
@@ -124,14 +116,14 @@ def test_on_a_gpu_they_fit_and_read(name, tmp_path):
     assert [step.step for step in FITS[name](network, None)] == [1]
     if name == "diagnosis":
         set_threshold(network, IMAGES, LABELS)
-        found = diagnose(network, IMAGES)
-        assert all(one.device.type == "cpu" for one in found) and torch.equal(
-            found[1], found[0] > network.threshold.cpu()
-        )
+        found = predict(network, IMAGES)
+        assert found.logit.device.type == found.features.device.type == "cpu"
+        assert torch.equal(found.positive(), found.logit > network.threshold.cpu())
     elif name == "segmenter":
         assert (
             segment(network, IMAGES).shape == MASKS.shape
             and segment(network, IMAGES).device.type == "cpu"
         )
     elif name == "reader":
-        assert all(np.isfinite(one).all() for one in read_people(network, IMAGES))
+        found = predict(network, IMAGES)
+        assert all(bool(one.isfinite().all()) for one in (*found.logits.values(), found.features))

@@ -3,7 +3,7 @@ import pytest
 import torch
 from torch import nn
 
-from fairlib.errors import WeightsError
+from fairlib.errors import SettingsError, WeightsError
 from fairlib.io import read_tensors, write_tensors
 from fairlib.models.training import FitSettings, Trainer, batch_indices, generator_for
 
@@ -56,7 +56,7 @@ def test_streams_differ_by_key_and_repeat():
 
 def test_learning_rate_warms_up_and_anneals_to_zero():
     trainer = Trainer(nn.Linear(1, 1), FitSettings(100, 1, 1.0, warmup=10))
-    rates = [trainer.learning_rate(step) for step in range(101)]
+    rates = [trainer.settings.learning_rate_at(step) for step in range(101)]
     assert (
         rates[0] == pytest.approx(0.1)
         and max(rates) == pytest.approx(1.0)
@@ -91,3 +91,107 @@ def test_a_fit_saved_on_one_device_goes_on_on_another(tmp_path):
     ):
         pass
     torch.testing.assert_close(other.weight.cpu(), layer.weight, atol=1e-5, rtol=1e-4)
+
+
+def test_a_constant_rate_stays_after_the_warm_up():
+    settings = FitSettings(10, 1, 1.0, warmup=2, anneal="none")
+    assert [settings.learning_rate_at(step) for step in (0, 1, 9)] == [0.5, 1.0, 1.0]
+
+
+def test_the_state_of_another_shape_changes_nothing():
+    trainer = Trainer(nn.Linear(2, 1), FitSettings(1, 1, 1e-3))
+    other = Trainer(nn.Linear(3, 1), FitSettings(1, 1, 1e-3))
+    before = trainer.to_tensors()
+    with pytest.raises(WeightsError, match=r"'weight/weight' is \(1, 3\) in the file"):
+        trainer.from_tensors(other.to_tensors())
+    assert all(torch.equal(value, before[name]) for name, value in trainer.to_tensors().items())
+
+
+def test_a_module_without_gradients_is_refused():
+    with pytest.raises(SettingsError, match="no parameter takes gradients"):
+        Trainer(nn.Linear(2, 1).requires_grad_(False), FitSettings(1, 1, 1e-3))
+
+
+def test_the_update_is_torchs_adamw_with_a_moving_average():
+    rng = torch.Generator().manual_seed(0)
+    start = torch.randn(5, 3, generator=rng)
+    mine, theirs = nn.Parameter(start.clone()), nn.Parameter(start.clone())
+    settings = FitSettings(9, 1, 0.01, 0, 0.1, 1e9, 0.5, anneal="none", betas=(0.9, 0.999))
+    optimiser = torch.optim.AdamW([theirs], lr=0.01, weight_decay=0.1)
+    trainer, average = Trainer({"w": mine}, settings), start.clone()
+    for n in range(1, 8):
+        mine.grad = torch.randn(5, 3, generator=rng)
+        theirs.grad = mine.grad.clone()
+        norm = trainer.update()
+        optimiser.step()
+        keep = min(0.5, n / (9 + n))
+        average = keep * average + (1 - keep) * theirs.detach()
+        assert torch.equal(mine, theirs) and mine.grad is None
+        assert norm == pytest.approx(float(theirs.grad.norm()))
+    torch.testing.assert_close(trainer.ema["w"], average)
+
+
+def test_averaged_gives_the_last_weights_back():
+    parameter = nn.Parameter(torch.zeros(3))
+    trainer = Trainer({"w": parameter}, FitSettings(1, 1, 1e-3, ema_decay=0.9))
+    parameter.data += 2
+    with pytest.raises(RuntimeError), trainer.averaged():
+        assert parameter.tolist() == [0, 0, 0]
+        raise RuntimeError
+    assert parameter.tolist() == [2, 2, 2]
+
+
+def test_a_gradient_that_is_not_finite_changes_only_the_count():
+    parameter = nn.Parameter(torch.ones(2))
+    trainer = Trainer({"w": parameter}, FitSettings(50, 1, 0.1, ema_decay=0.9))
+    parameter.grad = torch.tensor([1.0, float("nan")])
+    assert not np.isfinite(trainer.update())
+    assert parameter.tolist() == [1, 1] and (trainer.step, trainer.updates) == (1, 0)
+    with pytest.raises(SettingsError, match="gradient that is not finite"):
+        list(trainer.run(lambda step: (parameter * float("inf")).sum()))
+
+
+def test_extra_tensors_travel_with_the_state():
+    trainer = Trainer(nn.Linear(2, 1), FitSettings(1, 1, 1e-3))
+    trainer.extra["pools/women"] = torch.arange(3.0)
+    again = Trainer(nn.Linear(2, 1), FitSettings(1, 1, 1e-3))
+    again.from_tensors(trainer.to_tensors())
+    assert again.extra["pools/women"].tolist() == [0, 1, 2]
+
+
+def half_fit(dtype, stop=None, state=None, steps=200):
+    torch.manual_seed(0)
+    layer = nn.Linear(4, 1).to(dtype)
+    settings = FitSettings(steps, 8, 1e-4, warmup=0, anneal="none", ema_decay=0.9)
+    trainer = Trainer(layer, settings)
+    if state is not None:
+        trainer.from_tensors(state)
+    x = torch.randn(8, 4, generator=generator_for(1)).to(dtype)
+    for done in trainer.run(lambda step: (layer(x) - 3).square().float().mean()):
+        if done.step == stop:
+            break
+    return trainer
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_trains_by_float32_master_weights(dtype):
+    whole, single = half_fit(dtype), half_fit(torch.float32)
+    # steps of 1e-4 are less than half a unit in the last place of bf16 weights near 0.5
+    start = half_fit(dtype, steps=1).to_tensors()["weight/weight"]
+    moved = (whole.masters["weight"] - start).abs()
+    assert moved.min() > 1e-2
+    torch.testing.assert_close(
+        whole.masters["weight"], single.masters["weight"], atol=2e-3, rtol=0.05
+    )
+    assert whole.module.weight.dtype == dtype
+    assert torch.equal(whole.module.weight, whole.masters["weight"].to(dtype))
+    resumed = half_fit(dtype, state=half_fit(dtype, stop=7).to_tensors()).to_tensors()
+    assert all(torch.equal(value, resumed[name]) for name, value in whole.to_tensors().items())
+
+
+def test_an_overflow_in_half_precision_lowers_the_loss_scale():
+    trainer = Trainer(nn.Linear(2, 1).half(), FitSettings(5, 1, 1e-3))
+    before = trainer.loss_scale
+    trainer.named["bias"].grad = torch.tensor([float("inf")], dtype=torch.float16)
+    trainer.update()
+    assert trainer.loss_scale == before / 2 and bool(trainer.named["bias"].isfinite().all())

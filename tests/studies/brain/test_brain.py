@@ -22,7 +22,7 @@ TINY = {
     "steps": 2,
     "prompts_per_step": 2,
     "images_per_prompt": 2,
-    "bank_size": 2,
+    "cache_size": 2,
     "sampling_steps": 2,
     "replay_steps": 1,
 }
@@ -202,8 +202,8 @@ def test_what_each_part_contributes(study, runs, tmp_path, monkeypatch):
         for settings in ablation.guide_settings(study, "ensemble")
     ]
     images = torch.rand(4, 1, 128, 128) * 2 - 1
-    mean = sum(predict(member, images) for member in members) / len(members)
-    torch.testing.assert_close(predict(judges.guides["ensemble"], images), mean)
+    mean = sum(predict(member, images).logit for member in members) / len(members)
+    torch.testing.assert_close(predict(judges.guides["ensemble"], images).logit, mean)
     assert len(key) == 4 and len({member.body[1].weight.sum().item() for member in members}) == 3
     with pytest.raises(SettingsError, match="unknown arm 'blunt'"):
         brain.run_ablation(study, ["blunt"], [0], tmp_path)
@@ -244,7 +244,7 @@ def test_variants_differ_from_the_default_in_what_they_say():
             for f in dataclasses.fields(default)
             if getattr(settings[arm], f.name) != getattr(default, f.name)
         }
-        if chosen.family == "monge":
+        if chosen.family == "transport":
             assert other == {name for name, _ in chosen.changes}, arm
         assert arm == "robust" or other or chosen.guide != "robust"
 

@@ -65,8 +65,9 @@ def test_logits_are_those_of_the_probabilities():
 
 def test_target_logits_have_the_target_share():
     rng = np.random.default_rng(1)
+    scores = [np.concatenate([rng.normal(4, 1, 60), rng.normal(-4, 1, 60)]) for _ in range(2)]
     targets = [
-        Target(name, share, tuple(rng.normal(4, 1, 60)), tuple(rng.normal(-4, 1, 60)))
+        Target.shares({"F": share, "M": 1 - share}, scores.pop(0), name=name)
         for name, share in (("a", 0.25), ("b", 0.75))
     ]
     wanted = views.target_logits(targets, 400)

@@ -141,8 +141,8 @@ def test_the_classifier_of_real_patients_never_saw_those_it_is_tried_on(
 ):
     seen = []
     monkeypatch.setattr(
-        evaluators,
-        "fit_reader",
+        evaluators.cf,
+        "fit_classifier",
         lambda reader, images, truth, settings: seen.append(images) or iter(()),
     )
     less = replace(settings, semantic_steps=2)

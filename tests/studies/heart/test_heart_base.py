@@ -6,7 +6,7 @@ import torch
 from fairlib.cohorts.cardiac import control_image
 from fairlib.io import read_json
 from fairlib.models import clip as cl
-from fairlib.models.control import ControlledGenerator, build_controlnet
+from fairlib.models.controlnet import ControlledGenerator, build_controlnet
 from fairlib.models.generator import build_denoiser
 from studies.engine import recipe
 from studies.heart import base as hb
@@ -32,9 +32,7 @@ def test_the_recipe_makes_a_pipeline_that_draws_under_a_mask(made):
     tensors, prompts = recipe.training_set(hb.draw_training, hb.TINY.hearts).load()
     images, masks = tensors["images"], tensors["masks"]
     assert images.shape == (24, 3, 64, 64) and masks.shape == (24, 2, 64, 64)
-    drawn = generator.sample(
-        prompts[:2], control_image(masks[:2]), generator.noise(0, [0, 1]), steps=2
-    )
+    drawn = generator.sample(prompts[:2], 0, control=control_image(masks[:2]), steps=2)
     assert drawn.shape == (2, 3, 64, 64) and drawn.isfinite().all()
     assert generator.latent_shape == (4, 16, 16) and generator.mean_latent.shape == (4, 16, 16)
 

@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 from fairlib.methods import downstream as method
-from fairlib.models.diagnosis import DiagnosisSettings
+from fairlib.models.classifier import ClassifierSettings
 from fairlib.models.segmenter import SegmenterSettings
-from fairlib.models.training import FitSettings, device_of
+from fairlib.models.training import device_of
 from studies.engine.progress import Progress
 from studies.heart import Hearts, HeartStudy, downstream, judges
 from studies.heart import base as heart_base
@@ -39,20 +39,21 @@ def people():
     ("name", "settings"),
     [
         ("segmenter", SegmenterSettings()),
-        ("diagnosis", DiagnosisSettings()),
-        ("reader", FitSettings(1, 4, 1e-3)),
+        ("diagnosis", method.DownstreamSettings().classifier),
+        ("reader", ClassifierSettings(1, 4)),
     ],
 )
 def test_instruments_are_fitted_there(name, settings, people, monkeypatch, tmp_path):
     monkeypatch.setattr(judges, "_two", lambda study: (people, people))
-    monkeypatch.setattr(judges, f"fit_{name}", stop)
+    monkeypatch.setattr(judges, "fit_segmenter", stop)
+    monkeypatch.setattr(judges, "fit_classifier", stop)
     with pytest.raises(Seen, match="meta"):
         getattr(judges, f"_{name}")(None, settings, tmp_path, Progress())
 
 
 def test_instruments_read_there(monkeypatch):
     monkeypatch.setattr(judges, "_folders", lambda study: "abc")
-    for name in ("segmenter", "diagnosis", "reader"):
+    for name in ("segmenter", "classifier"):
         monkeypatch.setattr(judges, f"load_{name}", lambda folder: nn.Linear(1, 1))
     found = judges.fit_heart_judges(HeartStudy(data_dir="of this test alone"))
     judges.fit_heart_judges.cache_clear()
@@ -68,7 +69,7 @@ def test_downstream_classifiers_are_trained_there(people, monkeypatch):
             people.images, people.table.assign(subject=part + people.table["subject"]), people.masks
         ),
     )
-    monkeypatch.setattr(method, "fit_recipe", stop)
+    monkeypatch.setattr(method, "fit_plan", stop)
     study = HeartStudy()
     with pytest.raises(Seen, match="meta"):
         downstream._margins(study, downstream.downstream_settings(study), "real", 0)
