@@ -1,38 +1,107 @@
-"""The command line: `python -m studies doctor | run | resume | html | report | study | ablation |
-heart | fundus | statistics | base`.
+"""The command line of the experiments: `python -m studies brain | ablation | heart | fundus |
+statistics | report | base | run | html`.
+
+The options of a study are the fields of its settings, so that a new setting is an option at once.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import sys
-from pathlib import Path
+import types
+import typing
+from importlib import import_module
+from typing import Any
 
 from fairlib.errors import FairlibError
 
+STUDIES = {
+    "brain": (
+        "studies.brain.study",
+        "STUDY",
+        "the brain study (Han et al.): arms tuned, sampled and read by every evaluator",
+    ),
+    "ablation": (
+        "studies.brain.study",
+        "ABLATION",
+        "the default of the brain study, one part at a time taken away",
+    ),
+    "heart": (
+        "studies.heart.study",
+        "STUDY",
+        "the cardiac study (Skorupko et al.): images, measures, classifiers",
+    ),
+    "fundus": (
+        "studies.fundus.study",
+        "STUDY",
+        "the retinal study (Luo et al.): fine-tuning in several ways, measured by group",
+    ),
+    "statistics": (
+        "studies.statistics",
+        "STUDY",
+        "simulations of what published tests do where there is nothing to find",
+    ),
+}
+BASES = ("brain", "heart", "fundus")
+
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command; returns the exit status: 0, 1 when something is found wanting, 2 on a user's
+    """Run one command; returns the exit status: 0, 1 when a criterion is not met, 2 on a user's
     mistake.
     """
-    options = _parser().parse_args(arguments)
+    options = _parser(sys.argv[1:] if arguments is None else arguments).parse_args(arguments)
     try:
         return options.command(options) or 0
     except FairlibError as error:
-        print(f"fairlib: {error}", file=sys.stderr)
+        print(f"studies: {error}", file=sys.stderr)
         return 2
 
 
-def doctor(options) -> int:
-    """Print versions, device, memory, and whether weights and data are whole."""
-    from studies.doctor import examine
-
-    lines, well = examine(options.data_dir, options.cohort)
-    print("\n".join(lines))
-    return 0 if well else 1
+def study_of(name: str) -> Any:
+    """The study of that name."""
+    module, attribute, _ = STUDIES[name]
+    return getattr(import_module(module), attribute)
 
 
-def run(options) -> None:
+def run_one(options: argparse.Namespace) -> None:
+    """Run a study over arms and seeds and write its tables (hours on slow cores; it resumes)."""
+    from studies.engine.study import run_study
+
+    study = study_of(options.study)
+    known = {field.name for field in dataclasses.fields(study.settings)}
+    given = {
+        name: value for name, value in vars(options).items() if name in known and value is not None
+    }
+    print(
+        run_study(
+            study,
+            study.settings(**given),
+            options.arms,
+            options.seeds,
+            options.out or None,
+            options.only,
+        )
+    )
+
+
+def report(options: argparse.Namespace) -> int:
+    """Print figures, intervals and criteria of every study whose results are there."""
+    from studies.engine.criteria import formatted
+    from studies.engine.study import reports
+
+    tables = reports([study_of(name) for name in STUDIES])
+    for folder, table in tables.items():
+        print(f"{folder}\n{formatted(table).to_string(index=False)}\n")
+    return 0 if not any(table["met"].isin([False]).any() for table in tables.values()) else 1
+
+
+def base(options: argparse.Namespace) -> None:
+    """Train the base weights of one study's generator."""
+    print(import_module(f"studies.{options.model}.base").main())
+
+
+def run(options: argparse.Namespace) -> None:
     """Execute the notebooks of a profile that are not up to date."""
     from studies.book.notebooks import run_profile
 
@@ -40,151 +109,28 @@ def run(options) -> None:
         print(path)
 
 
-def html(options) -> None:
+def html(options: argparse.Namespace) -> None:
     """Build the book from the executed notebooks of a profile."""
     from studies.book.build import build_book
 
     print(build_book(options.profile, strict=not options.lenient))
 
 
-def report(options) -> int:
-    """Print the figures, intervals and bounds of every study whose results are there."""
-    from studies.brain import many_images_folder
-    from studies.brain import report as brain_report
-    from studies.engine.criteria import formatted
-    from studies.fundus.report import fundus_report
-    from studies.fundus.study import fundus_results_folder
-    from studies.heart.study import heart_report
-    from studies.statistics import statistics_folder, statistics_report
-
-    tables = [brain_report()]
-    if folder := many_images_folder():
-        tables.append(brain_report(folder))
-    if len(hearts := heart_report()):
-        tables.append(hearts)
-    if (statistics_folder() / "study.json").is_file():
-        tables.append(statistics_report())
-    if (fundus_results_folder() / "study.json").is_file():
-        tables.append(fundus_report())
-    print(
-        "\n\n".join(
-            (formatted(table) if "met" in table else table).to_string(
-                index=False, float_format="{:.3f}".format, na_rep="-"
-            )
-            for table in tables
-        )
-    )
-    met = (table["met"].ne(False) if "met" in table else table["holds"] for table in tables)
-    return 0 if all(rows.all() for rows in met) else 1
-
-
-def study(options) -> None:
-    """Run the brain study over arms and seeds and write results/brain (hours on two slow cores; it
-    resumes).
-    """
-    from studies.brain import Study, run_study
-
-    print(
-        run_study(
-            Study(images=options.images),
-            options.arms,
-            options.seeds,
-            options.out and Path(options.out),
-            readings_only=options.readings_only,
-        )
-    )
-
-
-def ablation(options) -> None:
-    """Tune the default again with one part at a time taken away, and write results/ablation (it
-    resumes).
-    """
-    from studies.brain import ABLATIONS, Study, run_ablation
-
-    study = Study(images=options.images)
-    print(
-        run_ablation(
-            study, options.arms or list(ABLATIONS), options.seeds, options.out and Path(options.out)
-        )
-    )
-
-
-def heart(options) -> None:
-    """Run the heart study, or a half of it with --people or --guidance; write results/heart (hours
-    on slow cores; it resumes).
-    """
-    from studies.engine.study import run_study
-    from studies.heart.arms import DEFAULT_ARMS, default_arms
-    from studies.heart.settings import HeartSettings
-    from studies.heart.study import STUDY
-
-    settings = HeartSettings(
-        cohort=options.cohort,
-        data_dir=options.data_dir,
-        weights=options.weights,
-        images=options.images,
-        synthetic=options.synthetic,
-        classifier_people=options.people,
-        guidance_scale=options.guidance,
-        n_min=options.n_min,
-    )
-    if options.arms is None and settings.trains_classifiers:
-        for arm in set(DEFAULT_ARMS) - set(default_arms(settings)):
-            reason = STUDY.arms[arm].refused(settings)
-            print(f"without arm {arm}: {reason}", file=sys.stderr)
-    print(run_study(STUDY, settings, options.arms, options.seeds, options.out or None))
-
-
-def fundus(options) -> None:
-    """Run the fundus study over arms and seeds and write results/fundus (hours on two slow cores;
-    it resumes).
-    """
-    from studies.fundus import FundusStudy, run_fundus_study
-
-    study = FundusStudy(
-        cohort=options.cohort,
-        data_dir=options.data_dir,
-        weights=options.weights,
-        everyone=options.everyone,
-        images=options.images,
-        reference_people=max(options.images, FundusStudy.reference_people),
-        steps=options.steps,
-        learning_rate=options.learning_rate,
-    )
-    print(run_fundus_study(study, options.arms, options.seeds, options.out and Path(options.out)))
-
-
-def statistics(options) -> None:
-    """Simulate what published statistics do where nothing is to be found, and write
-    results/statistics (minutes).
-    """
-    from studies.statistics import load_statistics, run_statistics, statistics_report
-
-    folder = run_statistics(out=options.out or None)
-    print(
-        statistics_report(load_statistics(folder)).to_string(
-            index=False, float_format="{:.3f}".format
-        )
-    )
-
-
-def base(options) -> int:
-    """Train the base weights of one chapter's model."""
-    if options.model == "heart":
-        from studies.heart.base import main as train
-    elif options.model == "fundus":
-        from studies.fundus.base import main as train
-    else:
-        from studies.brain.base import main as train
-    train()
-    return 0
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="fairlib", description=__doc__)
+def _parser(arguments: list[str]) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="studies", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="command")
-    for name, function in {"run": run, "resume": run}.items():
-        command = _command(commands, name, function)
+    for name, (_, _, words) in STUDIES.items():
+        command = _command(commands, name, run_one, words)
+        command.set_defaults(study=name)
+        if name in arguments:  # a study is imported, with torch, only when it is asked for
+            _add_study(command, study_of(name))
+    _command(commands, "report", report)
+    trained = _command(commands, "base", base)
+    trained.add_argument(
+        "model", nargs="?", default="brain", choices=BASES, help="which (default: brain)"
+    )
+    for name in ("run", "resume"):
+        command = _command(commands, name, run)
         command.add_argument(
             "--only", nargs="+", metavar="NOTEBOOK", help="these notebooks only, as 03_classifier"
         )
@@ -195,177 +141,71 @@ def _parser() -> argparse.ArgumentParser:
             "--jobs",
             type=int,
             metavar="N",
-            help="parts of the book to run at the same time (default: "
-            "two, but one on a single core or a GPU)",
+            help="notebooks to run at the same time (default: two, but one on "
+            "a single core or a GPU)",
         )
-        _add_profile(command)
+        command.add_argument(
+            "--profile", default="quick", help="the name of a file in profiles/ (default: quick)"
+        )
     book = _command(commands, "html", html)
     book.add_argument("--lenient", action="store_true", help="let warnings pass")
-    _add_profile(book)
-    examine = _command(commands, "doctor", doctor)
-    examine.add_argument(
-        "--data-dir", default="", help="the folder of a real cohort, to check its layout"
-    )
-    examine.add_argument(
-        "--cohort",
-        default="brats",
-        choices=["brats", "roco", "rocov2", "mnms", "acdc", "fairgenmed", "ham10000", "chexpert"],
-    )
-    _command(commands, "report", report)
-    model = _command(commands, "base", base)
-    model.add_argument(
-        "model",
-        nargs="?",
-        default="brain",
-        choices=["brain", "heart", "fundus"],
-        help="which (default: brain)",
-    )
-    whole = _command(commands, "study", study)
-    whole.add_argument(
-        "--arms", nargs="*", default=["plain", "robust", "conditional"], metavar="ARM"
-    )
-    whole.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3, 4, 5], metavar="SEED")
-    whole.add_argument(
-        "--out",
-        default="",
-        help="where the tables go (default: results/brain, or beside it with "
-        "--images, as results/brain-4000)",
-    )
-    whole.add_argument(
-        "--images", type=int, default=1000, help="images of each arm and seed (default: 1000)"
-    )
-    whole.add_argument(
-        "--readings-only",
-        action="store_true",
-        help="only what the judges read in these arms; neither the "
-        "untuned model beside them nor fidelity, likeness and quality",
-    )
-    parts = _command(commands, "ablation", ablation)
-    parts.add_argument("--arms", nargs="*", default=[], metavar="ARM", help="default: all")
-    parts.add_argument("--seeds", nargs="+", type=int, default=[1], metavar="SEED")
-    parts.add_argument("--out", default="", help="where the table goes (default: results/ablation)")
-    parts.add_argument(
-        "--images", type=int, default=500, help="images of each variant and seed (default: 500)"
-    )
-    _add_heart(commands)
-    _add_fundus(commands)
-    chapter = _command(commands, "statistics", statistics)
-    chapter.add_argument(
-        "--out", default="", help="where the tables go (default: results/statistics)"
+    book.add_argument(
+        "--profile", default="quick", help="the name of a file in profiles/ (default: quick)"
     )
     return parser
 
 
-def _add_heart(commands) -> None:
-    command = _command(commands, "heart", heart)
-    command.add_argument(
-        "--arms",
-        nargs="+",
-        metavar="ARM",
-        help="default: real reweighted resampled mixed pretrained, and "
-        "extra_real where the cohort is synthetic",
-    )
-    command.add_argument("--seeds", nargs="+", type=int, default=list(range(1, 9)), metavar="SEED")
-    command.add_argument(
-        "--n-min",
-        type=int,
-        default=10,
-        metavar="N",
-        help="ill and healthy people that a subgroup of the downstream tables must have (default: "
-        "10)",
-    )
-    command.add_argument("--cohort", default="phantom", choices=["phantom", "mnms"])
-    command.add_argument(
-        "--data-dir", default="", help="the folder that holds OpenDataset, for mnms"
-    )
-    command.add_argument(
-        "--weights", default="weights/heart", help="the generator's folder (default: weights/heart)"
-    )
-    command.add_argument(
-        "--images",
-        type=int,
-        default=800,
-        help="images of each way that are measured (default: 800)",
-    )
-    command.add_argument(
-        "--synthetic",
-        type=int,
-        default=2000,
-        help="images that classifiers train on (default: 2000)",
-    )
-    command.add_argument(
-        "--people",
-        type=int,
-        default=0,
-        help="real people that classifiers train on, and the downstream tables alone (default: all "
-        "whom the "
-        "generator saw)",
-    )
-    command.add_argument(
-        "--guidance",
-        type=float,
-        default=4.0,
-        metavar="SCALE",
-        help="another guidance scale than the paper's 4, and the tables on the hearts alone, no "
-        "classifiers",
-    )
-    command.add_argument(
-        "--out",
-        default="",
-        help="where the tables go (default: results/heart, of real people results/heart-mnms; with "
-        "-shared "
-        "behind it with --people, -guidanceSCALE with --guidance)",
-    )
-
-
-def _add_fundus(commands) -> None:
-    command = _command(commands, "fundus", fundus)
-    arms = [
-        "plain",
-        "released",
-        "repaired",
-        "random",
-        "random-repaired",
-        "inverse",
-        "dro",
-        "balanced",
-    ]
-    command.add_argument("--arms", nargs="*", default=arms, metavar="ARM")
-    command.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3, 4, 5], metavar="SEED")
-    command.add_argument("--cohort", default="phantom", choices=["phantom", "fairgenmed"])
-    command.add_argument(
-        "--data-dir", default="", help="the folder that holds data_summary.csv, for fairgenmed"
-    )
-    command.add_argument(
-        "--weights",
-        default="weights/fundus-white",
-        help="the generator that fine-tuning starts from (default: weights/fundus-white)",
-    )
-    command.add_argument(
-        "--everyone",
-        default="weights/fundus",
-        help="a generator trained on everybody, shown beside the arms; '' for none (default: "
-        "weights/fundus)",
-    )
-    command.add_argument(
-        "--images", type=int, default=600, help="pictures of each arm and seed (default: 600)"
-    )
-    command.add_argument(
-        "--steps", type=int, default=180, help="optimiser steps of each fine-tuning (default: 180)"
-    )
-    command.add_argument(
-        "--learning-rate", type=float, default=3e-4, help="of every arm (default: 3e-4)"
-    )
-    command.add_argument("--out", default="", help="where the tables go (default: results/fundus)")
-
-
-def _command(commands, name: str, function) -> argparse.ArgumentParser:
-    command = commands.add_parser(name, help=function.__doc__, description=function.__doc__)
+def _command(commands: Any, name: str, function: Any, words: str = "") -> argparse.ArgumentParser:
+    words = words or function.__doc__
+    command = commands.add_parser(name, help=words, description=words)
     command.set_defaults(command=function)
     return command
 
 
-def _add_profile(command: argparse.ArgumentParser) -> None:
+def _add_study(command: argparse.ArgumentParser, study: Any) -> None:
+    """Arms, seeds, tables, folder, and an option for every setting."""
+    defaults = study.default_arms(study.settings())
+    seeds = " ".join(map(str, study.seeds))
     command.add_argument(
-        "--profile", default="quick", help="the name of a file in profiles/ (default: quick)"
+        "--arms",
+        nargs="*",
+        metavar="ARM",
+        help=f"default: {' '.join(defaults)}; known: {' '.join(study.arms)}",
     )
+    command.add_argument("--seeds", nargs="+", type=int, metavar="SEED", help=f"default: {seeds}")
+    command.add_argument(
+        "--only",
+        nargs="+",
+        metavar="TABLE",
+        help=f"tables to make (default: all): {' '.join(study.tables)}",
+    )
+    command.add_argument(
+        "--out",
+        default="",
+        help=f"where the tables go (default: results/{study.results().name}, or beside it "
+        "where a setting asks for it)",
+    )
+    hints = typing.get_type_hints(study.settings)
+    for field in dataclasses.fields(study.settings):
+        add_setting(command, field, hints[field.name])
+
+
+def add_setting(command: argparse.ArgumentParser, field: dataclasses.Field, hint: Any) -> None:
+    """An option for one field of settings, where a command line can say it: numbers, words, choices
+    and lists of them.
+    """
+    flag, origin = "--" + field.name.replace("_", "-"), typing.get_origin(hint)
+    words = f"default: {field.default!r}"
+    if origin in (types.UnionType, typing.Union):
+        [hint] = [part for part in typing.get_args(hint) if part is not type(None)]
+        origin = typing.get_origin(hint)
+    if origin is typing.Literal:
+        command.add_argument(flag, choices=typing.get_args(hint), help=words)
+    elif hint is bool:
+        command.add_argument(flag, action=argparse.BooleanOptionalAction, default=None, help=words)
+    elif hint in (int, float, str):
+        command.add_argument(flag, type=hint, metavar=hint.__name__.upper(), help=words)
+    elif origin is tuple and (inner := typing.get_args(hint)[0]) in (int, float, str):
+        command.add_argument(
+            flag, type=inner, nargs="*", metavar=inner.__name__.upper(), help=words
+        )

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import gzip
+import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +21,7 @@ import pandas as pd
 from fairlib.errors import DataError, SettingsError
 from fairlib.io import read_json, write_bytes, write_json
 from fairlib.settings import digest, to_dict, unknown_key
+from studies.engine.criteria import criteria_table
 from studies.engine.manifest import commit, device, versions
 from studies.engine.places import repository
 from studies.engine.reach import code_digest
@@ -30,7 +32,7 @@ Tables = dict[str, pd.DataFrame]
 # of a record: digests of what the study read; what older records lack is taken as it is
 INPUTS = "inputs"
 # where things lie is no part of what they are
-PATHS = ("data_dir", "weights", "clip", "controlnet", "reference_weights")
+PATHS = ("data_dir", "weights", "everyone", "clip", "controlnet", "reference_weights")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,12 +119,16 @@ class Study(Generic[S]):
     def identity(self, settings: S) -> dict[str, Any]:
         """What makes results comparable: settings, and digests of weights and cohort."""
         kept = {name: value for name, value in to_dict(settings).items() if name not in PATHS}
+        kept = json.loads(json.dumps(kept))  # as it is read back: a tuple is a list
         weights = {name: base(settings).digest for name, base in self.bases.items()}
         cohort = self.sources[settings.cohort].digest(settings)  # type: ignore[attr-defined]
         return {"study": kept, INPUTS: {**weights, "cohort": cohort}}
 
-    def arms_of(self, settings: S, arms: Iterable[str] | None) -> tuple[str, ...]:
-        """References first, then `arms` (or the default ones), each once.
+    def arms_of(
+        self, settings: S, arms: Iterable[str] | None, references: bool = True
+    ) -> tuple[str, ...]:
+        """References first (unless they are left out), then `arms` (or the default ones), each
+        once.
 
         Raises `SettingsError` on an unknown one, and on one that these settings cannot have.
         """
@@ -134,7 +140,8 @@ class Study(Generic[S]):
                 )
             if reason := self.arms[arm].refused(settings):
                 raise SettingsError(f"arm {arm!r}: {reason}")
-        return tuple(dict.fromkeys((*self.references(settings), *chosen)))
+        first = self.references(settings) if references else ()
+        return tuple(dict.fromkeys((*first, *chosen)))
 
     def ordered(self, table: pd.DataFrame) -> pd.DataFrame:
         """Rows seed by seed, arms in the order of the registry."""
@@ -214,15 +221,17 @@ def run_study(
     seeds: Iterable[int] | None = None,
     out: str | Path | None = None,
     only: Iterable[str] | None = None,
+    references: bool = True,
 ) -> Path:
     """Run every arm at every seed and write the tables; returns their folder.
 
     Tables are written after every arm and seed. Those of arms and seeds that are in the folder
-    already are kept; made again they take the place of the old. `only`: the tables to make. Raises
-    `SettingsError` on an unknown arm, and `DataError` when the folder holds another study.
+    already are kept; made again they take the place of the old. `only`: the tables to make.
+    `references`: whether arms that the study always has are made, too. Raises `SettingsError` on an
+    unknown arm, and `DataError` when the folder holds another study.
     """
     out = Path(out or study.results(settings))
-    chosen = study.arms_of(settings, arms)
+    chosen = study.arms_of(settings, arms, references)
     made = study.identity(settings)
     same_study(out / "study.json", made)
     fixed = {
@@ -264,6 +273,28 @@ def load_results(study: Study[S], folder: str | Path | None = None) -> Tables:
             f"{study.name}`"
         )
     return read_tables(study, folder)
+
+
+def criteria_of(study: Study[S], folder: str | Path | None = None) -> pd.DataFrame:
+    """The figures of a long run with their criteria, columns of `studies.engine.criteria`.
+
+    Raises `DataError` when there are no results.
+    """
+    folder = Path(folder or study.results())
+    tables = load_results(study, folder)
+    return criteria_table(study.criteria(tables, settings_of(study, folder)))
+
+
+def reports(studies: Iterable[Study[Any]]) -> Tables:
+    """Criteria of every folder of results, by its name: of each study the main one first."""
+    found = {}
+    for study in studies:
+        main = study.results()
+        beside = sorted(path.parent for path in main.parent.glob(f"{main.name}-*/study.json"))
+        for folder in [main, *beside]:
+            if (folder / "study.json").is_file():
+                found[folder.name] = criteria_of(study, folder)
+    return found
 
 
 def read_tables(study: Study[S], folder: Path) -> Tables:

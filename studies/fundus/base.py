@@ -31,7 +31,8 @@ from fairlib.models.training import FitSettings
 from studies.engine import recipe
 from studies.engine.progress import Progress
 from studies.engine.recipe import PixelPhase
-from studies.fundus.phantom import FundusSettings, draw_fundus
+from studies.fundus.phantom import draw_fundus
+from studies.fundus.rules import PhantomSettings
 
 # A prompt of this template is up to 33 tokens with its two ends: at 32, the last attribute would be
 # cut off in silence.
@@ -47,7 +48,7 @@ CLIP = {
 class FundusBaseSettings:
     """The whole recipe. Seeds are part of it; that of the fundi differs from every cohort's."""
 
-    fundi: FundusSettings = FundusSettings(subjects=6000, seed=109)
+    fundi: PhantomSettings = PhantomSettings(subjects=6000, seed=109)
     words: FitSettings = FitSettings(
         steps=500, batch_size=64, learning_rate=1e-3, weight_decay=0.05
     )
@@ -64,7 +65,7 @@ class FundusBaseSettings:
 
 
 TINY = FundusBaseSettings(  # a rehearsal of every phase in seconds, for the tests
-    fundi=FundusSettings(subjects=24, seed=109),
+    fundi=PhantomSettings(subjects=24, seed=109),
     words=FitSettings(steps=2, batch_size=8, learning_rate=1e-3),
     pixels=(
         PixelPhase(64, False, FitSettings(2, 2, 1e-3)),
@@ -76,7 +77,7 @@ TINY = FundusBaseSettings(  # a rehearsal of every phase in seconds, for the tes
 
 
 def draw_training(
-    settings: FundusSettings, progress: Progress
+    settings: PhantomSettings, progress: Progress
 ) -> tuple[dict[str, Tensor], list[str]]:
     """Draw the training images, uint8 [N, 1, 128, 128], and their prompts: those of
     `draw_fundi`.

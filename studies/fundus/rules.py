@@ -1,20 +1,44 @@
-"""The law behind the synthetic fundi: who is drawn, and how attributes and disease make the eye.
+"""The generative rules behind the synthetic fundi: who is drawn, and how attributes and disease
+make the eye.
 
-The sizes of the effects are choices of this book, written down in `law`, so that what a generated
-fundus shows can be held against something known.
+The sizes of the effects are choices of this book, so that what a generated fundus shows can be
+compared with something known:
+
+glaucoma, md_severity   cup-to-disc ratio (`expected_cdr`); nerve-fibre layer (`expected_rnfl`),
+                        whose bright striae fade with it; a dark wedge in the striae where the loss
+                        of vision is severe
+cdr_status              the true vertical ratio against 0.5 and 0.7
+race                    pigment p of 0.22 (White), 0.50 (Asian), 0.80 (Black), scatter 0.07, and by
+                        it: background brightness 0.45 - 0.22 p, choroidal vessels 0.13 (1 - p),
+                        step from rim to cup 0.31 - 0.17 p, so that one ratio is harder to see where
+                        p is high; vertical diameter of the disc 37.5, 38.5, 40.0 pixels (White,
+                        Asian, Black), scatter 1.5. The cup-to-disc ratio does not depend on race
+refraction              myopia: a bright crescent at the disc's temporal side, and a tilted,
+                        narrower disc; hyperopia: vessels twice as tortuous, and a disc 5 % smaller
+sex                     calibre of the vessels: 0.82 (F) or 1.18 (M) of the average
+ethnicity               the temporal side is brighter (Hispanic) or darker (Non-Hispanic) by 12 % at
+                        the image's edge
+
+The effects of sex and ethnicity, and of race beyond pigment and size, are conventions of this
+phantom, not medicine: they let a requested attribute be read from an image, and no more.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
+import pandas as pd
+from scipy.special import ndtr, ndtri
+from scipy.stats import truncnorm
 
-from fairlib.cohorts.attributes import ETHNICITIES, RACES, SEXES
+from fairlib.cohorts.attributes import ETHNICITIES
 from fairlib.cohorts.fairgenmed import (
     CDR_EDGES,
     CDR_STATUSES,
     GLAUCOMA,
+    PROMPTED,
     REFRACTIONS,
     RNFLT_STATUSES,
     SEVERITIES,
@@ -23,27 +47,15 @@ from fairlib.cohorts.fairgenmed import (
 from fairlib.errors import DataError, SettingsError
 from fairlib.settings import unknown_key
 
-KNOWN = {
-    "race": RACES,
-    "sex": SEXES,
-    "ethnicity": ETHNICITIES,
-    "glaucoma": GLAUCOMA,
-    "md_severity": SEVERITIES,
-    "refraction": REFRACTIONS,
-    "cdr_status": (None, *CDR_STATUSES),
-}
 SEVERITY_SHARES = {"glaucoma": (0.15, 0.45, 0.25, 0.15), "non-glaucoma": (0.80, 0.16, 0.03, 0.01)}
 REFRACTION_SHARES = (0.33, 0.30, 0.37)
 # mean and standard deviation, years; 18 to 95
 AGE = {"glaucoma": (66.0, 11.0), "non-glaucoma": (58.0, 14.0)}
-MD_DB = {
-    "normal": (-1.0, 2.0),
-    "mild": (-6.0, -1.0),
-    "moderate": (-12.0, -6.0),
-    "severe": (-28.0, -12.0),
-}
+# of each severity, from the worst to the best field, dB
+MD_DB = dict(
+    zip(SEVERITIES, ((-1.0, 2.0), (-6.0, -1.0), (-12.0, -6.0), (-28.0, -12.0)), strict=True)
+)
 
-# The law; `law` says it in words.
 CDR, CDR_GLAUCOMA, CDR_SEVERITY, CDR_SCATTER = 0.38, 0.18, (0.0, 0.05, 0.12, 0.20), 0.085
 CDR_RANGE = (0.15, 0.92)
 # micrometres
@@ -58,13 +70,12 @@ GRADIENT = {"Hispanic": 0.12, "Non-Hispanic": -0.12}
 
 
 @dataclass(frozen=True)
-class FundusSettings:
-    """Whom to draw. The shares are ours, as unbalanced as this kind of cohort is; Asian is what
-    white and black leave.
+class PhantomSettings:
+    """The patients to draw. The shares are ours, as unbalanced as this kind of cohort is; Asian is
+    what white and black leave.
 
     subjects: how many (`draw_fundus` takes any index, so that more can be drawn without changing
-    the first);
-    size: side of the picture in pixels, whatever the size it shows the same field.
+    the first); size: side of the image in pixels; whatever the size, it shows the same field.
     """
 
     subjects: int = 1000
@@ -82,30 +93,35 @@ class FundusSettings:
         if wrong or self.white + self.black > 1 + 1e-9 or self.subjects < 1 or self.size < 32:
             raise SettingsError(
                 f"{self}: shares must lie in [0, 1] (not so: {wrong}), white and black together at "
-                "most 1, "
-                "subjects at least 1, size at least 32"
+                "most 1, subjects at least 1, size at least 32"
             )
 
 
 @dataclass(frozen=True)
 class Patient:
-    """One synthetic person.
+    """One synthetic patient.
 
-    age in years, md (mean deviation) in dB, cdr: vertical cup-to-disc ratio, rnfl in micrometres.
+    age in years, md (mean deviation) in dB, cdr: vertical cup-to-disc ratio, rnfl in micrometres,
+    pigment in [0, 1], disc_diameter: vertical, in pixels of 128.
     """
 
     race: str
     sex: str
     ethnicity: str
-    age: int
     glaucoma: str
     md_severity: str
-    md: float
     refraction: str
+    age: int
+    md: float
     cdr: float
     rnfl: float
     pigment: float
     disc_diameter: float
+
+    @property
+    def cdr_status(self) -> str:
+        """ "normal", "borderline" or "abnormal": the ratio against 0.5 and 0.7."""
+        return cdr_status(self.cdr)
 
     @property
     def rnflt_status(self) -> str:
@@ -116,7 +132,7 @@ class Patient:
 
 
 def expected_cdr(glaucoma: str, severity: str) -> float:
-    """The law: mean vertical cup-to-disc ratio given diagnosis and severity of the visual field's
+    """Give the mean vertical cup-to-disc ratio of a diagnosis and a severity of the visual field's
     loss, whatever the race.
 
     0.38, and 0.18 more with glaucoma; mild, moderate, severe add 0.05, 0.12, 0.20 (without glaucoma
@@ -127,160 +143,122 @@ def expected_cdr(glaucoma: str, severity: str) -> float:
 
 
 def expected_rnfl(glaucoma: str, severity: str) -> float:
-    """The law: mean thickness of the nerve-fibre layer, micrometres: 98, 10 less with glaucoma, 6,
-    16, 26 less by severity
+    """Give the mean thickness of the nerve-fibre layer, micrometres: 98, 10 less with glaucoma, 6,
+    16, 26 less by severity (without glaucoma 0.3 of that); individuals scatter by 8.
 
-    (without glaucoma 0.3 of that); individuals scatter by 8. Raises `DataError` on an unknown word.
+    Raises `DataError` on an unknown word.
     """
     return _along(glaucoma, severity, RNFL, RNFL_GLAUCOMA, RNFL_SEVERITY)
 
 
-def law() -> dict[str, str]:
-    """What each attribute moves in a picture, with numbers. The effects of sex and ethnicity, and
-    of race beyond pigment
+@lru_cache(maxsize=64)
+def requested_cdr(glaucoma: str, md_severity: str, cdr_status: str) -> float:
+    """Give the cup-to-disc ratio that the words of a prompt stand for: the mean true ratio of
+    patients with these three words.
 
-    and size, are conventions of this phantom, not medicine: they are there so that an asked
-    attribute can be read from a picture, and no more should be read into them.
+    Diagnosis and severity set the mean of a normal distribution with scatter 0.085, and the class
+    of the ratio cuts it. Raises `DataError` on unknown words.
     """
-    return {
-        "glaucoma, md_severity": "cup-to-disc ratio (`expected_cdr`); nerve-fibre layer "
-        "(`expected_rnfl`), whose bright striae "
-        "fade with it; a dark wedge in the striae where the loss of vision is severe",
-        "cdr_status": "the true vertical ratio against 0.5 and 0.7",
-        "race": "pigment 0.22 (White), 0.50 (Asian), 0.80 (Black), scatter 0.07, and by it: "
-        "background brightness "
-        "0.45 - 0.22 p, choroidal vessels 0.13 (1 - p), step from rim to cup 0.31 - 0.17 p, so "
-        "that one ratio is "
-        "harder to see where p is high; vertical diameter of the disc 37.5, 38.5, 40.0 pixels "
-        "(White, Asian, Black), "
-        "scatter 1.5. The law of the cup-to-disc ratio does not know race",
-        "refraction": "myopia: a bright crescent at the disc's temporal side, and a tilted, "
-        "narrower disc; hyperopia: vessels "
-        "twice as tortuous, and a disc 5 % smaller",
-        "sex": "calibre of the vessels: 0.82 (F) or 1.18 (M) of the average",
-        "ethnicity": "the temporal side is brighter (Hispanic) or darker (Non-Hispanic) by 12 % at "
-        "the picture's edge",
-    }
+    low, high = _status_range(cdr_status)
+    mean = expected_cdr(glaucoma, md_severity)
+    ends = (np.array([low, high]) - mean) / CDR_SCATTER
+    return float(mean + CDR_SCATTER * truncnorm.mean(*ends))
 
 
-def draw_patient(rng: np.random.Generator, settings: FundusSettings) -> Patient:
-    """One person with the shares of `settings`; all attributes but those of the disease are
+def requested_ratios(table: pd.DataFrame) -> np.ndarray:
+    """Give `requested_cdr` of every row of a table, columns glaucoma, md_severity, cdr_status:
+    [N].
+    """
+    words = table[["glaucoma", "md_severity", "cdr_status"]]
+    return np.array([requested_cdr(*row) for row in words.itertuples(index=False)])
+
+
+def draw_patient(rng: np.random.Generator, settings: PhantomSettings) -> Patient:
+    """Draw one patient with the shares of `settings`; all attributes but those of the disease are
     independent.
     """
-    race = str(
-        rng.choice(
-            ("White", "Black", "Asian"),
-            p=(settings.white, settings.black, max(0.0, 1 - settings.white - settings.black)),
-        )
-    )
-    female, hispanic, sick = rng.random(3) < (settings.female, settings.hispanic, settings.glaucoma)
-    glaucoma = GLAUCOMA[int(sick)]
-    severity = str(rng.choice(SEVERITIES, p=SEVERITY_SHARES[glaucoma]))
-    refraction = str(rng.choice(REFRACTIONS, p=REFRACTION_SHARES))
+    rest = max(0.0, 1 - settings.white - settings.black)
+    race = rng.choice(("White", "Black", "Asian"), p=(settings.white, settings.black, rest))
+    female, hispanic, ill = rng.random(3) < (settings.female, settings.hispanic, settings.glaucoma)
+    glaucoma = GLAUCOMA[int(ill)]
+    severity = rng.choice(SEVERITIES, p=SEVERITY_SHARES[glaucoma])
     return make_patient(
         rng,
-        race,
-        "F" if female else "M",
-        ETHNICITIES[int(hispanic)],
-        glaucoma,
-        severity,
-        refraction,
+        race=str(race),
+        sex="F" if female else "M",
+        ethnicity=ETHNICITIES[int(hispanic)],
+        glaucoma=glaucoma,
+        md_severity=str(severity),
+        refraction=str(rng.choice(REFRACTIONS, p=REFRACTION_SHARES)),
     )
 
 
 def make_patient(
     rng: np.random.Generator,
-    race: str,
-    sex: str,
-    ethnicity: str,
-    glaucoma: str,
-    md_severity: str,
-    refraction: str,
     cdr: float | None = None,
     cdr_status: str | None = None,
     age: float | None = None,
+    **words: str,
 ) -> Patient:
-    """A person with GIVEN attributes; what is None is drawn. The same draws are made whatever the
+    """Make a patient with GIVEN attributes; the rest is drawn, by the same draws whatever the
     attributes are.
 
-    With `cdr_status` and no `cdr`, the ratio follows the law within that status. Raises `DataError`
-    on attributes outside the vocabularies, or a ratio outside 0.15 to 0.92.
+    words: race, sex, ethnicity, glaucoma, md_severity and refraction, in the vocabularies of
+    `fairlib.cohorts.fairgenmed`. cdr: the true ratio, 0.15 to 0.92; without it the rules decide,
+    within `cdr_status` when that is given. Raises `DataError` on attributes outside the
+    vocabularies.
     """
-    given = {
-        "race": race,
-        "sex": sex,
-        "ethnicity": ethnicity,
-        "glaucoma": glaucoma,
-        "md_severity": md_severity,
-        "refraction": refraction,
-        "cdr_status": cdr_status,
-    }
-    for name, value in given.items():
-        if value not in KNOWN[name]:
-            raise DataError(
-                unknown_key(
-                    str(value),
-                    [str(word) for word in KNOWN[name]],
-                    f"{name} of a synthetic patient",
-                )
-            )
-    years, field, cup, layer, pigment, disc = (
-        rng.random(),
-        rng.random(),
-        rng.random(),
-        *rng.standard_normal(3).clip(-2.5, 2.5),
-    )
-    mean, spread = AGE[glaucoma]
-    low, high = MD_DB[md_severity]
+    _check_words(words, cdr_status)
+    glaucoma, severity, race = (words[name] for name in ("glaucoma", "md_severity", "race"))
+    years, field, cup = (rng.random() for _ in range(3))
+    layer, pigment, disc = rng.standard_normal(3).clip(-2.5, 2.5)
+    low, high = MD_DB[severity]
+    smaller = 0.95 if words["refraction"] == "hyperopia" else 1.0
     return Patient(
-        race,
-        sex,
-        ethnicity,
-        int(_quantile(years, mean, spread, 18, 95)) if age is None else int(age),
-        glaucoma,
-        md_severity,
-        round(low + (high - low) * field, 2),
-        refraction,
-        _ratio(cup, glaucoma, md_severity, cdr, cdr_status),
-        rnfl=max(40.0, expected_rnfl(glaucoma, md_severity) + RNFL_SCATTER * layer),
+        **words,
+        age=int(_quantile(years, *AGE[glaucoma], 18, 95) if age is None else age),
+        md=round(low + (high - low) * field, 2),
+        cdr=_ratio(cup, expected_cdr(glaucoma, severity), cdr, cdr_status),
+        rnfl=max(40.0, expected_rnfl(glaucoma, severity) + RNFL_SCATTER * layer),
         pigment=float(np.clip(PIGMENT[race] + PIGMENT_SCATTER * pigment, 0, 1)),
-        disc_diameter=float(
-            (DISC[race] + DISC_SCATTER * disc) * (0.95 if refraction == "hyperopia" else 1.0)
-        ),
+        disc_diameter=float((DISC[race] + DISC_SCATTER * disc) * smaller),
     )
 
 
-def _ratio(
-    chance: float, glaucoma: str, severity: str, cdr: float | None, status: str | None
-) -> float:
+def _check_words(words: dict[str, str], status: str | None) -> None:
+    given = words if status is None else words | {"cdr_status": status}
+    for name, known in PROMPTED.items():
+        value = given.get(name, known[0] if name == "cdr_status" else None)
+        if value not in known:
+            raise DataError(unknown_key(str(value), list(known), f"{name} of a synthetic patient"))
+
+
+def _ratio(quantile: float, mean: float, cdr: float | None, status: str | None) -> float:
     if cdr is None:
-        low, high = _status_range(status)
-        return _quantile(chance, expected_cdr(glaucoma, severity), CDR_SCATTER, low, high)
-    if not CDR_RANGE[0] <= cdr <= CDR_RANGE[1] or (
-        status is not None and cdr_status(cdr) != status
-    ):
+        low, high = CDR_RANGE if status is None else _status_range(status)
+        return _quantile(
+            quantile, mean, CDR_SCATTER, low, np.nextafter(high, 0) if status else high
+        )
+    if not CDR_RANGE[0] <= cdr <= CDR_RANGE[1] or status not in (None, cdr_status(cdr)):
         raise DataError(
             f"cup-to-disc ratio {cdr} with status {status!r}: a phantom's ratio lies between 0.15 "
-            "and 0.92, "
-            "and in its status when one is given"
+            "and 0.92, and in its status when one is given"
         )
     return float(cdr)
 
 
-def _status_range(status: str | None) -> tuple[float, float]:
-    if status is None:
-        return CDR_RANGE
-    edges = (CDR_RANGE[0], *CDR_EDGES, CDR_RANGE[1])
-    number = CDR_STATUSES.index(status)
-    return edges[number], np.nextafter(edges[number + 1], 0)
+def _status_range(status: str) -> tuple[float, float]:
+    """The lowest ratio of a status, and the one at which the next begins."""
+    if status not in CDR_STATUSES:
+        raise DataError(unknown_key(status, list(CDR_STATUSES), "cdr_status of the phantom"))
+    edges, place = (CDR_RANGE[0], *CDR_EDGES, CDR_RANGE[1]), CDR_STATUSES.index(status)
+    return edges[place], edges[place + 1]
 
 
-def _quantile(chance: float, mean: float, spread: float, low: float, high: float) -> float:
-    """The `chance` quantile of a normal distribution cut at low and high."""
-    from scipy.special import ndtr, ndtri
-
+def _quantile(quantile: float, mean: float, spread: float, low: float, high: float) -> float:
+    """The quantile of a normal distribution cut at low and high."""
     below, above = ndtr([(low - mean) / spread, (high - mean) / spread])
-    return float(np.clip(mean + spread * ndtri(below + chance * (above - below)), low, high))
+    return float(np.clip(mean + spread * ndtri(below + quantile * (above - below)), low, high))
 
 
 def _along(
@@ -288,6 +266,6 @@ def _along(
 ) -> float:
     for value, known in ((glaucoma, GLAUCOMA), (severity, SEVERITIES)):
         if value not in known:
-            raise DataError(unknown_key(str(value), list(known), "the law of the fundus phantom"))
+            raise DataError(unknown_key(str(value), list(known), "the rules of the fundus phantom"))
     step = steps[SEVERITIES.index(severity)]
     return start + (disease + step if glaucoma == "glaucoma" else OTHER_CAUSE * step)

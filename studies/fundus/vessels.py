@@ -1,8 +1,8 @@
 """Retinal vessels of a synthetic fundus: arcades of arteries and veins that fork, taper and wind,
 as points with radii.
 
-Coordinates as in `fundus_scene`: pixels of a 128 x 128 picture, x to the right, y down, from the
-picture's middle. All vessels of one generation are grown at once; the number of draws does not
+Coordinates as in `phantom`: pixels of a 128 x 128 image, x to the right, y down, from the
+image's middle. All vessels of one generation are grown at once; the number of draws does not
 depend on the eye.
 """
 
@@ -21,6 +21,8 @@ RADIUS = {True: 1.00, False: 1.35}  # of a trunk, artery or vein, at the average
 FORKS, TWIGS = 3, 2  # branches of each trunk, and of each branch
 MACULAR = 6  # short fine vessels that cross the disc's edge by themselves
 OPACITY = {True: 0.46, False: 0.60}
+FIELD = 128.0  # side of the field, in pixels
+WAVES, PERIODS = (0.20, 0.16), (46, 19)  # of the winding: radians, pixels
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,6 +36,10 @@ class Vessels:
     radius: np.ndarray
     opacity: np.ndarray
     reflex: np.ndarray
+
+    def where(self, chosen: np.ndarray) -> Vessels:
+        """The points of a mask [P]."""
+        return Vessels(*(values[chosen] for values in vars(self).values()))
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,79 +56,70 @@ class _Paths:
 def grow_vessels(
     rng: np.random.Generator, hub: tuple[float, float], calibre: float, tortuosity: float
 ) -> Vessels:
-    """The tree of one eye.
+    """Grow the tree of one eye.
 
     hub: where the trunks leave the disc; calibre and tortuosity: factors about 1.
     """
-    trunks = _trunks(rng, hub, tortuosity)
+    middle = np.array(hub)[:, None]
+    trunks = _trunks(rng, middle, tortuosity)
     forks = _forks(rng, trunks, FORKS, (16, 74), 62, 0.72, tortuosity)
     twigs = _forks(rng, forks, TWIGS, (8, 44), 38, 0.62, 1.3 * tortuosity)
-    parts = [trunks, forks, twigs, _macular(rng, hub, tortuosity)]
-    return _points(parts, calibre)
+    parts = [trunks, forks, twigs, _macular(rng, middle, tortuosity)]
+    names = ("x", "y", "radius")
+    x, y, radius = (np.concatenate([getattr(p, name).ravel() for p in parts]) for name in names)
+    artery = np.concatenate([np.repeat(part.artery, part.x.shape[1]) for part in parts])
+    radius, opacity = radius * calibre, np.where(artery, OPACITY[True], OPACITY[False])
+    near = (np.abs(x) < 68) & (np.abs(y) < 68) & (radius > 0.2)
+    return Vessels(x, y, radius, opacity, artery & (radius > 0.75)).where(near)
 
 
-def coverage(
-    vessels: Vessels, width: float, x: np.ndarray, y: np.ndarray, size: int, scale: float
-) -> np.ndarray:
+def coverage(vessels: Vessels, width: float, size: int, scale: float) -> np.ndarray:
     """How much of each pixel vessels cover times their opacity, float32 [size, size]; `width`
-    scales the radii.
-
-    x, y [P]: where the points lie, in pixels of this picture; scale: pixels of this picture a pixel
-    of 128.
+    scales the radii. scale: pixels of this image a pixel of 128.
     """
     canvas = np.zeros(size * size, np.float32)
+    x, y = ((place + FIELD / 2) * scale - 0.5 for place in (vessels.x, vessels.y))
     radius = (vessels.radius * width * scale).astype(np.float32)
-    for thin, chosen in ((True, radius <= scale), (False, radius > scale)):
+    points = (x, y, radius, vessels.opacity)
+    for chosen, largest in (
+        (radius <= scale, 1.0),
+        (radius > scale, radius.max(initial=0) / scale),
+    ):
         if chosen.any():
-            reach = int(np.ceil((1.0 if thin else radius.max() / scale) * scale + 0.5))
-            _stamp(
-                canvas, size, x[chosen], y[chosen], radius[chosen], vessels.opacity[chosen], reach
-            )
+            reach = int(np.ceil(largest * scale + 0.5))
+            _stamp(canvas, size, reach, [values[chosen] for values in points])
     return canvas.reshape(size, size)
 
 
-def _stamp(canvas: np.ndarray, size: int, x, y, radius, opacity, reach: int) -> None:
-    """Write soft discs into the flat `canvas`, keeping the larger value where they overlap."""
-    offset = np.arange(-reach, reach + 1)
-    columns, rows = (
-        np.rint(x).astype(np.int32)[:, None] + offset,
-        np.rint(y).astype(np.int32)[:, None] + offset,
-    )
-    away = np.hypot((columns - x[:, None])[:, None, :], (rows - y[:, None])[:, :, None]).astype(
-        np.float32
-    )
+def _stamp(canvas: np.ndarray, size: int, reach: int, points: list[np.ndarray]) -> None:
+    """Write soft discs into the flat `canvas`, keeping the larger value where they overlap.
+
+    points: x, y, radius, opacity, each [P].
+    """
+    x, y, radius, opacity = points
+    offset, radius = np.arange(-reach, reach + 1), radius[:, None, None]
+    columns = (np.rint(x).astype(np.int32)[:, None] + offset)[:, None, :]
+    rows = (np.rint(y).astype(np.int32)[:, None] + offset)[:, :, None]
+    away = np.hypot(columns - x[:, None, None], rows - y[:, None, None]).astype(np.float32)
     # A vessel thinner than a pixel covers part of it.
-    most = np.minimum(1, 1.2 * radius)[:, None, None]
-    share = np.clip(radius[:, None, None] + 0.55 - away, 0, most) * opacity[:, None, None]
-    inside = (
-        ((rows >= 0) & (rows < size))[:, :, None]
-        & ((columns >= 0) & (columns < size))[:, None, :]
-        & (share > 0)
-    )
-    np.maximum.at(canvas, (rows[:, :, None] * size + columns[:, None, :])[inside], share[inside])
+    share = np.clip(radius + 0.55 - away, 0, np.minimum(1, 1.2 * radius)) * opacity[:, None, None]
+    inside = (rows >= 0) & (rows < size) & (columns >= 0) & (columns < size) & (share > 0)
+    np.maximum.at(canvas, (rows * size + columns)[inside], share[inside])
 
 
-def _trunks(rng, hub, tortuosity: float) -> _Paths:
+def _trunks(rng: np.random.Generator, middle: np.ndarray, tortuosity: float) -> _Paths:
     angle, turn = np.radians(np.array(TRUNKS, float)).T
     heading = angle + rng.normal(0, 0.09, 8)
     radius = np.where(ARTERY, RADIUS[True], RADIUS[False]) * np.exp(rng.normal(0, 0.06, 8))
-    start = np.array(hub)[:, None] + rng.normal(0, 0.6, (2, 8))
+    start = middle + rng.normal(0, 0.6, (2, 8))
     # veins lie to the temporal side
     start += np.stack([np.where(ARTERY, 0.9, -0.9), np.where(heading > 0, -1.2, 1.2)])
-    return _walk(
-        rng,
-        start,
-        heading,
-        turn / 100 * np.exp(rng.normal(0, 0.3, 8)),
-        radius,
-        100,
-        tortuosity,
-        ARTERY,
-    )
+    turn = turn / 100 * np.exp(rng.normal(0, 0.3, 8))
+    return _walk(rng, (start, heading, turn, radius, ARTERY), 100, tortuosity)
 
 
 def _forks(
-    rng,
+    rng: np.random.Generator,
     parents: _Paths,
     each: int,
     where: tuple[int, int],
@@ -133,78 +130,47 @@ def _forks(
     """`each` branches of every parent, alternately to either side, which turn back to run along
     with it.
     """
-    count = len(parents.artery)
+    count, steps = parents.x.shape
+    shape, row = (count, each), np.arange(count)[:, None]
     bins = np.linspace(*where, each + 1)
-    place = (
-        (bins[:-1] + rng.random((count, each)) * np.diff(bins))
-        .astype(int)
-        .clip(0, parents.x.shape[1] - 1)
-    )
+    place = (bins[:-1] + rng.random(shape) * np.diff(bins)).astype(int).clip(0, steps - 1)
     side = np.where((np.arange(each) + rng.integers(0, 2, (count, 1))) % 2, 1.0, -1.0)
-    row = np.arange(count)[:, None]
-    heading = parents.heading[row, place] + side * rng.uniform(0.45, 0.95, (count, each))
-    turn = -side * rng.uniform(0.002, 0.012, (count, each))
-    radius = parents.radius[row, place] * thinner * np.exp(rng.normal(0, 0.08, (count, each)))
+    heading = (parents.heading[row, place] + side * rng.uniform(0.45, 0.95, shape)).ravel()
+    turn = (-side * rng.uniform(0.002, 0.012, shape)).ravel()
+    radius = parents.radius[row, place] * thinner * np.exp(rng.normal(0, 0.08, shape))
     start = np.stack([parents.x[row, place].ravel(), parents.y[row, place].ravel()])
-    return _walk(
-        rng,
-        start,
-        heading.ravel(),
-        turn.ravel(),
-        radius.ravel(),
-        length,
-        tortuosity,
-        np.repeat(parents.artery, each),
-    )
+    artery = np.repeat(parents.artery, each)
+    return _walk(rng, (start, heading, turn, radius.ravel(), artery), length, tortuosity)
 
 
-def _macular(rng, hub, tortuosity: float) -> _Paths:
-    spread = np.concatenate([np.linspace(-0.75, 0.75, MACULAR - 2), [-0.25, 0.3]]) + rng.normal(
-        0, 0.12, MACULAR
-    )
+def _macular(rng: np.random.Generator, middle: np.ndarray, tortuosity: float) -> _Paths:
+    number = np.arange(MACULAR)
+    spread = np.concatenate([np.linspace(-0.75, 0.75, MACULAR - 2), [-0.25, 0.3]])
+    spread = spread + rng.normal(0, 0.12, MACULAR)
     # most to the macula, two to the nose
-    heading = spread + np.where(np.arange(MACULAR) < MACULAR - 2, np.pi, 0)
-    turn = -0.010 * spread
+    heading = spread + np.where(number < MACULAR - 2, np.pi, 0)
     radius = rng.uniform(0.34, 0.62, MACULAR)
-    start = np.array(hub)[:, None] + 11 * np.stack([np.cos(heading), -np.sin(heading)])
-    return _walk(
-        rng, start, heading, turn, radius, 52, 1.2 * tortuosity, np.arange(MACULAR) % 2 == 0
-    )
+    start = middle + 11 * np.stack([np.cos(heading), -np.sin(heading)])
+    artery = number % 2 == 0
+    return _walk(rng, (start, heading, -0.010 * spread, radius, artery), 52, 1.2 * tortuosity)
 
 
-def _walk(rng, start, heading, turn, radius, length: int, tortuosity: float, artery) -> _Paths:
+def _walk(
+    rng: np.random.Generator, beginnings: tuple[np.ndarray, ...], length: int, tortuosity: float
+) -> _Paths:
     """Paths [K, length] whose heading turns steadily and winds in two waves, and whose radius
     shrinks by 45 %.
+
+    beginnings: start (x, y) [2, K]; heading, turn a pixel, radius, artery, each [K].
     """
-    s = np.arange(length) * STEP
-    waves = (
-        rng.uniform(0, 2 * np.pi, (2, len(heading), 1)),
-        rng.uniform(0.85, 1.15, (2, len(heading), 1)),
-    )
+    start, heading, turn, radius, artery = beginnings
+    s, shape = np.arange(length) * STEP, (2, len(heading), 1)
+    phases, stretches = rng.uniform(0, 2 * np.pi, shape), rng.uniform(0.85, 1.15, shape)
     winding = sum(
         size * np.sin(2 * np.pi * s / (period * stretch) + phase) - size * np.sin(phase)
-        for size, period, phase, stretch in zip((0.20, 0.16), (46, 19), *waves, strict=True)
+        for size, period, phase, stretch in zip(WAVES, PERIODS, phases, stretches, strict=True)
     )
     course = heading[:, None] + turn[:, None] * s + tortuosity * winding
     x = start[0][:, None] + np.cumsum(np.cos(course), axis=1) * STEP
     y = start[1][:, None] - np.cumsum(np.sin(course), axis=1) * STEP
     return _Paths(x, y, course, radius[:, None] * (1 - 0.45 * s / length), artery)
-
-
-def _points(parts: list[_Paths], calibre: float) -> Vessels:
-    radius = np.concatenate([part.radius.ravel() for part in parts]) * calibre
-    artery = np.concatenate([np.repeat(part.artery, part.x.shape[1]) for part in parts])
-    x, y = (np.concatenate([getattr(part, name).ravel() for part in parts]) for name in ("x", "y"))
-    near = (np.abs(x) < 68) & (np.abs(y) < 68) & (radius > 0.2)
-    return Vessels(
-        *(
-            values[near]
-            for values in (
-                x,
-                y,
-                radius,
-                np.where(artery, OPACITY[True], OPACITY[False]),
-                artery & (radius > 0.75),
-            )
-        )
-    )

@@ -1,24 +1,25 @@
 """The command line: what it prints, and with which status it ends."""
 
+import dataclasses
 import subprocess
 import sys
 
 import pytest
 
 from studies import doctor
-from studies.engine.cli import main
+from studies.engine.cli import main, study_of
 from studies.engine.manifest import write_manifest
 
 
 def test_mistake_is_one_line_and_status_two(house, capsys):
     assert main(["run", "--profile", "quik"]) == 2
     error = capsys.readouterr().err
-    assert error == "fairlib: unknown profile 'quik'; known profiles: tiny\n"
+    assert error == "studies: unknown profile 'quik'; known profiles: tiny\n"
 
 
 def test_jobs_reach_the_run(house, capsys, monkeypatch):
     assert main(["run", "--profile", "tiny", "--jobs", "0"]) == 2
-    assert capsys.readouterr().err.startswith("fairlib: jobs is 0; ")
+    assert capsys.readouterr().err.startswith("studies: jobs is 0; ")
     monkeypatch.setattr("studies.book.notebooks.run_profile", lambda *given: [given])
     assert (
         main(["run", "--profile", "tiny"])
@@ -34,7 +35,7 @@ def test_jobs_reach_the_run(house, capsys, monkeypatch):
 def test_misspelt_command_shows_usage(arguments, capsys):
     with pytest.raises(SystemExit) as ended:
         main(arguments)
-    assert ended.value.code == 2 and "usage: fairlib" in capsys.readouterr().err
+    assert ended.value.code == 2 and "usage: studies" in capsys.readouterr().err
 
 
 def test_doctor_finds_whole_weights(house, capsys):
@@ -91,30 +92,41 @@ def test_base_trains(monkeypatch, arguments, trained):
     assert main(["base", *arguments]) == 0 and calls == [trained]
 
 
-@pytest.mark.parametrize("holds, status", [([True, True], 0), ([True, False], 1)])
-def test_report_prints_the_table_and_tells_whether_it_holds(
-    monkeypatch, capsys, tmp_path, holds, status
-):
-    import types
-
+@pytest.mark.parametrize(("met", "status"), [([True, None], 0), ([True, False], 1)])
+def test_report_prints_every_folder_and_tells_whether_all_is_met(monkeypatch, capsys, met, status):
     import pandas as pd
 
-    for module, folder in (
-        ("fundus.study", "fundus_results_folder"),
-        ("statistics", "statistics_folder"),
-    ):
-        # the other studies were not run
-        monkeypatch.setattr(f"studies.{module}.{folder}", lambda: tmp_path)
+    from fairlib.measures.intervals import Interval
+    from studies.engine.criteria import Criterion, Rule, criteria_table
 
-    monkeypatch.setattr("studies.heart.study.heart_report", pd.DataFrame)
-    study = types.ModuleType("studies.brain")
-    study.many_images_folder = lambda: None
-    study.report = lambda: pd.DataFrame(
-        {"figure": ["a", "b"], "bound": [0.03, 0.05], "holds": holds}
-    )
-    monkeypatch.setitem(sys.modules, "studies.brain", study)
+    row = Criterion("gap", "gap", 0.03, Rule.AT_MOST).row("arm", "eye", Interval(0.02, 0.0, 0.1), 5)
+    table = criteria_table([row, row]).assign(met=pd.Series(met, dtype=object))
+    monkeypatch.setattr("studies.engine.cli.study_of", lambda name: name)
+    monkeypatch.setattr("studies.engine.study.reports", lambda studies: {"brain": table})
     assert main(["report"]) == status
-    assert capsys.readouterr().out.split("\n")[0].split() == ["figure", "bound", "holds"]
+    out = capsys.readouterr().out
+    assert out.startswith("brain\n") and "0.020 (0.000 to 0.100)" in out
+
+
+def test_every_setting_of_a_study_is_an_option(capsys):
+    with pytest.raises(SystemExit):
+        main(["fundus", "--help"])
+    words = capsys.readouterr().out
+    settings = study_of("fundus").settings
+    for field in dataclasses.fields(settings):
+        assert f"--{field.name.replace('_', '-')}" in words
+    assert "--arms" in words and "plain" in words
+
+
+def test_a_setting_reaches_the_study(monkeypatch, capsys):
+    given = []
+    monkeypatch.setattr("studies.engine.study.run_study", lambda *a: given.append(a) or "out")
+    assert (
+        main(["fundus", "--steps", "7", "--arms", "plain", "--seeds", "3", "--only", "history"])
+        == 0
+    )
+    study, settings, arms, seeds, out, only = given[0]
+    assert (settings.steps, arms, seeds, out, only) == (7, ["plain"], [3], None, ["history"])
 
 
 def test_help_needs_nothing_heavy():

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from studies.coverage_simulation import (
+from studies.statistics.coverage_simulation import (
     METHODS,
     exact_coverage,
     percentile_bootstrap,

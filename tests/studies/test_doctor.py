@@ -15,11 +15,16 @@ from studies.brain.phantom import BrainSettings, write_brats
 from studies.brain.radiology import RadiologySettings, write_roco
 from studies.doctor import LAYOUTS, check_layout
 from studies.engine.cli import _parser
-from studies.fundus.phantom import FundusSettings, write_fairgenmed
-from studies.fundus.phantom_chest import ChestSettings, write_chexpert
-from studies.fundus.phantom_skin import DermoscopySettings, write_ham10000
+from studies.fundus.phantom_files import (
+    ChestSettings,
+    DermoscopySettings,
+    write_chexpert,
+    write_fairgenmed,
+    write_ham10000,
+)
+from studies.fundus.rules import PhantomSettings as FundusPhantom
 from studies.heart.phantom import write_mnms
-from studies.heart.rules import PhantomSettings
+from studies.heart.rules import PhantomSettings as HeartPhantom
 
 GDC = "nationwidechildrens.org_clinical_patient_{}.txt"  # as TCGA's data portal names them
 
@@ -39,8 +44,8 @@ WRITERS = {
     "brats": lambda root: write_brats(root, BrainSettings(multiple=0.01, unknown=0)),
     "roco": write_real_roco,
     "rocov2": write_rocov2,
-    "mnms": lambda root: write_mnms(root, PhantomSettings(subjects=1)),
-    "fairgenmed": lambda root: write_fairgenmed(root, FundusSettings(subjects=10)),
+    "mnms": lambda root: write_mnms(root, HeartPhantom(subjects=1)),
+    "fairgenmed": lambda root: write_fairgenmed(root, FundusPhantom(subjects=10)),
     "ham10000": lambda root: write_ham10000(root, DermoscopySettings(lesions=4)),
     "chexpert": lambda root: write_chexpert(root, ChestSettings(patients=4)),
 }

@@ -9,7 +9,7 @@ from scipy.stats import ttest_rel
 from fairlib.errors import DataError
 from fairlib.measures.distances import expected_floor
 from fairlib.measures.intervals import auc as area
-from studies.null_simulation import (
+from studies.statistics.null_simulation import (
     BOOTSTRAP,
     PUBLISHED,
     SWAP,

@@ -17,7 +17,14 @@ from fairlib.measures.worst_group import (
     worst_group,
     worst_share,
 )
-from studies.coverage_simulation import NAIVE, OURS, PICKED, Setting, chapter_settings, coverage
+from studies.statistics.coverage_simulation import (
+    NAIVE,
+    OURS,
+    PICKED,
+    Setting,
+    chapter_settings,
+    coverage,
+)
 
 
 @pytest.mark.parametrize("k", [1, 2, 3, 7, 18])

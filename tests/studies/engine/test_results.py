@@ -15,7 +15,6 @@ from studies import brain
 from studies.brain import ablation
 from studies.engine import results
 from studies.engine.places import repository
-from studies.fundus import FundusStudy
 
 SLOWLY = 0.15  # seconds between reading a table and writing it
 
@@ -51,23 +50,7 @@ def ablation_rows(monkeypatch, out):
     return "ablation.csv", lambda arm: ablation._write(out, brain.Study(), {"arm": arm, "seed": 1})
 
 
-def fundus_rows(monkeypatch, out):
-    study = sys.modules["studies.fundus.study"]
-    monkeypatch.setattr(study, "_identity", lambda given: {"study": {}})
-    monkeypatch.setattr(study, "people_table", lambda given: pd.DataFrame({"part": []}))
-    monkeypatch.setattr(study, "rows_of", lambda given, arms: arms)
-    monkeypatch.setattr(
-        study,
-        "raw_tables",
-        lambda given, arm, seed: {"readings": pd.DataFrame({"arm": [arm], "seed": [seed]})},
-    )
-    monkeypatch.setattr(study, "write_summary", lambda *_: None)
-    return "readings.csv.gz", lambda arm: study.run_fundus_study(
-        FundusStudy(), [{"a": "plain", "b": "released"}[arm]], [1], out
-    )
-
-
-@pytest.mark.parametrize("rows", [brain_rows, ablation_rows, fundus_rows])
+@pytest.mark.parametrize("rows", [brain_rows, ablation_rows])
 def test_two_that_write_at_the_same_time_keep_each_others_rows(rows, slow, monkeypatch, tmp_path):
     name, write = rows(monkeypatch, tmp_path)
     write("a")  # there is something to read
@@ -92,7 +75,7 @@ def test_results_of_other_weights_are_refused_and_records_of_before_are_not(tmp_
         results.same_study(path, identity | {"study": {"images": 8}})
 
 
-@pytest.mark.parametrize("name", ["brain", "ablation", "fundus"])
+@pytest.mark.parametrize("name", ["brain", "ablation"])
 def test_committed_results_go_on(name):
     """They were made with the weights of this repository, before a record said what a study
     read.
@@ -154,25 +137,3 @@ def test_an_arm_that_nobody_knows_is_refused_before_any_work(run, arm, monkeypat
     with pytest.raises(SettingsError, match=f"arm '{arm}'"):
         run(brain.Study(), ["robust", arm], [1], tmp_path)
     assert not list(tmp_path.iterdir())
-
-
-def test_the_tables_in_memory_count_an_arm_once(monkeypatch):
-    study = sys.modules["studies.fundus.study"]
-    monkeypatch.setattr(study, "RAW", ("readings",))
-    monkeypatch.setattr(study, "rows_of", lambda given, arms: tuple(arms))
-    monkeypatch.setattr(
-        study,
-        "raw_tables",
-        lambda given, arm, seed: {"readings": pd.DataFrame({"arm": [arm], "seed": [seed]})},
-    )
-    for name in (
-        "people_table",
-        "figures_from",
-        "people_from",
-        "values_table",
-        "differences_table",
-        "excluded",
-    ):
-        monkeypatch.setattr(study, name, lambda *_: {"people": None})
-    found = study.measured(FundusStudy(), ["plain", "dro", "plain"], [1, 1])["readings"]
-    assert found["arm"].tolist() == ["plain", "dro"]

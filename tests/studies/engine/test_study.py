@@ -3,6 +3,8 @@ lost, mixed or made twice.
 """
 
 import dataclasses
+import threading
+import time
 from pathlib import Path
 
 import pandas as pd
@@ -123,6 +125,36 @@ def test_what_is_there_is_kept_and_nothing_is_computed_twice(tmp_path):
     )
 
 
+def test_two_that_write_at_the_same_time_keep_each_others_rows(tmp_path, monkeypatch):
+    """Reading a table takes long enough for another process to read it as well."""
+    engine.run_study(STUDY, Settings(), ["one"], [1], tmp_path / "out")
+    read_table = engine.read_table
+    monkeypatch.setattr(engine, "read_table", lambda path: (time.sleep(0.05), read_table(path))[1])
+    threads = [
+        threading.Thread(
+            target=engine.run_study, args=(STUDY, Settings(), [arm], [2], tmp_path / "out")
+        )
+        for arm in ("one", "two")
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    runs = read_json(tmp_path / "out" / "study.json")["runs"]
+    assert runs == {"base": [1, 2], "one": [1, 2], "two": [2]}
+    assert len(engine.load_results(STUDY, tmp_path / "out")["readings"]) == 15
+
+
+def test_settings_that_are_not_json_are_read_back_as_the_same_study(tmp_path):
+    @dataclasses.dataclass(frozen=True)
+    class Several(Settings):
+        sizes: tuple[int, ...] = (1, 2)
+
+    study = dataclasses.replace(STUDY, settings=Several)
+    out = engine.run_study(study, Several(), ["one"], [1], tmp_path / "out")
+    engine.run_study(study, Several(), ["two"], [1], out)
+
+
 def test_another_study_is_refused(tmp_path):
     out = engine.run_study(STUDY, Settings(), ["one"], [1], tmp_path / "out")
     with pytest.raises(DataError, match="another study.*'study'"):
@@ -188,6 +220,20 @@ def test_a_table_can_be_left_out_by_arm_and_by_setting():
     }
     found = engine.tables_of(dataclasses.replace(STUDY, tables=chosen), Settings())
     assert set(found) == {"readings"} and set(found["readings"]["arm"]) == {"one"}
+
+
+def test_references_can_be_left_out(tmp_path):
+    out = engine.run_study(STUDY, Settings(), ["two"], [1], tmp_path, references=False)
+    assert set(engine.load_results(STUDY, out)["readings"]["arm"]) == {"two"}
+
+
+def test_criteria_are_those_of_the_stored_tables_and_settings(tmp_path):
+    out = engine.run_study(STUDY, Settings(count=4), None, [1], tmp_path)
+    found = engine.criteria_of(STUDY, out).set_index("arm")
+    assert found["estimate"].to_dict() == {"base": 1.0, "one": 2.5}
+    assert found["met"].to_dict() == {"base": False, "one": True}
+    with pytest.raises(DataError, match="no results here"):
+        engine.criteria_of(STUDY, tmp_path / "nothing")
 
 
 def test_settings_are_read_back(tmp_path):
@@ -258,6 +304,16 @@ def test_a_rule_says_what_meets_a_criterion(rule, met):
         "a", "e", Interval(0.9, 0.8, 1.2), 5, group="F"
     )
     assert row["met"] is met and row["figure"] == "share of F" and row["rule"] == rule.value
+
+
+@pytest.mark.parametrize(("value", "met"), [(0.02, False), (0.05, True), (0.08, False)])
+def test_a_criterion_may_have_two_ends(value, met):
+    from studies.engine.criteria import criteria_table, formatted
+
+    rate = Criterion("rate", "false positives", 0.03, Rule.BETWEEN, 2, upper=0.07)
+    row = rate.row("a", "e", Interval(value, value, value), 5)
+    assert row["met"] is met and row["upper"] == 0.07
+    assert formatted(criteria_table([row])).criterion[0] == "estimate between 0.03 and 0.07"
 
 
 def test_a_compared_arm_has_no_criterion():

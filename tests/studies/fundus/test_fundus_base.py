@@ -10,7 +10,8 @@ from fairlib.models.autoencoder import build_autoencoder, encode
 from fairlib.models.generator import Generator
 from studies.engine import recipe
 from studies.fundus import base as fb
-from studies.fundus.phantom import FundusSettings, draw_fundi
+from studies.fundus.phantom import draw_fundi
+from studies.fundus.rules import PhantomSettings
 
 pytestmark = pytest.mark.slow
 
@@ -79,7 +80,7 @@ def test_the_pictures_are_those_of_the_phantom_and_not_of_a_cohort(made):
     drawn, table = draw_fundi(fb.TINY.fundi, [0, 23])
     assert images.shape == (24, 1, 128, 128) and prompts[::23] == table["prompt"].tolist()
     assert ((images[[0, 23]].float() / 127.5 - 1) - drawn).abs().max() <= 0.5 / 127.5 + 1e-6
-    assert fb.FundusBaseSettings().fundi.seed != FundusSettings().seed
+    assert fb.FundusBaseSettings().fundi.seed != PhantomSettings().seed
 
 
 def test_the_denoiser_sees_every_picture_as_it_is(made):

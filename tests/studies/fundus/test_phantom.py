@@ -18,15 +18,15 @@ from fairlib.cohorts.fairgenmed import (
     read_fairgenmed,
 )
 from studies.fundus.phantom import (
-    FundusSettings,
+    _depth,
     draw_fundi,
     draw_fundus,
     draw_fundus_with,
-    expected_cdr,
-    expected_rnfl,
-    law,
-    write_fairgenmed,
+    draw_scene,
+    make_eye,
+    render,
 )
+from studies.fundus.phantom_files import write_fairgenmed
 from studies.fundus.rules import (
     CALIBRE,
     CDR_SCATTER,
@@ -34,12 +34,15 @@ from studies.fundus.rules import (
     GRADIENT,
     PIGMENT,
     RNFL_SCATTER,
+    PhantomSettings,
     draw_patient,
+    expected_cdr,
+    expected_rnfl,
     make_patient,
+    requested_cdr,
 )
-from studies.fundus.scene import _depth, draw_scene, make_eye, render
 
-SETTINGS = FundusSettings(seed=11)
+SETTINGS = PhantomSettings(seed=11)
 WHO = {
     "race": "White",
     "sex": "F",
@@ -85,9 +88,9 @@ def crowd():
 
 
 def test_a_subject_is_a_function_of_seed_and_index():
-    one, again = draw_fundus(SETTINGS, 7), draw_fundus(FundusSettings(seed=11, subjects=3), 7)
+    one, again = draw_fundus(SETTINGS, 7), draw_fundus(PhantomSettings(seed=11, subjects=3), 7)
     assert np.array_equal(one.image, again.image) and one.row == again.row
-    assert not np.array_equal(one.image, draw_fundus(FundusSettings(seed=12), 7).image)
+    assert not np.array_equal(one.image, draw_fundus(PhantomSettings(seed=12), 7).image)
 
 
 def test_many_fundi_come_as_tensors_and_a_table():
@@ -96,7 +99,7 @@ def test_many_fundi_come_as_tensors_and_a_table():
     assert images.amin((1, 2, 3)).tolist() == [-1, -1] and images.amax((1, 2, 3)).tolist() == [1, 1]
     assert torch.equal(images[1], torch.from_numpy(draw_fundus(SETTINGS, 9).image))
     assert table["subject"].tolist() == ["synthetic-fundus-00004", "synthetic-fundus-00009"]
-    assert len(draw_fundi(FundusSettings(subjects=2))[1]) == 2
+    assert len(draw_fundi(PhantomSettings(subjects=2))[1]) == 2
     for row in table.to_dict("records"):
         said = parse_prompt(row["prompt"])
         assert said == {name: row[name] for name in said} and row["cdr_status"] == cdr_status(
@@ -109,7 +112,7 @@ def test_many_fundi_come_as_tensors_and_a_table():
 def test_a_larger_picture_shows_the_same_eye():
     small, large = (
         draw_fundus(SETTINGS, 3).image[0],
-        draw_fundus(FundusSettings(seed=11, size=256), 3).image[0],
+        draw_fundus(PhantomSettings(seed=11, size=256), 3).image[0],
     )
     shrunk = large.reshape(128, 2, 128, 2).mean((1, 3))
     assert np.corrcoef(small.ravel(), shrunk.ravel())[0, 1] > 0.97
@@ -117,7 +120,7 @@ def test_a_larger_picture_shows_the_same_eye():
 
 def test_six_in_ten_train_three_test():
     table = pd.DataFrame(
-        [draw_fundus(FundusSettings(seed=1, size=32), index).row for index in range(10)]
+        [draw_fundus(PhantomSettings(seed=1, size=32), index).row for index in range(10)]
     )
     assert table["use"].value_counts().to_dict() == {"training": 6, "test": 3, "validation": 1}
 
@@ -171,7 +174,6 @@ def test_the_law_has_the_sizes_it_states_and_does_not_know_race():
         assert found.disc_diameter.mean() == pytest.approx(DISC[race], abs=0.3)
     smaller = patients(50, refraction="hyperopia").disc_diameter / patients(50).disc_diameter
     assert smaller.to_numpy() == pytest.approx(0.95)
-    assert {"race", "sex", "ethnicity", "refraction"} < set(law())
 
 
 def test_the_shares_are_those_of_the_settings(crowd):
@@ -195,6 +197,23 @@ def test_glaucoma_can_be_told_from_the_truth_but_not_always(crowd):
     from sklearn.metrics import roc_auc_score
 
     assert 0.88 < roc_auc_score(crowd.glaucoma == "glaucoma", crowd.cdr) < 0.98
+
+
+def test_the_ratio_requested_is_the_mean_of_people_with_these_words():
+    rng, found = np.random.default_rng(0), []
+    for severity in SEVERITIES:
+        for _ in range(2500):
+            patient = make_patient(rng, **{**WHO, "md_severity": severity})
+            found.append((severity, cdr_status(patient.cdr), patient.cdr))
+    table = pd.DataFrame(found, columns=["severity", "status", "cdr"])
+    means = table.groupby(["severity", "status"])["cdr"].agg(["mean", "size"])
+    for (severity, status), row in means[means["size"] > 200].iterrows():
+        assert requested_cdr("glaucoma", severity, status) == pytest.approx(row["mean"], abs=0.012)
+    assert len(means[means["size"] > 200]) >= 8
+    order = [requested_cdr("glaucoma", "moderate", status) for status in CDR_STATUSES]
+    assert order == sorted(order) and order[0] < 0.5 <= order[1] < 0.7 <= order[2]
+    with pytest.raises(DataError, match="cdr_status of the phantom"):
+        requested_cdr("glaucoma", "mild", "large")
 
 
 def test_a_status_bounds_the_ratio():
@@ -325,11 +344,11 @@ def test_unknown_words_of_the_law_are_refused():
 )
 def test_impossible_settings_are_refused(change):
     with pytest.raises(SettingsError, match="shares must lie"):
-        FundusSettings(**change)
+        PhantomSettings(**change)
 
 
 def test_the_written_layout_is_read_by_the_reader(tmp_path):
-    settings = FundusSettings(subjects=12, seed=4)
+    settings = PhantomSettings(subjects=12, seed=4)
     root = write_fairgenmed(tmp_path, settings)
     with np.load(root / "Training" / "data_00000.npz", allow_pickle=False) as found:
         assert set(found) == {

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+from scipy.stats import binom
 
 from fairlib.errors import DataError
 from fairlib.measures.intervals import (
@@ -26,8 +27,9 @@ from fairlib.measures.intervals import (
     wilson,
 )
 from fairlib.measures.worst_group import logit_bounds, worst_auc, worst_share
-from studies.null_simulation import separation
+from studies.statistics.null_simulation import separation
 
+Ends = tuple[np.ndarray, np.ndarray]  # of intervals
 OURS, NAIVE, PICKED = "contenders", "bootstrap of the minimum", "interval of the lowest group"
 RACE, RACE_SEX = (90, 150, 760), (51, 39, 86, 64, 433, 327)
 """People of a test set of 1,000 with the shares of the fundus phantom: Asian, Black, White; and
@@ -141,7 +143,7 @@ def _row(setting: Setting, method: str, low: np.ndarray, high: np.ndarray) -> di
 
 def _shares(
     rng, setting: Setting, repeats: int, replicates: int, naive_repeats: int
-) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+) -> dict[str, Ends]:
     n = np.array(setting.sizes)
     right = rng.binomial(n, setting.values, (repeats, len(n)))
     lowest = (right / n).argmin(1)
@@ -159,7 +161,7 @@ def _shares(
 
 def _areas(
     rng, setting: Setting, repeats: int, replicates: int, naive_repeats: int
-) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+) -> dict[str, Ends]:
     half = np.array(setting.sizes) // 2
     value, error = np.empty((2, repeats, len(half)))
     drawn = np.ones((naive_repeats, replicates))
@@ -169,24 +171,21 @@ def _areas(
             value[place, g], error[place, g] = delong(ill, healthy)
             if place < naive_repeats:
                 times = draw_counts(rng, size, replicates), draw_counts(rng, size, replicates)
-                drawn[place] = np.minimum(
-                    drawn[place], weighted_auc(pair_table(ill, healthy), *times)
-                )
+                found = weighted_auc(pair_table(ill, healthy), *times)
+                drawn[place] = np.minimum(drawn[place], found)
     at = np.arange(repeats), value.argmin(1)
     picked = logit_bounds(value[at], error[at], 0.025, 0.025)
     naive = tuple(np.quantile(drawn, [0.025, 0.975], axis=1))
     return {OURS: worst_auc(value, error, half)[:2], NAIVE: naive, PICKED: picked}
 
 
-def percentile_bootstrap(right, n, level: float = 0.95) -> tuple[np.ndarray, np.ndarray]:
+def percentile_bootstrap(right: np.ndarray, n: np.ndarray, level: float = 0.95) -> Ends:
     """What the percentile bootstrap of a share gives with infinitely many replicates; of width zero
     where all or none are right.
 
     It needs no drawing: its replicates are binomial with the observed share, so its ends, and the
     coverage of every interval for a share, are exact sums.
     """
-    from scipy.stats import binom
-
     right, n = counted(right, n)
     tail = (1 - level) / 2
     return binom.ppf(tail, n, right / n) / n, binom.ppf(1 - tail, n, right / n) / n
@@ -200,40 +199,26 @@ METHODS = {
 
 
 def exact_coverage(
-    method: Callable[..., tuple[np.ndarray, np.ndarray]], n: int, shares, level: float = 0.95
+    method: Callable[..., Ends], n: int, shares: np.ndarray, level: float = 0.95
 ) -> pd.DataFrame:
-    """Columns share, n, coverage, width (mean) and no_width (chance of an interval of width zero),
-    summed over all outcomes.
+    """Columns share, n, coverage, width (mean) and no_width (probability of an interval of width
+    zero), summed over all outcomes.
     """
-    from scipy.stats import binom
-
     outcomes, shares = np.arange(n + 1), np.atleast_1d(np.asarray(shares, float))
     low, high = method(outcomes, n, level)
-    chance = binom.pmf(outcomes, n, shares[:, None])
+    weight = binom.pmf(outcomes, n, shares[:, None])
     covered = (low <= shares[:, None] + 1e-12) & (shares[:, None] <= high + 1e-12)
-    return pd.DataFrame(
-        {
-            "share": shares,
-            "n": n,
-            "coverage": (chance * covered).sum(1),
-            "width": chance @ (high - low),
-            "no_width": chance @ (high - low < 1e-12),
-        }
-    )
+    width = high - low
+    held, none = (weight * covered).sum(1), weight @ (width < 1e-12)
+    found = {"share": shares, "n": n, "coverage": held, "width": weight @ width, "no_width": none}
+    return pd.DataFrame(found)
 
 
-def rare_intersections(
-    sizes: Sequence[int],
-    shares,
-    level: float = 0.95,
-    methods: dict[str, Callable[..., tuple[np.ndarray, np.ndarray]]] = METHODS,
-) -> pd.DataFrame:
+def rare_intersections(sizes: Sequence[int], shares: np.ndarray) -> pd.DataFrame:
     """`exact_coverage` of every method for groups of `sizes` people, with a column `method`."""
-    return pd.concat(
-        [
-            exact_coverage(method, int(n), shares, level).assign(method=name)
-            for name, method in methods.items()
-            for n in sizes
-        ],
-        ignore_index=True,
-    )
+    parts = [
+        exact_coverage(method, n, shares).assign(method=name)
+        for name, method in METHODS.items()
+        for n in sizes
+    ]
+    return pd.concat(parts, ignore_index=True)

@@ -1,0 +1,426 @@
+"""All figures of one arm and seed, as observed and in every bootstrap draw of the patients, and
+what arms differ in.
+
+    cdr error               mean absolute difference of the measured cup-to-disc ratio from the one
+                            that the words of the prompt stand for
+    no disc                 share of images in which no disc with a cup was found (they have no
+                            error, and are counted here)
+    mmd                     distance to real unseen images of the same race; of all: the mean over
+                            races
+    auc, generated to real  of a classifier trained on the images, tried on real unseen patients
+    auc, real to generated  of one trained on real patients, tried on the images
+    asked found             share of images in which the attribute classifier reads what was
+                            requested
+    ... of real             the same divided by the share among the requested patients' own images
+
+Each for all, for every race, sex and ethnicity, and as `gap` (highest less lowest) and `worst` of
+an attribute; AUC also `equity-scaled` (see `measures.equity`). The gap of noisy values is above
+zero without any difference, in all arms alike. The draws are the same for all arms and seeds, so a
+difference of draws is a paired draw of the difference.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from scipy.stats import t
+
+from fairlib.cohorts.attributes import ATTRIBUTES, RACES
+from fairlib.errors import DataError
+from fairlib.io import write_bytes
+from fairlib.measures.distances import mmd_draws
+from fairlib.measures.equity import class_counts
+from fairlib.measures.intervals import Sample, pair_table, weighted_auc
+from studies.engine.progress import Progress
+from studies.engine.stage import Artifact, stage
+from studies.fundus.evaluators import Readings, stacked
+from studies.fundus.settings import BASE, HEADS, REAL, TASKS
+
+ALL, GAP, WORST, SCALED = "all", "gap", "worst", "equity-scaled"
+NO_TASK = "-"
+CDR, NO_DISC, MMD = "cdr error", "no disc", "mmd"
+TO_REAL, TO_GENERATED = "auc, generated to real", "auc, real to generated"
+FOUND, OF_REAL = "asked found", "asked found, of real"
+LOWER_IS_BETTER = (CDR, NO_DISC, MMD)
+REQUESTED = ("race", "sex", "ethnicity", "glaucoma", "cdr_status")
+INDEX = ["measure", "task", "by", "group"]
+STRATA = (*ATTRIBUTES, "glaucoma")
+LEAST = 8  # images of a race; below it, a distance says nothing
+PAIRS = (
+    ("released", "random"),
+    ("repaired", "random-repaired"),
+    ("repaired", "released"),
+    ("plain", BASE),
+)
+"""Beside every arm less plain, and what long training on everybody would reach less plain: what the
+optimiser does, what the repair does, and what fine-tuning does.
+"""
+ENDS = ["people_low", "people_high", "seed_low", "seed_high"]
+"""people_low, people_high: percentiles over bootstrap draws of the patients, the seeds as they are:
+would these trainings do the same for other patients? seed_low, seed_high: Student's t over the
+seeds' values or paired differences, the patients as they are: would other trainings, batches and
+starting noises do the same? Missing with one seed.
+"""
+Row = tuple[tuple[str, str, str, str], np.ndarray]  # of `INDEX`, and its draws [1 + R]
+
+
+@dataclass(frozen=True, eq=False)
+class People:
+    """requested, reference: tables of patients (attributes, and of the requested `asked_cdr`, all
+    missing where there are no rules); drawn_requested, drawn_reference: [1 + R, N] draws of them,
+    see `times`; n_min: see `settings.FundusSettings`.
+    """
+
+    requested: pd.DataFrame
+    reference: pd.DataFrame
+    drawn_requested: np.ndarray
+    drawn_reference: np.ndarray
+    n_min: int = 10
+
+    @classmethod
+    def drawn(cls, table: pd.DataFrame, replicates: int, n_min: int) -> People:
+        """The patients of `people.csv.gz` with their bootstrap draws."""
+        parts = [table[table["part"] == part].reset_index(drop=True) for part in PART_NAMES]
+        return cls(*parts, *(times(part, replicates, i) for i, part in enumerate(parts)), n_min)
+
+    def answered(self) -> dict[str, tuple[pd.DataFrame, np.ndarray]]:
+        """Patients and draws that each AUC is taken over."""
+        return {
+            TO_REAL: (self.reference, self.drawn_reference),
+            TO_GENERATED: (self.requested, self.drawn_requested),
+        }
+
+
+PART_NAMES = ("asked", "reference")  # in `people.csv.gz`
+
+
+@dataclass(frozen=True, eq=False)
+class Figures:
+    """index: one row a figure, columns `INDEX`; draws [1 + R, K]: as observed, then one row a draw
+    of patients.
+    """
+
+    index: pd.DataFrame
+    draws: np.ndarray
+
+
+def times(table: pd.DataFrame, replicates: int, seed: int) -> np.ndarray:
+    """How often each patient is in each bootstrap draw, [1 + replicates, N]; the first row is
+    everybody once.
+
+    Patients are drawn within race, sex, ethnicity and glaucoma. The same for all arms and seeds, so
+    draws of two are paired.
+    """
+    strata = table[list(STRATA)].astype(str).agg(", ".join, axis=1)
+    sample, rng = Sample(np.arange(len(table)), strata=strata), np.random.default_rng([71, seed])
+    drawn = [np.bincount(sample.rows(rng), minlength=len(table)) for _ in range(replicates)]
+    return np.stack([np.ones(len(table), int), *drawn]).astype(np.float32)
+
+
+# ---- distances
+
+
+def load_distances(folder: Path) -> pd.DataFrame:
+    """Read what `race_distances` wrote."""
+    return pd.read_csv(folder / "distances.csv")
+
+
+@stage(load=load_distances, verify=False)
+def race_distances(
+    out: Path,
+    progress: Progress,
+    images: Artifact[Readings],
+    real: Artifact[Readings],
+    requested: pd.DataFrame,
+    reference: pd.DataFrame,
+    replicates: int,
+) -> None:
+    """Measure the MMD of each race (columns) from real unseen images of that race at equal numbers:
+    as observed, then one row a bootstrap draw of both patients.
+
+    requested, reference: columns `STRATA` of the patients of `images` and `real`. Features are the
+    attribute classifier's, in standard deviations of the reference patients'.
+    """
+    mine, theirs = (one.load().features for one in (images, real))
+    mean, spread = theirs.mean(0), theirs.std(0).clip(1e-3)
+    drawn = times(requested, replicates, 0), times(reference, replicates, 1)
+    found = {}
+    for race in RACES:
+        a, b = (
+            np.flatnonzero((part["race"] == race).to_numpy()) for part in (requested, reference)
+        )
+        b = b[: len(a)]
+        x, y = (mine[a] - mean) / spread, (theirs[b] - mean) / spread
+        found[race] = mmd_draws(x, y, drawn[0][:, a], drawn[1][:, b], n_min=LEAST)
+    write_bytes(out / "distances.csv", pd.DataFrame(found).round(6).to_csv(index=False).encode())
+
+
+# ---- figures
+
+
+def load_figures(folder: Path) -> Figures:
+    """Read what `figures` wrote."""
+    index = pd.read_csv(folder / "index.csv", keep_default_na=False)
+    return Figures(index, np.load(folder / "draws.npy", allow_pickle=False))
+
+
+@stage(load=load_figures, verify=False)
+def figures(
+    out: Path,
+    progress: Progress,
+    people: pd.DataFrame,
+    readings: pd.DataFrame,
+    answers: pd.DataFrame,
+    distances: pd.DataFrame,
+    real: pd.DataFrame | None,
+    replicates: int,
+    n_min: int,
+) -> None:
+    """Take the figures of one arm and seed from its tables; see `figures_of`."""
+    drawn = People.drawn(people, replicates, n_min)
+    found = figures_of(drawn, readings, answers, distances, real)
+    write_bytes(out / "index.csv", found.index.to_csv(index=False).encode())
+    buffer = io.BytesIO()  # a draw that lacks a class is NaN, which safetensors here may not hold
+    np.save(buffer, found.draws, allow_pickle=False)
+    write_bytes(out / "draws.npy", buffer.getvalue())
+
+
+def figures_of(
+    people: People,
+    readings: pd.DataFrame,
+    answers: pd.DataFrame,
+    distances: pd.DataFrame,
+    real: pd.DataFrame | None = None,
+) -> Figures:
+    """Take the figures of one arm and seed.
+
+    readings: one row a requested patient, with what was found in the image (`evaluators.Readings`)
+    and what a classifier trained on real patients answers (columns s_...). answers: the same of a
+    classifier trained on these images, one row a reference patient. distances: see
+    `race_distances`. real: readings of the requested patients' own images.
+    """
+    found = [*_cups(people, readings), *_distances(distances)]
+    tables = zip(people.answered().items(), (answers, readings), strict=True)
+    for (name, (table, drawn)), said in tables:
+        for task in TASKS:
+            found += _areas(name, task, table, said, drawn, people.n_min)
+    found += _recovered(people, readings, real)
+    index = pd.DataFrame([key for key, _ in found], columns=INDEX)
+    return Figures(index, np.stack([values for _, values in found], axis=1))
+
+
+def excluded(people: People) -> pd.DataFrame:
+    """Groups that are too small for an AUC: measure, task, by, group, the number of patients of
+    each value, and the reason.
+    """
+    rows = [
+        (name, task, by, group, " ".join(map(str, row)), f"fewer than {people.n_min} of a class")
+        for name, (table, _) in people.answered().items()
+        for task in TASKS
+        for by in ATTRIBUTES
+        for group, row in _counts(table, task, by).iterrows()
+        if row.min() < people.n_min
+    ]
+    return pd.DataFrame(rows, columns=[*INDEX, "people", "reason"])
+
+
+def _label(table: pd.DataFrame, task: str) -> np.ndarray:
+    return pd.Index(TASKS[task]).get_indexer(table[task].astype(object))
+
+
+def _counts(table: pd.DataFrame, task: str, by: str) -> pd.DataFrame:
+    names, subjects = table[by].astype(str), np.arange(len(table))
+    return class_counts(_label(table, task), names, subjects, len(TASKS[task]))
+
+
+def _cups(people: People, readings: pd.DataFrame) -> list[Row]:
+    found = readings["found"].to_numpy(bool)
+    rows = _means(NO_DISC, NO_TASK, people, (~found).astype(float))
+    wanted = people.requested["asked_cdr"].to_numpy(float)
+    if np.isnan(wanted).any():  # a real cohort has no rules that say what words mean in numbers
+        return rows
+    error = np.abs(np.where(found, readings["cdr"].to_numpy(float), 0) - wanted)
+    return [*_means(CDR, NO_TASK, people, error, found), *rows]
+
+
+def _recovered(people: People, readings: pd.DataFrame, real: pd.DataFrame | None) -> list[Row]:
+    rows = []
+    for name in REQUESTED:
+        wanted = people.requested[name].astype(str).to_numpy()
+        mine = _means(FOUND, name, people, _right(readings, name, wanted))
+        rows += mine
+        if real is not None:
+            floor = dict(_means(FOUND, name, people, _right(real, name, wanted)))
+            rows += _with_ends(
+                [
+                    ((OF_REAL, *key[1:]), values / floor[key])
+                    for key, values in mine
+                    if key[3] not in (GAP, WORST) and floor[key].min() > 0
+                ]
+            )
+    return rows
+
+
+def _right(readings: pd.DataFrame, name: str, wanted: np.ndarray) -> np.ndarray:
+    read = np.array(HEADS[name])[stacked(readings, "p", name, HEADS[name]).argmax(1)]
+    return (read == wanted).astype(float)
+
+
+def _distances(table: pd.DataFrame) -> list[Row]:
+    rows = [((MMD, NO_TASK, "race", race), table[race].to_numpy(float)) for race in RACES]
+    mean = np.mean([values for _, values in rows], axis=0)
+    return [((MMD, NO_TASK, ALL, ALL), mean), *_with_ends(rows)]
+
+
+def _means(
+    measure: str, task: str, people: People, values: np.ndarray, known: np.ndarray | None = None
+) -> list[Row]:
+    """Means over the rows that are `known`, of all and of each group that has one."""
+    table, times = people.requested, people.drawn_requested
+    known = np.ones(len(values), bool) if known is None else known
+
+    def mean(mask: np.ndarray) -> np.ndarray:
+        total = times[:, mask].sum(1, dtype=float)
+        return times[:, mask].astype(float) @ values[mask] / np.where(total > 0, total, np.nan)
+
+    masks = {(ALL, ALL): known}
+    for by, names in ATTRIBUTES.items():
+        masks |= {(by, name): known & (table[by] == name).to_numpy() for name in names}
+    return _with_ends(
+        [((measure, task, *key), mean(mask)) for key, mask in masks.items() if mask.any()]
+    )
+
+
+def _areas(
+    measure: str,
+    task: str,
+    table: pd.DataFrame,
+    answers: pd.DataFrame,
+    drawn: np.ndarray,
+    n_min: int,
+) -> list[Row]:
+    """AUC of all and of each group that is large enough; of more than two classes the mean of each
+    against the rest.
+    """
+    label, score = _label(table, task), stacked(answers, "s", task, TASKS[task])
+    codes = [1] if score.shape[1] == 2 else range(score.shape[1])
+
+    def area(mask: np.ndarray) -> np.ndarray:
+        parts = []
+        for code in codes:
+            ill, rest = (np.flatnonzero(mask & side) for side in (label == code, label != code))
+            table = pair_table(score[ill, code], score[rest, code])
+            # a draw may lack a class; that draw is missing then
+            with np.errstate(invalid="ignore", divide="ignore"):
+                parts.append(weighted_auc(table, drawn[:, ill], drawn[:, rest]))
+        return np.mean(parts, axis=0)
+
+    whole = area(np.ones(len(label), bool))
+    rows = []
+    for by in ATTRIBUTES:
+        counts = _counts(table, task, by)
+        large = counts.index[counts.min(axis=1) >= n_min]
+        found = [
+            ((measure, task, by, str(name)), area((table[by] == name).to_numpy())) for name in large
+        ]
+        rows += found
+        if len(found) > 1:
+            apart = np.abs(np.stack([values for _, values in found]) - whole).sum(0)
+            rows.append(((measure, task, by, SCALED), whole / (1 + apart)))
+    return [((measure, task, ALL, ALL), whole), *_with_ends(rows)]
+
+
+def _with_ends(rows: list[Row]) -> list[Row]:
+    """The rows and, for each attribute with two groups or more, its gap and its worst group."""
+    found = list(rows)
+    for by in ATTRIBUTES:
+        own = [(key, values) for key, values in rows if key[2] == by and key[3] != SCALED]
+        if len(own) > 1:
+            (measure, task, *_), values = own[0][0], np.stack([values for _, values in own])
+            worst = values.max(0) if measure in LOWER_IS_BETTER else values.min(0)
+            found += [
+                ((measure, task, by, GAP), values.max(0) - values.min(0)),
+                ((measure, task, by, WORST), worst),
+            ]
+    return found
+
+
+# ---- arms over seeds
+
+
+Found = Mapping[tuple[str, int], Figures]
+Draws = dict[tuple[str, ...], np.ndarray]  # of `INDEX`; [S, 1 + R]
+
+
+def values_table(found: Found) -> pd.DataFrame:
+    """Means over seeds of every figure and arm: columns `INDEX`, arm, value, `ENDS`, seeds."""
+    parts = []
+    for arm in dict.fromkeys(arm for arm, _ in found):
+        parts.append(_summary(_draws(found, arm, _seeds(found, arm)), "value").assign(arm=arm))
+    return _joined(parts, "arm", "value")
+
+
+def differences_table(found: Found, reference: str = "plain") -> pd.DataFrame:
+    """Each arm less `reference`, and `PAIRS`, over the seeds that both have: columns `INDEX`, arm,
+    reference, difference, `ENDS`, seeds. Empty where no pair has a seed in common.
+    """
+    arms = list(dict.fromkeys(arm for arm, _ in found))
+    chosen = [(arm, reference) for arm in arms if arm not in (REAL, BASE, reference)]
+    parts = []
+    for arm, other in (*chosen, *PAIRS):
+        seeds = [seed for seed in _seeds(found, arm) if (other, seed) in found]
+        if seeds:
+            # an arm without any found disc in a group has no error there
+            mine, theirs = (_draws(found, name, seeds) for name in (arm, other))
+            both = {key: mine[key] - theirs[key] for key in mine if key in theirs}
+            parts.append(_summary(both, "difference").assign(arm=arm, reference=other))
+    return _joined(parts, "arm", "reference", "difference")
+
+
+def t_interval(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Ends [K] of the 95 % interval of the mean of values [S, K] over S seeds; NaN for one seed."""
+    mean, count = values.mean(0), len(values)
+    if count < 2:
+        return np.full_like(mean, np.nan), np.full_like(mean, np.nan)
+    reach = t.ppf(0.975, count - 1) * values.std(0, ddof=1) / np.sqrt(count)
+    return mean - reach, mean + reach
+
+
+def _draws(found: Found, arm: str, seeds: Sequence[int]) -> Draws:
+    """The figures that an arm has in all `seeds`."""
+    own = []
+    for one in (found[arm, seed] for seed in seeds):
+        keys = one.index[INDEX].itertuples(index=False, name=None)
+        own.append(dict(zip(keys, one.draws.T, strict=True)))
+    shared = [key for key in own[0] if all(key in other for other in own)]
+    if not shared:
+        raise DataError(
+            f"arm {arm!r} has no figure in common over seeds {list(seeds)}; run it again"
+        )
+    return {key: np.stack([one[key] for one in own]) for key in shared}
+
+
+def _summary(found: Draws, name: str) -> pd.DataFrame:
+    index, draws = pd.DataFrame(list(found), columns=INDEX), np.stack(list(found.values()), axis=2)
+    mean = draws.mean(0)
+    seed_low, seed_high = t_interval(draws[:, 0])
+    table = index.assign(**{name: mean[0], "people_low": np.nan, "people_high": np.nan})
+    usable = np.isnan(mean[1:]).mean(0) <= 0.05 if len(mean) > 1 else np.zeros(len(index), bool)
+    if usable.any():
+        ends = np.nanquantile(mean[1:][:, usable], [0.025, 0.975], axis=0)
+        table.loc[usable, "people_low"], table.loc[usable, "people_high"] = ends
+    return table.assign(seed_low=seed_low, seed_high=seed_high, seeds=len(draws))
+
+
+def _joined(parts: list[pd.DataFrame], *names: str) -> pd.DataFrame:
+    columns = [*INDEX, *names, *ENDS, "seeds"]
+    return pd.concat(parts, ignore_index=True)[columns] if parts else pd.DataFrame(columns=columns)
+
+
+def _seeds(found: Found, arm: str) -> list[int]:
+    return sorted(seed for name, seed in found if name == arm)
