@@ -1,6 +1,7 @@
 """The package as a stranger gets it: what it imports is declared, and the wheel holds the library alone."""
 
 import ast
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -54,8 +55,14 @@ def test_what_is_imported_is_declared(folder, groups):
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory):
     place = tmp_path_factory.mktemp("wheel")
+    source = place / "source"  # building leaves files beside the sources
+    shutil.copytree(
+        ROOT / "fairlib", source / "fairlib", ignore=shutil.ignore_patterns("__pycache__")
+    )
+    for name in ("pyproject.toml", "README.md", "LICENSE", "LICENSE-CONTENT"):
+        shutil.copy(ROOT / name, source / name)
     command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-index"]
-    command += ["--no-build-isolation", "--wheel-dir", place, ROOT]
+    command += ["--no-build-isolation", "--wheel-dir", place, source]
     subprocess.run(command, check=True, capture_output=True, text=True)
     [found] = place.glob("*.whl")
     return found

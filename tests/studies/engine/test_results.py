@@ -85,19 +85,6 @@ def test_committed_results_go_on(name):
     results.same_study(path, {"study": record["study"], "inputs": {"cohort": "digest"}})
 
 
-@pytest.mark.parametrize(("name", "study"), [("fundus", FundusStudy())])
-def test_a_study_of_fundi_names_its_people(name, study, monkeypatch, tmp_path):
-    module = sys.modules[f"studies.{name}.study"]
-    found = []
-    for people in ("these", "those"):
-        monkeypatch.setattr(module, "table_digest", lambda given, people=people: people)
-        found.append(module._identity(study))
-    write_json(tmp_path / "study.json", found[0])
-    results.same_study(tmp_path / "study.json", found[0])
-    with pytest.raises(DataError, match="'inputs'"):
-        results.same_study(tmp_path / "study.json", found[1])
-
-
 def test_the_brain_study_names_its_inputs(tmp_path, monkeypatch):
     from studies.engine.manifest import write_manifest
 
