@@ -1,0 +1,45 @@
+"""The tracer finds a call that no name leads to, and nothing else."""
+
+import sys
+from functools import partial
+
+import pytest
+
+import fairlib.measures.proportions  # noqa: F401
+from fairlib.io import write_json
+from fairlib.settings import digest
+from studies.engine.stage import stage
+from tests.studies.tracing import calls_traced, in_the_key_of, stages_traced
+
+
+@stage
+def honest(out, progress, function) -> None:
+    write_json(out / "value.json", function({"a": 1}))
+
+
+@stage
+def sly(out, progress) -> None:
+    hidden = sys.modules["fairlib.measures.proportions"]
+    write_json(out / "value.json", hidden.logit(0.5).item())
+
+
+@pytest.fixture(autouse=True)
+def fresh(tmp_path, monkeypatch):
+    monkeypatch.setenv("FAIRLIB_RUNS", str(tmp_path))
+
+
+def test_a_call_that_no_name_leads_to_is_found():
+    with stages_traced() as unseen:
+        honest(digest)
+        sly()
+    assert unseen == {"sly": {("fairlib.measures.proportions", "logit")}}
+    assert stages_traced.built == {"honest", "sly"}
+
+
+def test_methods_count_as_their_class_and_arguments_bring_their_code():
+    from fairlib.methods.settings import AlignmentSettings
+
+    with calls_traced() as called:
+        AlignmentSettings()
+    assert called == {("fairlib.methods.settings", "AlignmentSettings")}
+    assert in_the_key_of({"a": [partial(digest, 1)]}) >= {("fairlib.settings", "digest")}
