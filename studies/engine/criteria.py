@@ -22,6 +22,7 @@ COLUMNS = (
     "high",
     "floor",
     "criterion",
+    "upper",
     "rule",
     "met",
     "n",
@@ -37,10 +38,13 @@ class Rule(Enum):
     WHOLE_AT_MOST = "whole interval at most"
     WHOLE_AT_LEAST = "whole interval at least"
     NOT_ABOVE = "interval not wholly above"
+    BETWEEN = "estimate between"
     NONE = "no criterion"
 
-    def met(self, value: Interval, bound: float) -> bool | None:
-        """Whether `value` meets `bound`; None where there is no criterion."""
+    def met(self, value: Interval, bound: float, upper: float = np.nan) -> bool | None:
+        """Whether `value` meets `bound` (BETWEEN: `bound` and `upper`); None where there is no
+        criterion.
+        """
         return (
             {
                 Rule.AT_MOST: value.estimate <= bound,
@@ -48,6 +52,7 @@ class Rule(Enum):
                 Rule.WHOLE_AT_MOST: value.high <= bound,
                 Rule.WHOLE_AT_LEAST: value.low >= bound,
                 Rule.NOT_ABOVE: value.low <= bound,
+                Rule.BETWEEN: bound <= value.estimate <= upper,
                 Rule.NONE: None,
             }[self]
             if not np.isnan(bound)
@@ -61,7 +66,8 @@ class Criterion:
 
     metric_id: its name in code. figure: its name in tables, in the field's words, with its unit;
     `{...}` is filled in.
-    decimals: of its numbers in a table.
+    bound: what it is held to; upper: the higher end of a rule that has two. decimals: of its
+    numbers in a table.
     """
 
     metric_id: str
@@ -69,6 +75,7 @@ class Criterion:
     bound: float = np.nan
     rule: Rule = Rule.NONE
     decimals: int = 3
+    upper: float = np.nan
 
     def row(
         self,
@@ -94,8 +101,9 @@ class Criterion:
             value.high,
             floor,
             bound,
+            np.nan if compared else self.upper,
             rule.value,
-            rule.met(value, bound),
+            rule.met(value, bound, self.upper),
             n,
             self.decimals,
         )
@@ -136,4 +144,7 @@ def _interval(row) -> str:
 
 
 def _bound(row) -> str:
-    return "–" if np.isnan(row.criterion) else f"{row.rule} {row.criterion:.{row.decimals}f}"
+    if np.isnan(row.criterion):
+        return "–"
+    upper = "" if np.isnan(row.upper) else f" and {row.upper:.{row.decimals}f}"
+    return f"{row.rule} {row.criterion:.{row.decimals}f}{upper}"

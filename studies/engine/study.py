@@ -30,7 +30,7 @@ Tables = dict[str, pd.DataFrame]
 # of a record: digests of what the study read; older records lack it and are taken as they are
 INPUTS = "inputs"
 # where things lie is no part of what they are
-PATHS = ("data_dir", "weights", "clip", "controlnet", "reference_weights")
+PATHS = ("data_dir", "weights", "everyone", "clip", "controlnet", "reference_weights")
 
 
 @dataclasses.dataclass(frozen=True)

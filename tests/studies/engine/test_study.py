@@ -260,6 +260,16 @@ def test_a_rule_says_what_meets_a_criterion(rule, met):
     assert row["met"] is met and row["figure"] == "share of F" and row["rule"] == rule.value
 
 
+@pytest.mark.parametrize(("value", "met"), [(0.02, False), (0.05, True), (0.08, False)])
+def test_a_criterion_may_have_two_ends(value, met):
+    from studies.engine.criteria import criteria_table, formatted
+
+    rate = Criterion("rate", "false positives", 0.03, Rule.BETWEEN, 2, upper=0.07)
+    row = rate.row("a", "e", Interval(value, value, value), 5)
+    assert row["met"] is met and row["upper"] == 0.07
+    assert formatted(criteria_table([row])).criterion[0] == "estimate between 0.03 and 0.07"
+
+
 def test_a_compared_arm_has_no_criterion():
     row = MEAN.row("base", "eye", Interval(0.0, 0.0, 0.0), 1, compared=True)
     assert row["met"] is None and row["criterion"] != row["criterion"]
