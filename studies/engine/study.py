@@ -20,6 +20,7 @@ import pandas as pd
 from fairlib.errors import DataError, SettingsError
 from fairlib.io import read_json, write_bytes, write_json
 from fairlib.settings import digest, to_dict, unknown_key
+from studies.engine.criteria import criteria_table
 from studies.engine.manifest import commit, device, versions
 from studies.engine.places import repository
 from studies.engine.reach import code_digest
@@ -120,8 +121,11 @@ class Study(Generic[S]):
         cohort = self.sources[settings.cohort].digest(settings)  # type: ignore[attr-defined]
         return {"study": kept, INPUTS: {**weights, "cohort": cohort}}
 
-    def arms_of(self, settings: S, arms: Iterable[str] | None) -> tuple[str, ...]:
-        """References first, then `arms` (or the default ones), each once.
+    def arms_of(
+        self, settings: S, arms: Iterable[str] | None, references: bool = True
+    ) -> tuple[str, ...]:
+        """References first (unless they are left out), then `arms` (or the default ones), each
+        once.
 
         Raises `SettingsError` on an unknown one.
         """
@@ -131,7 +135,8 @@ class Study(Generic[S]):
                 raise SettingsError(
                     unknown_key(arm, list(self.arms), f"the arms of study {self.name}")
                 )
-        return tuple(dict.fromkeys((*self.references(settings), *chosen)))
+        first = self.references(settings) if references else ()
+        return tuple(dict.fromkeys((*first, *chosen)))
 
     def ordered(self, table: pd.DataFrame) -> pd.DataFrame:
         """Rows seed by seed, arms in the order of the registry."""
@@ -211,15 +216,17 @@ def run_study(
     seeds: Iterable[int] | None = None,
     out: str | Path | None = None,
     only: Iterable[str] | None = None,
+    references: bool = True,
 ) -> Path:
     """Run every arm at every seed and write the tables; returns their folder.
 
     Tables are written after every arm and seed. Those of arms and seeds that are in the folder
-    already are kept; made again they take the place of the old. `only`: the tables to make. Raises
-    `SettingsError` on an unknown arm, and `DataError` when the folder holds another study.
+    already are kept; made again they take the place of the old. `only`: the tables to make.
+    `references`: whether arms that the study always has are made, too. Raises `SettingsError` on an
+    unknown arm, and `DataError` when the folder holds another study.
     """
     out = Path(out or study.results(settings))
-    chosen = study.arms_of(settings, arms)
+    chosen = study.arms_of(settings, arms, references)
     made = study.identity(settings)
     same_study(out / "study.json", made)
     fixed = {
@@ -261,6 +268,16 @@ def load_results(study: Study[S], folder: str | Path | None = None) -> Tables:
             f"{study.name}`"
         )
     return read_tables(study, folder)
+
+
+def criteria_of(study: Study[S], folder: str | Path | None = None) -> pd.DataFrame:
+    """The figures of a long run with their criteria, columns of `studies.engine.criteria`.
+
+    Raises `DataError` when there are no results.
+    """
+    folder = Path(folder or study.results())
+    tables = load_results(study, folder)
+    return criteria_table(study.criteria(tables, settings_of(study, folder)))
 
 
 def read_tables(study: Study[S], folder: Path) -> Tables:

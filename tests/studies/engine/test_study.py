@@ -190,6 +190,20 @@ def test_a_table_can_be_left_out_by_arm_and_by_setting():
     assert set(found) == {"readings"} and set(found["readings"]["arm"]) == {"one"}
 
 
+def test_references_can_be_left_out(tmp_path):
+    out = engine.run_study(STUDY, Settings(), ["two"], [1], tmp_path, references=False)
+    assert set(engine.load_results(STUDY, out)["readings"]["arm"]) == {"two"}
+
+
+def test_criteria_are_those_of_the_stored_tables_and_settings(tmp_path):
+    out = engine.run_study(STUDY, Settings(count=4), None, [1], tmp_path)
+    found = engine.criteria_of(STUDY, out).set_index("arm")
+    assert found["estimate"].to_dict() == {"base": 1.0, "one": 2.5}
+    assert found["met"].to_dict() == {"base": False, "one": True}
+    with pytest.raises(DataError, match="no results here"):
+        engine.criteria_of(STUDY, tmp_path / "nothing")
+
+
 def test_settings_are_read_back(tmp_path):
     out = engine.run_study(STUDY, Settings(count=4), ["one"], [1], tmp_path / "out")
     assert engine.settings_of(STUDY, out) == Settings(count=4)
