@@ -49,16 +49,17 @@ def html(options) -> None:
 
 def report(options) -> int:
     """Print the figures, intervals and bounds of every study whose results are there."""
-    from studies.brain import many_images_folder
-    from studies.brain import report as brain_report
+    from studies.brain.report import many_images_folder
+    from studies.brain.study import STUDY as BRAIN
+    from studies.engine.study import criteria_of
     from studies.fundus.report import fundus_report
     from studies.fundus.study import fundus_results_folder
     from studies.heart.report import heart_report, heart_results_folder
     from studies.statistics import statistics_folder, statistics_report
 
-    tables = [brain_report()]
+    tables = [criteria_of(BRAIN)]
     if folder := many_images_folder():
-        tables.append(brain_report(folder))
+        tables.append(criteria_of(BRAIN, folder))
     if (heart_results_folder() / "study.json").is_file():
         tables.append(heart_report())
     if (statistics_folder() / "study.json").is_file():
@@ -71,38 +72,34 @@ def report(options) -> int:
             for table in tables
         )
     )
-    return 0 if all(table["holds"].all() for table in tables) else 1
+    met = (table["met" if "met" in table else "holds"].ne(False).all() for table in tables)
+    return 0 if all(met) else 1
 
 
 def study(options) -> None:
     """Run the brain study over arms and seeds and write results/brain (hours on two slow cores; it
     resumes).
     """
-    from studies.brain import Study, run_study
+    from studies.brain.settings import BrainSettings
+    from studies.brain.study import STUDY
+    from studies.engine.study import run_study
 
-    print(
-        run_study(
-            Study(images=options.images),
-            options.arms,
-            options.seeds,
-            options.out and Path(options.out),
-            readings_only=options.readings_only,
-        )
-    )
+    settings = BrainSettings(images=options.images)
+    only = ("readings", "slices", "history", "cost") if options.readings_only else None
+    references = not options.readings_only
+    print(run_study(STUDY, settings, options.arms, options.seeds, options.out, only, references))
 
 
 def ablation(options) -> None:
     """Tune the default again with one part at a time taken away, and write results/ablation (it
     resumes).
     """
-    from studies.brain import ABLATIONS, Study, run_ablation
+    from studies.brain.settings import BrainSettings
+    from studies.brain.study import ABLATION
+    from studies.engine.study import run_study
 
-    study = Study(images=options.images)
-    print(
-        run_ablation(
-            study, options.arms or list(ABLATIONS), options.seeds, options.out and Path(options.out)
-        )
-    )
+    settings = BrainSettings(images=options.images)
+    print(run_study(ABLATION, settings, options.arms or None, options.seeds, options.out))
 
 
 def heart(options) -> None:

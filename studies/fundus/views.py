@@ -22,7 +22,7 @@ from fairlib.figures.style import INK, LOOKS, percent
 from fairlib.methods.perturbation import positive_weights
 from fairlib.models.training import generator_for
 from fairlib.widgets import figure_png
-from studies.brain.views.display import table
+from studies.book.display import table
 from studies.engine.bounds import holds_in_words
 from studies.fundus.asked import asked_cdr
 from studies.fundus.comparison import PAIRS

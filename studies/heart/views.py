@@ -18,7 +18,7 @@ from fairlib.errors import DataError
 from fairlib.figures.style import LOOKS
 from fairlib.methods.control import TYPICAL_BMI
 from fairlib.widgets import contact_sheet
-from studies.brain.views.display import table
+from studies.book.display import table
 from studies.engine.bounds import holds_in_words
 from studies.heart.generation import ends, swatches
 from studies.heart.phantom import draw_heart_with, expected_geometry

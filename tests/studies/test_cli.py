@@ -95,8 +95,6 @@ def test_base_trains(monkeypatch, arguments, trained):
 def test_report_prints_the_table_and_tells_whether_it_holds(
     monkeypatch, capsys, tmp_path, holds, status
 ):
-    import types
-
     import pandas as pd
 
     for module, folder in (
@@ -107,14 +105,11 @@ def test_report_prints_the_table_and_tells_whether_it_holds(
         # the other studies were not run
         monkeypatch.setattr(f"studies.{module}.{folder}", lambda: tmp_path)
 
-    study = types.ModuleType("studies.brain")
-    study.many_images_folder = lambda: None
-    study.report = lambda: pd.DataFrame(
-        {"figure": ["a", "b"], "bound": [0.03, 0.05], "holds": holds}
-    )
-    monkeypatch.setitem(sys.modules, "studies.brain", study)
+    table = pd.DataFrame({"figure": ["a", "b"], "criterion": [0.03, 0.05], "met": holds})
+    monkeypatch.setattr("studies.brain.report.many_images_folder", lambda: None)
+    monkeypatch.setattr("studies.engine.study.criteria_of", lambda study: table)
     assert main(["report"]) == status
-    assert capsys.readouterr().out.split("\n")[0].split() == ["figure", "bound", "holds"]
+    assert capsys.readouterr().out.split("\n")[0].split() == ["figure", "criterion", "met"]
 
 
 def test_help_needs_nothing_heavy():

@@ -5,7 +5,7 @@ from functools import partial
 
 import pytest
 
-import fairlib.measures.proportions  # noqa: F401
+import fairlib.measures.shares  # noqa: F401
 from fairlib.io import write_json
 from fairlib.settings import digest
 from studies.engine.stage import stage
@@ -19,7 +19,7 @@ def honest(out, progress, function) -> None:
 
 @stage
 def sly(out, progress) -> None:
-    hidden = sys.modules["fairlib.measures.proportions"]
+    hidden = sys.modules["fairlib.measures.shares"]
     write_json(out / "value.json", hidden.logit(0.5).item())
 
 
@@ -32,7 +32,7 @@ def test_a_call_that_no_name_leads_to_is_found():
     with stages_traced() as unseen:
         honest(digest)
         sly()
-    assert unseen == {"sly": {("fairlib.measures.proportions", "logit")}}
+    assert unseen == {"sly": {("fairlib.measures.shares", "logit")}}
     assert stages_traced.built == {"honest", "sly"}
 
 

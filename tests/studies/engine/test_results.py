@@ -9,10 +9,8 @@ import time
 import pandas as pd
 import pytest
 
-from fairlib.errors import DataError, SettingsError
+from fairlib.errors import DataError
 from fairlib.io import read_json, write_json
-from studies import brain
-from studies.brain import ablation
 from studies.engine import results
 from studies.engine.places import repository
 from studies.fundus import FundusStudy
@@ -32,24 +30,6 @@ def slow(monkeypatch):
 
     whole = results.read_table
     monkeypatch.setattr(results, "read_table", read)
-
-
-def brain_rows(monkeypatch, out):
-    study = sys.modules["studies.brain.study"]
-    monkeypatch.setattr(study, "identity", lambda given: {"study": {}})
-    rows = {arm: pd.DataFrame({"arm": [arm], "seed": [1]}) for arm in "ab"}
-    return "readings.csv.gz", lambda arm: study._write(
-        out,
-        brain.Study(),
-        {"readings": [rows[arm]], "measures": [], "history": []},
-        pd.DataFrame({"subject": []}),
-        {},
-    )
-
-
-def ablation_rows(monkeypatch, out):
-    monkeypatch.setattr(ablation, "identity", lambda given: {"study": {}})
-    return "ablation.csv", lambda arm: ablation._write(out, brain.Study(), {"arm": arm, "seed": 1})
 
 
 def fundus_rows(monkeypatch, out):
@@ -80,7 +60,7 @@ def heart_rows(monkeypatch, out):
     return "margins.csv.gz", lambda arm: study._train(HeartStudy(), [arm, arm], [1, 1], out)
 
 
-@pytest.mark.parametrize("rows", [brain_rows, ablation_rows, fundus_rows, heart_rows])
+@pytest.mark.parametrize("rows", [fundus_rows, heart_rows])
 def test_two_that_write_at_the_same_time_keep_each_others_rows(rows, slow, monkeypatch, tmp_path):
     name, write = rows(monkeypatch, tmp_path)
     write("a")  # there is something to read
@@ -105,9 +85,7 @@ def test_results_of_other_weights_are_refused_and_records_of_before_are_not(tmp_
         results.same_study(path, identity | {"study": {"images": 8}})
 
 
-@pytest.mark.parametrize(
-    "name", ["brain", "ablation", "heart", "heart-shared", "heart-guidance2", "fundus"]
-)
+@pytest.mark.parametrize("name", ["heart", "heart-shared", "heart-guidance2", "fundus"])
 def test_committed_results_go_on(name):
     """They were made with the weights of this repository, before a record said what a study
     read.
@@ -128,47 +106,6 @@ def test_a_study_of_hearts_or_fundi_names_its_people(name, study, monkeypatch, t
     results.same_study(tmp_path / "study.json", found[0])
     with pytest.raises(DataError, match="'inputs'"):
         results.same_study(tmp_path / "study.json", found[1])
-
-
-def test_the_brain_study_names_its_inputs(tmp_path, monkeypatch):
-    from studies.engine.manifest import write_manifest
-
-    study = sys.modules["studies.brain.study"]
-    monkeypatch.setattr(study, "table_digest", lambda given: "people")
-    found = []
-    for text in ("one", "other"):
-        for part in ("weights", "clip"):
-            (tmp_path / part).mkdir(exist_ok=True)
-        (tmp_path / "weights" / "file").write_text(text)
-        write_manifest(tmp_path / "weights", {}, 0.0)
-        write_manifest(tmp_path / "clip", {}, 0.0)
-        found.append(
-            study.identity(
-                brain.Study(weights=str(tmp_path / "weights"), clip=str(tmp_path / "clip"))
-            )
-        )
-    assert found[0]["study"] == found[1]["study"] and found[0]["inputs"]["cohort"] == "people"
-    assert [
-        name for name in found[0]["inputs"] if found[0]["inputs"][name] != found[1]["inputs"][name]
-    ] == ["weights"]
-
-
-@pytest.mark.parametrize(
-    ("run", "arm"),
-    [
-        (brain.run_study, "robusted"),
-        (brain.run_study, "bare"),
-        (brain.run_ablation, "blunt"),
-        (brain.run_ablation, "conditional"),
-    ],
-)
-def test_an_arm_that_nobody_knows_is_refused_before_any_work(run, arm, monkeypatch, tmp_path):
-    for module in ("study", "ablation"):
-        monkeypatch.setattr(sys.modules[f"studies.brain.{module}"], "fit_judges", None)
-        monkeypatch.setattr(sys.modules[f"studies.brain.{module}"], "identity", None, raising=False)
-    with pytest.raises(SettingsError, match=f"arm '{arm}'"):
-        run(brain.Study(), ["robust", arm], [1], tmp_path)
-    assert not list(tmp_path.iterdir())
 
 
 def test_the_tables_in_memory_count_an_arm_once(monkeypatch):

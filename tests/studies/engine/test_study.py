@@ -3,6 +3,8 @@ lost, mixed or made twice.
 """
 
 import dataclasses
+import threading
+import time
 from pathlib import Path
 
 import pandas as pd
@@ -188,6 +190,28 @@ def test_a_table_can_be_left_out_by_arm_and_by_setting():
     }
     found = engine.tables_of(dataclasses.replace(STUDY, tables=chosen), Settings())
     assert set(found) == {"readings"} and set(found["readings"]["arm"]) == {"one"}
+
+
+def test_two_that_write_at_the_same_time_keep_each_others_rows(tmp_path, monkeypatch):
+    whole = engine.read_table
+
+    def slowly(path):
+        found = whole(path)
+        time.sleep(0.15)  # so that another process reads before this one writes
+        return found
+
+    monkeypatch.setattr(engine, "read_table", slowly)
+    engine.run_study(STUDY, Settings(), [], [1], tmp_path)
+    threads = [
+        threading.Thread(target=engine.run_study, args=(STUDY, Settings(), [arm], [1], tmp_path))
+        for arm in ("one", "two")
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert set(engine.load_results(STUDY, tmp_path)["readings"]["arm"]) == {"base", "one", "two"}
+    assert set(read_json(tmp_path / "study.json")["runs"]) == {"base", "one", "two"}
 
 
 def test_references_can_be_left_out(tmp_path):

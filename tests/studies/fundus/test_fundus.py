@@ -630,8 +630,8 @@ def test_the_study_writes_what_the_report_reads(study, runs, tmp_path, monkeypat
     assert set(table[table["arm"] == "released"]["judge"]) >= {"t over 2 seeds"}
     monkeypatch.setattr("studies.fundus.study.fundus_results_folder", lambda: out)
     monkeypatch.setattr("studies.fundus.report.load_fundus_results", lambda folder=None: found)
-    monkeypatch.setattr("studies.brain.report", lambda: table.head(1))
-    monkeypatch.setattr("studies.brain.many_images_folder", lambda: None)
+    monkeypatch.setattr("studies.engine.study.criteria_of", lambda study: table.head(1))
+    monkeypatch.setattr("studies.brain.report.many_images_folder", lambda: None)
     for module, name in (
         ("heart.report", "heart_results_folder"),
         ("statistics", "statistics_folder"),

@@ -352,8 +352,8 @@ def test_the_study_writes_what_the_report_reads(study, runs, tmp_path, monkeypat
     monkeypatch.setattr(
         "studies.heart.report.heart_results_folder", lambda name="heart": tmp_path / name
     )
-    monkeypatch.setattr("studies.brain.report", lambda: table.head(1))
-    monkeypatch.setattr("studies.brain.many_images_folder", lambda: None)
+    monkeypatch.setattr("studies.engine.study.criteria_of", lambda study: table.head(1))
+    monkeypatch.setattr("studies.brain.report.many_images_folder", lambda: None)
     for module, name in (
         ("fundus.study", "fundus_results_folder"),
         ("statistics", "statistics_folder"),
