@@ -8,25 +8,22 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from torch import Tensor
 
 from fairlib import figures
-from fairlib.io import read_tensors, to_images
-from studies.engine.places import stages_folder
+from fairlib.io import to_images
+from studies.brain.arms import ARMS
+from studies.brain.settings import BrainSettings
+from studies.brain.study import image_readings
 
 SEED, COUNT = 2, 10
 
 
-def saved(arm: str) -> tuple[pd.DataFrame, object]:
-    """Readings and images of the newest saved stage of `arm` at `SEED` with a thousand images."""
-    for path in sorted(
-        stages_folder().glob("readings-*/readings.csv"),
-        key=lambda p: p.stat().st_mtime,
-        reverse=True,
-    ):
-        table = pd.read_csv(path)
-        if len(table) == 1000 and (table.arm[0], table.seed[0]) == (arm, SEED):
-            return table, read_tensors(path.with_name("images.safetensors"))["images"]
-    raise SystemExit(f"no saved images of arm {arm}, seed {SEED}; run the study first")
+def saved(arm: str) -> tuple[pd.DataFrame, Tensor]:
+    """Readings and images of `arm` at `SEED`, found in `runs/` or made."""
+    settings = BrainSettings()
+    images = ARMS[arm].run(settings, SEED)
+    return image_readings(settings, SEED, images), images.load()
 
 
 def main() -> None:

@@ -1,153 +1,169 @@
-"""`python -m studies report`: every figure of the study with its interval, its bound, and whether
-it holds.
-"""
+"""The criteria of the brain study, fixed before its results, and the numbers that prose quotes."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from fairlib.errors import DataError
 from fairlib.io import read_json
 from fairlib.measures.intervals import Interval
-from fairlib.measures.shares import Evaluator, group_table, share_table, within_sex_table
-from studies.brain.settings import ARMS
-from studies.engine.bounds import COLUMNS, Exam, exam, verdict
+from fairlib.measures.shares import (
+    Evaluator,
+    ambiguity_table,
+    gap_table,
+    group_table,
+    share_table,
+    within_sex_table,
+)
+from studies.brain.arms import ARMS
+from studies.brain.evaluators import evaluators_of
+from studies.brain.settings import BrainSettings
+from studies.engine.criteria import Criterion, Rule
 from studies.engine.places import repository
 
+TARGET = 76 / 166  # female subjects of BraTS 2018 with a known sex
+CONDITIONAL_TARGETS = {"HGG": 38 / 101, "LGG": 38 / 65}
+BASE, TUNED, CONDITIONAL = "base", "robust", "conditional"
 FIDELITY = ("contrast", "tumour", "side", "grade")
 
+BASE_SHARE = Criterion(
+    "base_share", "female share below target, points", 20.0, Rule.AT_LEAST, decimals=1
+)
+GAP = {
+    name: Criterion("prompt_gap", "mean gap over prompts", bound, Rule.AT_MOST)
+    for name, bound in (("guide", 0.03), ("auditor", 0.05), ("oracle", 0.05))
+}
+GAP_BEYOND_CHANCE = {
+    name: Criterion("prompt_gap_beyond_chance", "gap beyond chance", each.bound, Rule.AT_MOST)
+    for name, each in GAP.items()
+}
+# the milder figure: what the method makes of a prompt on average over its seeds; added after the
+# first results, so it has no criterion
+GAP_JOINED = Criterion("prompt_gap_seeds_joined", "gap over prompts, seeds joined")
+GROUP_GAP = Criterion("group_gap", "gap to the share of {group}", 0.06, Rule.AT_MOST)
+AMBIGUOUS = Criterion(
+    "ambiguous", "ambiguous images against test slices, points", 3.0, Rule.AT_MOST, decimals=1
+)
+ANATOMY = Criterion("anatomy", "anatomy within {sex}, standardised difference", 0.2, Rule.AT_MOST)
+FIDELITY_BASE = Criterion("fidelity", "prompt fidelity, {name}", 0.9, Rule.AT_LEAST)
+FIDELITY_LOSS = Criterion(
+    "fidelity_loss", "loss of fidelity, {name}, points", 3.0, Rule.AT_MOST, decimals=1
+)
+MMD_CHANGE = Criterion("mmd_change", "change of MMD to the target cohort", 0.0, Rule.AT_MOST)
+COSINE = Criterion("cosine_kept", "CLIP cosine where the class stays", 0.90, Rule.AT_LEAST)
+COST = {  # of `benchmarks/alignment_cost.py`
+    "evaluations_ratio": Criterion(
+        "evaluations", "U-Net evaluations against the published order", 1 / 3, Rule.AT_MOST
+    ),
+    "gradient_cosine": Criterion(
+        "gradient_cosine", "gradient cosine to all steps", 0.99, Rule.AT_LEAST
+    ),
+    "memory_ratio": Criterion("memory", "saved activations, 50 steps against 5", 1.1, Rule.AT_MOST),
+}
 
-def load_results(folder: str | Path | None = None) -> dict[str, pd.DataFrame]:
-    """The tables that `python -m studies study` wrote: readings, slices, measures, history.
 
-    Raises `DataError` when they are not there.
+def criteria(tables: Mapping[str, pd.DataFrame], settings: BrainSettings) -> list[dict]:
+    """All figures that the tables decide, with their criteria: rows of `studies.engine.criteria`.
+
+    Deterministic. Of a folder with readings only (`results/brain-4000`), what these decide.
     """
-    folder = Path(folder or repository() / "results" / "brain")
-    if not (folder / "readings.csv.gz").is_file():
-        raise DataError(
-            f"{folder}: no results here (readings.csv.gz is missing); make them with `python -m "
-            "fairlib study`"
-        )
-    found = {
-        name: pd.read_csv(folder / f"{name}.csv.gz", keep_default_na=False, na_values=[""])
-        for name in ("readings", "slices")
-    }
-    return found | {
-        name: pd.read_csv(folder / f"{name}.csv")
-        for name in ("measures", "history")
-        if (folder / f"{name}.csv").is_file()
-    }
+    rows = readings_criteria(tables["readings"], tables["slices"])
+    if "measures" in tables:
+        rows += [*_measured(tables["measures"]), *_cost(repository() / "results" / "cost.json")]
+    return rows
 
 
-def many_images_folder() -> Path | None:
-    """The folder beside `results/brain` whose runs drew the most images (`brain-4000`); None when
-    there is none.
+def readings_criteria(
+    readings: pd.DataFrame, slices: pd.DataFrame, tuned: str = TUNED, replicates: int = 500
+) -> list[dict]:
+    """What the readings decide, over all seeds, for the arm `tuned`; an arm that is not among them
+    has no rows.
+
+    Each seed's prompts are cells of their own, so gaps of opposite sign in two seeds do not cancel;
+    "beyond chance" takes the noise of a finite number of images out of them.
     """
-    found = {
-        int(path.name.split("-")[1]): path
-        for path in (repository() / "results").glob("brain-*")
-        if path.name.split("-")[1].isdigit()
-    }
-    return found[max(found)] if found else None
+    evaluators, rng = evaluators_of(_kind(tuned)), np.random.default_rng(0)
+    parts = (_base_share, _prompt_gaps, _conditional, _ambiguous, _anatomy)
+    return [
+        row for part in parts for row in part(readings, slices, evaluators, tuned, rng, replicates)
+    ]
 
 
-def judge_columns(guide: str = "robust") -> dict[str, str]:
-    """Which columns of the readings are the guide, the auditor and the oracle."""
-    return {"guide": f"guide_{guide}", "auditor": "auditor", "oracle": "oracle"}
+def _kind(arm: str) -> str:
+    """The tuning classifier that an arm follows; that of `TUNED` for the base model."""
+    return (ARMS[arm].evaluator or ARMS[TUNED].evaluator).removeprefix("guide_")
 
 
-def exam_table(
-    results: dict[str, pd.DataFrame],
-    tuned: str = "robust",
-    guide: str = "robust",
-    replicates: int = 500,
-) -> pd.DataFrame:
-    """The bounds that the readings decide, for the arm `tuned`. Deterministic."""
-    settings = Exam(tuned=tuned, conditional="conditional")
-    return exam(
-        results["readings"],
-        results["slices"],
-        np.random.default_rng(0),
-        settings,
-        judge_columns(guide),
-        replicates,
-    )
+def _of(readings: pd.DataFrame, *arms: str) -> pd.DataFrame:
+    return readings[readings.arm.isin(arms)]
 
 
-def report(folder: str | Path | None = None, tuned: str = "robust") -> pd.DataFrame:
-    """All bounds of the study: those of `exam_table`, prompt fidelity, quality, consistency and
-    cost.
-
-    Of a folder that holds readings only (`results/brain-4000`), the bounds that these decide.
-    """
-    results = load_results(folder)
-    if "measures" not in results:
-        return exam_table(results, tuned)
-    rows = [*_measured(results["measures"], tuned), *_cost(repository() / "results" / "cost.json")]
-    return pd.concat(
-        [exam_table(results, tuned), pd.DataFrame(rows, columns=list(COLUMNS))], ignore_index=True
-    )
+def _interval(row: pd.Series, name: str, scale: float = 1.0) -> Interval:
+    return Interval(*(scale * row[f"{name}{end}"] for end in ("", "_low", "_high")))
 
 
-def headline(
-    results: dict[str, pd.DataFrame], tuned: str = "robust", replicates: int = 200
-) -> dict[str, float]:
-    """The numbers that the book's prose quotes from the long runs, by name (`long_<arm>_<judge>`
-    and more).
+def magnitude(value: Interval) -> Interval:
+    """The interval of |x| from the interval of x."""
+    ends = sorted(map(abs, (value.low, value.high)))
+    return Interval(abs(value.estimate), 0.0 if 0 in value else ends[0], ends[1])
 
-    Each arm is read by the guide that tuned it; shares are corrected, with 95 % intervals, over all
-    of the arm's seeds.
-    """
-    readings, slices, rng = results["readings"], results["slices"], np.random.default_rng(1)
-    found = {}
-    for arm in ("base", "plain", tuned):
-        part = readings[readings.arm == arm]
+
+def _base_share(readings, slices, evaluators, tuned, rng, replicates) -> Iterator[dict]:
+    part, oracle = _of(readings, BASE), evaluators[-1:]
+    if part.empty:
+        return
+    row = share_table(part, slices, oracle, rng, ("arm",), replicates).iloc[0]
+    ends = (row.corrected, row.corrected_high, row.corrected_low)
+    below = Interval(*(100 * (TARGET - share) for share in ends))
+    yield BASE_SHARE.row(BASE, "oracle", below, row.n)
+
+
+def _prompt_gaps(readings, slices, evaluators, tuned, rng, replicates) -> Iterator[dict]:
+    for arm in (BASE, tuned):
+        part = _of(readings, arm)
         if part.empty:
             continue
-        judges = judge_columns(ARMS[arm].guide if arm in ARMS else ARMS[tuned].guide)
-        evaluators = [Evaluator(name, column) for name, column in judges.items()]
-        for row in share_table(part, slices, evaluators, rng, ("arm",), replicates).itertuples():
-            name = f"long_{arm}_{row.evaluator}"
-            found |= {
-                name: row.corrected,
-                f"{name}_low": row.corrected_low,
-                f"{name}_high": row.corrected_high,
-            }
-        table = within_sex_table(part, slices, evaluators, rng, ("arm",), replicates)
-        for row in table[(table.evaluator == "oracle") & (table.against == "truth")].itertuples():
-            found[f"long_{arm}_size_{row.sex}"] = row.difference
-        guide, oracle = part[judges["guide"]] > 0.5, part["oracle"] > 0.5
-        found |= {
-            f"long_{arm}_disagree": float((guide != oracle).mean()),
-            f"long_{arm}_images": len(part),
-            f"long_{arm}_seeds": int(part.seed.nunique()),
-        }
-        measures = results["measures"][results["measures"].arm == arm]
-        found |= {
-            f"long_{arm}_{name}": float(measures[name].mean())
-            for name in (*FIDELITY, "cosine_kept")
-        }
-    return found | _conditional(readings, slices, rng, replicates)
+        cells = part.assign(prompt=part.prompt.astype(str) + " seed " + part.seed.astype(str))
+        joined, apart = (
+            gap_table(table, slices, evaluators, TARGET, rng, ("arm",), replicates)
+            for table in (part, cells)
+        )
+        joined, apart = joined.set_index("evaluator"), apart.set_index("evaluator")
+        for name in GAP:
+            one, each, compared = joined.loc[name], apart.loc[name], arm == BASE
+            beyond = Interval(each.beyond_chance, np.nan, np.nan)
+            gap = _interval(each, "gap")
+            yield GAP[name].row(arm, name, gap, each.n, each.floor, compared)
+            yield GAP_BEYOND_CHANCE[name].row(arm, name, beyond, each.n, compared=compared)
+            yield GAP_JOINED.row(arm, name, _interval(one, "gap"), one.n, one.floor)
 
 
-def _conditional(readings, slices, rng, replicates: int) -> dict[str, float]:
-    """Each grade's share under the conditional target, by every judge, and how many seeds it stands
-    on; nothing without one.
-    """
-    part = readings[readings.arm == "conditional"]
+def _conditional(readings, slices, evaluators, tuned, rng, replicates) -> Iterator[dict]:
+    part, auditor = _of(readings, CONDITIONAL), evaluators[1:2]
     if part.empty:
-        return {}
-    wanted = dict(Exam().conditional_targets)
-    judges = judge_columns(ARMS["conditional"].guide)
-    evaluators = [Evaluator(name, column) for name, column in judges.items()]
-    table = group_table(part, slices, evaluators, wanted, rng, ("arm",), replicates)
-    shares = {
-        f"long_conditional_{row.group}_{row.evaluator}": row.share for row in table.itertuples()
-    }
-    return shares | {"long_conditional_seeds": int(part.seed.nunique())}
+        return
+    table = group_table(part, slices, auditor, CONDITIONAL_TARGETS, rng, ("arm",), replicates)
+    for _, row in table.iterrows():
+        gap = Interval(row.gap, row.share_low - row.target, row.share_high - row.target)
+        yield GROUP_GAP.row(CONDITIONAL, "auditor", magnitude(gap), row.n, group=row["group"])
+
+
+def _ambiguous(readings, slices, evaluators, tuned, rng, replicates) -> Iterator[dict]:
+    part = _of(readings, BASE, tuned)
+    for _, row in ambiguity_table(part, slices, evaluators, rng, ("arm",), replicates).iterrows():
+        value = magnitude(_interval(row, "points"))
+        yield AMBIGUOUS.row(row.arm, row.evaluator, value, row.n, compared=row.arm == BASE)
+
+
+def _anatomy(readings, slices, evaluators, tuned, rng, replicates) -> Iterator[dict]:
+    part = _of(readings, BASE, tuned)
+    table = within_sex_table(part, slices, evaluators, rng, ("arm",), replicates)
+    for _, row in table[table.against == "truth"].iterrows():
+        value, compared = magnitude(_interval(row, "difference")), row.arm == BASE
+        yield ANATOMY.row(row.arm, row.evaluator, value, row.n, compared=compared, sex=row.sex)
 
 
 def _over_seeds(values: pd.Series) -> Interval:
@@ -157,60 +173,95 @@ def _over_seeds(values: pd.Series) -> Interval:
     return Interval(float(values.mean()), float(values.min()), float(values.max()))
 
 
-def _measured(measures: pd.DataFrame, tuned: str) -> list[dict]:
-    base, after = (measures[measures.arm == arm].set_index("seed") for arm in ("base", tuned))
-    rows = []
+def _measured(measures: pd.DataFrame) -> Iterator[dict]:
+    measures = measures.set_index(["arm", "seed"])
+    base, after = measures.loc[BASE], measures.loc[TUNED]
     for name in FIDELITY:
-        rows.append(
-            verdict(
-                f"prompt fidelity, {name}",
-                "base",
-                "attributes",
-                _over_seeds(base[name]),
-                0.9,
-                len(base),
-                True,
-            )
-        )
-        loss = 100 * (base[name] - after[name])
-        rows.append(
-            verdict(
-                f"loss of fidelity, {name}, points",
-                tuned,
-                "attributes",
-                _over_seeds(loss),
-                3.0,
-                len(after),
-            )
-        )
-    change = Interval(
-        *(
-            float(after[column].mean())
-            for column in ("mmd_change", "mmd_change_low", "mmd_change_high")
-        )
-    )
-    rows.append(
-        verdict("change of MMD to the target cohort", tuned, "attributes", change, 0.0, len(after))
-    )
-    kept = _over_seeds(after.cosine_kept)
-    rows.append(
-        verdict("CLIP cosine where the class stays", tuned, "clip", kept, 0.90, len(after), True)
-    )
-    return rows
+        value, loss = _over_seeds(base[name]), _over_seeds(100 * (base[name] - after[name]))
+        yield FIDELITY_BASE.row(BASE, "attributes", value, len(base), name=name)
+        yield FIDELITY_LOSS.row(TUNED, "attributes", loss, len(after), name=name)
+    yield MMD_CHANGE.row(TUNED, "attributes", _interval(after.mean(), "mmd_change"), len(after))
+    yield COSINE.row(TUNED, "clip", _over_seeds(after.cosine_kept), len(after))
 
 
-def _cost(path: Path) -> list[dict]:
-    """The two figures of `benchmarks/alignment_cost.py`, if it was run."""
-    if not path.is_file():
-        return []
-    found = read_json(path)
-    rows = []
-    for figure, key, bound, at_least in (
-        ("U-Net evaluations against the published order", "evaluations_ratio", 1 / 3, False),
-        ("gradient cosine to all steps", "gradient_cosine", 0.99, True),
-        ("saved activations, 50 steps against 5", "memory_ratio", 1.1, False),
-    ):
+def _cost(path: Path) -> Iterator[dict]:
+    """The figures of `benchmarks/alignment_cost.py`, if it was run."""
+    found = read_json(path) if path.is_file() else {}
+    for key, criterion in COST.items():
         if key in found:
-            value = Interval(float(found[key]), float(found[key]), float(found[key]))
-            rows.append(verdict(figure, "replay", "counter", value, bound, 1, at_least))
-    return rows
+            value = float(found[key])
+
+            yield criterion.row("replay", "counter", Interval(value, value, value), 1)
+
+
+def many_images_folder() -> Path | None:
+    """The folder beside `results/brain` whose runs drew the most images (`brain-4000`); None when
+    there is none.
+    """
+    found = (repository() / "results").glob("brain-*")
+    numbered = {int(path.name[6:]): path for path in found if path.name[6:].isdigit()}
+    return numbered[max(numbered)] if numbered else None
+
+
+def corrected_shares(
+    part: pd.DataFrame,
+    slices: pd.DataFrame,
+    evaluators: list[Evaluator],
+    rng: np.random.Generator,
+    replicates: int,
+) -> dict[str, float]:
+    """The corrected share of one arm by each evaluator: `<evaluator>`, and with `_low`, `_high`."""
+    table = share_table(part, slices, evaluators, rng, ("arm",), replicates)
+    shares = table.set_index("evaluator").filter(like="corrected")
+    return {
+        name + column.removeprefix("corrected"): value
+        for name, row in shares.iterrows()
+        for column, value in row.items()
+    }
+
+
+def headline(
+    results: Mapping[str, pd.DataFrame], tuned: str = TUNED, replicates: int = 200
+) -> dict[str, float]:
+    """The numbers that the book's prose quotes from the long runs, by name
+    (`long_<arm>_<evaluator>` and more).
+
+    Each arm is read by the classifier that tuned it; shares are corrected, with 95 % intervals,
+    over all of the arm's seeds.
+    """
+    readings, slices, rng = results["readings"], results["slices"], np.random.default_rng(1)
+    found: dict[str, float] = {}
+    for arm in (BASE, "plain", tuned):
+        part, evaluators = _of(readings, arm), evaluators_of(_kind(tuned if arm == BASE else arm))
+        if part.empty:
+            continue
+        shares = corrected_shares(part, slices, evaluators, rng, replicates)
+        found |= {f"long_{arm}_{name}": value for name, value in shares.items()}
+        table = within_sex_table(part, slices, evaluators, rng, ("arm",), replicates)
+        for row in table[(table.evaluator == "oracle") & (table.against == "truth")].itertuples():
+            found[f"long_{arm}_size_{row.sex}"] = row.difference
+        disagree = (part[evaluators[0].column] > 0.5) != (part["oracle"] > 0.5)
+        means = _of(results["measures"], arm)[[*FIDELITY, "cosine_kept"]].mean()
+        found |= {
+            f"long_{arm}_disagree": float(disagree.mean()),
+            f"long_{arm}_images": len(part),
+            f"long_{arm}_seeds": int(part.seed.nunique()),
+            **{f"long_{arm}_{name}": float(value) for name, value in means.items()},
+        }
+    return found | _conditional_shares(_of(readings, CONDITIONAL), slices, rng, replicates)
+
+
+def _conditional_shares(
+    part: pd.DataFrame, slices: pd.DataFrame, rng: np.random.Generator, replicates: int
+) -> dict[str, float]:
+    """Each grade's share under the conditional target, by every evaluator, and on how many seeds it
+    rests; nothing without one.
+    """
+    if part.empty:
+        return {}
+    evaluators = evaluators_of(_kind(CONDITIONAL))
+    table = group_table(part, slices, evaluators, CONDITIONAL_TARGETS, rng, ("arm",), replicates)
+    found: dict[str, float] = {"long_conditional_seeds": int(part.seed.nunique())}
+    for row in table.itertuples():
+        found[f"long_conditional_{row.group}_{row.evaluator}"] = row.share
+    return found

@@ -1,7 +1,8 @@
-"""A synthetic brain as a function of space: real anatomy (MNI152 templates), synthetic people.
+"""A synthetic brain as a function of space: real anatomy (MNI152 templates), synthetic
+subjects.
 
 A `Subject` is a handful of numbers. `render` evaluates it at any points in space, so that one
-definition makes both the volumes of `phantoms.brain` and the slices of `phantoms.radiology`.
+definition makes both the volumes and the slices of `studies.brain.phantom`.
 Coordinates are millimetres, RAS: x to the patient's right, y to the front, z up, origin at the
 brain's centre.
 """
@@ -55,6 +56,10 @@ TUMOUR = {
 }
 
 
+Parts = tuple[np.ndarray, np.ndarray, np.ndarray]  # soft membership of core, rim, oedema
+Levels = tuple[float, float, float]  # their brightness
+
+
 @dataclass(frozen=True)
 class Tumour:
     """An irregular ball: centre [3] mm in template space, radius mm, wobble [K, 5] (wave vector,
@@ -69,7 +74,7 @@ class Tumour:
 
 @dataclass(frozen=True)
 class Subject:
-    """One synthetic person.
+    """One synthetic subject.
 
     `log_size` is the truth about size; lengths in mm, angles in radians, age in years.
     """
@@ -99,7 +104,7 @@ def draw_subject(
     effect: str = "teaching",
     centre_z: tuple[float, float] = (2.0, 34.0),
 ) -> Subject:
-    """Draw one synthetic person.
+    """Draw one synthetic subject.
 
     `sex` "F" or "M" sets the mean of the size, `grade` the tumour ("none": no tumour) and the age
     distribution, `effect` a key of `EFFECTS`, `centre_z` the range of the tumour's height in
@@ -128,9 +133,8 @@ def _draw_waves(rng: np.random.Generator, count: int = 7) -> np.ndarray:
     direction = rng.normal(size=(count, 3))
     direction /= np.linalg.norm(direction, axis=1, keepdims=True)
     wave = direction * (2 * np.pi / rng.uniform(50, 120, (count, 1)))
-    return np.concatenate(
-        [wave, rng.uniform(0, 2 * np.pi, (count, 1)), rng.normal(0, 1.1, (count, 3))], axis=1
-    )
+    phase, move = rng.uniform(0, 2 * np.pi, (count, 1)), rng.normal(0, 1.1, (count, 3))
+    return np.concatenate([wave, phase, move], axis=1)
 
 
 def _draw_tumour(rng: np.random.Generator, grade: str, centre_z: tuple[float, float]) -> Tumour:
@@ -138,9 +142,8 @@ def _draw_tumour(rng: np.random.Generator, grade: str, centre_z: tuple[float, fl
     centre = (side * rng.uniform(24, 40), rng.uniform(-56, 26), rng.uniform(*centre_z))
     radius = rng.uniform(15, 23) if grade == "HGG" else rng.uniform(11, 18)
     waves = rng.normal(0, 1.8, (6, 3))  # six plane waves over the sphere of directions
-    wobble = np.concatenate(
-        [waves, rng.uniform(0, 2 * np.pi, (6, 1)), rng.normal(0, 0.075, (6, 1))], axis=1
-    )
+    phase, amplitude = rng.uniform(0, 2 * np.pi, (6, 1)), rng.normal(0, 0.075, (6, 1))
+    wobble = np.concatenate([waves, phase, amplitude], axis=1)
     return Tumour(grade, tuple(map(float, centre)), float(radius), wobble)
 
 
@@ -157,12 +160,8 @@ def templates() -> dict[str, np.ndarray]:
         "wm": datasets.load_mni152_wm_template(resolution=1),
         "mask": datasets.load_mni152_brain_mask(resolution=1),
     }
-    found = {
-        name: np.ascontiguousarray(image.get_fdata(), dtype=np.float32)
-        for name, image in images.items()
-    }
-    found["origin"] = images["t1"].affine[:3, 3]
-    return found
+    values = {name: image.get_fdata().astype(np.float32, "C") for name, image in images.items()}
+    return values | {"origin": images["t1"].affine[:3, 3]}
 
 
 def _to_template(subject: Subject, points: np.ndarray) -> np.ndarray:
@@ -184,15 +183,12 @@ def _sample(volume: np.ndarray, where: np.ndarray, origin: np.ndarray) -> np.nda
     return map_coordinates(volume, (where - origin).T, order=1, mode="constant", prefilter=False)
 
 
-def tumour_parts(tumour: Tumour, where: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def tumour_parts(tumour: Tumour, where: np.ndarray) -> Parts:
     """Soft membership (core, rim, oedema), each [N] in [0, 1], at template points [N, 3]."""
     d = where - np.array(tumour.centre)
     r = np.linalg.norm(d, axis=1) + 1e-6
-    outline = (
-        1
-        + np.sin((d / r[:, None]) @ tumour.wobble[:, :3].T + tumour.wobble[:, 3])
-        @ tumour.wobble[:, 4]
-    )
+    towards, wobble = d / r[:, None], tumour.wobble
+    outline = 1 + np.sin(towards @ wobble[:, :3].T + wobble[:, 3]) @ wobble[:, 4]
     depth = (tumour.radius * outline - r) / tumour.radius  # > 0 inside
 
     def soft(level: float) -> np.ndarray:
@@ -200,9 +196,8 @@ def tumour_parts(tumour: Tumour, where: np.ndarray) -> tuple[np.ndarray, np.ndar
 
     inside = soft(0.0)
     core = soft(0.34) if tumour.grade == "HGG" else inside
-    fingers = np.sin(
-        (d / r[:, None]) @ (3 * tumour.wobble[:3, :3]).T + tumour.wobble[:3, 3]
-    ) @ np.array([0.10, 0.08, 0.06])
+    waves = np.sin(towards @ (3 * wobble[:3, :3]).T + wobble[:3, 3])
+    fingers = waves @ np.array([0.10, 0.08, 0.06])
     halo = soft(-0.62 - fingers) if tumour.grade == "HGG" else soft(-0.14)
     return core, np.clip(inside - core, 0, 1), np.clip(halo - inside, 0, 1)
 
@@ -249,9 +244,7 @@ def render(
     return found, labels
 
 
-def _paint(
-    value: np.ndarray, parts, levels: tuple[float, float, float], gm: np.ndarray
-) -> np.ndarray:
+def _paint(value: np.ndarray, parts: Parts, levels: Levels, gm: np.ndarray) -> np.ndarray:
     core, rim, oedema = parts
     oedema = oedema * (1 - 0.5 * gm)  # oedema runs along white matter
     for part, level in zip((oedema, rim, core), (levels[2], levels[1], levels[0]), strict=True):
@@ -259,7 +252,7 @@ def _paint(
     return value
 
 
-def _labels(parts, grade: str) -> np.ndarray:
+def _labels(parts: Parts, grade: str) -> np.ndarray:
     core, rim, oedema = parts
     found = np.where(oedema > 0.5, 2, 0)
     found = np.where(rim > 0.5, 4 if grade == "HGG" else 1, found)
@@ -269,12 +262,10 @@ def _labels(parts, grade: str) -> np.ndarray:
 def _vessels(where: np.ndarray, csf: np.ndarray) -> np.ndarray:
     """What a contrast agent lights up in every head: the sagittal sinus and the choroid plexus."""
     x, y, z = where.T
-    sinus = np.exp(-((x / 5.0) ** 2)) * (
-        np.exp(-(((y + 98) / 9.0) ** 2)) + np.exp(-(((y - 66) / 7.0) ** 2))
-    )
-    plexus = np.exp(
-        -(((np.abs(x) - 17) / 6.0) ** 2) - ((y + 34) / 9.0) ** 2 - ((z - 14) / 12.0) ** 2
-    )
+    back, front = np.exp(-(((y + 98) / 9.0) ** 2)), np.exp(-(((y - 66) / 7.0) ** 2))
+    sinus = np.exp(-((x / 5.0) ** 2)) * (back + front)
+    distance = -(((np.abs(x) - 17) / 6.0) ** 2) - ((y + 34) / 9.0) ** 2 - ((z - 14) / 12.0) ** 2
+    plexus = np.exp(distance)
     return 0.55 * sinus + 0.65 * plexus * csf
 
 

@@ -1,24 +1,26 @@
-"""What a study is made of, and the arms it compares."""
+"""What the brain study is made of: its settings, and how each arm tunes."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
-from fairlib.errors import SettingsError
 from fairlib.methods.settings import AlignmentSettings
 
 
 @dataclass(frozen=True)
-class Study:
-    """Everything that the stages of the brain study depend on.
+class BrainSettings:
+    """Everything that the brain study depends on.
 
     cohort: "phantom" (written on first use) or "brats" (the real layout under `data_dir`, with
     `name_mapping.csv` and `*clinical_patient_{gbm,lgg}.txt` beside it). subjects: multiple of the
     real cohort's counts for the phantom.
-    radiology: synthetic ROCO slices to write for notebook 01. judge_steps: optimiser steps of each
-    classifier.
-    radius: L2 radius of the robust guide's adversary. images: generated per arm and seed.
+    radiology: synthetic ROCO slices of the training set. classifier_steps: optimiser steps of each
+    classifier. radius: L2 radius of the robust tuning classifier's adversary.
+    classifier_seed: of the tuning classifiers; cache_seed: of the base cache's noises; None gives
+    every run its own.
+    images: generated per arm and seed; fidelity_images: those that prompt fidelity is counted on.
+    tuning: settings of the tuning (`AlignmentSettings`) other than the arms', as {"steps": 30}.
     """
 
     cohort: Literal["phantom", "brats"] = "phantom"
@@ -30,86 +32,50 @@ class Study:
     cohort_seed: int = 2
     split_seed: int = 0
     radiology: int = 1500
-    judge_steps: int = 700
+    classifier_steps: int = 700
+    classifier_seed: int | None = 10
+    cache_seed: int | None = 100
     radius: float = 4.0
     images: int = 1000
+    fidelity_images: int = 240
     sampling_steps: int = 8
     guidance_scale: float = 2.0
     batch_size: int = 50
+    tuning: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
-class Arm:
-    """One way of tuning: whom it follows, toward what, and what makes an image's target."""
+class Sampling:
+    """How images are generated: solver steps, guidance scale, images at once."""
 
-    guide: Literal["plain", "robust", "bare", "ensemble"]
-    target: Literal["marginal", "conditional"] = "marginal"
+    steps: int
+    guidance_scale: float
+    batch_size: int
+
+
+def sampling(settings: BrainSettings, guidance_scale: float | None = None) -> Sampling:
+    """How the study samples, with its own guidance scale or another."""
+    scale = settings.guidance_scale if guidance_scale is None else guidance_scale
+    return Sampling(settings.sampling_steps, scale, settings.batch_size)
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """How an arm tunes: the tuning classifier it follows, towards which shares, and what makes an
+    image's target.
+
+    changes: settings of the tuning other than `TUNING`.
+    """
+
+    classifier: Literal["plain", "robust", "bare", "ensemble"]
     family: str = "transport"
-    says: str = ""
-    changes: tuple[tuple[str, object], ...] = ()  # settings of the tuning other than `TUNING`
+    target: Literal["marginal", "conditional"] = "marginal"
+    changes: dict[str, Any] = field(default_factory=dict)
 
 
-ARMS = {
-    "plain": Arm(
-        "plain",
-        family="class",
-        says="class targets as the nearest public relative has them, plain guide",
-    ),
-    "plain-transport": Arm("plain", says="transport targets, plain guide"),
-    "robust-class": Arm("robust", family="class", says="class targets, robust guide"),
-    "robust-quantile": Arm(
-        "robust", family="quantile", says="quantile targets ranked within each batch, robust guide"
-    ),
-    "robust": Arm("robust", says="transport targets, robust guide: the default"),
-    "conditional": Arm(
-        "robust", "conditional", says="the default, each grade toward its own share"
-    ),
-}
-# One thing at a time taken from the default, or done otherwise: `python -m studies ablation` shows
-# what each contributes.
-ABLATIONS = {
-    "robust": ARMS["robust"],
-    "plain-transport": Arm("plain", says="guide: not trained against an adversary"),
-    "bare": Arm(
-        "bare", says="guide: neither adversary nor augmentation (noise, blur, contrast, shifts)"
-    ),
-    "ensemble": Arm("ensemble", says="guide: mean logit of three augmented ones, no adversary"),
-    "robust-class": ARMS["robust-class"],
-    "robust-quantile": ARMS["robust-quantile"],
-    "early": Arm(
-        "robust",
-        says="gradient through the two first, coarse steps only",
-        changes=(("replay_scheme", "early"),),
-    ),
-    "all-steps": Arm(
-        "robust",
-        says="gradient through all eight steps",
-        changes=(("replay_scheme", "all"), ("replay_steps", 8)),
-    ),
-    "flat": Arm(
-        "robust", says="all steps with the same weight", changes=(("step_weights", "flat"),)
-    ),
-    "no-consistency": Arm(
-        "robust", says="no CLIP consistency", changes=(("consistency_weight", 0.0),)
-    ),
-    "consistency-16": Arm(
-        "robust",
-        says="CLIP consistency four times as strong",
-        changes=(("consistency_weight", 16.0),),
-    ),
-    "no-annealing": Arm(
-        "robust",
-        says="rate held, no moving average of the weights",
-        changes=(("anneal", "none"), ("ema_decay", 0.0)),
-    ),
-    "larger-steps": Arm(
-        "robust",
-        says="three times the rate, a third of the steps",
-        changes=(("learning_rate", 1.2e-4), ("steps", 30), ("warmup", 4)),
-    ),
-}
-# Found on seed 0 with earlier base models: the family and weights with all judges in view, from a
-# handful of runs; steps and learning rate by the guide alone. Results use other seeds.
+# Chosen on seed 0 with earlier base models: the family and weights with all evaluators in view,
+# from a handful of runs; steps and learning rate by the tuning classifier alone. Results use other
+# seeds.
 TUNING = {
     "steps": 90,
     "learning_rate": 4e-5,
@@ -119,25 +85,29 @@ TUNING = {
     "images_per_prompt": 6,
     "cache_size": 516,
     "cache_block": 12,
-    "noise_seed": 100,
     "consistency_weight": 4.0,
 }
 # families that rank a batch want more images of one prompt
 RANKED = {"prompts_per_step": 2, "images_per_prompt": 12}
 
 
-def arm_settings(study: Study, arm: str, seed: int, **changes) -> tuple[Arm, AlignmentSettings]:
-    """The arm and its tuning settings. Raises `SettingsError` on an unknown arm."""
-    known = ARMS | ABLATIONS
-    if arm not in known:
-        raise SettingsError(f"unknown arm {arm!r}; known arms: {', '.join(known)}")
-    found = known[arm]
-    own = {} if found.family == "transport" else RANKED
-    common = {
-        "sampling_steps": study.sampling_steps,
-        "guidance_scale": study.guidance_scale,
-        "seed": seed,
+def alignment(settings: BrainSettings, tuning: Tuning, seed: int) -> AlignmentSettings:
+    """The settings of one arm's tuning at one seed."""
+    chosen = {
+        "sampling_steps": settings.sampling_steps,
+        "guidance_scale": settings.guidance_scale,
+        "noise_seed": settings.cache_seed,
+        **TUNING,
+        **({} if tuning.family == "transport" else RANKED),
+        **tuning.changes,
+        **settings.tuning,
     }
-    return found, AlignmentSettings(
-        **{**common, **TUNING, **own, "family": found.family, **dict(found.changes), **changes}
-    )
+    return AlignmentSettings(family=tuning.family, seed=seed, **chosen)
+
+
+def cache_settings(settings: AlignmentSettings) -> AlignmentSettings:
+    """What the base cache of a tuning depends on; all else as `AlignmentSettings` has it."""
+    seed = settings.seed if settings.noise_seed is None else settings.noise_seed
+    names = ("cache_size", "cache_block", "solver", "sampling_steps", "guidance_scale")
+    kept = {name: getattr(settings, name) for name in names}
+    return AlignmentSettings(images_per_prompt=1, replay_steps=1, noise_seed=seed, **kept)

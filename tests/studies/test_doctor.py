@@ -9,10 +9,8 @@ from PIL import Image
 
 from fairlib import DataError
 from fairlib.cohorts.roco import read_roco, read_rocov2
-from studies.brain import Study
-from studies.brain.cohorts import brain_cohort
-from studies.brain.phantom import BrainSettings, write_brats
-from studies.brain.radiology import RadiologySettings, write_roco
+from studies.brain.data import read_cohort
+from studies.brain.phantom import PhantomSettings, RadiologySettings, write_brats, write_roco
 from studies.doctor import LAYOUTS, check_layout
 from studies.engine.cli import _parser
 from studies.fundus.phantom_files import (
@@ -41,7 +39,7 @@ def write_rocov2(root):
 
 
 WRITERS = {
-    "brats": lambda root: write_brats(root, BrainSettings(multiple=0.01, unknown=0)),
+    "brats": lambda root: write_brats(root, PhantomSettings(multiple=0.01, unknown=0)),
     "roco": write_real_roco,
     "rocov2": write_rocov2,
     "mnms": lambda root: write_mnms(root, HeartPhantom(subjects=1)),
@@ -53,7 +51,7 @@ WRITERS = {
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
-    return write_brats(tmp_path_factory.mktemp("brats"), BrainSettings(multiple=0.01, unknown=0))
+    return write_brats(tmp_path_factory.mktemp("brats"), PhantomSettings(multiple=0.01, unknown=0))
 
 
 @pytest.fixture
@@ -62,12 +60,11 @@ def brats(written, tmp_path, runs):
     root = shutil.copytree(written, tmp_path / "BraTS2018")
     for study in ("gbm", "lgg"):
         (root / f"clinical_patient_{study}.txt").rename(root / GDC.format(study))
-    brain_cohort.cache_clear()
     return root
 
 
 def read(root):
-    return brain_cohort(Study(cohort="brats", data_dir=str(root)))
+    return read_cohort(root)
 
 
 @pytest.mark.parametrize("cohort", WRITERS)

@@ -9,8 +9,13 @@ from scipy import ndimage
 
 from fairlib.errors import DataError
 from studies.brain import rules as phantom
-from studies.brain.anatomy import measure, outline, polygon_shape
-from studies.brain.oracle import AnatomyOracle, fit_oracle
+from studies.brain.anatomy import (
+    AnatomicalMeasurement,
+    fit_anatomy,
+    measure,
+    outline,
+    polygon_shape,
+)
 
 RNG = np.random.default_rng
 CONTRASTS = ("t1", "t1ce", "t2", "flair")
@@ -57,9 +62,9 @@ def people():
 
 
 @pytest.fixture(scope="module")
-def oracle(people):
+def anatomy(people):
     images, truth = people
-    return fit_oracle(images, truth.female, truth.contrast)
+    return fit_anatomy(images, truth.female, truth.contrast)
 
 
 class TestShapes:
@@ -178,7 +183,7 @@ CORRUPTIONS = {
 
 class TestNothingButAnatomy:
     @pytest.mark.parametrize("name", CORRUPTIONS)
-    def test_oracle_stands_still(self, people, oracle, name):
+    def test_anatomy_stands_still(self, people, anatomy, name):
         images, truth = people
         images, contrasts, rng = images[::2][:120], truth.contrast[::2][:120], RNG(0)
         images = np.concatenate([people[0][1::4][:20], images])  # t1ce, besides t1 and t2
@@ -186,7 +191,7 @@ class TestNothingButAnatomy:
         spoilt = np.stack([CORRUPTIONS[name](image[0], rng)[None] for image in images]).astype(
             np.float32
         )
-        before, after = oracle.read(images, contrasts), oracle.read(spoilt, contrasts)
+        before, after = anatomy.read(images, contrasts), anatomy.read(spoilt, contrasts)
         moved = np.log(after.area_mm2 / before.area_mm2)
         assert (
             abs(moved.mean()) < 0.006
@@ -220,8 +225,8 @@ class TestNothingButAnatomy:
         ],
         ids=["black", "noise", "speck", "flat"],
     )
-    def test_no_brain_reads_nothing(self, oracle, image):
-        found = oracle.read(image[None, None], ["t1"])
+    def test_no_brain_reads_nothing(self, anatomy, image):
+        found = anatomy.read(image[None, None], ["t1"])
         assert found.isna().all(axis=None)
         assert outline(np.full((128, 128), -1.0)) is None
 
@@ -232,27 +237,27 @@ class TestOracle:
 
         images, truth = people
         first = (truth.subject < 40).to_numpy()
-        found = fit_oracle(images[first], truth.female[first], truth.contrast[first]).read(
+        found = fit_anatomy(images[first], truth.female[first], truth.contrast[first]).read(
             images[~first], truth.contrast[~first]
         )
         assert roc_auc_score(truth.female[~first], found.p_female) > 0.92
 
-    def test_extent_does_not_tell_the_contrast(self, people, oracle):
+    def test_extent_does_not_tell_the_contrast(self, people, anatomy):
         images, truth = people
-        extent = oracle.read(images, truth.contrast).extent_mm
+        extent = anatomy.read(images, truth.contrast).extent_mm
         assert extent.groupby(truth.contrast).mean().agg(np.ptp) < 0.3  # mm, of about 145
         raw = measure(images).extent_mm
         assert raw.groupby(truth.contrast).mean().agg(np.ptp) > 3
 
-    def test_larger_brains_are_more_male(self, people, oracle):
+    def test_larger_brains_are_more_male(self, people, anatomy):
         images, contrasts = people[0][:40], people[1].contrast[:40]
         steps = [
-            oracle.read(zoomed(images, factor), contrasts).p_female
+            anatomy.read(zoomed(images, factor), contrasts).p_female
             for factor in (0.94, 0.97, 1.0, 1.03, 1.06)
         ]
         assert (np.diff(steps, axis=0) < 0).all()
 
-    def test_follows_the_truth_of_a_no_effect_cohort(self, oracle):
+    def test_follows_the_truth_of_a_no_effect_cohort(self, anatomy):
         """`log_size`, not the label: people without a sex difference are read by their size."""
         images, sizes = [], []
         for index in range(40):
@@ -261,28 +266,30 @@ class TestOracle:
             image, _ = phantom.render_slice(person, phantom.slice_height(person, 4.0), "t1", rng)
             images.append(phantom.normalise(image)[None])
             sizes.append(person.log_size)
-        p = oracle.read(np.stack(images), ["t1"] * 40).p_female
+        p = anatomy.read(np.stack(images), ["t1"] * 40).p_female
         assert np.corrcoef(sizes, p)[0, 1] < -0.8
 
-    def test_saves_and_loads_as_json(self, oracle, people, tmp_path):
-        again = AnatomyOracle.load(oracle.save(tmp_path / "oracle.json"))
-        assert again == oracle
+    def test_saves_and_loads_as_json(self, anatomy, people, tmp_path):
+        again = AnatomicalMeasurement.load(anatomy.save(tmp_path / "anatomy.json"))
+        assert again == anatomy
         images, contrasts = people[0][:4], people[1].contrast[:4]
-        pd.testing.assert_frame_equal(again.read(images, contrasts), oracle.read(images, contrasts))
+        pd.testing.assert_frame_equal(
+            again.read(images, contrasts), anatomy.read(images, contrasts)
+        )
 
-    def test_unknown_contrast_is_refused(self, oracle):
+    def test_unknown_contrast_is_refused(self, anatomy):
         with pytest.raises(DataError, match="never fitted on contrast 'dwi'; it knows flair"):
-            oracle.read(ellipse()[None, None], ["dwi"])
+            anatomy.read(ellipse()[None, None], ["dwi"])
 
     def test_one_sex_is_refused(self, people):
         images, truth = people
         women = (truth.female == 1).to_numpy()
         with pytest.raises(DataError, match="lacks slices of one sex"):
-            fit_oracle(images[women], truth.female[women], truth.contrast[women])
+            fit_anatomy(images[women], truth.female[women], truth.contrast[women])
 
     def test_images_without_brains_are_refused(self):
         with pytest.raises(DataError, match="10 of 10 slices show no brain"):
-            fit_oracle(np.full((10, 1, 128, 128), -1.0), [0, 1] * 5, ["t1"] * 10)
+            fit_anatomy(np.full((10, 1, 128, 128), -1.0), [0, 1] * 5, ["t1"] * 10)
 
 
 @pytest.mark.parametrize("shape", [(128, 128), (2, 3, 128, 128), (2, 1, 128, 96), (2, 1, 32, 32)])

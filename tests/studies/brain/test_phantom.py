@@ -10,9 +10,15 @@ from fairlib.cohorts.brats import caption, read_brats
 from fairlib.cohorts.roco import read_roco
 from fairlib.cohorts.slices import CONTRASTS
 from fairlib.errors import SettingsError
-from studies.brain.phantom import BrainSettings, roster, write_brats
+from studies.brain.phantom import (
+    PhantomSettings,
+    RadiologySettings,
+    draw_slice,
+    roster,
+    write_brats,
+    write_roco,
+)
 from studies.brain.prompts import EVALUATION_PROMPTS, FIDELITY_PROMPTS, mirrored
-from studies.brain.radiology import RadiologySettings, draw_slice, write_roco
 from studies.brain.rules import (
     BASE_SIZE,
     EFFECTS,
@@ -26,7 +32,7 @@ from studies.brain.rules import (
 @pytest.fixture(scope="module")
 def brats(tmp_path_factory):
     root = tmp_path_factory.mktemp("brats")
-    write_brats(root, BrainSettings(multiple=0.01, unknown=1))
+    write_brats(root, PhantomSettings(multiple=0.01, unknown=1))
     return root
 
 
@@ -35,12 +41,12 @@ def read(root):
 
 
 def test_default_counts_are_those_of_the_real_cohort():
-    people = Counter((p["grade"], p["sex"]) for p in roster(BrainSettings()) if p["known"])
+    people = Counter((p["grade"], p["sex"]) for p in roster(PhantomSettings()) if p["known"])
     assert people == {("HGG", "M"): 63, ("HGG", "F"): 38, ("LGG", "M"): 27, ("LGG", "F"): 38}
     female = people["HGG", "F"] + people["LGG", "F"]
     assert round(female / sum(people.values()), 3) == 0.458
-    assert len({p["tcga"] for p in roster(BrainSettings(multiple=5))}) == len(
-        roster(BrainSettings(multiple=5))
+    assert len({p["tcga"] for p in roster(PhantomSettings(multiple=5))}) == len(
+        roster(PhantomSettings(multiple=5))
     )
 
 
@@ -59,7 +65,7 @@ def test_the_real_reader_finds_what_was_drawn(brats):
 
 
 def test_a_subject_is_a_function_of_seed_and_number(brats, tmp_path):
-    write_brats(tmp_path, BrainSettings(multiple=0.01, unknown=0))
+    write_brats(tmp_path, PhantomSettings(multiple=0.01, unknown=0))
     for file in sorted(tmp_path.rglob("*_flair.nii.gz")):
         assert file.read_bytes() == (brats / file.relative_to(tmp_path)).read_bytes()
 

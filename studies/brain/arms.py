@@ -1,0 +1,416 @@
+"""The arms of the study: what each does to the generator, and the images that come of it.
+
+An arm is a function of (settings, seed, plan) that gives the images of a plan as an artifact, and a
+line of `ARMS`. It may act in fine-tuning, as all do here, or at sampling, or in choosing noises or
+images: what measures it asks for images alone.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from fairlib.cohorts.cohort import Cohort
+from fairlib.io import read_tensors, to_bytes, to_images, write_bytes, write_tensors
+from fairlib.methods.alignment import AlignmentStep, tune
+from fairlib.methods.base_cache import cache_base
+from fairlib.methods.settings import AlignmentSettings
+from fairlib.methods.targets import Target
+from fairlib.models.classifier import predict
+from fairlib.models.clip import Clip, load_clip
+from fairlib.models.generator import Generator
+from studies.brain.data import cohort, female_shares, split
+from studies.brain.evaluators import Fitted, combined, tuning_classifier
+from studies.brain.prompts import EVALUATION_PROMPTS, FIDELITY_PROMPTS, Prompt
+from studies.brain.settings import (
+    BrainSettings,
+    Sampling,
+    Tuning,
+    alignment,
+    cache_settings,
+    sampling,
+)
+from studies.engine.places import accelerator
+from studies.engine.progress import Progress
+from studies.engine.stage import Artifact, stage
+from studies.engine.study import Arm
+
+# streams of noise of evaluation and of prompt fidelity start here; tuning uses its seed as it is
+NOISE, FIDELITY_NOISE = 5000, 5900
+STATE, HISTORY = "state.safetensors", "history.csv"
+LATENTS, READINGS = "latents.safetensors", "readings.safetensors"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which images are generated: `images` of them, image i with noise i of stream `noise`, their
+    prompts in equal blocks.
+
+    The same noise for every arm, so that before and after can be laid side by side.
+    """
+
+    prompts: tuple[Prompt, ...]
+    images: int
+    noise: int
+
+    def prompt_of_each(self) -> list[Prompt]:
+        """The prompt of each image."""
+        return [self.prompts[i * len(self.prompts) // self.images] for i in range(self.images)]
+
+    def table(self) -> pd.DataFrame:
+        """A row an image: image, prompt (contrast-grade-side), contrast, group."""
+        rows = [
+            (i, f"{p.contrast}-{p.grade}-{p.side}", p.contrast, p.group)
+            for i, p in enumerate(self.prompt_of_each())
+        ]
+        return pd.DataFrame(rows, columns=["image", "prompt", "contrast", "group"])
+
+
+def evaluation(settings: BrainSettings, seed: int) -> Plan:
+    """The images that every evaluator reads."""
+    return Plan(EVALUATION_PROMPTS, settings.images, NOISE + seed)
+
+
+def fidelity_plan(settings: BrainSettings, seed: int) -> Plan:
+    """The images that prompt fidelity is counted on."""
+    return Plan(FIDELITY_PROMPTS, settings.fidelity_images, FIDELITY_NOISE + seed)
+
+
+def read_generator(folder: Path) -> Generator:
+    """Read a pipeline, its hashes checked, to the device that networks run on."""
+    return Generator.load(folder, accelerator())
+
+
+def read_clip(folder: Path) -> Clip:
+    """Read CLIP to the device that networks run on."""
+    return load_clip(folder).to(accelerator())
+
+
+def base_model(settings: BrainSettings) -> Artifact[Generator]:
+    """The untuned model."""
+    return Artifact.weights(settings.weights, read_generator)
+
+
+def clip_model(settings: BrainSettings) -> Artifact[Clip]:
+    """The image embedding of the consistency term."""
+    return Artifact.weights(settings.clip, read_clip)
+
+
+def sample(
+    generator: Generator,
+    chosen: Sampling,
+    plan: Plan,
+    track: Callable[[range], Iterable[int]] = iter,
+) -> Tensor:
+    """Generate the images of `plan`, uint8 [N, 1, H, W]."""
+    images, texts = [], [prompt.text for prompt in plan.prompt_of_each()]
+    for start in track(range(0, plan.images, chosen.batch_size)):
+        rows = list(range(plan.images))[start : start + chosen.batch_size]
+        found = generator.sample(
+            [texts[row] for row in rows],
+            noise=generator.noise(plan.noise, rows),
+            steps=chosen.steps,
+            guidance_scale=chosen.guidance_scale,
+        )
+        images.append(to_bytes(found).cpu())
+    return torch.cat(images)
+
+
+def read_images(folder: Path) -> Tensor:
+    """Read generated images, uint8 [N, 1, H, W]."""
+    return read_tensors(folder / "images.safetensors")["images"]
+
+
+@stage(load=read_images, ignore=("label",))
+def generate(
+    out: Path,
+    progress: Progress,
+    base: Artifact[Generator],
+    tuned: Artifact[dict[str, Tensor]] | None,
+    plan: Plan,
+    chosen: Sampling,
+    label: str,
+) -> None:
+    """Generate the images of `plan` with the base model, or with its tuned denoiser."""
+    generator = base.load() if tuned is None else tuned_generator(base.load(), tuned.load())
+    images = sample(generator, chosen, plan, partial(progress.track, label=label))
+    write_tensors(out / "images.safetensors", {"images": images})
+
+
+def generated(images: Artifact[Tensor], plan: Plan) -> tuple[Tensor, list[str]]:
+    """Generated images [N, 1, H, W] in [-1, 1] and their contrasts, for an evaluator to read."""
+    return to_images(images.load()), [prompt.contrast for prompt in plan.prompt_of_each()]
+
+
+def read_denoiser(folder: Path) -> dict[str, Tensor]:
+    """Read the tuned parameters."""
+    return read_tensors(folder / "denoiser.safetensors")
+
+
+def tuned_generator(base: Generator, tuned: dict[str, Tensor]) -> Generator:
+    """A copy of `base` whose denoiser has the tuned weights, LoRA weights where those were
+    tuned.
+    """
+    generator = base.frozen_copy()
+    values = {name: value.float() for name, value in tuned.items()}
+    ranks = {len(value) for name, value in values.items() if "lora_A" in name}
+    if ranks:
+        generator.add_lora(ranks.pop())
+        generator.denoiser.requires_grad_(False).eval()
+    generator.denoiser.load_state_dict(copy.copy(generator.denoiser.state_dict()) | values)
+    return generator
+
+
+def targets_of(
+    everyone: Cohort, split_seed: int, classifier: nn.Module, target: str = "marginal"
+) -> list[Target]:
+    """The target of each evaluation prompt: the tuning classifier's logits on slices of the same
+    contrast and grade that it was not fitted on.
+
+    Images of one contrast and grade are ranked together; the female share is that of the cohort
+    (`female_shares`).
+    """
+    part, shares = split(everyone, split_seed)["heldout"], female_shares(everyone, target)
+    table = part.table.assign(logit=predict(classifier, part.load()).logit.numpy())
+    targets = []
+    for prompt in EVALUATION_PROMPTS:
+        rows = table[(table.contrast == prompt.contrast) & (table.grade == prompt.grade)]
+        share, name = shares[prompt.group], f"{prompt.contrast}-{prompt.grade}"
+        wanted, logits = {"F": share, "M": 1 - share}, rows.logit.to_numpy()
+        targets.append(Target.shares(wanted, logits, rows.sex.tolist(), name=name))
+    return targets
+
+
+def no_logits(images: Tensor) -> Tensor:
+    """Stand for the classifier where latents alone are drawn."""
+    raise NotImplementedError("the base cache is drawn before any classifier reads it")
+
+
+def _texts() -> list[str]:
+    return [prompt.text for prompt in EVALUATION_PROMPTS]
+
+
+@stage
+def draw_base_cache(
+    out: Path, progress: Progress, settings: AlignmentSettings, base: Artifact[Generator]
+) -> None:
+    """Generate the untuned model's latents of every prompt, once for all arms that share them."""
+    cache = cache_base(base.load(), no_logits, _texts(), settings=settings)
+    saved = out / "working" / LATENTS
+    if saved.is_file():
+        cache.load(read_tensors(saved))
+    blocks = len(cache.prompts) * (cache.size // cache.block)
+    for done, _ in progress.track(cache.draw(), blocks, "images of the base model"):
+        if done % 12 == 0:
+            write_tensors(saved, cache.to_tensors())
+    write_tensors(out / LATENTS, cache.to_tensors())
+
+
+@stage
+def read_base_cache(
+    out: Path,
+    progress: Progress,
+    settings: AlignmentSettings,
+    latents: Artifact[Path],
+    base: Artifact[Generator],
+    clip: Artifact[Clip],
+    classifier: list[Artifact],
+) -> None:
+    """Read the base cache with one tuning classifier and with CLIP."""
+    embed = clip.load().embed_images
+    cache = cache_base(base.load(), combined(classifier), _texts(), embed=embed, settings=settings)
+    cache.load(read_tensors(latents.load() / LATENTS))
+    blocks = len(cache.prompts) * (cache.size // cache.block)
+    for _ in progress.track(cache.fill(), blocks, "reading the base cache"):
+        pass
+    write_tensors(out / READINGS, cache.to_tensors(readings=True))
+
+
+@stage(load=read_denoiser, ignore=("label", "every"))
+def tune_denoiser(
+    out: Path,
+    progress: Progress,
+    settings: AlignmentSettings,
+    target: str,
+    base: Artifact[Generator],
+    clip: Artifact[Clip],
+    classifier: list[Artifact],
+    everyone: Artifact[Cohort],
+    split_seed: int,
+    cache: Artifact[Path],
+    label: str,
+    every: int = 10,
+) -> None:
+    """Tune the base model's denoiser: `denoiser.safetensors` (moving average of the weights) and
+    `history.csv`, a row a step.
+    """
+    # a copy to change: what `load` gives is shared
+    generator, follows, embed = (
+        base.reader(base.folder),
+        combined(classifier),
+        clip.load().embed_images,
+    )
+    targets = targets_of(everyone.load(), split_seed, follows, target)
+    stored = cache_base(base.load(), follows, _texts(), embed=embed, settings=settings)
+    stored.load(read_tensors(cache.load() / READINGS))
+    state, rows = _saved(out / "working")
+    steps = tune(
+        generator,
+        follows,
+        _texts(),
+        targets,
+        embed=embed,
+        settings=settings,
+        state=state,
+        base_cache=stored,
+    )
+    for step in progress.track(steps, settings.steps, label, done=len(rows)):
+        rows.append(log_row(step))
+        if (step.step + 1) % every == 0:
+            _write_history(out / "working", rows)
+            write_tensors(out / "working" / STATE, step.state.to_tensors())
+    # the moving average, which the end of the loop leaves in the generator
+    tuned = {name: p.half() for name, p in generator.trainable_parameters().items()}
+    write_tensors(out / "denoiser.safetensors", tuned)
+    _write_history(out, rows)
+
+
+def _saved(working: Path) -> tuple[dict[str, Tensor] | None, list[dict]]:
+    """What a killed attempt left, if anything."""
+    if not (working / STATE).is_file():
+        return None, []
+    state = read_tensors(working / STATE)
+    return state, pd.read_csv(working / HISTORY).to_dict("records")[: int(state["step"])]
+
+
+def _write_history(folder: Path, rows: list[dict]) -> None:
+    write_bytes(folder / HISTORY, pd.DataFrame(rows).to_csv(index=False).encode())
+
+
+def log_row(step: AlignmentStep) -> dict:
+    """What is kept of one step."""
+    kept = step.cosine[~step.changes]
+    row = {name: getattr(step, name) for name in ("step", "alignment", "consistency")}
+    row |= {"lr": step.learning_rate, "gradient_norm": step.gradient_norm}
+    row["cosine_kept"] = float(kept.mean()) if len(kept) else np.nan
+    row["share"] = float((step.logits > 0).float().mean())
+    row |= {name: getattr(step, name) for name in ("seconds", "forward", "backward")}
+    return row | {"frozen": step.base}
+
+
+def base_cache(settings: BrainSettings, chosen: AlignmentSettings, classifier: Fitted) -> Artifact:
+    """The base cache of a tuning with settings `chosen`, read by its tuning classifier."""
+    kept, base = cache_settings(chosen), base_model(settings)
+    latents = draw_base_cache(kept, base)
+    return read_base_cache(kept, latents, base, clip_model(settings), list(classifier))
+
+
+def tuned(settings: BrainSettings, tuning: Tuning, seed: int) -> Artifact[dict[str, Tensor]]:
+    """The denoiser that a tuning makes at one seed."""
+    chosen = alignment(settings, tuning, seed)
+    classifier = tuning_classifier(settings, tuning.classifier, seed)
+    return tune_denoiser(
+        chosen,
+        tuning.target,
+        base_model(settings),
+        clip_model(settings),
+        classifier,
+        cohort(settings),
+        settings.split_seed,
+        base_cache(settings, chosen, classifier),
+        f"tuning towards {tuning.family} targets by {tuning.classifier}, seed {seed}",
+    )
+
+
+def history(artifact: Artifact) -> pd.DataFrame:
+    """What each step of a tuning recorded."""
+    return pd.read_csv(artifact.folder / HISTORY)
+
+
+def base_images(
+    settings: BrainSettings,
+    seed: int,
+    plan: Plan | None = None,
+    guidance_scale: float | None = None,
+) -> Artifact[Tensor]:
+    """Images of the untuned model: those that evaluators read, or those of another plan."""
+    plan, how = plan or evaluation(settings, seed), sampling(settings, guidance_scale)
+    return generate(base_model(settings), None, plan, how, f"untuned images, seed {seed}")
+
+
+def tuned_images(
+    tuning: Tuning, settings: BrainSettings, seed: int, plan: Plan | None = None
+) -> Artifact[Tensor]:
+    """Images of a tuned model: those that evaluators read, or those of another plan."""
+    plan, denoiser = plan or evaluation(settings, seed), tuned(settings, tuning, seed)
+    label = f"images of a tuned model, seed {seed}"
+    return generate(base_model(settings), denoiser, plan, sampling(settings), label)
+
+
+@dataclass(frozen=True)
+class TunedArm(Arm[BrainSettings]):
+    """An arm that tunes the base model, and how."""
+
+    tuning: Tuning = Tuning("robust")
+
+
+def tuned_arm(
+    says: str, classifier: str, family: str = "transport", target: str = "marginal", **changes: Any
+) -> TunedArm:
+    """The entry of an arm that tunes: see `Tuning`."""
+    tuning = Tuning(classifier, family, target, changes)
+    run = partial(tuned_images, tuning)
+    return TunedArm(run, says, "fine-tuning", f"guide_{classifier}", tuning)
+
+
+ARMS: dict[str, Arm[BrainSettings]] = {
+    "base": Arm(base_images, "the untuned model", "nowhere", "guide_robust"),
+    "plain": tuned_arm("class targets as published (Shen et al.), plain guide", "plain", "class"),
+    "plain-transport": tuned_arm("transport targets, plain guide (no adversary)", "plain"),
+    "robust-class": tuned_arm("class targets, robust guide", "robust", "class"),
+    "robust-quantile": tuned_arm("quantile targets within each batch", "robust", "quantile"),
+    "robust": tuned_arm("transport targets, robust guide: the default", "robust"),
+    "conditional": tuned_arm(
+        "the default, each grade toward its own share", "robust", target="conditional"
+    ),
+}
+# One thing at a time taken from the default, or done otherwise.
+ABLATIONS: dict[str, Arm[BrainSettings]] = {
+    "base": ARMS["base"],
+    "robust": ARMS["robust"],
+    "plain-transport": ARMS["plain-transport"],
+    "bare": tuned_arm("guide without adversary and augmentation", "bare"),
+    "ensemble": tuned_arm("guide: mean logit of three augmented ones, no adversary", "ensemble"),
+    "robust-class": ARMS["robust-class"],
+    "robust-quantile": ARMS["robust-quantile"],
+    "early": tuned_arm(
+        "gradient through the two first, coarse steps only", "robust", replay_scheme="early"
+    ),
+    "all-steps": tuned_arm(
+        "gradient through all eight steps", "robust", replay_scheme="all", replay_steps=8
+    ),
+    "flat": tuned_arm("all steps with the same weight", "robust", step_weights="flat"),
+    "no-consistency": tuned_arm("no CLIP consistency", "robust", consistency_weight=0.0),
+    "consistency-16": tuned_arm(
+        "CLIP consistency four times as strong", "robust", consistency_weight=16.0
+    ),
+    "no-annealing": tuned_arm(
+        "rate held, no moving average of the weights", "robust", anneal="none", ema_decay=0.0
+    ),
+    "larger-steps": tuned_arm(
+        "three times the rate, a third of the steps",
+        "robust",
+        learning_rate=1.2e-4,
+        steps=30,
+        warmup=4,
+    ),
+}

@@ -1,0 +1,112 @@
+"""The cohorts of the study: written once if synthetic, always read by the reader of the real
+layout.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+
+from fairlib.cohorts.brats import find_biotabs, find_subjects, read_brats
+from fairlib.cohorts.cohort import Cohort
+from fairlib.cohorts.roco import read_roco
+from studies.brain.phantom import PhantomSettings, RadiologySettings, write_brats, write_roco
+from studies.brain.settings import BrainSettings
+from studies.engine.places import runs_folder
+from studies.engine.progress import Progress
+from studies.engine.stage import Artifact, stage
+
+# tuning: subjects of the tuning classifiers; heldout: of the held-out classifier, the anatomical
+# measurement and the target's quantiles; test: the calibration set, and what generated images are
+# compared with.
+FRACTIONS = {"tuning": 0.30, "heldout": 0.25, "test": 0.45}
+
+
+def cohort(settings: BrainSettings) -> Artifact[Cohort]:
+    """The target cohort: every slice, subjects without a known sex included."""
+    if settings.cohort == "phantom":
+        return phantom_brats(
+            PhantomSettings(settings.subjects, effect=settings.effect, seed=settings.cohort_seed)
+        )
+    root = Path(settings.data_dir)
+    volumes = [path for subject in find_subjects(root) for path in subject.files.values()]
+    return Artifact.files(
+        root, iter([root / "name_mapping.csv", *find_biotabs(root), *volumes]), read_cohort
+    )
+
+
+def read_cohort(folder: Path) -> Cohort:
+    """Read BraTS in `folder`, or in the folder `brats` of a stage; slices are cached in `runs/`."""
+    root = folder / "brats" if (folder / "brats").is_dir() else folder
+    return read_brats(root, cache_dir=runs_folder() / "slices" / root.name)
+
+
+@stage(load=read_cohort, verify=False)
+def phantom_brats(out: Path, progress: Progress, settings: PhantomSettings) -> None:
+    """Write the synthetic cohort; a killed attempt goes on where it was."""
+    work = out / "working" / "brats"
+    write_brats(work, settings, lambda rows: progress.track(rows, len(rows), "synthetic subjects"))
+    work.rename(out / "brats")
+
+
+def training_cohort(
+    settings: BrainSettings, seed: int = RadiologySettings.seed
+) -> Artifact[Cohort]:
+    """A ROCO-shaped sample; with the default seed, the first slices that the generator was trained
+    on.
+    """
+    slices = settings.radiology
+    return phantom_roco(
+        RadiologySettings(slices=slices, validation=0, effect=settings.effect, seed=seed)
+    )
+
+
+def read_training(folder: Path) -> Cohort:
+    """Read the ROCO layout in the folder of a stage."""
+    return read_roco(folder / "roco")
+
+
+@stage(load=read_training, verify=False)
+def phantom_roco(out: Path, progress: Progress, settings: RadiologySettings) -> None:
+    """Write the synthetic training slices."""
+    label = "synthetic slices"
+    write_roco(out / "roco", settings, lambda rows: progress.track(rows, len(rows), label))
+
+
+def split(everyone: Cohort, seed: int) -> dict[str, Cohort]:
+    """Subjects with a known sex, split by subject into `FRACTIONS`."""
+    return everyone.with_known_sex().split(FRACTIONS, seed=seed)
+
+
+def splits(settings: BrainSettings) -> dict[str, Cohort]:
+    """The parts of the study's cohort."""
+    return split(cohort(settings).load(), settings.split_seed)
+
+
+def female_shares(everyone: Cohort, target: str = "marginal") -> dict[str, float]:
+    """The female share requested of each prompt group (grade), counted in subjects of the cohort.
+
+    "marginal": the cohort's share for every prompt; "conditional": each grade its own.
+    """
+    subjects = everyone.with_known_sex().by_subject(("sex", "grade"))
+    overall = float((subjects.sex == "F").mean())
+    if target == "marginal":
+        return {"HGG": overall, "LGG": overall}
+    return {grade: float((rows.sex == "F").mean()) for grade, rows in subjects.groupby("grade")}
+
+
+def target_share(settings: BrainSettings, target: str = "marginal") -> dict[str, float]:
+    """`female_shares` of the study's cohort."""
+    return female_shares(cohort(settings).load(), target)
+
+
+def phantom_truth(settings: BrainSettings) -> pd.DataFrame | None:
+    """What is known of synthetic subjects alone: subject, sex, grade, age, side, log_size, known.
+
+    One row a subject; None for a real cohort.
+    """
+    if settings.cohort != "phantom":
+        return None
+    truth = pd.read_csv(cohort(settings).folder / "brats" / "truth.csv")
+    return truth.rename(columns={"brats": "subject"})

@@ -1,0 +1,211 @@
+"""The evaluators of the study: tuning classifiers (which tuning follows), the held-out classifier
+and the anatomical measurement (which it never meets).
+
+An evaluator is data: what is fitted, and how that reads images into columns of a table. Each column
+of readings is a stage of its own, so that one more evaluator recomputes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from torch import Tensor, nn
+
+from fairlib.cohorts.cohort import Cohort
+from fairlib.io import write_bytes
+from fairlib.measures.shares import Evaluator
+from fairlib.models.classifier import (
+    RESIDUAL,
+    Classifier,
+    ClassifierSettings,
+    Ensemble,
+    build_classifier,
+    calibrate,
+    fit_classifier,
+    load_classifier,
+    predict,
+    save_classifier,
+)
+from studies.brain.anatomy import AnatomicalMeasurement, fit_anatomy
+from studies.brain.data import cohort, split
+from studies.brain.settings import BrainSettings
+from studies.engine.places import accelerator
+from studies.engine.progress import Progress
+from studies.engine.stage import Artifact, stage
+
+SLICE_COLUMNS = ["subject", "sex", "grade", "contrast", "side"]
+Fitted = Sequence[Artifact]
+Read = Callable[[str, Fitted, Tensor, list[str]], dict[str, np.ndarray]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BrainEvaluator(Evaluator):
+    """An evaluator, what it reads with and how.
+
+    fit: settings and the seed of a run -> what it reads with. read: its column, what it reads with,
+    images [N, 1, H, W] in [-1, 1] and their contrasts -> columns [N] of a table; that of its own
+    name holds the probability of female.
+    """
+
+    fit: Callable[[BrainSettings, int], Fitted]
+    read: Read
+
+
+def read_classifier(folder: Path) -> Classifier:
+    """Read a classifier to the device that networks run on."""
+    return load_classifier(folder).to(accelerator())
+
+
+@stage(load=read_classifier, ignore=("label",))
+def sex_classifier(
+    out: Path,
+    progress: Progress,
+    settings: ClassifierSettings,
+    everyone: Artifact[Cohort],
+    split_seed: int,
+    part: str,
+    label: str,
+) -> None:
+    """Fit a sex classifier on three quarters of a part's subjects, and calibrate it on the rest."""
+    inner = split(everyone.load(), split_seed)[part].split({"fit": 0.75, "hold": 0.25}, split_seed)
+    fit, hold = inner["fit"], inner["hold"]
+    heads = {"female": "binary"}
+    classifier = build_classifier(heads, settings.architecture, settings.seed).to(accelerator())
+    steps = fit_classifier(classifier, fit.load(), fit.labels(), settings)
+    for _ in progress.track(steps, settings.steps, label):
+        pass
+    images, labels = hold.load(), hold.labels()
+    calibrate(classifier, images, labels)
+    right = predict(classifier, images).positive() == (labels == 1)
+    accuracies = {
+        "sensitivity": float(right[labels == 1].float().mean()),
+        "specificity": float(right[labels == 0].float().mean()),
+    }
+    save_classifier(out, classifier, {"hold_out": accuracies})
+
+
+def read_measurement(folder: Path) -> AnatomicalMeasurement:
+    """Read the fitted anatomical measurement."""
+    return AnatomicalMeasurement.load(folder / "anatomy.json")
+
+
+@stage(load=read_measurement)
+def anatomical_measurement(
+    out: Path, progress: Progress, everyone: Artifact[Cohort], split_seed: int
+) -> None:
+    """Fit the anatomical measurement on the held-out classifier's subjects."""
+    part = split(everyone.load(), split_seed)["heldout"]
+    progress.say(f"measuring {len(part)} slices")
+    contrasts = list(part.table.contrast)
+    fit_anatomy(part.load().numpy(), part.labels().numpy(), contrasts).save(out / "anatomy.json")
+
+
+def classifier_settings(settings: BrainSettings, kind: str, seed: int) -> list[ClassifierSettings]:
+    """The classifiers that make up the tuning classifier `kind`, whose mean logit is followed.
+
+    They share an architecture and a seed, so that one thing is all that differs.
+    """
+    plain = ClassifierSettings(steps=settings.classifier_steps, seed=seed, balance=True)
+    return {
+        "plain": [plain],
+        "robust": [replace(plain, radius=settings.radius)],
+        "bare": [replace(plain, augmentation="none")],
+        "ensemble": [replace(plain, seed=seed + member) for member in range(3)],
+    }[kind]
+
+
+def tuning_classifier(settings: BrainSettings, kind: str, seed: int = 0) -> list[Artifact]:
+    """The members of the tuning classifier `kind`; those of run `seed` where every run has its
+    own.
+    """
+    own = seed if settings.classifier_seed is None else settings.classifier_seed
+    return [
+        sex_classifier(each, cohort(settings), settings.split_seed, "tuning", kind)
+        for each in classifier_settings(settings, kind, own)
+    ]
+
+
+def heldout_classifier(settings: BrainSettings, seed: int = 0) -> list[Artifact]:
+    """The held-out classifier, which shares neither architecture nor seed nor subjects with the
+    others; the same for every run.
+    """
+    fit = ClassifierSettings(settings.classifier_steps, learning_rate=1.5e-3, seed=77)
+    chosen = replace(fit, architecture=RESIDUAL, balance=True)
+    return [sex_classifier(chosen, cohort(settings), settings.split_seed, "heldout", "held-out")]
+
+
+def anatomy(settings: BrainSettings, seed: int = 0) -> list[Artifact]:
+    """The anatomical measurement; the same for every run."""
+    return [anatomical_measurement(cohort(settings), settings.split_seed)]
+
+
+def combined(members: Fitted) -> nn.Module:
+    """One classifier: the mean logit of the members where there are several."""
+    loaded = [member.load() for member in members]
+    return loaded[0] if len(loaded) == 1 else Ensemble(loaded).eval().requires_grad_(False)
+
+
+def classify(
+    column: str, members: Fitted, images: Tensor, contrasts: list[str]
+) -> dict[str, np.ndarray]:
+    """Probability of female by a classifier."""
+    return {column: predict(combined(members), images).logit.sigmoid().numpy()}
+
+
+def measure_anatomy(
+    column: str, members: Fitted, images: Tensor, contrasts: list[str]
+) -> dict[str, np.ndarray]:
+    """Probability of female by the anatomical measurement, and the size that it measured."""
+    found = members[0].load().read(images.numpy(), contrasts)
+    return {column: found.p_female.to_numpy(), "extent_mm": found.extent_mm.to_numpy()}
+
+
+def _tuning(kind: str) -> BrainEvaluator:
+    def fit(settings: BrainSettings, seed: int) -> Fitted:
+        return tuning_classifier(settings, kind, seed)
+
+    return BrainEvaluator(f"{kind} guide", f"guide_{kind}", fit=fit, read=classify)
+
+
+KINDS = ("plain", "robust", "bare", "ensemble")
+EVALUATORS = {
+    **{f"guide_{kind}": _tuning(kind) for kind in KINDS},
+    "auditor": BrainEvaluator("auditor", "auditor", fit=heldout_classifier, read=classify),
+    "oracle": BrainEvaluator("oracle", "oracle", fit=anatomy, read=measure_anatomy),
+}
+# those that read every image of every arm
+EVERYWHERE = ("guide_plain", "guide_robust", "auditor", "oracle")
+NAMES = {column: EVALUATORS[column].name for column in EVERYWHERE}
+
+
+def evaluators_of(kind: str = "robust") -> list[Evaluator]:
+    """The three of an arm: its tuning classifier, called "guide" in tables, the held-out classifier
+    and the anatomical measurement.
+    """
+    guide = replace(EVALUATORS[f"guide_{kind}"], name="guide")
+    return [guide, EVALUATORS["auditor"], EVALUATORS["oracle"]]
+
+
+def read_column(folder: Path) -> pd.DataFrame:
+    """What an evaluator read: its columns, a row an image."""
+    return pd.read_csv(folder / "readings.csv")
+
+
+@stage(load=read_column)
+def read_images(
+    out: Path,
+    progress: Progress,
+    column: str,
+    members: list[Artifact],
+    read: Read,
+    source: Callable[[], tuple[Tensor, list[str]]],
+) -> None:
+    """What one evaluator reads in the images and contrasts that `source` gives: a row an image."""
+    images, contrasts = source()
+    found = read(column, members, images, contrasts)
+    table = pd.DataFrame({name: np.round(values, 5) for name, values in found.items()})
+    write_bytes(out / "readings.csv", table.to_csv(index=False).encode())

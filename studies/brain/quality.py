@@ -1,0 +1,164 @@
+"""What becomes of the images besides their shares: prompt fidelity, consistency with the same-noise
+original, and distance to the target cohort.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from fairlib.cohorts.cohort import Cohort
+from fairlib.io import read_json, to_bytes, to_images, write_json
+from fairlib.measures.distances import mmd_interval
+from fairlib.models.classifier import (
+    WIDE_MAX,
+    Classifier,
+    ClassifierSettings,
+    build_classifier,
+    fit_classifier,
+    predict,
+    save_classifier,
+    truth_of,
+)
+from fairlib.models.clip import Clip
+from studies.brain.arms import Plan
+from studies.brain.data import split, training_cohort
+from studies.brain.evaluators import combined, read_classifier
+from studies.brain.settings import BrainSettings
+from studies.engine.places import accelerator
+from studies.engine.progress import Progress
+from studies.engine.stage import Artifact, stage
+
+ATTRIBUTES = {
+    "contrast": ("t1", "t1ce", "t2", "flair"),
+    "grade": ("none", "LGG", "HGG"),
+    "side": ("none", "left", "right"),
+}
+TRAINING_SEED = 31  # slices other than the generator's
+
+
+@stage(load=read_classifier)
+def attribute_classifier(
+    out: Path, progress: Progress, settings: ClassifierSettings, training: Artifact[Cohort]
+) -> None:
+    """Fit the classifier of contrast, grade and side."""
+    images, truth = to_bytes(training.load().load()), truth_of(training.load().table, ATTRIBUTES)
+    classifier = build_classifier(ATTRIBUTES, settings.architecture, settings.seed)
+    steps = fit_classifier(classifier.to(accelerator()), images, truth, settings)
+    for _ in progress.track(steps, settings.steps, "attributes"):
+        pass
+    save_classifier(out, classifier)
+
+
+def attributes(settings: BrainSettings) -> Artifact[Classifier]:
+    """The classifier of contrast, grade and side, fitted on synthetic radiology slices other than
+    the generator's.
+    """
+    steps = settings.classifier_steps
+    fit = ClassifierSettings(steps, seed=21, architecture=WIDE_MAX, augmentation="shift", stream=6)
+    return attribute_classifier(fit, training_cohort(settings, TRAINING_SEED))
+
+
+def read_values(folder: Path) -> dict[str, float]:
+    """Read one row of measures, in its order."""
+    return dict(read_json(folder / "values.json"))
+
+
+@stage(load=read_values)
+def prompt_fidelity(
+    out: Path,
+    progress: Progress,
+    classifier: Artifact[Classifier],
+    images: Artifact[Tensor],
+    plan: Plan,
+) -> None:
+    """Count the images that show the contrast, tumour, side and grade that their prompt
+    requested.
+    """
+    read = predict(classifier.load(), to_images(images.load()))
+    shown = pd.DataFrame({name: read.classes(name) for name in ATTRIBUTES})
+    prompts = plan.prompt_of_each()
+    requested = pd.DataFrame({name: [getattr(p, name) for p in prompts] for name in ATTRIBUTES})
+    ill = requested.grade != "none"
+    found = {
+        "contrast": (shown.contrast == requested.contrast).mean(),
+        "tumour": ((shown.grade != "none") == ill).mean(),
+        "side": (shown.side == requested.side)[ill].mean(),
+        "grade": (shown.grade == requested.grade)[ill].mean(),
+    }
+    write_json(out / "values.json", [(name, float(value)) for name, value in found.items()])
+
+
+@stage(load=read_values)
+def comparison(
+    out: Path,
+    progress: Progress,
+    images: Artifact[Tensor],
+    base: Artifact[Tensor],
+    classifier: list[Artifact],
+    clip: Artifact[Clip],
+    features: Artifact[Classifier],
+    everyone: Artifact[Cohort],
+    split_seed: int,
+    seed: int,
+) -> None:
+    """Compare an arm's images with the same-noise images of the base model, and both with the test
+    slices.
+    """
+    test = split(everyone.load(), split_seed)["test"]
+    one, other, real = (
+        predict(features.load(), each).features.numpy()
+        for each in (to_images(images.load()), to_images(base.load()), test.load())
+    )
+    target = real, test.table.subject.to_numpy(str)
+    found = consistency(clip.load(), combined(classifier), images.load(), base.load())
+    found |= quality(one, other, target, seed)
+    write_json(out / "values.json", list(found.items()))
+
+
+@torch.no_grad()
+def consistency(
+    clip: Clip, classifier: nn.Module, images: Tensor, base: Tensor
+) -> dict[str, float]:
+    """Mean CLIP cosine to the same-noise original, over all images and over those whose class
+    stays. Images are uint8 [N, 1, H, W].
+    """
+    cosine, kept = [], []
+    for one, other in zip(images.split(50), base.split(50), strict=True):
+        after, before = (to_images(part.to(accelerator())) for part in (one, other))
+        cosine.append((clip.embed_images(after) * clip.embed_images(before)).sum(-1))
+        kept.append((classifier(after) > 0) == (classifier(before) > 0))
+    similar, stays = torch.cat(cosine), torch.cat(kept)
+    return {
+        "cosine": float(similar.mean()),
+        "cosine_kept": float(similar[stays].mean()),
+        "kept": float(stays.float().mean()),
+    }
+
+
+def quality(
+    features: np.ndarray, base: np.ndarray, target: tuple[np.ndarray, np.ndarray], seed: int
+) -> dict[str, float]:
+    """Unbiased MMD to an equal number of target slices, and its difference to the base's, with
+    intervals.
+
+    Features are in standard deviations of the target's, so that none of them rules for its scale
+    alone.
+    """
+    rng = np.random.default_rng([41, seed])
+    slices, subjects = target
+    centre, spread = slices.mean(0), slices.std(0).clip(1e-3)
+    features, base, slices = ((values - centre) / spread for values in (features, base, slices))
+    chosen = rng.choice(len(slices), min(len(features), len(slices)), replace=False)
+    real, clusters = slices[chosen], subjects[chosen]
+    distance = mmd_interval(features, real, rng, y_clusters=clusters, replicates=200)
+    change = mmd_interval(features, real, rng, y_clusters=clusters, replicates=200, base=base)
+    return {
+        f"{name}{end}": value
+        for name, found in (("mmd", distance), ("mmd_change", change))
+        for end, value in (("", found.estimate), ("_low", found.low), ("_high", found.high))
+    }

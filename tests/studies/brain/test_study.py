@@ -1,0 +1,282 @@
+"""The study from end to end, in miniature, on the engine that runs it."""
+
+import dataclasses
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from fairlib.errors import DataError, SettingsError, WeightsError
+from fairlib.io import read_json, read_tensors
+from fairlib.models.classifier import predict
+from studies.brain import arms, quality, study
+from studies.brain.arms import ABLATIONS, ARMS, base_model, tuned, tuned_generator
+from studies.brain.data import FRACTIONS, cohort, splits, target_share
+from studies.brain.evaluators import combined, tuning_classifier
+from studies.brain.settings import BrainSettings, Tuning, alignment
+from studies.brain.study import ABLATION, STUDY
+from studies.engine.places import repository
+from studies.engine.study import load_results, run_study, same_study, tables_of
+
+slow = pytest.mark.slow
+BASE_COST = {"forward": 32, "backward": 0, "seed": 0}  # sixteen images, two solver steps
+MMD = ("mmd", "mmd_low", "mmd_high", "mmd_change", "mmd_change_low", "mmd_change_high")
+
+
+@pytest.fixture
+def few(monkeypatch):
+    """Sixteen images, and classifiers of three steps, are too few for distances and intervals."""
+    monkeypatch.setattr(quality, "quality", lambda *_: dict.fromkeys(MMD, 0.0))
+    monkeypatch.setattr(study, "shares", lambda *_: {"images": 16})
+    monkeypatch.setattr("studies.brain.anatomy.SMALLEST_MM2", 0.0)
+
+
+@slow
+def test_subjects_are_never_shared_between_splits(settings, runs):
+    parts = [set(part.subjects()) for part in splits(settings).values()]
+    assert not parts[0] & parts[1] and not parts[0] & parts[2] and not parts[1] & parts[2]
+    assert len(set.union(*parts)) == len(cohort(settings).load().with_known_sex().subjects())
+    assert list(splits(settings)) == list(FRACTIONS)
+
+
+@slow
+def test_targets_are_counted_in_subjects(settings, runs):
+    people = cohort(settings).load().with_known_sex().by_subject(("sex", "grade"))
+    marginal, conditional = target_share(settings), target_share(settings, "conditional")
+    assert marginal["HGG"] == marginal["LGG"] == pytest.approx((people.sex == "F").mean())
+    weights = people.grade.value_counts(normalize=True)
+    assert sum(conditional[g] * weights[g] for g in weights.index) == pytest.approx(marginal["HGG"])
+
+
+@slow
+def test_the_study_writes_what_the_report_reads(settings, runs, tmp_path, few):
+    out = run_study(STUDY, settings, ["robust", "conditional"], [0], tmp_path / "all")
+    tables = load_results(STUDY, out)
+    readings, history = tables["readings"], tables["history"]
+    assert readings.groupby("arm").size().to_dict() == {"base": 16, "conditional": 16, "robust": 16}
+    assert readings[["guide_plain", "guide_robust", "auditor"]].stack().between(0, 1).all()
+    assert history.groupby("arm").step.max().to_dict() == {"robust": 1, "conditional": 1}
+    assert list(tables["measures"]) == [
+        *("arm", "seed", "contrast", "tumour", "side", "grade", "cosine", "cosine_kept", "kept"),
+        *MMD,
+    ]
+    costs = tables["cost"].set_index(["arm", "kind"])
+    assert costs.loc["base"].to_dict("index") == {"sampling": BASE_COST}
+    # eight prompts, two noises each; two steps of four images, one solver step of two replayed
+    assert costs.loc["robust"].forward.to_dict() == {
+        "sampling": 32,
+        "base cache": 32,
+        "tuning": 16,
+        "replay": 8,
+    }
+    assert costs.loc["robust"].backward.sum() == 8
+    before, after = (readings[readings.arm == arm] for arm in ("base", "robust"))
+    assert not np.allclose(before.extent_mm, after.extent_mm), "tuning changed the images"
+    again = run_study(STUDY, settings, ["base", "robust", "robust"], [0, 0], tmp_path / "again")
+    same = load_results(STUDY, again)
+    pd.testing.assert_frame_equal(
+        same["readings"][same["readings"].arm == "robust"].reset_index(drop=True),
+        after.reset_index(drop=True),
+    )
+    assert len(same["readings"]) == 32 and len(same["history"]) == 2, "named twice, counted once"
+
+
+@slow
+def test_readings_alone_need_no_untuned_images(settings, runs, tmp_path, few):
+    only = ("readings", "slices", "history")
+    out = run_study(STUDY, settings, ["robust"], [0], tmp_path, only, references=False)
+    tables = load_results(STUDY, out)
+    assert sorted(tables) == sorted(only) and set(tables["readings"].arm) == {"robust"}
+
+
+@slow
+def test_an_arm_with_low_rank_weights_is_tuned_and_drawn_from(settings, runs):
+    chosen = Tuning("robust", changes={"trainable": "lora", "lora_rank": 2})
+    saved = tuned(settings, chosen, 0).load()
+    assert saved and all("lora_" in name for name in saved)
+    base = base_model(settings).load()
+    generator = tuned_generator(base, saved)
+    held = dict(generator.denoiser.named_parameters())
+    assert all(torch.equal(held[name], value.float()) for name, value in saved.items())
+    assert not any(p.requires_grad for p in held.values())
+    assert not any("lora_" in name for name, _ in base.denoiser.named_parameters())
+    latents, words = base.noise(0, [0]), base.encode_prompts(["axial t1 of the brain"])
+    with torch.no_grad():
+        for name in saved:
+            held[name].add_(0.1)  # two steps moved them too little for one image to show
+        assert not torch.allclose(
+            generator.predict_noise(latents, 500, words),
+            base.predict_noise(latents, 500, words),
+            atol=1e-3,
+        )
+
+
+@slow
+def test_a_killed_tuning_goes_on_to_the_same_bits(settings, runs, tmp_path):
+    """What the working folder holds after one of two steps is enough."""
+    settings = dataclasses.replace(settings, tuning={**settings.tuning, "steps": 3})
+    chosen = alignment(settings, Tuning("robust"), 4)
+    classifier = tuning_classifier(settings, "robust")
+    given = {
+        "settings": chosen,
+        "target": "marginal",
+        "base": base_model(settings),
+        "clip": arms.clip_model(settings),
+        "classifier": classifier,
+        "everyone": cohort(settings),
+        "split_seed": settings.split_seed,
+        "cache": arms.base_cache(settings, chosen, classifier),
+        "label": "test",
+        "every": 1,
+    }
+    stop = Stopping(after=2)
+    for name in ("whole", "killed"):
+        (tmp_path / name / "working").mkdir(parents=True)
+    arms.tune_denoiser.function(tmp_path / "whole", Stopping(), **given)
+    with pytest.raises(KeyboardInterrupt):
+        arms.tune_denoiser.function(tmp_path / "killed", stop, **given)
+    assert not (tmp_path / "killed" / "denoiser.safetensors").exists()
+    arms.tune_denoiser.function(tmp_path / "killed", Stopping(), **given)
+    whole, killed = (
+        read_tensors(tmp_path / name / "denoiser.safetensors") for name in ("whole", "killed")
+    )
+    assert whole.keys() == killed.keys()
+    assert all(torch.equal(whole[name], killed[name]) for name in whole)
+    logs = [
+        pd.read_csv(tmp_path / name / "history.csv").drop(columns="seconds")
+        for name in ("whole", "killed")
+    ]
+    pd.testing.assert_frame_equal(*logs)
+
+
+class Stopping:
+    """Progress that is interrupted after some steps."""
+
+    def __init__(self, after=None):
+        self.after = after
+
+    def track(self, steps, total, label, done=0):
+        for count, step in enumerate(steps, 1):
+            yield step
+            if count == self.after:
+                raise KeyboardInterrupt
+
+
+@slow
+def test_what_each_part_contributes(settings, runs, tmp_path, few):
+    out = run_study(ABLATION, settings, ["ensemble", "robust"], [0], tmp_path)
+    tables = load_results(ABLATION, out)
+    table, readings = tables["ablation"], tables["readings"]
+    assert list(table.arm) == ["robust", "ensemble"], "in the order of ABLATIONS"
+    assert (table.seconds > 0).all()
+    assert set(readings.arm) == {"base", "robust", "ensemble"}, "every image's readings are kept"
+    assert readings[readings.arm == "ensemble"].guide_ensemble.notna().all()
+    members = [member.load() for member in tuning_classifier(settings, "ensemble")]
+    images = torch.rand(4, 1, 128, 128) * 2 - 1
+    mean = sum(predict(member, images).logit for member in members) / len(members)
+    ensemble = combined(tuning_classifier(settings, "ensemble"))
+    torch.testing.assert_close(predict(ensemble, images).logit, mean)
+    assert len({member.body[1].weight.sum().item() for member in members}) == 3
+
+
+@slow
+def test_every_run_may_have_its_own_tuning_classifier_and_base_cache(settings, runs):
+    own = dataclasses.replace(settings, classifier_seed=None, cache_seed=None)
+    one, other = (tuning_classifier(own, "plain", seed) for seed in (10, 11))
+    assert one == tuning_classifier(settings, "plain", 3) and one != other
+    assert alignment(own, Tuning("plain"), 7).noise_seed is None
+    assert alignment(settings, Tuning("plain"), 7).noise_seed == 100
+
+
+def test_shares_of_a_variant_are_read_by_its_own_tuning_classifier():
+    p = np.tile([0.1, 0.9], 50)
+    slices = pd.DataFrame(
+        {
+            "subject": [f"s{i}" for i in range(100)],
+            "sex": np.where(p > 0.5, "F", "M"),
+            "guide_bare": p,
+            "guide_robust": p,
+            "auditor": p,
+            "oracle": p,
+            "extent_mm": 100 + 10 * (p < 0.5) + np.arange(100) % 7,
+        }
+    )
+    readings = slices.assign(
+        arm="bare", prompt="one", group="HGG", guide_bare=0.9, guide_robust=0.1
+    )
+    found = study.shares(readings, slices, "bare")
+    assert found["guide"] == 1 and found["disagree"] == 0.5
+    assert found["auditor"] == pytest.approx(0.5)
+    assert found["size_F"] == pytest.approx(0) and found["images"] == 100
+
+
+def test_variants_differ_from_the_default_in_what_they_say():
+    tunings = {name: arm.tuning for name, arm in ABLATIONS.items() if name != "base"}
+    chosen = {name: alignment(BrainSettings(), tuning, 1) for name, tuning in tunings.items()}
+    default = chosen["robust"]
+    for name, tuning in tunings.items():
+        other = {
+            field.name
+            for field in dataclasses.fields(default)
+            if getattr(chosen[name], field.name) != getattr(default, field.name)
+        }
+        if tuning.family == "transport":
+            assert other == set(tuning.changes), name
+        assert name == "robust" or other or tuning.classifier != "robust"
+
+
+def test_more_images_have_a_folder_of_their_own():
+    folders = [STUDY.results(BrainSettings(images=images)).name for images in (1000, 900, 4000)]
+    assert folders == ["brain", "brain-900", "brain-4000"]
+    assert ABLATION.results(BrainSettings(images=500)).name == "ablation"
+
+
+@pytest.mark.parametrize(
+    ("which", "arm"),
+    [(STUDY, "robusted"), (STUDY, "bare"), (ABLATION, "blunt"), (ABLATION, "conditional")],
+)
+def test_an_unknown_arm_is_refused_before_any_work(which, arm, tmp_path):
+    with pytest.raises(SettingsError, match=f"'{arm}'"):
+        run_study(which, BrainSettings(weights="nowhere"), ["robust", arm], [1], tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("which", "name"), [(STUDY, "brain"), (STUDY, "brain-4000"), (ABLATION, "ablation")]
+)
+def test_committed_results_go_on(which, name):
+    """They were made before a record said what a study read; they can be read and continued."""
+    folder = repository() / "results" / name
+    images = {"brain": 1000, "brain-4000": 4000, "ablation": 500}[name]
+    identity = which.identity(BrainSettings(images=images, cohort="phantom"))
+    same_study(folder / "study.json", {**identity, "inputs": {}})
+    arms_there = set(read_json(folder / "study.json")["runs"])
+    assert arms_there <= set(which.arms) and load_results(which, folder)
+
+
+@slow
+def test_mistakes_are_named(settings, runs, tmp_path):
+    with pytest.raises(DataError, match="no results here"):
+        load_results(STUDY, tmp_path)
+    broken = tmp_path / "weights"
+    shutil.copytree(settings.weights, broken)
+    (broken / "unet" / "diffusion_pytorch_model.safetensors").write_bytes(b"nothing")
+    with pytest.raises(WeightsError, match="hash"):
+        base_model(dataclasses.replace(settings, weights=str(broken))).load()
+
+
+@slow
+def test_the_study_names_what_it_read(settings, runs):
+    identity = STUDY.identity(settings)
+    assert set(identity["inputs"]) == {"weights", "clip", "cohort"}
+    assert "weights" not in identity["study"]
+    assert STUDY.sources["brats"].people == "patients"
+
+
+@slow
+def test_a_notebook_gets_the_same_in_memory(settings, runs, few):
+    tables = tables_of(STUDY, settings, ["robust"], [0], ["readings", "measures"])
+    assert set(tables) == {"readings", "measures"} and len(tables["readings"]) == 32
+    assert set(ARMS) >= set(tables["measures"].arm)
