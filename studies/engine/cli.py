@@ -122,7 +122,7 @@ def _parser(arguments: list[str]) -> argparse.ArgumentParser:
     for name, (_, _, words) in STUDIES.items():
         command = _command(commands, name, run_one, words)
         command.set_defaults(study=name)
-        if name in arguments:  # a study is imported, with torch, only when it is asked for
+        if arguments[:1] == [name]:  # a study is imported, with torch, only when it is asked for
             _add_study(command, study_of(name))
     _command(commands, "report", report)
     trained = _command(commands, "base", base)

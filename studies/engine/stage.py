@@ -33,7 +33,7 @@ import pandas as pd
 import torch
 
 from fairlib.errors import SettingsError
-from fairlib.settings import digest, to_dict
+from fairlib.settings import digest
 from studies.engine.manifest import content_digest, files_digest, read_manifest, write_manifest
 from studies.engine.places import stages_folder
 from studies.engine.progress import Progress, duration
@@ -211,29 +211,6 @@ def make(
 def stage_key(name: str, kept: dict[str, Any], code: str) -> str:
     """The hash that tells one variant of a stage from another."""
     return digest({"name": name, "arguments": kept, "code": code})
-
-
-def run_stage(
-    root: str | Path | None,
-    name: str,
-    settings: Any,
-    inputs: list[str],
-    build: Build,
-    *,
-    verify: bool = True,
-) -> Path:
-    """The folder of a stage whose inputs are given as digests; its code is what the function around
-    `build` can reach.
-    """
-    parameters = to_dict(settings) if dataclasses.is_dataclass(settings) else dict(settings)
-    return make(
-        name,
-        {"settings": parameters, "inputs": list(inputs)},
-        code_digest(build),
-        build,
-        verify,
-        root,
-    )
 
 
 def clean_working(root: str | Path | None = None) -> int:

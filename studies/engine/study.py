@@ -95,7 +95,7 @@ class Study(Generic[S]):
     tables: its registries, by name (`bases`: settings field -> what reads the weights). references:
     arms that are made for every seed, whichever are asked for (the untuned model, real images).
     default_arms, seeds: what a long run makes. folder: settings -> name in `results/`. criteria:
-    tables -> rows of `studies.engine.bounds`.
+    tables -> rows of `studies.engine.criteria`.
     """
 
     name: str

@@ -8,9 +8,7 @@ import pytest
 
 from fairlib.errors import DataError
 from fairlib.measures import shares as rd
-from fairlib.measures.intervals import Interval
 from fairlib.measures.shares import Evaluator, sigmoid
-from studies.engine.bounds import COLUMNS, Exam, exam, holds_in_words, magnitude, verdict
 
 RNG = np.random.default_rng
 JUDGES = ("guide", "auditor", "oracle")
@@ -240,101 +238,3 @@ class TestBadTables:
     def test_empty_tables_are_refused(self, study, slices):
         with pytest.raises(DataError, match="readings is empty"):
             rd.share_table(study[:0], slices, by(), RNG(0), replicates=5)
-
-
-class TestExam:
-    def test_a_good_study_passes(self, study, slices):
-        table = exam(study, slices, RNG(0), replicates=60)
-        assert list(table.columns) == list(COLUMNS)
-        tuned = table[(table.arm != "base") & ~table.figure.str.startswith("anatomy")]
-        assert tuned.holds.all(), tuned[~tuned.holds]
-        assert table.holds[table.figure == "female share below target, points"].all()
-        assert set(table.figure[(table.arm == "base") & table.bound.notna()]) == {
-            "female share below target, points"
-        }
-        assert set(table.figure) == {
-            "female share below target, points",
-            "mean gap over prompts",
-            "gap beyond chance",
-            "gap over prompts, seeds joined",
-            "gap to the share of HGG",
-            "gap to the share of LGG",
-            "ambiguous images against test slices, points",
-            "anatomy within F, standardised difference",
-            "anatomy within M, standardised difference",
-        }
-
-    def test_an_untuned_study_fails(self, study, slices):
-        same = pd.concat(
-            [study[study.arm == "base"], study[study.arm == "base"].assign(arm="tuned")]
-        )
-        table = exam(same, slices, RNG(0), replicates=20)
-        gaps = table[(table.arm == "tuned") & table.figure.str.contains("gap")]
-        bound = gaps[gaps.bound.notna()]
-        assert (
-            len(gaps) == 9
-            and len(bound) == 6
-            and not bound.holds.any()
-            and not table.figure.str.contains("HGG").any()
-        )
-        # added after the first results
-        assert gaps[gaps.bound.isna()].figure.str.endswith("seeds joined").all()
-
-    def test_what_holds_is_said_in_a_word(self):
-        rows = [
-            verdict("plain", "a", "b", Interval(value, 0.0, 1.0), bound, 5)
-            for value, bound in ((0.1, 0.2), (0.3, 0.2), (0.3, np.nan))
-        ]
-        rows += [
-            verdict("lenient, so far", "a", "b", Interval(value, 0.0, 1.0), 0.2, 5)
-            | {"holds": holds}
-            for value, holds in ((0.1, True), (0.3, True), (0.3, False))
-        ]
-        words = holds_in_words(pd.DataFrame(rows), "lenient")
-        assert words == ["yes", "no", "-", "yes", "not contradicted", "no"]
-
-    def test_an_arm_that_is_not_there_has_no_rows(self, study, slices):
-        whole, part = (
-            exam(some, slices, RNG(0), replicates=20)
-            for some in (study, study[study.arm == "tuned"])
-        )
-        assert set(part.arm) == {"tuned"}
-        known = ["figure", "arm", "judge"]
-        pd.testing.assert_frame_equal(
-            part[[*known, "value", "floor"]],
-            whole[whole.arm == "tuned"][[*known, "value", "floor"]].reset_index(drop=True),
-        )
-
-    def test_seeds_on_either_side_do_not_cancel(self, slices):
-        rng = RNG(5)
-        both = pd.concat(
-            [
-                arm("base", [0.1] * 4, rng),
-                arm("tuned", [0.258] * 4, rng, seeds=(0,)),
-                arm("tuned", [0.658] * 4, rng, seeds=(1,)),
-            ],
-            ignore_index=True,
-        )
-        table = exam(both, slices, RNG(0), replicates=20)
-        found = table[(table.arm == "tuned") & (table.figure == "mean gap over prompts")]
-        assert found.value.to_numpy() == pytest.approx(np.full(3, 0.2), abs=0.04)
-        joined = table[(table.arm == "tuned") & table.figure.str.endswith("seeds joined")]
-        assert (joined.value.to_numpy() < 0.06).all()
-
-    def test_verdicts(self):
-        row = verdict("x", "tuned", "auditor", Interval(0.04, 0.02, 0.07), 0.05, 100)
-        assert row["holds"] and not row["certain"]
-        row = verdict("x", "base", "oracle", Interval(0.3, 0.2, 0.4), np.nan, 100)
-        assert row["holds"] and row["certain"]
-        row = verdict("x", "base", "oracle", Interval(25, 21, 29), 20, 100, at_least=True)
-        assert row["holds"] and row["certain"]
-
-    def test_magnitude(self):
-        assert magnitude(Interval(-0.1, -0.3, 0.05)) == Interval(0.1, 0.0, 0.3)
-        assert magnitude(Interval(-0.2, -0.3, -0.1)) == Interval(0.2, 0.1, 0.3)
-
-    def test_targets_are_those_of_the_joined_cohort(self):
-        assert Exam().target == pytest.approx(0.458, abs=5e-4)
-        assert dict(Exam().conditional_targets) == pytest.approx(
-            {"HGG": 0.376, "LGG": 0.585}, abs=5e-4
-        )

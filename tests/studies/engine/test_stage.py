@@ -18,13 +18,17 @@ import torch
 from fairlib import SettingsError, WeightsError
 from studies.engine.manifest import content_digest
 from studies.engine.places import accelerator
-from studies.engine.stage import WORKING, clean_working, run_stage, stage_key
+from studies.engine.stage import WORKING, clean_working, identity, make, stage_key
 
 
 @dataclass(frozen=True)
 class Settings:
     steps: int = 3
     seed: int = 0
+
+
+def run_stage(root, name, settings, inputs, build):
+    return make(name, {"settings": identity(settings), "inputs": inputs}, "code", build, root=root)
 
 
 def write(text):
@@ -123,7 +127,7 @@ from pathlib import Path
 import numpy as np
 from studies.engine import manifest
 from fairlib.io import write_bytes
-from studies.engine.stage import run_stage
+from studies.engine.stage import make
 
 def build(folder, progress):
     """A random walk whose step t draws from (seed, t) alone; a checkpoint after every step."""
@@ -138,7 +142,7 @@ def build(folder, progress):
     np.save(folder / "walk.npy", state)
 
 manifest.device = lambda: "cpu"  # spares each process the seconds it takes to load torch
-print("at", run_stage(Path(sys.argv[1]), "walk", {"seed": 3}, [], build), flush=True)
+print("at", make("walk", {"seed": 3}, "code", build, root=sys.argv[1]), flush=True)
 '''
 
 

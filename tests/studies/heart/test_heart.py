@@ -342,16 +342,9 @@ def test_the_study_writes_what_the_report_reads(study, runs, tmp_path, monkeypat
     assert made == {"generate", "evaluate", "measure"}, (
         "subjects and evaluators are those of the main study"
     )
-    monkeypatch.setattr("studies.brain.report", lambda: pd.DataFrame({"holds": [True]}))
-    monkeypatch.setattr("studies.brain.many_images_folder", lambda: None)
-    for module, name in (
-        ("fundus.study", "fundus_results_folder"),
-        ("statistics", "statistics_folder"),
-    ):
-        monkeypatch.setattr(f"studies.{module}.{name}", lambda: tmp_path / "nothing")
     assert cli.main(["report"]) == 1
     said = capsys.readouterr().out
-    assert said.count("figure") == 1 and "worst subgroup" in said and ", guidance 2" in said
+    assert said.count("figure") == 3 and "worst subgroup" in said and "guidance 2" in said
     check_beside(heart_report(), len(table))
 
 
