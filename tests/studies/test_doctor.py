@@ -15,15 +15,15 @@ from studies.brain.phantom import BrainSettings, write_brats
 from studies.brain.radiology import RadiologySettings, write_roco
 from studies.doctor import LAYOUTS, check_layout
 from studies.engine.cli import _parser
-from studies.fundus.phantom_files import (
+from studies.fundus.phantom_files import write_fairgenmed
+from studies.fundus.rules import PhantomSettings
+from studies.heart.phantom import HeartSettings, write_mnms
+from tests.fairlib.cohorts.phantoms import (
     ChestSettings,
     DermoscopySettings,
     write_chexpert,
-    write_fairgenmed,
     write_ham10000,
 )
-from studies.fundus.rules import PhantomSettings
-from studies.heart.phantom import HeartSettings, write_mnms
 
 GDC = "nationwidechildrens.org_clinical_patient_{}.txt"  # as TCGA's data portal names them
 
