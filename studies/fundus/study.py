@@ -10,6 +10,7 @@ answers.csv.gz      one row a reference patient: what a classifier trained on an
 distances.csv.gz    MMD of each race, as observed (draw 0) and in every bootstrap draw
 history.csv.gz      each step of every fine-tuning; probe.csv.gz: losses of the finished
                     denoisers on the held-out probe
+cost.csv            denoiser evaluations of each arm, by kind
 values.csv, differences.csv, excluded.csv: follow from the others alone
 study.json          settings, commit, packages, device, arms and seeds
 """
@@ -24,7 +25,7 @@ import pandas as pd
 from fairlib.cohorts.fairgenmed import PROMPTED
 from studies.engine.study import Run, Source, Study, Table, Tables
 from studies.fundus import measures
-from studies.fundus.arms import ARMS, TUNINGS, fundus_generator, tuned
+from studies.fundus.arms import ARMS, TUNINGS, fundus_generator, shown, tuned
 from studies.fundus.cup import measure_cdr
 from studies.fundus.data import cohort_digest, people
 from studies.fundus.evaluators import answer, attribute_classifier, read_images, task_classifier
@@ -74,6 +75,22 @@ def probe(run: Run[FundusSettings]) -> pd.DataFrame:
 def history(run: Run[FundusSettings]) -> pd.DataFrame:
     """Every step of a fine-tuning; see `arms.log_row`."""
     return pd.read_csv(tuned(run.settings, run.name, run.seed).load() / "history.csv")
+
+
+def cost(run: Run[FundusSettings]) -> pd.DataFrame:
+    """Denoiser evaluations of one arm in images, two a step of guided sampling: kind, forward,
+    backward.
+    """
+    settings = run.settings
+    an_image = settings.sampling_steps * (1 if settings.guidance_scale == 1 else 2)
+    rows = [("sampling", settings.images * an_image, 0)]
+    if run.name in TUNINGS:
+        trained, given = settings.steps * settings.batch_size, shown(settings)
+        probe = given.probe(np.zeros(len(given.held_out.load()), int))
+        measured = 1 + history(run)["probe_loss"].count()  # the averaged denoiser's comes last
+        rows.append(("fine-tuning", trained, trained))
+        rows.append(("probe", measured * len(probe.latents) * probe.times, 0))
+    return pd.DataFrame(rows, columns=["kind", "forward", "backward"])
 
 
 def people_table(settings: FundusSettings) -> pd.DataFrame:
@@ -131,6 +148,7 @@ STUDY: Study[FundusSettings] = Study(
         "distances": Table(distances, compressed=True),
         "probe": Table(probe, compressed=True, arms=lambda arm: arm != REAL),
         "history": Table(history, compressed=True, arms=lambda arm: arm in TUNINGS),
+        "cost": Table(cost, arms=lambda arm: arm != REAL),
         "values": Table(values, "summary"),
         "differences": Table(differences, "summary"),
         "excluded": Table(excluded, "summary"),
