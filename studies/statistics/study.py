@@ -18,6 +18,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -25,6 +26,7 @@ import pandas as pd
 from fairlib.errors import SettingsError
 from fairlib.measures.intervals import Interval
 from studies.engine.criteria import Criterion, Rule
+from studies.engine.profiles import settings_from
 from studies.engine.progress import Progress
 from studies.engine.study import Source, Study, Table, Tables
 from studies.statistics.coverage_simulation import (
@@ -76,6 +78,11 @@ class StatisticsSettings:
     def __post_init__(self):
         if min(self.null_repeats, self.worst_repeats, self.size_repeats) < 1:
             raise SettingsError("repeats of 0: every table needs one simulated test set or more")
+
+    @classmethod
+    def from_parameters(cls, parameters: Any) -> StatisticsSettings:
+        """The chapter at the size that the parameters of its notebook ask for."""
+        return settings_from(cls, parameters, cohort=cls.cohort)
 
     def rng(self, *part: int) -> np.random.Generator:
         """The random number generator of one table."""
