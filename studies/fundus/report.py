@@ -34,7 +34,7 @@ GAPS = ((MMD, NO_TASK), (FOUND, "race"), *product((TO_REAL, TO_GENERATED), TASKS
 """The gaps over races that arms are compared by: quality, the race that was requested, and semantic
 correlation both ways.
 """
-POINTS = ("lane", "series", "value", "value_low", "value_high")  # of a dot plot
+POINTS = ("value", "value_low", "value_high")  # of a dot plot
 COMPARED = (
     ("released", "plain"),
     ("released", "random"),
@@ -44,6 +44,7 @@ COMPARED = (
     ("dro", "plain"),
     ("balanced", "plain"),
 )
+REPAIRED = ("repaired", "released")
 
 
 def criteria(tables: dict[str, pd.DataFrame], settings: FundusSettings) -> list[dict]:
@@ -55,7 +56,7 @@ def criteria(tables: dict[str, pd.DataFrame], settings: FundusSettings) -> list[
     interval lies above zero, which a wide interval does easily.
     """
     rows = _cups(tables["values"], tables["people"])
-    for pairs, criterion in ((COMPARED, DIFFERENCE), ([("repaired", "released")], REPAIR)):
+    for pairs, criterion in ((COMPARED, DIFFERENCE), ([REPAIRED], REPAIR)):
         for measure, task in GAPS:
             for arm, reference in pairs:
                 row = race_difference(tables["differences"], measure, task, arm, reference)
@@ -110,7 +111,8 @@ def interval_of(row: pd.Series) -> tuple[Interval, str]:
     over = "seed" if row["seeds"] > 1 else "people"
     ends = ("difference", f"{over}_low", f"{over}_high")
     found = Interval(*(float(row[end]) for end in ends))
-    return found, f"t over {int(row['seeds'])} seeds" if over == "seed" else "bootstrap over people"
+    words = {"seed": f"t over {int(row['seeds'])} seeds", "people": "bootstrap over patients"}
+    return found, words[over]
 
 
 def in_words(
@@ -131,11 +133,47 @@ def in_words(
         )
     found, over = interval_of(row)
     over += ", one training each" if row["seeds"] == 1 else ""
-    said = f"{found.estimate:+.3f} ({found.low:+.3f} to {found.high:+.3f}, {over})"
+    said = f"{found.estimate:+.3f} (95 % CI {found.low:+.3f} to {found.high:+.3f}, {over})"
     side = "wider" if found.low > 0 else "narrower" if found.high < 0 else None
     if side is None:
-        return f"Whether {arm} and {reference} differ in the gap over races cannot be told: {said}."
+        return (
+            "The 95 % CI includes zero, so the data do not show a difference in the gap over races "
+            f"between {arm} and {reference}: {said}."
+        )
     return f"The gap over races is {side} under {arm} than under {reference}: {said}."
+
+
+def findings(differences: pd.DataFrame) -> list[str]:
+    """Sentences on the gap over races in every comparison that the table holds: quality, the race
+    requested, glaucoma, and what choosing sigma adds to the noise.
+    """
+    said = []
+    for pair in (*COMPARED, REPAIRED):
+        if race_difference(differences, MMD, NO_TASK, *pair) is not None:
+            said += [
+                "**Quality.** " + in_words(differences, MMD, NO_TASK, *pair),
+                "**Requested race.** " + in_words(differences, FOUND, "race", *pair),
+            ]
+    chosen, noise = (
+        race_difference(differences, MMD, NO_TASK, *pair)
+        for pair in (("released", "random"), ("random", "plain"))
+    )
+    if chosen is not None:
+        said.append("**Glaucoma.** " + in_words(differences, TO_REAL, "glaucoma"))
+    if chosen is not None and noise is not None:
+        alone, added = interval_of(noise)[0], interval_of(chosen)[0]
+        said.append(
+            f"**Optimiser or noise.** The noise alone changes the gap over races in MMD by "
+            f"{alone.estimate:+.2f}; the 95 % CI of what choosing its sigma adds is "
+            f"{added.low:+.2f} to {added.high:+.2f}."
+        )
+    return said
+
+
+def numbers_of(row: pd.Series, name: str) -> dict[str, float]:
+    """Estimate and ends of a row of differences.csv, for prose: `name`, `name`_low, `name`_high."""
+    found = interval_of(row)[0]
+    return {name: found.estimate, f"{name}_low": found.low, f"{name}_high": found.high}
 
 
 # ---- tables for readers
@@ -147,37 +185,28 @@ def chosen(table: pd.DataFrame, measure: str, task: str = NO_TASK) -> pd.DataFra
 
 
 def race_points(values: pd.DataFrame, measure: str, task: str = NO_TASK) -> pd.DataFrame:
-    """A measure of every race (series) for every arm (lane), with intervals over patients: columns
+    """A measure of every arm and race with its interval over patients: columns arm, race,
     `POINTS`.
     """
     part = chosen(values, measure, task)
-    names = {
-        "arm": "lane",
-        "group": "series",
-        "people_low": "value_low",
-        "people_high": "value_high",
-    }
-    part = part[part["group"].isin(RACES)].rename(columns=names)
-    return part[list(POINTS)]
+    names = {"group": "race", "people_low": "value_low", "people_high": "value_high"}
+    return part[part["group"].isin(RACES)].rename(columns=names)[["arm", "race", *POINTS]]
 
 
 def difference_points(differences: pd.DataFrame, measure: str, task: str = NO_TASK) -> pd.DataFrame:
-    """The gap over races of an arm less that of its rival (lane), with both intervals (series):
-    columns `POINTS`.
+    """The gap over races of an arm less that of its reference, with an interval over patients and,
+    of several seeds, one over these: columns comparison, interval, `POINTS`.
     """
-    against_plain = ("inverse", "dro", "balanced", EVERYONE)
     pairs = [("released", "plain"), ("repaired", "plain"), *PAIRS[:3]]
     rows = []
-    for arm, reference in (*pairs, *((arm, "plain") for arm in against_plain)):
-        row = race_difference(differences, measure, task, arm, reference)
+    for pair in (*pairs, *((arm, "plain") for arm in ("inverse", "dro", "balanced", EVERYONE))):
+        row = race_difference(differences, measure, task, *pair)
         if row is not None:
-            ends = {"over people": "people"} | ({"over seeds": "seed"} if row["seeds"] > 1 else {})
-            lane, value = f"{arm} less {reference}", row["difference"]
-            rows += [
-                (lane, series, value, *row[[f"{end}_low", f"{end}_high"]])
-                for series, end in ends.items()
-            ]
-    return pd.DataFrame(rows, columns=list(POINTS))
+            for end, interval in {"people": "over patients", "seed": "over seeds"}.items():
+                ends = row[[f"{end}_low", f"{end}_high"]]
+                rows.append((" less ".join(pair), interval, row["difference"], *ends))
+    table = pd.DataFrame(rows, columns=["comparison", "interval", *POINTS])
+    return table.dropna(subset=["value_low"], ignore_index=True)
 
 
 def by_race(differences: pd.DataFrame, measure: str, task: str = NO_TASK) -> pd.DataFrame:
@@ -185,7 +214,7 @@ def by_race(differences: pd.DataFrame, measure: str, task: str = NO_TASK) -> pd.
     with intervals as `interval_of` gives them.
     """
     rows = []
-    for pair in (*COMPARED, ("repaired", "released")):
+    for pair in (*COMPARED, REPAIRED):
         found = [race_difference(differences, measure, task, *pair, race) for race in RACES]
         if all(row is not None for row in found):
             ends = [interval_of(row)[0] for row in found]
