@@ -68,7 +68,7 @@ def _cups(values: pd.DataFrame, people: pd.DataFrame) -> list[dict]:
     """One row an arm, of the race whose error is largest; `floor` is the error of real images of
     that race and those words.
 
-    The start, whose denoiser has seen White patients alone, has no criterion.
+    The initial model, whose denoiser was trained on White patients alone, has no criterion.
     """
     table = chosen(values, CDR)
     table = table[table["group"].isin(RACES)]
@@ -78,8 +78,8 @@ def _cups(values: pd.DataFrame, people: pd.DataFrame) -> list[dict]:
         row = part.loc[part["value"].idxmax()]
         race = row["group"]
         n = ((people["part"] == "asked") & (people["race"] == race)).sum() * row["seeds"]
-        found = Interval(*(float(row[end]) for end in ("value", "people_low", "people_high")))
-        where = ("anatomical measurement", found, int(n), float(floors.get(race, np.nan)))
+        interval = Interval(*(float(row[end]) for end in ("value", "people_low", "people_high")))
+        where = ("anatomical measurement", interval, int(n), float(floors.get(race, np.nan)))
         rows.append(CUP.row(arm, *where, compared=arm == BASE, race=race))
     return rows
 
@@ -99,8 +99,8 @@ def race_difference(
     arms were not compared.
     """
     table = chosen(differences, measure, task)
-    wanted = {"group": group, "arm": arm, "reference": reference}
-    table = table[(table[list(wanted)] == pd.Series(wanted)).all(axis=1)]
+    keys = {"group": group, "arm": arm, "reference": reference}
+    table = table[(table[list(keys)] == pd.Series(keys)).all(axis=1)]
     return table.iloc[0] if len(table) else None
 
 
@@ -110,9 +110,9 @@ def interval_of(row: pd.Series) -> tuple[Interval, str]:
     """
     over = "seed" if row["seeds"] > 1 else "people"
     ends = ("difference", f"{over}_low", f"{over}_high")
-    found = Interval(*(float(row[end]) for end in ends))
+    interval = Interval(*(float(row[end]) for end in ends))
     words = {"seed": f"t over {int(row['seeds'])} seeds", "people": "bootstrap over patients"}
-    return found, words[over]
+    return interval, words[over]
 
 
 def in_words(
@@ -131,26 +131,27 @@ def in_words(
         raise DataError(
             f"arms {arm!r} and {reference!r} were not compared; run both with one seed in common"
         )
-    found, over = interval_of(row)
+    interval, over = interval_of(row)
     over += ", one training each" if row["seeds"] == 1 else ""
-    said = f"{found.estimate:+.3f} (95 % CI {found.low:+.3f} to {found.high:+.3f}, {over})"
-    side = "wider" if found.low > 0 else "narrower" if found.high < 0 else None
+    low, high = interval.low, interval.high
+    numbers = f"{interval.estimate:+.3f} (95 % CI {low:+.3f} to {high:+.3f}, {over})"
+    side = "wider" if low > 0 else "narrower" if high < 0 else None
     if side is None:
         return (
             "The 95 % CI includes zero, so the data do not show a difference in the gap over races "
-            f"between {arm} and {reference}: {said}."
+            f"between {arm} and {reference}: {numbers}."
         )
-    return f"The gap over races is {side} under {arm} than under {reference}: {said}."
+    return f"The gap over races is {side} under {arm} than under {reference}: {numbers}."
 
 
 def findings(differences: pd.DataFrame) -> list[str]:
     """Sentences on the gap over races in every comparison that the table holds: quality, the race
     requested, glaucoma, and what choosing sigma adds to the noise.
     """
-    said = []
+    sentences = []
     for pair in (*COMPARED, REPAIRED):
         if race_difference(differences, MMD, NO_TASK, *pair) is not None:
-            said += [
+            sentences += [
                 "**Quality.** " + in_words(differences, MMD, NO_TASK, *pair),
                 "**Requested race.** " + in_words(differences, FOUND, "race", *pair),
             ]
@@ -159,21 +160,21 @@ def findings(differences: pd.DataFrame) -> list[str]:
         for pair in (("released", "random"), ("random", "plain"))
     )
     if chosen is not None:
-        said.append("**Glaucoma.** " + in_words(differences, TO_REAL, "glaucoma"))
+        sentences.append("**Glaucoma.** " + in_words(differences, TO_REAL, "glaucoma"))
     if chosen is not None and noise is not None:
         alone, added = interval_of(noise)[0], interval_of(chosen)[0]
-        said.append(
+        sentences.append(
             f"**Optimiser or noise.** The noise alone changes the gap over races in MMD by "
             f"{alone.estimate:+.2f}; the 95 % CI of what choosing its sigma adds is "
             f"{added.low:+.2f} to {added.high:+.2f}."
         )
-    return said
+    return sentences
 
 
 def numbers_of(row: pd.Series, name: str) -> dict[str, float]:
     """Estimate and ends of a row of differences.csv, for prose: `name`, `name`_low, `name`_high."""
-    found = interval_of(row)[0]
-    return {name: found.estimate, f"{name}_low": found.low, f"{name}_high": found.high}
+    interval = interval_of(row)[0]
+    return {name: interval.estimate, f"{name}_low": interval.low, f"{name}_high": interval.high}
 
 
 # ---- tables for readers
@@ -215,9 +216,9 @@ def by_race(differences: pd.DataFrame, measure: str, task: str = NO_TASK) -> pd.
     """
     rows = []
     for pair in (*COMPARED, REPAIRED):
-        found = [race_difference(differences, measure, task, *pair, race) for race in RACES]
-        if all(row is not None for row in found):
-            ends = [interval_of(row)[0] for row in found]
+        races = [race_difference(differences, measure, task, *pair, race) for race in RACES]
+        if all(row is not None for row in races):
+            ends = [interval_of(row)[0] for row in races]
             words = [f"{e.estimate:+.2f} ({e.low:+.2f}\u00a0to\u00a0{e.high:+.2f})" for e in ends]
             rows.append((*pair, *words))
     return pd.DataFrame(rows, columns=["arm", "less that of", *RACES])
@@ -228,7 +229,7 @@ def arm_table(values: pd.DataFrame) -> pd.DataFrame:
     races, gap), and the AUC for glaucoma of a classifier trained on the images (all, equity-scaled
     over race, gap), and of one trained on real patients.
     """
-    wanted = {
+    columns = {
         "error": (CDR, NO_TASK, ALL, ALL),
         "error, worst race": (CDR, NO_TASK, "race", WORST),
         "no disc": (NO_DISC, NO_TASK, ALL, ALL),
@@ -239,9 +240,9 @@ def arm_table(values: pd.DataFrame) -> pd.DataFrame:
         "AUC, gap": (TO_REAL, "glaucoma", "race", GAP),
         "AUC from real": (TO_GENERATED, "glaucoma", ALL, ALL),
     }
-    known = values.set_index(["arm", "measure", "task", "by", "group"])["value"]
+    indexed = values.set_index(["arm", "measure", "task", "by", "group"])["value"]
     rows = [
-        {"arm": arm, **{name: known.get((arm, *key), np.nan) for name, key in wanted.items()}}
+        {"arm": arm, **{name: indexed.get((arm, *key), np.nan) for name, key in columns.items()}}
         for arm in dict.fromkeys(values["arm"])
     ]
     return pd.DataFrame(rows)

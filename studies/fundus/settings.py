@@ -13,9 +13,9 @@ from fairlib.methods.finetuning import FinetuneSettings
 from studies.engine.profiles import settings_from
 
 BASE, EVERYONE, REAL = "base", "everyone", "real"
-"""References beside the arms: the generator before any fine-tuning, whose denoiser has seen White
-patients alone; one that was trained on everybody from the beginning; and real images of the
-patients whose prompts are requested.
+"""References that the arms are compared with: the generator before any fine-tuning, whose denoiser
+was trained on White patients alone; one that was trained on all patients from the beginning; and
+real images of the patients whose prompts are requested.
 """
 UNTUNED = (BASE, EVERYONE)
 HEADS = {name: values for name, values in PROMPTED.items() if name != "refraction"}

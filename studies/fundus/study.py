@@ -42,8 +42,8 @@ def readings(run: Run[FundusSettings]) -> pd.DataFrame:
     settings, images = run.settings, run.artifact
     requested = people(settings, "requested").load().table[list(PROMPTED)].reset_index(drop=True)
     classifier = task_classifier(settings, people(settings, "evaluators"), run.seed)
-    found = read_images(images, attribute_classifier(settings)).load().table
-    table = pd.concat([requested, found, answer(classifier, images).load()], axis=1)
+    cups = read_images(images, attribute_classifier(settings)).load().table
+    table = pd.concat([requested, cups, answer(classifier, images).load()], axis=1)
     return table.assign(image=range(len(table)))
 
 
@@ -62,8 +62,8 @@ def distances(run: Run[FundusSettings]) -> pd.DataFrame:
         one.load().table[list(measures.STRATA)]
         for one in (people(settings, "requested"), reference)
     )
-    found = (read_images(images, classifier) for images in (run.artifact, reference))
-    table = race_distances(*found, *tables, settings.replicates).load()
+    both = (read_images(images, classifier) for images in (run.artifact, reference))
+    table = race_distances(*both, *tables, settings.replicates).load()
     return table.assign(draw=range(len(table)))
 
 
@@ -112,14 +112,14 @@ def all_figures(tables: Tables, settings: FundusSettings) -> dict[tuple[str, int
         for name in ("readings", "answers", "distances")
     }
     order = {arm: place for place, arm in enumerate(ARMS)}
-    found = {}
+    by_run = {}
     for arm, seed in sorted(parts["readings"], key=lambda key: (order[key[0]], key[1])):
         rows = [parts[name][arm, seed].reset_index(drop=True) for name in parts]
         real = None if arm == REAL else parts["readings"].get((REAL, seed))
         real = None if real is None else real.reset_index(drop=True)
         counts = settings.replicates, settings.n_min
-        found[arm, seed] = measures.figures(tables["people"], *rows, real, *counts).load()
-    return found
+        by_run[arm, seed] = measures.figures(tables["people"], *rows, real, *counts).load()
+    return by_run
 
 
 def values(tables: Tables, settings: FundusSettings) -> pd.DataFrame:
