@@ -25,11 +25,14 @@ if TYPE_CHECKING:
     from fairlib.cohorts.mnms import read_mnms
     from fairlib.cohorts.roco import read_roco, read_rocov2
     from fairlib.measures.equity import equity_report, equity_table
-    from fairlib.measures.shares import share_table
+    from fairlib.measures.intervals import Interval
+    from fairlib.measures.shares import Evaluator, share_table
     from fairlib.methods.alignment import tune
     from fairlib.methods.finetuning import FinetuneSettings, finetune
     from fairlib.methods.settings import AlignmentSettings
     from fairlib.methods.targets import Target
+    from fairlib.models.classifier import Classifier, fit_classifier, predict
+    from fairlib.models.controlnet import ControlledGenerator
     from fairlib.models.generator import Generator
 
 __version__ = "0.1.0"
@@ -37,13 +40,19 @@ __version__ = "0.1.0"
 # where each name is; the same as the imports above, which only type checkers see
 _MODULES = {
     "AlignmentSettings": "methods.settings",
+    "Classifier": "models.classifier",
     "Cohort": "cohorts.cohort",
+    "ControlledGenerator": "models.controlnet",
+    "Evaluator": "measures.shares",
     "FinetuneSettings": "methods.finetuning",
     "Generator": "models.generator",
+    "Interval": "measures.intervals",
     "Target": "methods.targets",
     "equity_report": "measures.equity",
     "equity_table": "measures.equity",
     "finetune": "methods.finetuning",
+    "fit_classifier": "models.classifier",
+    "predict": "models.classifier",
     "read_acdc": "cohorts.acdc",
     "read_brats": "cohorts.brats",
     "read_chexpert": "cohorts.chexpert",
@@ -59,12 +68,16 @@ _MODULES = {
 
 __all__ = [
     "AlignmentSettings",
+    "Classifier",
     "Cohort",
+    "ControlledGenerator",
     "CorruptScan",
     "DataError",
+    "Evaluator",
     "FairlibError",
     "FinetuneSettings",
     "Generator",
+    "Interval",
     "SettingsError",
     "Target",
     "WeightsError",
@@ -72,6 +85,8 @@ __all__ = [
     "equity_report",
     "equity_table",
     "finetune",
+    "fit_classifier",
+    "predict",
     "read_acdc",
     "read_brats",
     "read_chexpert",

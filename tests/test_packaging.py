@@ -30,7 +30,8 @@ def imported(folder):
                 names = [node.module]
             for name in names:
                 found.setdefault(name.partition(".")[0], path.relative_to(ROOT).as_posix())
-    ours = {"fairlib", "studies", *sys.stdlib_module_names}
+    beside = {path.stem for path in (ROOT / folder).rglob("*.py")}  # scripts of one folder
+    ours = {"fairlib", "studies", *sys.stdlib_module_names, *beside}
     return {name: path for name, path in found.items() if name not in ours}
 
 
@@ -41,7 +42,7 @@ def names(requirements):
 @pytest.mark.parametrize(
     ("folder", "groups"),
     [("fairlib", ("models", "figures")), ("studies", ("models", "figures", "book")),
-     ("book", ("figures", "book"))],
+     ("book", ("figures", "book")),],
 )  # fmt: skip
 def test_what_is_imported_is_declared(folder, groups):
     declared = names(PROJECT["dependencies"]).union(*(names(EXTRAS[group]) for group in groups))

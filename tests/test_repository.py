@@ -136,7 +136,7 @@ def test_core_has_no_upper_bounds():
 
 def test_conda_environment_is_the_same_one():
     environment = yaml.safe_load((ROOT / "environment.yml").read_text())
-    assert environment["name"] == PROJECT["name"]
+    assert environment["name"] == "fairlib"
     [pip] = [entry["pip"] for entry in environment["dependencies"] if isinstance(entry, dict)]
     assert pip == ["-r requirements.lock", "-e ."], "all Python packages come from the lock"
     conda = [entry for entry in environment["dependencies"] if isinstance(entry, str)]

@@ -105,18 +105,8 @@ def settings_of(**changes):
 REAL = 2 * torch.rand(12, 1, 64, 64, generator=torch.Generator().manual_seed(1)) - 1
 
 
-class Casting(fairlib.Generator):
-    """A generator for pipelines in half precision, until `Generator.from_pipeline` is one."""
-
-    def predict_noise(self, latents, *rest):
-        return super().predict_noise(latents.to(self.denoiser.dtype), *rest).float()
-
-    def decode(self, latents):
-        return super().decode(latents.to(self.pipeline.vae.dtype))
-
-
 def generator_of(pipeline):
-    return getattr(fairlib.Generator, "from_pipeline", Casting)(pipeline)
+    return fairlib.Generator.from_pipeline(pipeline)
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")

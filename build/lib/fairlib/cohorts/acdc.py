@@ -1,0 +1,161 @@
+"""ACDC (Automated Cardiac Diagnosis Challenge) as it is released, as a cohort of short-axis hearts
+without sex and age.
+
+Images and masks are good for training a segmenter and for testing where hearts come from another
+hospital. Sex and age are not in the release: asking for them is an error, not a guess.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from fairlib.cohorts.cardiac import (
+    FORMAT,
+    STANDARD,
+    CardiacSettings,
+    HeartSlices,
+    extract,
+    heart_cohort,
+    subject_row,
+)
+from fairlib.cohorts.cohort import Cohort
+from fairlib.cohorts.listing import folders, missing, tracked
+from fairlib.cohorts.slices import SliceStore
+from fairlib.cohorts.tables import number_of, read_text
+from fairlib.errors import DataError
+from fairlib.nifti import read_labels, read_volume, require_same_grid
+from fairlib.settings import unknown_key
+
+KEYS = ("ED", "ES", "Group", "Height", "NbFrame", "Weight")  # of Info.cfg
+DIAGNOSES = {"NOR": "healthy", "DCM": "heart failure", "HCM": "heart failure"}
+DIAGNOSES |= dict.fromkeys(("MINF", "RV", "ARV"))
+LABELS = frozenset({0, 1, 2, 3})
+NOT_STATED = dict.fromkeys(
+    ("sex", "age", "decade", "prompt"),
+    "it needs sex or age, and ACDC states neither; use M&Ms, or ask for height, weight, bmi, "
+    "diagnosis or pathology",
+)
+
+
+def read_acdc(
+    root: str | Path,
+    *,
+    diagnoses: Mapping[str, str | None] = DIAGNOSES,
+    settings: CardiacSettings = STANDARD,
+    cache_dir: str | Path | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Cohort:
+    """Read the patients of `root` (`training`, `testing`, or the folder that holds them):
+    `patientNNN/Info.cfg`, `patientNNN_frameMM.nii.gz` and `patientNNN_frameMM_gt.nii.gz` for the
+    frames ED and ES that Info.cfg names (counted from 1).
+
+    Columns as in `cardiac.heart_cohort`, without sex, age, decade and prompt: what needs one of
+    them raises `DataError`.
+    Masks are in the label order of this book (1 LV, 2 MYO, 3 RV; in the files it is 1 RV, 2 MYO, 3
+    LV, and that is checked on the data). The released sforms state no voxel size, so it is read
+    from pixdim, and `notes` says of whom. Left out and listed: no usable slice. Raises `DataError`
+    (layout, Info.cfg, unknown group) and `CorruptScan` (a scan that cannot be trusted).
+    """
+    root, store = Path(root), SliceStore(HeartSlices, cache_dir)
+    subjects, slices, files, excluded = {}, {}, {}, []
+    for part, folder in tracked(find_subjects(root), progress):
+        subject = read_info(folder / "Info.cfg", diagnoses)
+        subjects[folder.name] = {**subject, "part": part}
+        files[folder.name] = scans = _scans(folder, subject)
+        make = partial(_read_subject, scans, settings)
+        try:
+            slices[folder.name] = store.add(folder.name, scans, make, (FORMAT, settings, ()))
+        except DataError as why:
+            excluded.append((folder.name, "no usable slice", str(why)))
+    return heart_cohort(
+        "acdc",
+        root,
+        subjects,
+        slices,
+        files,
+        excluded,
+        store,
+        settings,
+        strata=("diagnosis",),
+        not_stated=NOT_STATED,
+    )
+
+
+def find_subjects(root: Path) -> list[tuple[str, Path]]:
+    """(part, folder) of each patient under `root`, `root/training` and `root/testing`.
+
+    Raises `DataError` if there is none.
+    """
+    found = [
+        (part.name, folder)
+        for part in (root, root / "training", root / "testing")
+        for folder in folders(part)
+        if (folder / "Info.cfg").is_file()
+    ]
+    if not found:
+        remedy = "give the folder that holds training and testing"
+        raise missing(root, "no patient folders with an Info.cfg", remedy)
+    return found
+
+
+def read_info(path: Path, diagnoses: Mapping[str, str | None] = DIAGNOSES) -> dict:
+    """Read one Info.cfg: a subject's attributes (`cardiac.subject_row`), and frames `ed` and `es`
+    (from 1).
+
+    Raises `DataError` naming file and line.
+    """
+    pairs = [line.partition(":") for line in read_text(path).splitlines() if line.strip()]
+    info = {key.strip(): value.strip() for key, _, value in pairs}
+    for key in KEYS:
+        if key not in info:
+            raise DataError(f"{path}: has no line {key!r}; {unknown_key(key, list(info), 'it')}")
+    keys = [key for key in KEYS if key != "Group"]
+    numbers = {key: number_of(str(path), key, info[key], 0, 1e4) for key in keys}
+    ed, es, frames = (numbers[key] for key in ("ED", "ES", "NbFrame"))
+    if ed == es or not all(1 <= frame <= frames and frame == int(frame) for frame in (ed, es)):
+        named = f"ED {info['ED']} and ES {info['ES']} of {info['NbFrame']} frames"
+        raise DataError(f"{path}: {named}; expected two, counted from 1")
+    subject = {
+        "subject": path.parent.name,
+        "sex": None,
+        "age": np.nan,
+        "height": numbers["Height"],
+        "weight": numbers["Weight"],
+        "pathology": info["Group"],
+        "centre": "ACDC",
+        "vendor": None,
+        "ed": int(ed),
+        "es": int(es),
+    }
+    return subject_row(subject, diagnoses, str(path))
+
+
+def _scans(folder: Path, subject: Mapping) -> list[Path]:
+    """Image and mask of ED, image and mask of ES."""
+    paths = [
+        folder / f"{folder.name}_frame{subject[phase]:02d}{ending}.nii.gz"
+        for phase in ("ed", "es")
+        for ending in ("", "_gt")
+    ]
+    for path in paths:
+        if not path.is_file():
+            what = "is missing, but Info.cfg names its frame"
+            raise missing(path, what, "copy it from the release")
+    return paths
+
+
+def _read_subject(scans: Sequence[Path], settings: CardiacSettings) -> HeartSlices:
+    first, affine = read_labels(scans[1], LABELS)
+    images, masks = [], []
+    for image_path, mask_path in (scans[:2], scans[2:]):
+        image, image_grid = read_volume(image_path)
+        mask, mask_grid = read_labels(mask_path, LABELS)
+        require_same_grid(image_path, image, image_grid, first.shape, affine)
+        require_same_grid(mask_path, mask, mask_grid, first.shape, affine)
+        images.append(image)
+        masks.append(mask)
+    return extract(np.stack(images, axis=-1), np.stack(masks, axis=-1), affine, settings)

@@ -1,0 +1,397 @@
+"""What the cohorts of cardiac MRI share: from a segmented short-axis stack in two phases to a few
+images (which slices, which way up, which millimetres), prompt, classes and balancing weights.
+
+Source: Skorupko et al., arXiv 2403.19508, and its released code (crop around the segmentation,
+channels ED, ES, ED, prompt template, body-mass-index classes at 18.5, 25 and 30, capped
+inverse-frequency sampling).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from torch import Tensor
+
+from fairlib.cohorts.attributes import SEX_WORDS, known_word, require_words
+from fairlib.cohorts.cohort import Cohort, report
+from fairlib.cohorts.listing import Excluded, require_some
+from fairlib.cohorts.slices import SliceStore, require_settings, resampling
+from fairlib.cohorts.tables import typed
+from fairlib.errors import DataError, SettingsError
+from fairlib.nifti import scale_note, voxel_sizes
+
+FORMAT = 2  # of the cached slices; raise it when they are read or drawn otherwise
+SIZE, PIXEL_MM = 64, 2.0
+LABELS = {"background": 0, "LV": 1, "MYO": 2, "RV": 3}
+LV, MYO, RV = LABELS["LV"], LABELS["MYO"], LABELS["RV"]
+BMI_EDGES = (18.5, 25.0, 30.0)
+BMI_CLASSES = ("underweight", "normal", "overweight", "obese")
+DIAGNOSES = ("healthy", "heart failure")
+CLIP_PERCENTILES = (0.5, 99.5)
+ENCLOSED = 0.8  # share of the cavity's border that must lie on the myocardium
+# from the apex to the right, back and up (RAS), as hearts lie
+TOWARD_BASE = np.array([1.0, -1.0, 1.0])
+NEEDED = ("sex", "age", "bmi", "diagnosis")  # for a prompt
+OF_SUBJECT = ("subject", "sex", "age", "height", "weight", "bmi", "diagnosis", "pathology")
+OF_SLICE = ("centre", "vendor", "part", "slice", "decade", "bmi_class", "prompt", "image")
+
+
+@dataclass(frozen=True)
+class CardiacSettings:
+    """size: pixels a side. pixel_mm: width of a pixel, the same for everybody, because size carries
+    sex and disease.
+
+    slices_per_subject: at most so many, next to the middle of those that show both ventricles and
+    the myocardium.
+    """
+
+    size: int = SIZE
+    pixel_mm: float = PIXEL_MM
+    slices_per_subject: int = 1
+
+    def __post_init__(self):
+        require_settings(
+            self,
+            {
+                "size must be at least 8": self.size >= 8,
+                "pixel_mm must be positive": self.pixel_mm > 0,
+                "slices_per_subject must be at least 1": self.slices_per_subject >= 1,
+            },
+        )
+
+    @property
+    def field_of_view_mm(self) -> float:
+        """The width of the image."""
+        return self.size * self.pixel_mm
+
+
+STANDARD = CardiacSettings()
+
+
+@dataclass(frozen=True, eq=False)
+class HeartSlices:
+    """The slices of one subject, n of them.
+
+    images: float32 [n, 2, size, size] (ED, ES) in [-1, 1]; masks: uint8 [n, 2, size, size], 0
+    background, 1 LV, 2 MYO, 3 RV; index: number of each slice in the file; cropped: whether a
+    segmentation exceeds its image; order: the labels that meant (LV, MYO, RV) in the file.
+    """
+
+    images: np.ndarray
+    masks: np.ndarray
+    index: tuple[int, ...]
+    cropped: bool
+    order: tuple[int, int, int]
+
+
+def body_mass_index(height: float, weight: float) -> float:
+    """kg/m2 from cm and kg.
+
+    Raises `DataError` outside 100 to 230 cm and 20 to 300 kg: other units are not guessed.
+    """
+    if not (100 <= height <= 230 and 20 <= weight <= 300):
+        values = f"height {height:g} and weight {weight:g}"
+        raise DataError(f"{values}: expected 100 to 230 cm and 20 to 300 kg; convert the units")
+    return weight / (height / 100) ** 2
+
+
+def bmi_class(bmi: float) -> str:
+    """ "underweight" (below 18.5), "normal" (below 25), "overweight" (below 30) or "obese".
+
+    Raises `DataError` when the index is missing or not between 8 and 100 kg/m2.
+    """
+    if not 8 <= bmi <= 100:  # also NaN
+        expected = "kg/m2 between 8 and 100; leave subjects without one out"
+        raise DataError(f"body-mass index {bmi}: expected {expected}")
+    return BMI_CLASSES[int(np.searchsorted(BMI_EDGES, bmi, side="right"))]
+
+
+def decade(age: float) -> str:
+    """The decade of an age in years: 57 -> "50s". Raises `DataError` when the age is missing or not
+    10 to 109.
+    """
+    if not 10 <= age < 110:  # also NaN
+        expected = "years between 10 and 109; leave subjects without an age out"
+        raise DataError(f"age {age}: expected {expected}")
+    return f"{int(age) // 10 * 10}s"
+
+
+def prompt_of(row: Mapping) -> str:
+    """The prompt of one row (mapping with sex, age, bmi, diagnosis), for example "Female, age in
+    60s, overweight BMI, heart failure".
+
+    Raises `DataError` on a value outside the template.
+    """
+    require_words(row, {"sex": tuple(SEX_WORDS), "diagnosis": DIAGNOSES})
+    sex, age, bmi = SEX_WORDS[row["sex"]], decade(row["age"]), bmi_class(row["bmi"])
+    return f"{sex}, age in {age}, {bmi} BMI, {row['diagnosis']}"
+
+
+def parse_prompt(text: str) -> dict[str, str]:
+    """The attributes a prompt names: sex ("F"/"M"), decade ("60s"), bmi_class, diagnosis. Inverse
+    of `prompt_of`.
+
+    Raises `SettingsError` naming the attribute that is unknown, and the nearest known one.
+    """
+    parts = [part.strip() for part in text.split(",")]
+    if len(parts) != 4:
+        example = "write 'Female, age in 60s, normal BMI, healthy'"
+        raise SettingsError(f"prompt {text!r} has {len(parts)} parts; {example}")
+    sexes = {word: sex for sex, word in SEX_WORDS.items()}
+    classes = {f"{name} BMI": name for name in BMI_CLASSES}
+    age = re.fullmatch(r"age in ([1-9]0|100)s", parts[1])
+    if age is None:
+        example = "write a decade such as 'age in 60s'"
+        raise SettingsError(f"prompt {text!r}: {parts[1]!r} is no age; {example}")
+    return {
+        "sex": sexes[known_word(text, parts[0], list(sexes))],
+        "decade": f"{age[1]}s",
+        "bmi_class": classes[known_word(text, parts[2], list(classes))],
+        "diagnosis": known_word(text, parts[3], DIAGNOSES),
+    }
+
+
+def balancing_weights(prompts: Sequence[str], clip: float = 20) -> np.ndarray:
+    """Sampling weight of each image, float64 [N]: min(1 / count of its full prompt, 1 / (9 *
+    clip)).
+
+    Inverse frequency, capped so that a class of fewer than 9 * clip images is not drawn beyond
+    that. The paper's code takes clip 20 in training and 5 in generation.
+    """
+    if clip <= 0:
+        paper = "the paper takes 20 in training, 5 in generation"
+        raise SettingsError(f"clip {clip}: must be positive; {paper}")
+    keys = pd.Series([str(prompt) for prompt in prompts], dtype="object")
+    return np.minimum(1 / keys.map(keys.value_counts()).to_numpy(), 1 / (9 * clip))
+
+
+def stack(images: Tensor) -> Tensor:
+    """ED and ES [N, 2, H, W] as three channels (ED, ES, ED) [N, 3, H, W]; the type is kept."""
+    if images.ndim != 4 or images.shape[1] != 2:
+        raise DataError(f"images of shape {tuple(images.shape)}; expected [N, 2, H, W] (ED, ES)")
+    return images[:, [0, 1, 0]]
+
+
+def control_image(masks: Tensor) -> Tensor:
+    """Labels [N, 2, H, W] (0 to 3) as the control image float32 [N, 3, H, W]: label / 3, channels
+    (ED, ES, ED).
+    """
+    if len(masks) and not 0 <= int(masks.min()) <= int(masks.max()) <= 3:
+        raise DataError(f"labels from {int(masks.min())} to {int(masks.max())}; expected {LABELS}")
+    return stack(masks).float() / 3
+
+
+def normalise(images: np.ndarray) -> np.ndarray:
+    """Brightness [..., H, W] linearly to float32 [-1, 1], between the 0.5 and 99.5 percentile of
+    the whole array.
+
+    ED and ES of a slice go in together, so that blood stays as bright. Raises `DataError` when all
+    values are equal.
+    """
+    low, high = np.percentile(images, CLIP_PERCENTILES)
+    if not high > low:
+        raise DataError(f"the image has the single value {low:g}; export it again")
+    return (np.clip((images - low) / (high - low), 0, 1) * 2 - 1).astype(np.float32)
+
+
+def label_order(labels: np.ndarray) -> tuple[int, int, int]:
+    """Which of the labels 1, 2, 3 are (LV, MYO, RV), decided on the data: the myocardium encloses
+    the left ventricle.
+
+    labels: uint8 [X, Y, ...], any further axes. For each pair, the share of a label's in-plane
+    border that lies on the other is measured; LV and MYO are the pair with the largest. Raises
+    `DataError` when a label is absent or no label is enclosed by another (less than 80 % of its
+    border).
+    """
+    if missing := {1, 2, 3} - set(np.unique(labels).tolist()):
+        why = "the left ventricle can only be told with all three"
+        raise DataError(f"labels {sorted(missing)} are absent; {why}")
+    touching = np.zeros((4, 4))
+    for axis in (0, 1):
+        first, second = (
+            np.take(labels, np.arange(k, labels.shape[axis] - 1 + k), axis) for k in (0, 1)
+        )
+        counts = np.bincount((4 * first.astype(int) + second).ravel(), minlength=16).reshape(4, 4)
+        touching += counts + counts.T
+    np.fill_diagonal(touching, 0)
+    share = (touching / touching.sum(axis=1, keepdims=True))[1:, 1:]
+    lv, myo = np.unravel_index(share.argmax(), share.shape)
+    if share[lv, myo] < ENCLOSED:
+        most = f"at most {share[lv, myo]:.0%} of a border"
+        raise DataError(f"no label encloses another ({most}); is it a short-axis segmentation?")
+    return int(lv) + 1, int(myo) + 1, 6 - int(lv) - int(myo) - 2
+
+
+def extract(
+    images: np.ndarray, labels: np.ndarray, affine: np.ndarray, settings: CardiacSettings = STANDARD
+) -> HeartSlices:
+    """Choose, turn, crop and normalise the slices of one subject: images and labels [X, Y, Z, 2]
+    (ED, ES) on one grid.
+
+    Raises `DataError` when no slice shows all three structures in both phases, or an image has a
+    single value.
+    """
+    order = label_order(labels)
+    labels = np.array([0, *(order.index(label) + 1 for label in (1, 2, 3))], np.uint8)[labels]
+    index = choose(labels, settings.slices_per_subject)
+    drawn = [_draw(images[:, :, z], labels[:, :, z], affine, settings) for z in index]
+    images, masks, cropped = zip(*drawn, strict=True)
+    return HeartSlices(np.stack(images), np.stack(masks), index, any(cropped), order)
+
+
+def choose(labels: np.ndarray, count: int) -> tuple[int, ...]:
+    """Numbers of the `count` slices of labels [X, Y, Z, 2] nearest the middle of those with LV, MYO
+    and RV in both phases.
+    """
+    shown = [(labels == label).any(axis=(0, 1)).all(axis=1) for label in (LV, MYO, RV)]
+    whole = np.flatnonzero(np.all(shown, axis=0))
+    if not len(whole):
+        remedy = "check the frames, or leave the subject out"
+        raise DataError(f"no slice shows LV, MYO and RV in both ED and ES; {remedy}")
+    middle = whole[len(whole) // 2]
+    return tuple(sorted(sorted(whole.tolist(), key=lambda z: (abs(z - middle), z))[:count]))
+
+
+def _draw(
+    images: np.ndarray, labels: np.ndarray, affine: np.ndarray, settings: CardiacSettings
+) -> tuple[np.ndarray, np.ndarray, bool]:
+    """One slice, images and labels [X, Y, 2]: images and masks [2, size, size], and whether the
+    heart exceeds them.
+    """
+    sizes = voxel_sizes(affine)[:2]
+    boxes = [np.flatnonzero((labels > 0).any(axis=(1 - axis, 2))) for axis in (0, 1)]
+    drawers = [
+        resampling(labels.shape[axis], sizes[axis], (box[0] + box[-1]) / 2, settings)
+        for axis, box in enumerate(boxes)
+    ]
+    grey = np.einsum("cx,xyp,ry->prc", drawers[0], images, drawers[1], optimize=True)
+    parts = np.einsum(
+        "cx,xypk,ry->kprc", drawers[0], labels[..., None] == np.arange(4), drawers[1], optimize=True
+    )
+    parts[0] += 1 - parts.sum(axis=0)  # beyond the volume there is background
+    grey, masks = upright(grey, parts.argmax(axis=0).astype(np.uint8), affine)
+    widths = [(box[-1] - box[0] + 1) * size for box, size in zip(boxes, sizes, strict=True)]
+    return normalise(grey), masks, bool(max(widths) > settings.field_of_view_mm)
+
+
+def upright(
+    images: np.ndarray, masks: np.ndarray, affine: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Mirror and turn by quarters until the heart is seen from the apex with the right ventricle on
+    the left.
+
+    images and masks [..., rows, columns], rows along the file's second axis and columns along its
+    first. Whether it is mirrored follows from the affine (the view must run towards the base of the
+    heart, which lies to the right, back and up of the apex), how it is turned from the masks:
+    oblique stacks have no nearest axes to go by.
+    """
+    if np.cross(affine[:3, 0], affine[:3, 1]) @ TOWARD_BASE < 0:
+        images, masks = images[..., ::-1], masks[..., ::-1]
+    (down, across), (rows, columns) = _centre(masks == RV), _centre(masks == LV)
+    down, across = down - rows, across - columns
+    turns = int(np.round((np.pi - np.arctan2(-down, across)) / (np.pi / 2))) % 4  # anticlockwise
+    return tuple(
+        np.ascontiguousarray(np.rot90(values, turns, axes=(-2, -1))) for values in (images, masks)
+    )
+
+
+def _centre(inside: np.ndarray) -> np.ndarray:
+    return np.array([where.mean() for where in np.nonzero(inside)[-2:]])
+
+
+def subject_row(subject: Mapping, diagnoses: Mapping[str, str | None], where: str) -> dict:
+    """The attributes of one subject, completed: bmi, diagnosis, decade, bmi_class, prompt; missing
+    stays missing.
+
+    subject: with sex, age, height, weight, pathology. Raises `DataError` on a pathology code that
+    `diagnoses` does not know (None there means "neither"), and on values that no subject has.
+    """
+    code, sizes = subject["pathology"], (subject["height"], subject["weight"])
+    if code is not None and code not in diagnoses:
+        raise DataError(
+            f"{where}: pathology {code!r} has no mapping (known: {sorted(diagnoses)}); add it to "
+            "`diagnoses`, with None for neither healthy nor heart failure"
+        )
+    row = {**subject, "diagnosis": None if code is None else diagnoses[code]}
+    try:
+        row["bmi"] = np.nan if any(map(pd.isna, sizes)) else body_mass_index(*sizes)
+        row["decade"] = None if pd.isna(row["age"]) else decade(row["age"])
+        row["bmi_class"] = None if pd.isna(row["bmi"]) else bmi_class(row["bmi"])
+        known = not any(pd.isna(row[name]) for name in NEEDED)
+        return {**row, "prompt": prompt_of(row) if known else None}
+    except DataError as error:
+        raise DataError(f"{where}: {error}") from error
+
+
+def heart_cohort(
+    name: str,
+    root: Path,
+    subjects: Mapping[str, Mapping],
+    slices: Mapping[str, HeartSlices],
+    files: Mapping[str, Iterable[Path]],
+    excluded: Sequence[Excluded],
+    store: SliceStore,
+    settings: CardiacSettings,
+    strata: tuple[str, ...] = ("sex", "diagnosis"),
+    not_stated: Mapping[str, str] | None = None,
+) -> Cohort:
+    """The cohort of the subjects that have `slices`: one row is one slice position of one subject,
+    in end-diastole and end-systole.
+
+    Columns: subject, sex, age (years), height (cm), weight (kg), bmi, diagnosis ("healthy", "heart
+    failure" or missing), pathology (the raw code), centre, vendor, part, slice, decade, bmi_class,
+    prompt (missing where one of sex, age, bmi, diagnosis is), image. Images float32 [3, H, W] (ED,
+    ES, ED), masks uint8 [2, H, W] (ED, ES). `notes` lists the subjects whose segmentation is wider
+    than the image, and those whose scans' voxel size (`files`) comes from pixdim, because the sform
+    states another (see `fairlib.nifti.read_affine`). The columns that `not_stated` names are not in
+    the table. Raises `DataError` when no subject is left.
+    """
+    require_some(slices, excluded, root, "subjects", "check their images and masks")
+    rows = [
+        {**subjects[subject], "slice": index, "image": f"{subject}/{number}"}
+        for subject, one in slices.items()
+        for number, index in enumerate(one.index)
+    ]
+    table = typed(rows, ("age", "height", "weight", "bmi"), ("slice",))[[*OF_SUBJECT, *OF_SLICE]]
+    width = f"wider than {settings.field_of_view_mm:g} mm"
+    scales = {subject: scale_note(files[subject]) for subject in slices}
+    notes = [(subject, "heart cropped", width) for subject, one in slices.items() if one.cropped]
+    notes += [(one, "voxel size from pixdim", note) for one, note in scales.items() if note]
+    return Cohort(
+        name,
+        table.drop(columns=list(not_stated or ())),
+        partial(_read_image, store),
+        report(excluded),
+        report(notes),
+        partial(_read, store, "masks"),
+        _why_no_prompt,
+        strata,
+        not_stated or {},
+    )
+
+
+def _read(store: SliceStore, name: str, key: str) -> np.ndarray:
+    """`key` is "subject/number", number counting the chosen slices from 0."""
+    subject, number = key.rsplit("/", 1)
+    return store.read(subject, name, int(number))
+
+
+def _read_image(store: SliceStore, key: str) -> np.ndarray:
+    return _read(store, "images", key)[[0, 1, 0]]
+
+
+def _why_no_prompt(row: Mapping) -> Excluded:
+    if pd.isna(row["bmi"]):
+        unknown = [name for name in ("height", "weight") if pd.isna(row[name])]
+        return row["subject"], "body-mass index unknown", f"{' and '.join(unknown)} missing"
+    for name in ("sex", "age"):
+        if pd.isna(row[name]):
+            return row["subject"], f"{name} unknown", ""
+    code = "" if pd.isna(row["pathology"]) else f"pathology {row['pathology']}"
+    return row["subject"], "neither healthy nor heart failure", code

@@ -1,0 +1,265 @@
+"""CheXpert as it is released, as a cohort of chest radiographs with one finding; prompt of Luo et
+al. (arXiv 2412.20374). The demographic sheet gives race, which the release's csv files do not.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from fairlib.cohorts.attributes import RACES, SEX_CELLS, SEX_WORDS, SEXES, require_words
+from fairlib.cohorts.cohort import Cohort, no_prompt, report, with_prompts
+from fairlib.cohorts.images import read_grey
+from fairlib.cohorts.listing import Excluded, first_of, missing, require_some
+from fairlib.cohorts.tables import (
+    itself,
+    named_cells,
+    number_of,
+    read_rows,
+    refuse_twice,
+    typed,
+    word_of,
+)
+from fairlib.errors import DataError, SettingsError
+from fairlib.settings import unknown_key
+
+FOLDERS = ("CheXpert-v1.0", "CheXpert-v1.0-small")  # also the prefixes of Path
+TABLES = {"train.csv": "training", "valid.csv": "validation"}
+SHEETS = ("CHEXPERT DEMO.xlsx", "CHEXPERT DEMO.csv")
+PATH = re.compile(
+    r"(?:CheXpert-v1\.0(?:-small)?/)?"
+    r"((?:train|valid|test)/(patient\d+)/study\d+/view\d+_(?:frontal|lateral)\.(?:jpg|png))"
+)
+MENTIONS = {"1": "present", "0": "absent", "-1": "uncertain", "": "not mentioned"}
+POLICIES = ("zeros", "ones", "exclude")
+UNMENTIONED = ("exclude", "zeros")
+ATTRIBUTES = {"sex": SEXES, "race": RACES}  # five groups for the perturbation
+NEEDED = ("sex", "race", "finding")
+FIELDS = {"path": "Path", "sex": "Sex", "age": "Age", "view": "Frontal/Lateral"}
+FIELDS |= {"projection": "AP/PA"}
+SHEET_FIELDS = {"subject": "PATIENT", "sex": "GENDER", "primary_race": "PRIMARY_RACE"}
+VIEWS = itself(("frontal", "lateral"))
+
+
+def read_chexpert(
+    root: str | Path,
+    *,
+    uncertain: str | None = None,
+    unmentioned: str = "exclude",
+    label: str = "Pleural Effusion",
+    frontal_only: bool = True,
+    demographics: str | Path | None = None,
+    size: int = 128,
+) -> Cohort:
+    """Read the radiographs of `root` (CheXpert-v1.0 or CheXpert-v1.0-small, or the folder that
+    holds it).
+
+    Reads `train.csv` and `valid.csv` (those that are there). `uncertain` is the policy for the
+    label -1 and must be given: "zeros" (absent, as the paper's code), "ones" (present) or "exclude"
+    (left out and listed). A blank cell means not mentioned: `unmentioned` "exclude" leaves the
+    finding missing, "zeros" takes it as absent. Race is joined from the demographic sheet
+    (`demographics`; by default `CHEXPERT DEMO.xlsx` or `.csv` in one of the two folders).
+
+    One row is one image: subject (the patient, so that `split()` is by patient), sex, race (Asian,
+    Black, White or missing), primary_race (the sheet's words), age (years), view, projection,
+    mention (what the label says), finding (`label`, "non " and `label`, or missing), use
+    (training/validation, the release's split), image, prompt. `with_prompt()` drops and counts
+    those without sex, race or finding. Images are read when loaded: grey, padded to a square.
+
+    Lateral views are left out unless `frontal_only` is False; images that are not on the disk are
+    listed in `excluded`. Patients of whom csv and sheet state another sex are listed in `notes`.
+    Raises `SettingsError` on a policy that is missing or unknown, `DataError` on another layout, a
+    missing column or sheet, a Path, label, sex or age that is none, and a patient of two races.
+    """
+    _check_policies(uncertain, unmentioned)
+    root = Path(root)
+    folder = _folder(root)
+    tables = {folder / name: use for name, use in TABLES.items() if (folder / name).is_file()}
+    rows = [row for path, use in tables.items() for row in _rows(path, label, use)]
+    refuse_twice(folder, [row["image"] for row in rows])
+    sheet = read_demographics(demographics or find_demographics([folder, root, root.parent]))
+    kept, excluded = _choose(folder, rows, uncertain, frontal_only)
+    absent = f"non {label}"
+    findings = {"present": label, "absent": absent}
+    findings["uncertain"] = label if uncertain == "ones" else absent
+    findings["not mentioned"] = absent if unmentioned == "zeros" else None
+    races = ("race", "primary_race")
+    for row in kept:
+        row |= {name: sheet.get(row["subject"], {}).get(name) for name in races}
+        row["finding"] = findings[row["mention"]]
+    table = typed(kept, ("age",))
+    return Cohort(
+        "chexpert",
+        with_prompts(table, NEEDED, partial(prompt_of, label=label)),
+        partial(_read_image, folder, size),
+        report(excluded),
+        report(_sex_notes(table, sheet)),
+        why_no_prompt=partial(no_prompt, needed=NEEDED),
+    )
+
+
+def prompt_of(row: Mapping, label: str = "Pleural Effusion") -> str:
+    """The prompt of one row (mapping with sex, race, finding).
+
+    For example "Chest Radiography image of a Female Asian patient diagnosed with Pleural Effusion",
+    or "... with non Pleural Effusion". Raises `DataError` on a value outside the template.
+    """
+    require_words(row, {**ATTRIBUTES, "finding": (label, f"non {label}")})
+    patient = f"{SEX_WORDS[row['sex']]} {row['race']} patient"
+    return f"Chest Radiography image of a {patient} diagnosed with {row['finding']}"
+
+
+def race_of(text: str) -> str | None:
+    """ "Asian", "Black" or "White" from the sheet's words ("Black or African American", "White,
+    non-Hispanic", ...).
+
+    The sheet uses many words; a race is told by the first one. None for all others (other, unknown,
+    refused, ...).
+    """
+    first = (text.replace(",", " ").split() or [""])[0]
+    return itself(RACES).get(first.lower())
+
+
+def find_demographics(folders: Iterable[Path]) -> Path:
+    """The sheet in one of the folders. Raises `DataError` when it is in none."""
+    folders = list(folders)
+    what = f"no {SHEETS[0]} or {SHEETS[1]} beside the tables, and only this sheet knows race"
+    remedy = "get it from the same source as the images, or give its path as demographics="
+    paths = [folder / name for folder in folders for name in SHEETS]
+    return first_of(paths, missing(folders[0], what, remedy))
+
+
+def read_demographics(path: str | Path) -> dict[str, dict]:
+    """Read the sheet: patient -> race ("Asian", "Black", "White" or None), primary_race (the
+    sheet's words or None), sex ("F", "M", None).
+
+    Reads csv, or xlsx where the package openpyxl is installed. Raises `DataError` on a missing
+    column, another word for a sex, or a patient with two races or two sexes.
+    """
+    path = Path(path)
+    rows = _xlsx_rows(path) if path.suffix.lower() == ".xlsx" else read_rows(path)
+    patients: dict[str, dict] = {}
+    for cells in named_cells(path, rows, SHEET_FIELDS):
+        where = f"{path}: {cells['subject']}"
+        patient = {
+            "race": race_of(cells["primary_race"]),
+            "primary_race": cells["primary_race"] or None,
+            "sex": word_of(where, SHEET_FIELDS["sex"], cells["sex"], SEX_CELLS),
+        }
+        first = patients.setdefault(cells["subject"], patient)
+        if first != patient:
+            raise DataError(f"{where}: stands twice, as {first} and {patient}; correct the sheet")
+    return patients
+
+
+def _xlsx_rows(path: Path) -> list[list[str]]:
+    """Header and body of the first sheet as stripped text; rows without any value are dropped."""
+    try:
+        from openpyxl import load_workbook
+    except ImportError as error:
+        what = "xlsx needs the package openpyxl, which is not installed"
+        remedy = f"install it, or save the sheet as {SHEETS[1]} with the same columns"
+        raise missing(path, what, remedy) from error
+    try:
+        book = load_workbook(path, read_only=True, data_only=True)
+        cells = [list(row) for row in book.worksheets[0].iter_rows(values_only=True)]
+        book.close()
+    except Exception as error:  # openpyxl raises whatever its parsers below do
+        remedy = "take it from its source again, or save it as csv"
+        raise DataError(f"{path}: cannot be read as xlsx ({error}); {remedy}") from error
+    rows = [["" if value is None else str(value).strip() for value in row] for row in cells]
+    rows = [row for row in rows if any(row)]
+    if not rows:
+        raise DataError(f"{path}: is empty; take it from its source again")
+    width = len(rows[0])
+    return [(row + [""] * width)[:width] for row in rows]
+
+
+def _read_image(folder: Path, size: int, key: str) -> np.ndarray:
+    return read_grey(folder / key, size)
+
+
+def _rows(path: Path, label: str, use: str) -> list[dict]:
+    """The rows of one table; race and finding are still missing."""
+    cells = named_cells(path, read_rows(path), {**FIELDS, "label": label})
+    return [_row(path, row, label, use) for row in cells]
+
+
+def _row(path: Path, cells: Mapping[str, str], label: str, use: str) -> dict:
+    match = PATH.fullmatch(cells["path"])
+    if match is None:
+        raise DataError(
+            f"{path}: Path {cells['path']!r}; expected CheXpert-v1.0/train/patient00001/study1/"
+            "view1_frontal.jpg, or the same after CheXpert-v1.0-small/"
+        )
+    where = f"{path}: {match[1]}"
+    text = cells["label"].removesuffix(".0")
+    if text not in MENTIONS:
+        expected = "expected 1, 0, -1 or an empty cell"
+        raise DataError(f"{where}: {label} is {cells['label']!r}; {expected}")
+    return {
+        "subject": match[2],
+        "sex": word_of(where, "Sex", cells["sex"], SEX_CELLS),
+        "race": None,
+        "primary_race": None,
+        "age": number_of(where, "Age", cells["age"], 0, 120),
+        "view": word_of(where, "Frontal/Lateral", cells["view"], VIEWS),
+        "projection": cells["projection"] or None,
+        "mention": MENTIONS[text],
+        "finding": None,
+        "use": use,
+        "image": match[1],
+    }
+
+
+def _choose(
+    folder: Path, rows: Sequence[dict], uncertain: str, frontal_only: bool
+) -> tuple[list[dict], list[Excluded]]:
+    kept, excluded = [], []
+    for row in rows:
+        reasons = {
+            "not frontal": frontal_only and row["view"] != "frontal",
+            "label uncertain": uncertain == "exclude" and row["mention"] == "uncertain",
+            "image missing": not (folder / row["image"]).is_file(),
+        }
+        why = next((reason for reason, met in reasons.items() if met), None)
+        if why is None:
+            kept.append(row)
+        else:
+            excluded.append((row["image"], why, ""))
+    require_some(kept, excluded, folder, "listed images", "check the folder")
+    return kept, excluded
+
+
+def _sex_notes(table: pd.DataFrame, sheet: Mapping[str, dict]) -> list[Excluded]:
+    pairs = table[["subject", "sex"]].drop_duplicates().dropna()
+    return [
+        (one, "sex differs from the demographic sheet", f"csv {sex}, sheet {sheet[one]['sex']}")
+        for one, sex in pairs.itertuples(index=False)
+        if one in sheet and sheet[one]["sex"] not in (None, sex)
+    ]
+
+
+def _folder(root: Path) -> Path:
+    what = f"holds neither train.csv nor valid.csv, nor does {' or '.join(FOLDERS)} in it"
+    paths = [root / folder / name for folder in ("", *FOLDERS) for name in TABLES]
+    return first_of(paths, missing(root, what, "give that folder")).parent
+
+
+def _check_policies(uncertain: str | None, unmentioned: str) -> None:
+    if uncertain is None:
+        raise SettingsError(
+            "CheXpert marks labels as uncertain (-1), and what they count as changes every result: "
+            f"give uncertain= one of {', '.join(POLICIES)} (the paper's code takes zeros)"
+        )
+    for value, known, kind in (
+        (uncertain, POLICIES, "uncertain labels"),
+        (unmentioned, UNMENTIONED, "labels that are not mentioned"),
+    ):
+        if value not in known:
+            raise SettingsError(unknown_key(value, list(known), f"the policies for {kind}"))

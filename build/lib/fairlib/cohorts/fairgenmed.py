@@ -1,0 +1,388 @@
+"""FairGenMed as it is released (Luo et al., arXiv 2412.20374): npz files in three folders, and
+`data_summary.csv`. An npz is never read through pickle: type and size of an array are read before
+any of its data.
+
+Source of the prompt: the released code of the paper (FairDiffusion).
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from zipfile import BadZipFile, ZipFile
+
+import numpy as np
+import pandas as pd
+
+from fairlib.cohorts.attributes import (
+    ATTRIBUTES,
+    ETHNICITIES,
+    RACES,
+    SEX_CELLS,
+    SEX_WORDS,
+    SEXES,
+    known_word,
+    require_words,
+)
+from fairlib.cohorts.cohort import Cohort, no_prompt, report, with_prompts
+from fairlib.cohorts.images import open_image
+from fairlib.cohorts.listing import by_name, listed, missing, require_some, tracked
+from fairlib.cohorts.tables import (
+    TAKE_AGAIN,
+    itself,
+    named_cells,
+    number_of,
+    read_rows,
+    read_truth,
+    refuse_twice,
+    typed,
+    word_of,
+)
+from fairlib.errors import DataError, SettingsError
+
+TABLE, TRUTH = "data_summary.csv", "truth.csv"
+GLAUCOMA = ("non-glaucoma", "glaucoma")
+SEVERITIES = ("normal", "mild", "moderate", "severe")
+CDR_STATUSES = ("normal", "borderline", "abnormal")
+RNFLT_STATUSES = ("low", "medium", "high")
+REFRACTIONS = ("hyperopia", "emmetropia", "myopia")
+USES = ("training", "validation", "test")
+FOLDERS = dict(zip(USES, ("Training", "Validation", "Test"), strict=True))
+CDR_EDGES = (0.5, 0.7)  # ours: the release gives the status only
+
+CONDITIONS = {
+    "glaucoma": GLAUCOMA,
+    "md_severity": SEVERITIES,
+    "cdr_status": CDR_STATUSES,
+    "refraction": REFRACTIONS,
+}
+PROMPTED = ATTRIBUTES | CONDITIONS  # what a prompt states, in its order
+VISION = {degree: f"{degree} vision loss" for degree in SEVERITIES} | {"normal": "normal vision"}
+TEMPLATE = re.compile(
+    r"SLO fundus image of a (\S+) (\S+) (\S+) patient with the following conditions: "
+    r"([^,]+), ([^,]+), ([^,]+) cup-disc ratio, ([^,]+)"
+)
+EXAMPLE = (
+    "SLO fundus image of a Black Female Non-Hispanic patient with the following conditions: "
+    "glaucoma, mild vision loss, abnormal cup-disc ratio, myopia"
+)
+
+# the csv's name, and the README's
+REFRACTION_COLUMNS = ("near_vision_refraction_stage", "se_status")
+RACE_WORDS = itself(RACES) | {"black or african american": "Black", "white or caucasian": "White"}
+# the cohort's columns: limits of a number (years, dB), or the csv's words and ours
+VALUES = {
+    "age": (0, 120),
+    "sex": SEX_CELLS | {"f": "F", "m": "M"},
+    "race": RACE_WORDS,
+    "ethnicity": itself(ETHNICITIES),
+    "glaucoma": {"yes": "glaucoma", "no": "non-glaucoma"},
+    "md": (-60, 20),
+    "md_severity": itself(SEVERITIES),
+    "cdr_status": itself(CDR_STATUSES) | {"borderline abnormal": "borderline"},
+    "rnflt_status": itself(RNFLT_STATUSES),
+    "refraction": {"positive": "hyperopia", "neutral": "emmetropia", "negative": "myopia"}
+    | itself(REFRACTIONS),
+    "use": itself(USES),
+}
+# of an npz: our column, and its words in the order of the codes
+CODES = {
+    "race": ("race", RACES),
+    "glaucoma": ("glaucoma", GLAUCOMA),
+    "male": ("sex", SEXES),
+    "hispanic": ("ethnicity", ETHNICITIES),
+}
+MAX_BYTES = 1 << 27  # of one array
+BROKEN = (OSError, ValueError, EOFError, KeyError, RuntimeError, MemoryError)
+HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+
+
+def read_fairgenmed(
+    root: str | Path,
+    *,
+    rotate: bool = False,
+    strict: bool = False,
+    size: int = 128,
+    progress: Callable[[int, int], None] | None = None,
+) -> Cohort:
+    """Read the subjects of `root`: `data_summary.csv`, and
+    `{Training,Validation,Test}/data_XXXXX.npz` by its column `use`.
+
+    One row is one subject: subject, age (years), sex, race, ethnicity, glaucoma, md (dB),
+    md_severity, cdr_status, rnflt_status, refraction, use, image, prompt (missing where one of its
+    attributes is: `with_prompt()` counts and drops those), and the truth of a phantom (`truth.csv`:
+    cdr, disc_diameter, ...). `parts()` is the release's split. Images are read when loaded (see
+    `fundus_image`; `rotate` turns them by -90 degrees as the paper's code does); each npz is opened
+    once here for its codes alone. `progress(done, subjects)`.
+
+    Left out and listed in `excluded`: a row without its npz, an npz without a row, a race,
+    glaucoma, male or hispanic code outside of the release's, csv and npz that disagree on one of
+    them. With `strict`, the first of these is a `DataError` instead. Always a `DataError`: another
+    layout, a missing column, an unknown word, a file name twice, an npz that is broken, or one
+    whose arrays are pickled objects (they are never unpickled).
+    """
+    root = Path(root)
+    subjects, files = read_subjects(root / TABLE), find_npz(root)
+    excluded = [
+        (name, "not in the table", part)
+        for name, (part, _) in files.items()
+        if name not in subjects
+    ]
+    for name, subject in tracked(subjects.items(), progress):
+        problem = _problem(root, name, subject, files)
+        excluded += [(name, *problem)] if problem else []
+    if strict and excluded:
+        name, reason, detail = excluded[0]
+        what = f"{name}: {reason} ({detail}), {len(excluded)} such in all"
+        remedy = "correct the data, or read with strict=False to leave them out"
+        raise missing(root, what, remedy)
+    gone = {name for name, *_ in excluded}
+    kept = [subject for name, subject in subjects.items() if name not in gone]
+    require_some(kept, excluded, root, "subjects", "check folder and csv")
+    table = _with_truth(typed(kept, ("age", "md")), root / TRUTH)
+    return Cohort(
+        "fairgenmed",
+        with_prompts(table, list(PROMPTED), prompt_of),
+        partial(_read_image, root, size, rotate),
+        report(excluded),
+        why_no_prompt=partial(no_prompt, needed=list(PROMPTED)),
+    )
+
+
+def cdr_status(cdr: float) -> str:
+    """ "normal" (a vertical cup-to-disc ratio below 0.5), "borderline" (below 0.7) or "abnormal".
+
+    The edges are ours. Raises `DataError` when the ratio is missing or not between 0 and 1.
+    """
+    if not 0 <= cdr <= 1:  # also NaN
+        expected = "a number between 0 and 1; leave images without one out"
+        raise DataError(f"cup-to-disc ratio {cdr}: expected {expected}")
+    return CDR_STATUSES[int(np.searchsorted(CDR_EDGES, cdr, side="right"))]
+
+
+def prompt_of(row: Mapping) -> str:
+    """The prompt of one row (mapping with race, sex, ethnicity, glaucoma, md_severity, cdr_status,
+    refraction).
+
+    For example "SLO fundus image of a Black Female Non-Hispanic patient with the following
+    conditions: glaucoma, mild vision loss, abnormal cup-disc ratio, myopia". Raises `DataError`
+    naming the attribute that is missing or unknown.
+    """
+    require_words(row, PROMPTED)
+    patient = f"{row['race']} {SEX_WORDS[row['sex']]} {row['ethnicity']} patient"
+    vision, cup = VISION[row["md_severity"]], f"{row['cdr_status']} cup-disc ratio"
+    conditions = f"{row['glaucoma']}, {vision}, {cup}, {row['refraction']}"
+    return f"SLO fundus image of a {patient} with the following conditions: {conditions}"
+
+
+def parse_prompt(text: str) -> dict[str, str]:
+    """What a prompt states: race, sex ("F"/"M"), ethnicity, glaucoma, md_severity, cdr_status,
+    refraction, in this order.
+
+    Inverse of `prompt_of`. Raises `SettingsError` naming the words that are unknown, and the
+    nearest known ones.
+    """
+    match = TEMPLATE.fullmatch(text.strip())
+    if match is None:
+        raise SettingsError(
+            f"prompt {text!r} does not follow the template; write it as {EXAMPLE!r}"
+        )
+    row = dict(zip(PROMPTED, match.groups(), strict=True))
+    for name, words in {"sex": SEX_WORDS, "md_severity": VISION}.items():
+        values = {word: value for value, word in words.items()}
+        row[name] = values[known_word(text, row[name], list(values))]
+    return {name: known_word(text, row[name], words) for name, words in PROMPTED.items()}
+
+
+def read_subjects(path: str | Path) -> dict[str, dict]:
+    """Read `data_summary.csv`: npz file name -> attributes in our words, missing ones None or NaN.
+
+    Raises `DataError`.
+    """
+    rows = read_rows(path)
+    refraction = next((name for name in REFRACTION_COLUMNS if name in rows[0]), None)
+    fields = {name: name for name in ("filename", *VALUES)}
+    fields |= {"sex": "gender", "refraction": refraction or REFRACTION_COLUMNS[0]}
+    subjects = [_attributes(path, row, fields) for row in named_cells(path, rows, fields)]
+    refuse_twice(path, [name for name, _ in subjects])
+    return dict(subjects)
+
+
+def find_npz(root: Path) -> dict[str, tuple[str, Path]]:
+    """npz file name -> (folder it lies in, its path).
+
+    Raises `DataError` when no folder is there, or a name lies in two.
+    """
+    present = [folder for folder in FOLDERS.values() if (root / folder).is_dir()]
+    if not present:
+        what = f"none of {', '.join(FOLDERS.values())} is there"
+        raise missing(root, what, f"give the folder that holds {TABLE}")
+    return by_name(root, {folder: listed(root / folder, "*.npz") for folder in present})
+
+
+class UnknownCode(DataError):
+    """A code in an npz that the release does not know."""
+
+
+def read_codes(path: str | Path) -> dict[str, str | None]:
+    """Read what an npz says itself: race, glaucoma and, where they are there, sex and ethnicity
+    (None where the code is -1).
+
+    Codes: race 0 Asian, 1 Black, 2 White (or those words); glaucoma, male, hispanic 0/1. Raises
+    `UnknownCode` on another one, `DataError` on a file that cannot be read without pickle.
+    """
+    arrays = read_npz(path, ("race", "glaucoma"), ("male", "hispanic"))
+    return {CODES[name][0]: _decoded(path, name, value) for name, value in arrays.items()}
+
+
+def fundus_image(
+    values: np.ndarray, size: int, rotate: bool = False, where: str = "image"
+) -> np.ndarray:
+    """Convert a fundus image [H, W] or [H, W, 3] of any brightness to grey float32 [size, size] in
+    [-1, 1].
+
+    Smallest value to -1 and largest to 1 (over the whole array, as the paper's code), the mean of
+    the channels, a turn by -90 degrees (clockwise) with `rotate`, black to make it square, and
+    bilinear to `size`. Raises `DataError` on another shape, NaN, or a single value.
+    """
+    from PIL import Image
+
+    shape = values.shape
+    if len(shape) not in (2, 3) or shape[2:] not in ((), (1,), (3,)) or 0 in shape:
+        raise DataError(f"{where}: slo_fundus has shape {shape}; expected [H, W] or [H, W, 3]")
+    numeric = values.dtype.kind in "uif" and np.isfinite(values).all()
+    if not numeric or values.min() == values.max():
+        what = "slo_fundus must hold finite numbers that differ"
+        raise DataError(f"{where}: {what}; {TAKE_AGAIN}")
+    values = values.astype(np.float64)
+    grey = (values - values.min()) / (values.max() - values.min()) * 2 - 1
+    grey = grey if grey.ndim == 2 else grey.mean(axis=2)
+    grey = np.rot90(grey, -1) if rotate else grey
+    margins = [(gap // 2, gap - gap // 2) for gap in max(grey.shape) - np.array(grey.shape)]
+    square = np.pad(grey, margins, constant_values=-1).astype(np.float32)
+    small = Image.fromarray(square).resize((size, size), Image.Resampling.BILINEAR)
+    return np.clip(np.asarray(small, dtype=np.float32), -1, 1)
+
+
+def read_npz(
+    path: str | Path, needed: Sequence[str], optional: Sequence[str] = ()
+) -> dict[str, np.ndarray]:
+    """Read the arrays `needed` (all must be there) and `optional` (those that are there); no other
+    one is opened.
+
+    Raises one `DataError` that names the file: missing, no npz, broken, an array missing, too
+    large, or of pickled objects.
+    """
+    try:
+        with ZipFile(path) as archive:
+            there = {name.removesuffix(".npy") for name in archive.namelist()}
+            absent = [name for name in needed if name not in there]
+            if absent:
+                raise missing(path, f"has no array {absent[0]!r}, only {sorted(there)}", TAKE_AGAIN)
+            names = [*needed, *(name for name in optional if name in there)]
+            return {name: _read_array(path, archive, name) for name in names}
+    except DataError:
+        raise
+    except (*BROKEN, BadZipFile, zlib.error) as error:
+        raise DataError(f"{path}: cannot be read as npz ({error}); {TAKE_AGAIN}") from error
+
+
+def _read_array(path: str | Path, archive: ZipFile, name: str) -> np.ndarray:
+    where = f"{path}: array {name!r}"
+    with archive.open(f"{name}.npy") as file:
+        version = np.lib.format.read_magic(file)
+        if version not in HEADERS:
+            raise DataError(f"{where} has npy version {version}; save it again with numpy.savez")
+        shape, _, dtype = HEADERS[version](file)
+    if dtype.hasobject:
+        raise DataError(
+            f"{where} holds pickled objects, and unpickling runs whatever code the file carries; "
+            "it is not opened: save it again as numbers or plain text"
+        )
+    if math.prod(shape) * dtype.itemsize > MAX_BYTES:
+        limit = f"larger than {MAX_BYTES >> 20} MiB; check the file"
+        raise DataError(f"{where} of shape {shape} is {limit}")
+    with archive.open(f"{name}.npy") as file:
+        return np.lib.format.read_array(file, allow_pickle=False)
+
+
+def _attributes(
+    path: str | Path, row: Mapping[str, str], fields: Mapping[str, str]
+) -> tuple[str, dict]:
+    name = f"{row['filename'].removesuffix('.npz')}.npz"
+    if Path(name).name != name or name == ".npz":
+        expected = "a name such as data_00001.npz, without a folder"
+        raise DataError(f"{path}: filename {row['filename']!r}; expected {expected}")
+    where = f"{path}: {name}"
+    values: dict[str, str | float | None] = {}
+    for key, known in VALUES.items():
+        place = (where, fields[key], row[key])
+        numeric = isinstance(known, tuple)
+        values[key] = number_of(*place, *known) if numeric else word_of(*place, known)
+    if values["use"] is None:
+        raise DataError(f"{where}: use is empty; expected one of {', '.join(USES)}")
+    image = f"{FOLDERS[values['use']]}/{name}"
+    return name, {"subject": name.removesuffix(".npz"), **values, "image": image}
+
+
+def _problem(
+    root: Path, name: str, subject: Mapping, files: Mapping[str, tuple[str, Path]]
+) -> tuple[str, str] | None:
+    """(reason, detail) why a row of the table cannot be used."""
+    if name not in files:
+        return "npz missing", f"expected {subject['image']}"
+    folder, path = files[name]
+    if folder != FOLDERS[subject["use"]]:
+        return "npz in another folder", f"use says {subject['use']}, the file lies in {folder}"
+    try:
+        codes = read_codes(path)
+    except UnknownCode as why:
+        return "unknown code", str(why)
+    apart = [
+        f"{key}: csv {subject[key]}, npz {word}"
+        for key, word in codes.items()
+        if word is not None and subject[key] is not None and word != subject[key]
+    ]
+    return ("csv and npz disagree", "; ".join(apart)) if apart else None
+
+
+def _with_truth(table: pd.DataFrame, path: Path) -> pd.DataFrame:
+    """Join what a phantom knows of its images: every column of `truth.csv` that the table lacks, by
+    `filename`.
+    """
+    if not path.is_file():
+        return table
+    truth = read_truth(path, "filename", table["subject"] + ".npz")
+    new = [name for name in truth if name not in table]
+    return table.assign(
+        **{name: pd.to_numeric(truth[name]).to_numpy(dtype=float, na_value=np.nan) for name in new}
+    )
+
+
+def _read_image(root: Path, size: int, rotate: bool, key: str) -> np.ndarray:
+    """`key` is "Training/data_00001.npz"; where it has no `slo_fundus`,
+    "Training/slo_fundus_00001.jpg" is read.
+    """
+    path = root / key
+    values = read_npz(path, (), ("slo_fundus",)).get("slo_fundus")
+    if values is None:
+        path = path.with_name(path.name.replace("data_", "slo_fundus_")).with_suffix(".jpg")
+        values = np.asarray(open_image(path))
+    return fundus_image(values, size, rotate, str(path))
+
+
+def _decoded(path: str | Path, name: str, value: np.ndarray) -> str | None:
+    _, words = CODES[name]
+    code = value.item() if value.size == 1 else value.tolist()
+    if name == "race" and isinstance(code, str) and code.lower() in RACE_WORDS:
+        return RACE_WORDS[code.lower()]
+    if name in ("male", "hispanic") and code == -1:
+        return None
+    if not isinstance(code, (bool, int, float)) or code not in range(len(words)):
+        expected = f"expected 0 to {len(words) - 1} ({', '.join(words)})"
+        raise UnknownCode(f"{path}: {name} {code!r}; {expected}")
+    return words[int(code)]

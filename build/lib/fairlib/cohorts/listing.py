@@ -1,0 +1,93 @@
+"""List the files of a release, and say what is not there: every reader looks for its files here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+from fairlib.errors import DataError
+
+T = TypeVar("T")
+Excluded = tuple[str, str, str]  # item, reason, detail
+
+
+def listed(folder: Path, pattern: str = "*") -> list[Path]:
+    """The files and folders in `folder` whose names match `pattern`, sorted; none where it is not
+    a folder.
+
+    Hidden ones are left out (macOS writes a `._x.jpg` beside each `x.jpg` on other disks), and so
+    is `__MACOSX`, which it puts into archives.
+    """
+    paths = sorted(folder.glob(pattern)) if folder.is_dir() else []
+    return [path for path in paths if not path.name.startswith(".") and path.name != "__MACOSX"]
+
+
+def folders(folder: Path) -> list[Path]:
+    """The folders in `folder`, sorted, as `listed` lists them."""
+    return [path for path in listed(folder) if path.is_dir()]
+
+
+def by_name(root: Path, parts: Mapping[str, Sequence[Path]]) -> dict[str, tuple[str, Path]]:
+    """Index the paths of every part by name: name -> (part, path).
+
+    Raises `DataError` naming the first that lies in two parts.
+    """
+    found: dict[str, tuple[str, Path]] = {}
+    for part, paths in parts.items():
+        for path in paths:
+            if path.name in found:
+                raise DataError(
+                    f"{root}: {path.name} lies in {found[path.name][0]} and {part}; a subject is "
+                    "in one part only, so remove one of them"
+                )
+            found[path.name] = (part, path)
+    return found
+
+
+def first_of(paths: Iterable[Path], error: DataError) -> Path:
+    """The first of `paths` that exists. Raises `error` when there is none."""
+    for path in paths:
+        if path.exists():
+            return path
+    raise error
+
+
+def only(folder: Path, pattern: str, remedy: str) -> Path:
+    """The one file in `folder` that matches `pattern`.
+
+    Raises `DataError` when there is none, or more than one.
+    """
+    paths = listed(folder, pattern)
+    if len(paths) != 1:
+        names = f" ({', '.join(path.name for path in paths)})" if paths else ""
+        raise missing(
+            folder,
+            f"{len(paths) or 'none'} of the files match {pattern}{names}, expected one",
+            remedy,
+        )
+    return paths[0]
+
+
+def missing(where: str | Path, what: str, remedy: str) -> DataError:
+    """The error for what a release does not hold: where it was looked for, what, and what to do."""
+    return DataError(f"{where}: {what}; {remedy}")
+
+
+def require_some(
+    kept: Sequence, excluded: Sequence[Excluded], where: str | Path, what: str, remedy: str
+) -> None:
+    """Raise `DataError` when every one of the `what` was excluded, with the first reason."""
+    if not kept:
+        raise missing(
+            where, f"none of the {len(excluded)} {what} can be used, such as {excluded[:1]}", remedy
+        )
+
+
+def tracked(items: Iterable[T], progress: Callable[[int, int], None] | None) -> Iterator[T]:
+    """Yield `items`, and call `progress(done, total)` after each."""
+    items = list(items)
+    for done, item in enumerate(items, 1):
+        yield item
+        if progress is not None:
+            progress(done, len(items))

@@ -1,0 +1,207 @@
+"""M&Ms (Multi-Centre, Multi-Vendor & Multi-Disease Cardiac Segmentation) as it is released, as a
+cohort of short-axis hearts.
+
+Heart failure is no label of M&Ms: `DIAGNOSES` maps its pathology codes to the paper's two
+diagnoses, and is a choice of this book. Dilated cardiomyopathy (DCM) stands for failure with a low
+ejection, hypertensive heart disease (HHD) and hypertrophic cardiomyopathy (HCM) for failure with a
+thick wall; the other diseases are neither.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+
+from fairlib.cohorts.attributes import SEXES
+from fairlib.cohorts.cardiac import (
+    FORMAT,
+    STANDARD,
+    CardiacSettings,
+    HeartSlices,
+    extract,
+    heart_cohort,
+    subject_row,
+)
+from fairlib.cohorts.cohort import Cohort
+from fairlib.cohorts.listing import Excluded, by_name, folders, missing, only, tracked
+from fairlib.cohorts.slices import SliceStore
+from fairlib.cohorts.tables import (
+    is_missing,
+    itself,
+    named_cells,
+    number_of,
+    read_rows,
+    refuse_twice,
+    word_of,
+)
+from fairlib.errors import DataError
+from fairlib.nifti import as_labels, read_frames, require_same_grid
+
+PARTS = {
+    "train": "Training/Labeled",
+    "unlabelled": "Training/Unlabeled",
+    "validation": "Validation",
+    "test": "Testing",
+}
+FIELDS = {
+    "subject": "External code",
+    "pathology": "Pathology",
+    "vendor": "VendorName",
+    "centre": "Centre",
+    "ed": "ED",
+    "es": "ES",
+    "sex": "Sex",
+    "age": "Age",
+    "height": "Height",
+    "weight": "Weight",
+}
+DIAGNOSES = {"NOR": "healthy"}
+DIAGNOSES |= dict.fromkeys(("DCM", "HHD", "HCM"), "heart failure")
+DIAGNOSES |= dict.fromkeys(("ARV", "AHS", "IHD", "LVNC", "Other"))
+LABELS = frozenset({0, 1, 2, 3})
+
+
+def read_mnms(
+    root: str | Path,
+    *,
+    diagnoses: Mapping[str, str | None] = DIAGNOSES,
+    settings: CardiacSettings = STANDARD,
+    cache_dir: str | Path | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Cohort:
+    """Read the subjects of `root` (OpenDataset, or the folder that holds it):
+    `*Dataset_information*.csv` and, under Training/{Labeled,Unlabeled}, Validation and Testing,
+    `<code>/<code>_sa.nii.gz` and `<code>_sa_gt.nii.gz` (x, y, slice, frame).
+
+    One row is one slice position; see `cardiac.heart_cohort` for the columns. ED and ES count
+    frames from 0. Sources contradict each other on what the labels 1 to 3 mean, so it is decided on
+    each subject's masks (the myocardium encloses the left ventricle). Subjects stay when height,
+    weight or a diagnosis is missing (`with_prompt()` counts and drops them); left out and listed in
+    `excluded` are those with empty masks ("Unlabeled"), without images, without a row in the table,
+    without a slice that shows everything, or with another label order than most. The slices go to
+    `cache_dir`, or stay in memory when it is None. `progress(done, subjects)`. Raises `DataError`
+    (layout, missing column, id twice, unknown pathology, units) and `CorruptScan` (a scan that
+    cannot be trusted, mask and image on different grids, label outside 0 to 3, ED or ES out of
+    range).
+    """
+    root = Path(root)
+    root = root / "OpenDataset" if (root / "OpenDataset").is_dir() else root
+    table = only(root, "*Dataset_information*.csv", "take the table from the release")
+    subjects, parts = read_subjects(table, diagnoses), find_subjects(root)
+    store = SliceStore(HeartSlices, cache_dir)
+    excluded = [(one, "no images", "in the table only") for one in subjects if one not in parts]
+    excluded += [
+        (one, "not in the table", part) for one, (part, _) in parts.items() if one not in subjects
+    ]
+    slices, files = {}, {}
+    for subject in tracked([one for one in subjects if one in parts], progress):
+        part, folder = parts[subject]
+        subjects[subject]["part"] = part
+        files[subject] = [folder / f"{subject}_sa.nii.gz", folder / f"{subject}_sa_gt.nii.gz"]
+        outcome = _read(store, subjects[subject], files[subject], settings)
+        if isinstance(outcome, HeartSlices):
+            slices[subject] = outcome
+        else:
+            excluded.append((subject, *outcome))
+    unusual = _unusual_orders(slices)
+    slices = {one: slices[one] for one in slices if one not in {item for item, *_ in unusual}}
+    return heart_cohort(
+        "mnms", root, subjects, slices, files, [*excluded, *unusual], store, settings
+    )
+
+
+def read_subjects(
+    path: str | Path, diagnoses: Mapping[str, str | None] = DIAGNOSES
+) -> dict[str, dict]:
+    """Read the table: for each subject its attributes (`cardiac.subject_row`), and frames `ed` and
+    `es`.
+
+    Raises `DataError` naming the file and the column or subject: missing column, id twice, no
+    number where one must be, a sex other than F or M, unknown pathology, ED and ES the same frame,
+    height or weight outside of human cm and kg.
+    """
+    cells = named_cells(path, read_rows(path), FIELDS)
+    refuse_twice(path, [row["subject"] for row in cells])
+    return {row["subject"]: _attributes(path, row, diagnoses) for row in cells}
+
+
+def find_subjects(root: Path) -> dict[str, tuple[str, Path]]:
+    """Subject -> (part, folder).
+
+    Raises `DataError` when no part is there, or a subject lies in two.
+    """
+    parts = {part: root / where for part, where in PARTS.items() if (root / where).is_dir()}
+    if not parts:
+        remedy = "give the folder OpenDataset of the release"
+        raise missing(root, f"none of {', '.join(PARTS.values())} is there", remedy)
+    return by_name(root, {part: folders(folder) for part, folder in parts.items()})
+
+
+class Unsegmented(DataError):
+    """Masks that are empty in ED and ES, as those of the folder "Unlabeled" are."""
+
+
+def read_subject(
+    files: Sequence[Path], frames: tuple[int, int], settings: CardiacSettings
+) -> HeartSlices:
+    """Read frames ED and ES of image and masks (`files`), check that they lie on one grid, and draw
+    the slices.
+
+    Raises `CorruptScan`, `Unsegmented`, or `DataError` when no slice can be used.
+    """
+    image_path, mask_path = files
+    values, affine = read_frames(mask_path, frames)
+    labels = as_labels(mask_path, values, LABELS)
+    images, grid = read_frames(image_path, frames)
+    require_same_grid(mask_path, labels, affine, images.shape, grid)
+    if not labels.any():
+        raise Unsegmented("masks are empty in ED and ES")
+    return extract(images, labels, affine, settings)
+
+
+def _read(
+    store: SliceStore, subject: Mapping, files: Sequence[Path], settings: CardiacSettings
+) -> HeartSlices | tuple[str, str]:
+    """The slices of a subject, or (reason, detail) why there are none."""
+    part, frames = subject["part"], (subject["ed"], subject["es"])
+    if part == "unlabelled" and not files[1].is_file():
+        return "no segmentation", f"no mask file, {part}"
+    for path in files:
+        if not path.is_file():
+            raise missing(path, "is missing", "copy it from the release")
+    try:
+        make = partial(read_subject, files, frames, settings)
+        return store.add(subject["subject"], files, make, (FORMAT, settings, frames))
+    except Unsegmented as why:
+        return "no segmentation", f"{why}, {part}"
+    except DataError as why:
+        return "no usable slice", str(why)
+
+
+def _unusual_orders(slices: Mapping[str, HeartSlices]) -> list[Excluded]:
+    orders = [one.order for one in slices.values()]
+    usual = max(sorted(set(orders)), key=orders.count, default=None)
+    detail = "(LV, MYO, RV) are {}, in most subjects {}"
+    return [
+        (subject, "another label order", detail.format(one.order, usual))
+        for subject, one in slices.items()
+        if one.order != usual
+    ]
+
+
+def _attributes(
+    path: str | Path, row: Mapping[str, str], diagnoses: Mapping[str, str | None]
+) -> dict:
+    where = f"{path}: {row['subject']}"
+    numbers = {
+        name: number_of(where, FIELDS[name], row[name], 0, 1e4)
+        for name in ("age", "height", "weight", "ed", "es")
+    }
+    ed, es = numbers["ed"], numbers["es"]
+    if ed == es or any(not (value >= 0 and value == int(value)) for value in (ed, es)):
+        frames = f"ED {row['ed']!r} and ES {row['es']!r}"
+        raise DataError(f"{where}: {frames}; expected two different frames, counted from 0")
+    words = {name: None if is_missing(row[name]) else row[name] for name in row}
+    words |= {"subject": row["subject"], "sex": word_of(where, "Sex", row["sex"], itself(SEXES))}
+    return subject_row({**words, **numbers, "ed": int(ed), "es": int(es)}, diagnoses, where)

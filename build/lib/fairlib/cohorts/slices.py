@@ -1,0 +1,283 @@
+"""From the volumes of a brain to a few slices: which ones, which grey values, which millimetres;
+and the store of slices of any organ, on disk or in memory: no volume is opened twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+
+from fairlib.errors import DataError, SettingsError, WeightsError
+from fairlib.io import read_tensors, write_tensors
+from fairlib.nifti import voxel_sizes
+from fairlib.settings import digest
+
+FORMAT = 1  # of the store's files; raise it when slices are chosen or drawn otherwise
+CONTRASTS = ("t1", "t1ce", "t2", "flair")
+SIDES = ("none", "left", "right")
+
+
+def require_settings(settings: object, rules: dict[str, bool]) -> None:
+    """Raise `SettingsError` naming the rules that `settings` break."""
+    broken = [rule for rule, met in rules.items() if not met]
+    if broken:
+        raise SettingsError(f"{settings}: {', '.join(broken)}")
+
+
+@dataclass(frozen=True)
+class SliceSettings:
+    """How slices are chosen and drawn.
+
+    size: pixels a side. field_of_view_mm: width of the image; a pixel is field_of_view_mm / size
+    for everybody, because the size of a brain carries sex and may not be scaled away.
+    slices_per_subject: at most so many.
+    minimum_area: share of the subject's largest brain area a slice must show. minimum_gap_mm: least
+    distance between chosen slices. minimum_tumour_mm2: below it a slice counts as one without
+    tumour. clip_percentiles: grey limits, of the brain of the whole volume.
+    """
+
+    size: int = 128
+    field_of_view_mm: float = 204.8
+    slices_per_subject: int = 4
+    minimum_area: float = 0.85
+    minimum_gap_mm: float = 5.0
+    minimum_tumour_mm2: float = 50.0
+    clip_percentiles: tuple[float, ...] = (0.5, 99.5)
+
+    def __post_init__(self):
+        limits = self.clip_percentiles
+        growing = len(limits) == 2 and 0 <= limits[0] < limits[1] <= 100
+        require_settings(
+            self,
+            {
+                "size must be at least 8": self.size >= 8,
+                "slices_per_subject must be at least 1": self.slices_per_subject >= 1,
+                "field_of_view_mm must be positive": self.field_of_view_mm > 0,
+                "minimum_area must lie in (0, 1]": 0 < self.minimum_area <= 1,
+                "minimum_gap_mm must be 0 or more": self.minimum_gap_mm >= 0,
+                "minimum_tumour_mm2 must be 0 or more": self.minimum_tumour_mm2 >= 0,
+                "clip_percentiles must be two growing numbers from 0 to 100": growing,
+            },
+        )
+
+
+STANDARD = SliceSettings()
+
+
+@dataclass(frozen=True, eq=False)
+class SubjectSlices:
+    """The slices of one subject.
+
+    images: float32 [n, contrasts, size, size] in [-1, 1]; index: axial index of each slice, from
+    the feet up; side: position in `SIDES` of each (the patient's side with the tumour); cropped:
+    whether the brain exceeds the image.
+    """
+
+    images: np.ndarray
+    index: tuple[int, ...]
+    side: tuple[int, ...]
+    cropped: bool
+
+    @property
+    def sides(self) -> tuple[str, ...]:
+        """ "left", "right" (the patient's) or "none" for each slice."""
+        return tuple(SIDES[code] for code in self.side)
+
+
+@dataclass
+class SliceStore:
+    """Slices of many subjects: on disk (one safetensors file a subject) or, when `folder` is None,
+    in memory.
+
+    kind: the dataclass of one subject's slices, whose fields are arrays, tuples of int, and bool.
+    """
+
+    kind: type
+    folder: str | Path | None
+    _kept: dict[str, Any] = field(default_factory=dict, repr=False)
+
+    def add(self, subject: str, files: Iterable[Path], make: Callable[[], Any], key: Any) -> Any:
+        """The slices of `subject` as `kind`: from the cache or, where it has none or a broken file,
+        from `make()`. The file's name follows from `key` (settings) and from the size and time of
+        each of `files`.
+        """
+        if self.folder is None:
+            self._kept[subject] = slices = make()
+            return slices
+        marks = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+        path = Path(self.folder) / f"{subject}.{digest([FORMAT, key, marks])}.safetensors"
+        self._kept[subject] = path
+        slices = self._cached(path)
+        if slices is None:
+            slices = make()
+            write_tensors(
+                path, {name: torch.as_tensor(value) for name, value in vars(slices).items()}
+            )
+        return slices
+
+    def read(self, subject: str, name: str, number: int) -> np.ndarray:
+        """Slice `number` (from 0) of the array `name` of a subject."""
+        kept = self._kept[subject]
+        if not isinstance(kept, Path):
+            return getattr(kept, name)[number]
+        try:
+            with safe_open(kept, framework="numpy") as file:
+                return file.get_slice(name)[number : number + 1][0]
+        except (OSError, SafetensorError) as error:
+            raise DataError(
+                f"{kept}: cached slices are gone or broken ({error}); read the cohort again"
+            ) from error
+
+    def _cached(self, path: Path) -> Any:
+        if not path.exists():
+            return None
+        try:
+            tensors = read_tensors(path).items()
+            return self.kind(**{name: _untensored(value) for name, value in tensors})
+        except (WeightsError, TypeError):  # a broken cache is no cache
+            return None
+
+
+def _untensored(value: torch.Tensor) -> np.ndarray | tuple | bool:
+    if value.ndim > 1:
+        return value.numpy()
+    return tuple(value.tolist()) if value.ndim else value.item()
+
+
+def extract(
+    volumes: dict[str, np.ndarray], labels: np.ndarray, affine: np.ndarray, settings: SliceSettings
+) -> SubjectSlices:
+    """Choose, normalise and draw the slices of one subject from skull-stripped `volumes` (0 =
+    background) on one grid.
+
+    The image is centred on the bounding box of the whole brain. Raises `DataError` when a volume
+    shows nothing.
+    """
+    names, volumes = list(volumes), [to_canonical(volume, affine)[0] for volume in volumes.values()]
+    for name, volume in zip(names, volumes, strict=True):
+        if not volume.any():
+            raise DataError(f"the {name} volume shows no brain: every voxel is 0; export it again")
+    tumour, sizes = to_canonical(labels, affine)
+    tumour, brain = tumour > 0, np.logical_or.reduce([volume != 0 for volume in volumes])
+    boxes = [_extent(brain, axis) for axis in (0, 1)]
+    index = choose_slices(_areas(brain, sizes), _areas(tumour, sizes), sizes[2], settings)
+    drawers = [
+        resampling(brain.shape[axis], sizes[axis], sum(boxes[axis]) / 2, settings)
+        for axis in (0, 1)
+    ]
+    grey = [normalise(volume, index, settings.clip_percentiles) for volume in volumes]
+    images = np.stack(
+        [[draw(volume[..., k], *drawers) for volume in grey] for k in range(len(index))]
+    )
+    middle, least = sum(boxes[0]) / 2, settings.minimum_tumour_mm2
+    sides = [SIDES.index(side_of(tumour[..., z], middle, sizes, least)) for z in index]
+    widths = [(high - low + 1) * sizes[axis] for axis, (low, high) in enumerate(boxes)]
+    cropped = bool(max(widths) > settings.field_of_view_mm)
+    return SubjectSlices(images, tuple(index), tuple(sides), cropped)
+
+
+def to_canonical(volume: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Turn and flip the axes (no interpolation) until they run to Right, Anterior, Superior; also
+    voxel sizes in mm.
+
+    An oblique affine is taken at its nearest axes.
+    """
+    turn = nibabel.io_orientation(affine)
+    sizes = np.zeros(3)
+    sizes[turn[:, 0].astype(int)] = voxel_sizes(affine)
+    return nibabel.apply_orientation(volume, turn), sizes
+
+
+def choose_slices(
+    brain: np.ndarray, tumour: np.ndarray, spacing: float, settings: SliceSettings
+) -> list[int]:
+    """Indices of the informative slices, growing, given each slice's brain and tumour area in mm^2.
+
+    Among slices with at least `minimum_area` of the largest brain area, take greedily the one with
+    most tumour (ties: more brain, then lower index) that lies at least `minimum_gap_mm` from those
+    taken, until there are enough. Without a tumour that means most brain. Fewer come back when the
+    gap leaves no more.
+    """
+    candidates = np.flatnonzero(brain >= settings.minimum_area * brain.max())
+    order = sorted(candidates.tolist(), key=lambda z: (-tumour[z], -brain[z], z))
+    chosen: list[int] = []
+    for z in order:
+        far = all(abs(z - other) * spacing >= settings.minimum_gap_mm - 1e-6 for other in chosen)
+        if far and len(chosen) < settings.slices_per_subject:
+            chosen.append(z)
+    return sorted(chosen)
+
+
+def normalise(
+    volume: np.ndarray, index: list[int], percentiles: tuple[float, ...] = (0.5, 99.5)
+) -> np.ndarray:
+    """The slices `index` of `volume` as grey in [0, 1], background 0: [X, Y, len(index)].
+
+    Linear between two percentiles of the brain (non-zero voxels) of the whole volume, clipped
+    outside them. Raises `DataError` when the brain has but one value.
+    """
+    low, high = np.percentile(volume[volume != 0], percentiles)
+    if not high > low:
+        raise DataError(
+            f"shows no contrast: its brain has the single value {low:g}; export it again"
+        )
+    chosen = volume[..., index].astype(np.float64)
+    return np.where(chosen != 0, np.clip((chosen - low) / (high - low), 0, 1), 0)
+
+
+def resampling(n: int, spacing: float, centre: float, settings: SliceSettings) -> np.ndarray:
+    """The [size, n] matrix that takes one axis of `n` voxels to pixels: bilinear, averaging over
+    area when it shrinks.
+
+    The image starts on the edge of the voxel that best puts `centre` (in voxels) into its middle,
+    so that a grid which is already right is copied, not blurred. Beyond the volume there is
+    background.
+    """
+    step = settings.field_of_view_mm / settings.size / spacing  # voxels a pixel
+    start = np.floor(centre + 1 - settings.size * step / 2)
+    place = start - 0.5 + (np.arange(settings.size) + 0.5) * step
+    reach = max(step, 1.0)
+    near = int(np.ceil(reach))
+    voxel = np.floor(place)[:, None].astype(int) + np.arange(-near, near + 2)
+    weight = np.clip(1 - np.abs(voxel - place[:, None]) / reach, 0, None)
+    weight /= weight.sum(axis=1, keepdims=True)
+    matrix, inside = np.zeros((settings.size, n)), (voxel >= 0) & (voxel < n)
+    pixel = np.broadcast_to(np.arange(settings.size)[:, None], voxel.shape)
+    matrix[pixel[inside], voxel[inside]] = weight[inside]
+    return matrix
+
+
+def draw(grey: np.ndarray, across: np.ndarray, along: np.ndarray) -> np.ndarray:
+    """One RAS slice [X, Y] of grey in [0, 1] as an image float32 [size, size] in [-1, 1].
+
+    Radiological display: row 0 is anterior, column 0 the patient's right.
+    """
+    image = (across @ grey @ along.T)[::-1, ::-1].T
+    return np.clip(2 * image - 1, -1, 1).astype(np.float32)
+
+
+def side_of(tumour: np.ndarray, midline: float, sizes: np.ndarray, minimum_mm2: float) -> str:
+    """The patient's side that holds most of the tumour of a RAS slice; "none" below `minimum_mm2`
+    or without any.
+    """
+    count = tumour.sum(axis=1)
+    if not count.any() or count.sum() * sizes[0] * sizes[1] < minimum_mm2:
+        return "none"
+    x = np.arange(len(count))  # grows to the patient's right
+    return "left" if count[x < midline].sum() >= count[x > midline].sum() else "right"
+
+
+def _areas(mask: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    return np.count_nonzero(mask, axis=(0, 1)) * sizes[0] * sizes[1]
+
+
+def _extent(mask: np.ndarray, axis: int) -> tuple[int, int]:
+    present = np.flatnonzero(mask.any(axis=tuple(other for other in range(3) if other != axis)))
+    return int(present[0]), int(present[-1])

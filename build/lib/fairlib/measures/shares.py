@@ -1,0 +1,725 @@
+"""Shares of a subgroup, raw and with the evaluator's errors taken out: from readings to tables.
+
+An evaluator that reads a share `s` of images as female, right on a share `a_F` of the female and
+`a_M` of the male ones, gives `s = a_F p + (1 - a_M)(1 - p)`; the true share `p` follows (Rogan and
+Gladen 1978; the same correction as CLEAM, NeurIPS 2023). Saerens, Latinne and Decaestecker (2002)
+estimate `p` by EM from calibrated probabilities. Both corrections assume that the evaluator errs on
+generated images as on its calibration set, and carry its errors into the interval: the generated
+images and the calibration set (by subject) are drawn again.
+
+Readings are a table with one row a generated image: `arm, seed, prompt, group`, for each evaluator
+a column of probabilities of female in [0, 1], and where anatomy is compared a size. An image that
+an evaluator could not read is NaN: it is left out and counted in `unreadable`. A calibration set is
+a table with one row an image of known sex: `subject, sex` ("F"/"M") and the evaluators' columns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike
+from scipy.stats import binom
+
+from fairlib.errors import DataError
+from fairlib.measures.intervals import (
+    Interval,
+    Labels,
+    Rng,
+    Sample,
+    bootstrap,
+    bootstrap_interval,
+    check_defined,
+    interval,
+)
+
+Tables = pd.DataFrame | Mapping[str, pd.DataFrame]
+"""A calibration set, or several by name."""
+BY = ("arm", "seed")
+BAND = (0.2, 0.8)
+"""The open interval of p that counts as ambiguous (Shen et al. 2024, logged in training)."""
+N_LEAST = 10  # images of a sex below which a mean size is not given
+
+
+@dataclass(frozen=True)
+class Evaluator:
+    """How a share is measured: a column of the readings, read at a threshold, and the errors that
+    are taken out of it.
+
+    name: as tables show it. column: of the readings and of the calibration set, p in [0, 1].
+    calibration: name of the calibration set on which errors are counted. threshold: read as female
+    above it. stratum: columns (of both tables) within which errors are counted, each stratum of the
+    images being corrected by its own; none: one pair of error rates for all.
+    """
+
+    name: str
+    column: str
+    calibration: str = "calibration"
+    threshold: float = 0.5
+    stratum: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class CalibrationSet:
+    """What an evaluator said of images of known sex.
+
+    p_female: [N] probabilities in [0, 1]; truth: [N], 1 = female, 0 = male; subjects: [N] labels,
+    resampled whole; strata: [N] labels within which errors are counted, or None; threshold: images
+    are read as female above it. Raises `DataError` on unequal lengths, probabilities outside
+    [0, 1], or a stratum in which a sex has no image.
+    """
+
+    p_female: np.ndarray
+    truth: np.ndarray
+    subjects: np.ndarray
+    strata: np.ndarray | None = None
+    threshold: float = 0.5
+
+    def __post_init__(self):
+        strata = np.zeros(len(self.truth), int) if self.strata is None else self.strata
+        object.__setattr__(self, "strata", np.asarray(strata))
+        parts = (self.p_female, self.truth, self.subjects, self.strata)
+        if len({len(part) for part in parts}) > 1:
+            raise DataError(
+                "readings, truth, subjects and strata of the calibration set differ in length; "
+                "give one of each per image"
+            )
+        check_probabilities(self.p_female)
+        sexes = pd.DataFrame({"truth": self.truth, "stratum": self.strata}).drop_duplicates()
+        if not sexes.truth.isin([0, 1]).all() or (sexes.stratum.value_counts() < 2).any():
+            raise DataError(
+                f"the calibration set holds {sexes.to_dict('records')}; every stratum needs both "
+                "1 (female) and 0 (male)"
+            )
+
+    def matched(self, strata: Labels, count: int) -> tuple[np.ndarray, Sample]:
+        """Codes [count] of the images' `strata`, and the calibration set as a sample (p, truth,
+        code), resampled by subject within sex, without strata that no image has.
+
+        Raises `DataError` when an image lies in a stratum that the calibration set lacks.
+        """
+        strata = np.zeros(count, int) if strata is None else np.asarray(strata)
+        names, codes = np.unique(strata, return_inverse=True)
+        missing = np.setdiff1d(names, self.strata)
+        if len(missing):
+            raise DataError(f"the calibration set has no image of stratum {str(missing[0])!r}")
+        used = np.isin(self.strata, names)
+        parts = (self.p_female, self.truth, self.subjects, self.strata)
+        p, truth, subjects, place = (np.asarray(part)[used] for part in parts)
+        code = np.searchsorted(names, place)
+        return codes, Sample(p, truth, code, clusters=subjects, strata=truth)
+
+
+def calibration_set(table: pd.DataFrame, evaluator: Evaluator) -> CalibrationSet:
+    """What `evaluator` said of the images of known sex that it could read.
+
+    Raises `DataError` on a missing column.
+    """
+    need(table, ["subject", "sex", evaluator.column, *evaluator.stratum], evaluator.calibration)
+    rows = table[table[evaluator.column].notna()]
+    return CalibrationSet(
+        rows[evaluator.column].to_numpy(float),
+        (rows.sex == "F").to_numpy(int),
+        rows.subject.to_numpy(str),
+        _strata(rows, evaluator),
+        evaluator.threshold,
+    )
+
+
+# --- corrections -------------------------------------------------------------------------------
+
+
+def check_probabilities(values: ArrayLike) -> None:
+    """Raise `DataError` unless every value lies in [0, 1]."""
+    values = np.asarray(values, float)
+    if values.size == 0 or not ((values >= 0) & (values <= 1)).all():
+        raise DataError(
+            "probabilities must be a non-empty array in [0, 1]; apply the sigmoid to logits, drop "
+            "failed readings"
+        )
+
+
+def class_accuracies(
+    read: ArrayLike, truth: ArrayLike, codes: Labels = None, count: int = 1
+) -> tuple[np.ndarray, np.ndarray]:
+    """(a_F, a_M), each [count]: the share of female images that are `read` [N] as female, and of
+    male ones read as male, in each of `count` strata `codes` [N]; NaN where a sex is missing.
+    """
+    read, truth = np.asarray(read), np.asarray(truth)
+    codes = np.zeros(len(truth), int) if codes is None else np.asarray(codes)
+    with np.errstate(invalid="ignore"):
+        of_female, of_male = (
+            np.bincount(codes[rows], read[rows], count) / np.bincount(codes[rows], minlength=count)
+            for rows in (truth == 1, truth == 0)
+        )
+    return of_female, 1 - of_male
+
+
+def rogan_gladen(share: ArrayLike, a_f: ArrayLike, a_m: ArrayLike) -> np.ndarray:
+    """The true female share behind an observed `share` (scalar or array), clipped to [0, 1].
+
+    Raises `DataError` when a_F + a_M <= 1: such an evaluator says nothing about sex.
+    """
+    return np.clip(_unclipped(share, a_f, a_m), 0, 1)
+
+
+def _unclipped(share, a_f, a_m) -> np.ndarray:
+    if not np.all(np.add(a_f, a_m) > 1):
+        raise DataError(
+            f"the evaluator is right on {np.round(a_f, 3)} of female and {np.round(a_m, 3)} of "
+            "male images; they must sum to more than 1 for its shares to be corrected; use a "
+            "better evaluator"
+        )
+    return (np.asarray(share) + a_m - 1) / (np.asarray(a_f) + a_m - 1)
+
+
+def saerens_em(
+    probabilities: np.ndarray, prior: np.ndarray, tolerance: float = 1e-7, most: int = 2000
+) -> np.ndarray:
+    """Maximum-likelihood shares [K] of a sample from calibrated `probabilities` [N, K] under
+    `prior` [K].
+
+    `prior`: shares of the groups where the probabilities were calibrated. (Saerens et al. 2002,
+    equations 2.7-2.9.)
+    """
+    likelihood = np.asarray(probabilities, float) / prior
+    shares = np.asarray(prior, float)
+    for _ in range(most):
+        posterior = likelihood * shares
+        updated = (posterior / posterior.sum(1, keepdims=True)).mean(0)
+        if np.abs(updated - shares).max() < tolerance:
+            return updated
+        shares = updated
+    return shares
+
+
+def platt(
+    logits: np.ndarray, truth: np.ndarray, weight: ArrayLike | None = None, ridge: float = 1e-4
+) -> tuple[float, float]:
+    """(slope, intercept) of the logistic recalibration of `logits` [N] on `truth` [N] (Platt 1999).
+
+    By Newton's method with halved steps: logits of a sure classifier lie so far out that a whole
+    step can lead away. weight: [N] of the rows, one each by default. ridge: pull of the slope
+    toward one, a row, since a classifier that separates perfectly has no finite slope.
+    """
+    weight = np.ones(len(truth)) if weight is None else np.asarray(weight, float)
+    design = np.stack([logits, np.ones_like(logits)])
+    ridge = ridge * weight.sum()
+
+    def loss(values: np.ndarray) -> float:
+        z = values @ design
+        fit = (weight * np.logaddexp(0, z)).sum() - z @ (weight * truth)
+        return float(fit + ridge / 2 * (values[0] - 1) ** 2)
+
+    slope_only = np.array([1.0, 0.0])
+    line = slope_only
+    for _ in range(50):
+        p = sigmoid(line @ design)
+        gradient = design @ (weight * (p - truth)) + ridge * (line - slope_only) * slope_only
+        curvature = (design * (weight * (p * (1 - p)))) @ design.T
+        move = np.linalg.solve(curvature + np.diag([ridge, 0]) + 1e-9 * np.eye(2), gradient)
+        halved = (size for size in 0.5 ** np.arange(30) if loss(line - size * move) < loss(line))
+        size = next(halved, 0.0)
+        line = line - size * move
+        if size * np.abs(move).max() < 1e-9:
+            break
+    return float(line[0]), float(line[1])
+
+
+def sigmoid(values: ArrayLike) -> np.ndarray:
+    """1 / (1 + exp(-values)), without overflow."""
+    return 0.5 * (1 + np.tanh(0.5 * np.asarray(values, float)))
+
+
+def logit(p: ArrayLike) -> np.ndarray:
+    """log(p / (1 - p)), with p kept 1e-6 from 0 and 1."""
+    p = np.clip(np.asarray(p, float), 1e-6, 1 - 1e-6)
+    return np.log(p / (1 - p))
+
+
+# --- shares with their intervals ---------------------------------------------------------------
+
+
+def raw_share(
+    p_female: ArrayLike, rng: Rng, replicates: int = 1000, threshold: float = 0.5
+) -> Interval:
+    """The share of images read as female (p above `threshold`), with a bootstrap interval."""
+    check_probabilities(p_female)
+    return bootstrap_interval(np.mean, [Sample(np.asarray(p_female) > threshold)], rng, replicates)
+
+
+def corrected_share(
+    p_female: ArrayLike,
+    calibration: CalibrationSet,
+    rng: Rng,
+    replicates: int = 1000,
+    strata: Labels = None,
+) -> Interval:
+    """The female share by Rogan and Gladen, with an interval that resamples images and subjects of
+    the calibration set.
+
+    p_female: [N] in [0, 1]; strata: [N] labels, images of each being corrected by its own errors
+    and drawn within it. Raises `DataError` when the evaluator is no better than chance on the
+    calibration set.
+    """
+
+    def corrected(p, codes, labelled_p, truth, labelled_codes, strict: bool = False) -> float:
+        size = np.bincount(codes)
+        rates = class_accuracies(
+            labelled_p > calibration.threshold, truth, labelled_codes, len(size)
+        )
+        if not strict and not (sum(rates) > 1).all():
+            return np.nan
+        raw = np.bincount(codes, p > calibration.threshold) / size
+        return float(np.clip(size / size.sum() @ _unclipped(raw, *rates), 0, 1))
+
+    samples = _samples(p_female, calibration, strata)
+    estimate = corrected(*samples[0].arrays, *samples[1].arrays, strict=True)
+    return interval(estimate, bootstrap(corrected, samples, rng, replicates))
+
+
+def em_share(
+    p_female: ArrayLike,
+    calibration: CalibrationSet,
+    rng: Rng,
+    replicates: int = 300,
+    strata: Labels = None,
+) -> Interval:
+    """The female share by Saerens EM on probabilities recalibrated (Platt) on the calibration set.
+
+    The interval resamples images and subjects, and recalibrates in every replicate. Arguments as in
+    `corrected_share`.
+    """
+
+    def share(p_female, labelled_p, truth) -> float:
+        prior = np.array([1 - truth.mean(), truth.mean()]) if len(truth) else np.zeros(2)
+        if not prior.all():
+            return np.nan
+        slope, intercept = platt(logit(labelled_p), truth)
+        p = sigmoid(slope * logit(p_female) + intercept)
+        return float(saerens_em(np.stack([1 - p, p], 1), prior)[1])
+
+    def estimate(p, codes, labelled_p, truth, labelled_codes) -> float:
+        size = np.bincount(codes)
+        strata = [(codes == k, labelled_codes == k) for k in range(len(size))]
+        parts = [share(p[mine], labelled_p[labelled], truth[labelled]) for mine, labelled in strata]
+        return float(size / size.sum() @ np.array(parts))
+
+    samples = _samples(p_female, calibration, strata)
+    return bootstrap_interval(estimate, samples, rng, replicates)
+
+
+def _samples(p_female, calibration: CalibrationSet, strata) -> list[Sample]:
+    """The images (p, code of the stratum) and the calibration set (p, truth, code)."""
+    check_probabilities(p_female)
+    codes, labelled = calibration.matched(strata, len(p_female))
+    return [Sample(p_female, codes, strata=codes), labelled]
+
+
+def ambiguous(p_female: ArrayLike, band: tuple[float, float] = BAND) -> np.ndarray:
+    """[N] booleans: p strictly inside the band. Hard class targets make such images vanish,
+    mean-probability targets make all images so.
+    """
+    p = np.asarray(p_female, float)
+    return (p > band[0]) & (p < band[1])
+
+
+def ambiguous_share(p_female: ArrayLike, rng: Rng, replicates: int = 1000) -> Interval:
+    """The share of images with p inside `BAND`; images are drawn again."""
+    check_probabilities(p_female)
+    return bootstrap_interval(np.mean, [Sample(ambiguous(p_female))], rng, replicates)
+
+
+def ambiguity_difference(
+    p_female: ArrayLike, calibration: CalibrationSet, rng: Rng, replicates: int = 1000
+) -> Interval:
+    """Ambiguous share of the images [N] less that of the calibration set, in percentage points;
+    images, and subjects of the calibration set, are drawn again.
+    """
+    check_probabilities(p_female)
+    labelled = Sample(ambiguous(calibration.p_female), clusters=calibration.subjects)
+    samples = [Sample(ambiguous(p_female)), labelled]
+    return bootstrap_interval(
+        lambda images, real: 100 * (images.mean() - real.mean()), samples, rng, replicates
+    )
+
+
+# --- gaps over prompts -------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Gap:
+    """Mean over prompts of |share - target|.
+
+    mean: with a 95 % interval; floor: the mean that a generator exactly on target would show at
+    this number of images; beyond_chance: root mean square gap with the noise of sampling taken out,
+    at least the noise-free mean gap; prompts: one row a prompt with `prompt, n, target, raw, share,
+    low, high, gap, floor`.
+    """
+
+    mean: Interval
+    floor: float
+    beyond_chance: float
+    prompts: pd.DataFrame
+
+
+def per_prompt_gap(
+    p_female: ArrayLike,
+    prompts: ArrayLike,
+    target: float | dict[str, float],
+    calibration: CalibrationSet,
+    rng: Rng,
+    replicates: int = 1000,
+    strata: Labels = None,
+) -> Gap:
+    """The mean over prompts of the distance between female share and target.
+
+    p_female: [N] in [0, 1]; prompts: [N] labels; target: one share, or `{prompt: share}`. Shares
+    are corrected (Rogan and Gladen), by `strata` [N] of which each prompt lies in one. Images are
+    drawn again within each prompt, the calibration set by subject. A mean of absolute values is
+    biased upward by noise, and its bootstrap twice; so the low end is reflected, and zero where
+    chance alone could make the mean, and `floor` is given beside it.
+
+    Raises `DataError` as `corrected_share` does: on an evaluator no better than chance on the
+    calibration set, or in more than 5 % of the bootstrap replicates.
+    """
+    check_probabilities(p_female)
+    names, codes = np.unique(np.asarray(prompts), return_inverse=True)
+    targets, count = _targets(target, names), np.bincount(codes)
+    read = (np.asarray(p_female) > calibration.threshold).astype(float)
+    images = Sample(read, codes, strata=codes)
+    of_image, labelled = calibration.matched(strata, len(codes))
+    place = np.zeros(len(names), int)  # the stratum of each prompt
+    place[codes] = of_image
+    if (place[codes] != of_image).any():
+        raise DataError("a prompt lies in two strata; give each prompt images of one")
+
+    def rates(labelled_p, truth, labelled_codes) -> tuple[np.ndarray, np.ndarray]:
+        read = labelled_p > calibration.threshold
+        a_f, a_m = class_accuracies(read, truth, labelled_codes, place.max() + 1)
+        return a_f[place], a_m[place]
+
+    def corrected(read, code, *labelled) -> np.ndarray:
+        a_f, a_m = rates(*labelled)
+        usable = a_f + a_m > 1
+        shares = np.bincount(code, read) / np.bincount(code)
+        return np.where(usable, rogan_gladen(shares, *np.where(usable, (a_f, a_m), 1)), np.nan)
+
+    accuracies = rates(*labelled.arrays)
+    raw = np.bincount(codes, read) / count
+    share = rogan_gladen(raw, *accuracies)
+    draws = bootstrap(corrected, [images, labelled], rng, replicates)
+    check_defined(draws)
+    low, high = np.nanquantile(draws, [0.025, 0.975], axis=0)
+    floors = [sampling_floor(*row) for row in zip(targets, count, *accuracies, strict=True)]
+    columns = {"prompt": names, "n": count, "target": targets, "raw": raw, "share": share}
+    gaps = {"low": low, "high": high, "gap": np.abs(share - targets), "floor": floors}
+    excess = beyond_chance(raw, count, targets, *accuracies)
+    mean = _mean_gap(draws, share, targets)
+    return Gap(mean, float(np.mean(floors)), excess, pd.DataFrame(columns | gaps))
+
+
+def sampling_floor(target: float, n: int, a_f: float = 1.0, a_m: float = 1.0) -> float:
+    """E|corrected share - target| when the true share is `target` and `n` images are read: an exact
+    binomial sum.
+    """
+    read = a_f * target + (1 - a_m) * (1 - target)
+    counts = np.arange(n + 1)
+    return float(binom.pmf(counts, n, read) @ np.abs(rogan_gladen(counts / n, a_f, a_m) - target))
+
+
+def beyond_chance(
+    raw: ArrayLike, n: ArrayLike, target: ArrayLike, a_f: ArrayLike = 1.0, a_m: ArrayLike = 1.0
+) -> float:
+    """Root of the mean over prompts of (share - target)^2 less its sampling variance; zero where
+    chance explains all.
+
+    raw, n, target: [prompts]. The mean square is unbiased, and a root mean square is never below
+    the mean of |gap|.
+    """
+    raw, n = np.asarray(raw), np.asarray(n)
+    gap = (raw + a_m - 1) / (a_f + a_m - 1) - target
+    noise = raw * (1 - raw) / np.maximum(n - 1, 1) / (a_f + a_m - 1) ** 2
+    return float(np.sqrt(max(0.0, np.mean(gap**2 - noise))))
+
+
+def _targets(target: float | dict[str, float], names: np.ndarray) -> np.ndarray:
+    """One target share a prompt. Raises `DataError` on a prompt without one or a share outside
+    [0, 1].
+    """
+    target = target if isinstance(target, dict) else dict.fromkeys(names, target)
+    missing = [str(name) for name in names if name not in target]
+    if missing:
+        raise DataError(
+            f"no target share for prompt {missing[0]!r}; give one share, or one for each prompt"
+        )
+    values = np.array([target[name] for name in names], float)
+    if not ((values >= 0) & (values <= 1)).all():
+        raise DataError(f"target shares {values.tolist()} do not all lie in [0, 1]")
+    return values
+
+
+def _mean_gap(draws: np.ndarray, share: np.ndarray, targets: np.ndarray) -> Interval:
+    """Interval of the mean gap: percentile above; below reflected, and zero where noise alone
+    reaches as far.
+    """
+    estimate = float(np.abs(share - targets).mean())
+    high = float(np.nanquantile(np.abs(draws - targets).mean(1), 0.975))
+    chance = np.nanquantile(np.abs(draws - share).mean(1), 0.975)
+    return Interval(estimate, 0.0 if estimate <= chance else max(0.0, 2 * estimate - high), high)
+
+
+# --- tables ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Part:
+    """One evaluator's readable images of one part of the readings, and its calibration set."""
+
+    cells: dict  # the first cells of the part's row
+    evaluator: Evaluator
+    images: pd.DataFrame
+    p: np.ndarray
+    labelled: pd.DataFrame
+    calibration: CalibrationSet
+    strata: Labels
+
+
+def _strata(table: pd.DataFrame, evaluator: Evaluator) -> np.ndarray | None:
+    if not evaluator.stratum:
+        return None
+    return table[list(evaluator.stratum)].astype(str).agg(", ".join, axis=1).to_numpy(str)
+
+
+def _parts(readings, calibration, evaluators, by) -> Iterator[_Part]:
+    """Every part of the readings with every evaluator."""
+    need(readings, [*by, "prompt"], "readings")
+    sets = calibration if isinstance(calibration, Mapping) else {"calibration": calibration}
+    calibrations = {}
+    for one in evaluators:
+        need(readings, [one.column, *one.stratum], "readings")
+        if one.calibration not in sets:
+            raise DataError(
+                f"evaluator {one.name!r} needs the calibration set {one.calibration!r}; given: "
+                f"{', '.join(sets)}"
+            )
+        calibrations[one] = calibration_set(sets[one.calibration], one)
+    for values, part in readings.groupby(list(by), sort=False):
+        keys = dict(zip(by, values, strict=True))
+        for one in evaluators:
+            images = part[part[one.column].notna()]
+            if images.empty:
+                raise DataError(f"{one.name!r} could read no image of {keys}; look at the images")
+            count = {"n": len(images), "unreadable": len(part) - len(images)}
+            cells = keys | {"evaluator": one.name} | count
+            p, labelled = images[one.column].to_numpy(float), sets[one.calibration]
+            strata = _strata(images, one)
+            yield _Part(cells, one, images, p, labelled, calibrations[one], strata)
+
+
+def share_table(
+    readings: pd.DataFrame,
+    calibration: Tables,
+    evaluators: Sequence[Evaluator],
+    rng: Rng,
+    by: Sequence[str] = BY,
+    replicates: int = 500,
+) -> pd.DataFrame:
+    """Female shares of every part of the readings by every evaluator.
+
+    Parameters
+    ----------
+    readings
+        One row a generated image, see the module.
+    calibration
+        A table of images of known sex, or several, `{name: table}`, among which each evaluator
+        names its own.
+    evaluators
+        Who reads; see `Evaluator`.
+    rng
+        Random number generator of the bootstrap draws.
+    by
+        Columns of the readings; each combination of their values is one part.
+    replicates
+        Bootstrap draws of each interval (of EM at most 200).
+
+    Returns
+    -------
+    pd.DataFrame
+        `*by, evaluator, n, unreadable`, and for `raw`, `corrected` (Rogan and Gladen) and `em`
+        (Saerens) the share with `_low` and `_high`.
+
+    Raises
+    ------
+    DataError
+        On a missing column, an empty table, a part that an evaluator could not read at all, or an
+        evaluator no better than chance on its calibration set.
+    """
+
+    rows = []
+    for part in _parts(readings, calibration, evaluators, by):
+        labelled, strata = part.calibration, part.strata
+        raw = raw_share(part.p, rng, replicates, part.evaluator.threshold)
+        corrected = corrected_share(part.p, labelled, rng, replicates, strata)
+        em = em_share(part.p, labelled, rng, min(replicates, 200), strata)
+        shares = raw.columns("raw") | corrected.columns("corrected") | em.columns("em")
+        rows.append(part.cells | shares)
+    return pd.DataFrame(rows)
+
+
+def _gap(part: _Part, target, rng: Rng, replicates: int) -> Gap:
+    prompts = part.images.prompt.to_numpy()
+    return per_prompt_gap(part.p, prompts, target, part.calibration, rng, replicates, part.strata)
+
+
+def gap_table(
+    readings: pd.DataFrame,
+    calibration: Tables,
+    evaluators: Sequence[Evaluator],
+    target: float | dict[str, float],
+    rng: Rng,
+    by: Sequence[str] = BY,
+    replicates: int = 500,
+) -> pd.DataFrame:
+    """Mean over prompts of |corrected share - target|.
+
+    Columns: `*by, evaluator, n, unreadable, gap, gap_low, gap_high, floor, beyond_chance`.
+    target: one share, or `{prompt: share}`. `floor` is what chance alone makes of a generator on
+    target. Other arguments as in `share_table`.
+    """
+    rows = []
+    for part in _parts(readings, calibration, evaluators, by):
+        gap = _gap(part, target, rng, replicates)
+        chance = {"floor": gap.floor, "beyond_chance": gap.beyond_chance}
+        rows.append(part.cells | gap.mean.columns("gap") | chance)
+    return pd.DataFrame(rows)
+
+
+def prompt_table(
+    readings: pd.DataFrame,
+    calibration: Tables,
+    evaluators: Sequence[Evaluator],
+    target: float | dict[str, float],
+    rng: Rng,
+    by: Sequence[str] = ("arm",),
+    replicates: int = 500,
+) -> pd.DataFrame:
+    """Corrected share of every prompt: `*by, evaluator` and the columns of `Gap.prompts`."""
+    tables = []
+    for part in _parts(readings, calibration, evaluators, by):
+        keys = {name: part.cells[name] for name in (*by, "evaluator")}
+        tables.append(_gap(part, target, rng, replicates).prompts.assign(**keys))
+    table = pd.concat(tables, ignore_index=True)
+    return table[[*by, "evaluator", *table.columns.drop([*by, "evaluator"])]]
+
+
+def group_table(
+    readings: pd.DataFrame,
+    calibration: Tables,
+    evaluators: Sequence[Evaluator],
+    targets: dict[str, float],
+    rng: Rng,
+    by: Sequence[str] = BY,
+    replicates: int = 500,
+) -> pd.DataFrame:
+    """Corrected share of every prompt group against its own target.
+
+    Columns: `*by, group, evaluator, n, unreadable, share, share_low, share_high, target, gap`.
+    `gap` is signed, share less target. Raises `DataError` for a group without a target.
+    """
+    missing = sorted(set(readings["group"]) - set(targets))
+    if missing:
+        raise DataError(
+            f"no target share for prompt group {missing[0]!r}; given: {', '.join(targets)}"
+        )
+    rows = []
+    for part in _parts(readings, calibration, evaluators, (*by, "group")):
+        share = corrected_share(part.p, part.calibration, rng, replicates, part.strata)
+        rows.append(part.cells | share.columns("share"))
+    table = pd.DataFrame(rows)
+    target = table["group"].map(targets).astype(float)
+    return table.assign(target=target, gap=table.share - target)
+
+
+def ambiguity_table(
+    readings: pd.DataFrame,
+    calibration: Tables,
+    evaluators: Sequence[Evaluator],
+    rng: Rng,
+    by: Sequence[str] = BY,
+    replicates: int = 500,
+) -> pd.DataFrame:
+    """Share with p in (0.2, 0.8), `share`, and its difference to the calibration set, `points`,
+    each with `_low` and `_high`.
+    """
+    rows = []
+    for part in _parts(readings, calibration, evaluators, by):
+        points = ambiguity_difference(part.p, part.calibration, rng, replicates=replicates)
+        share = ambiguous_share(part.p, rng, replicates=replicates)
+        rows.append(part.cells | share.columns("share") | points.columns("points"))
+    return pd.DataFrame(rows)
+
+
+def within_sex_table(
+    readings: pd.DataFrame,
+    calibration: Tables,
+    evaluators: Sequence[Evaluator],
+    rng: Rng,
+    by: Sequence[str] = BY,
+    replicates: int = 500,
+    value: str = "extent_mm",
+) -> pd.DataFrame:
+    """Anatomy within each sex: `*by, evaluator, n, sex, against, n_real, difference,
+    difference_low, difference_high`.
+
+    Images read as F or M are compared with images of the calibration set of that sex: (mean `value`
+    of the images - mean of the calibration set) / standard deviation of the calibration set.
+    `against` says how the calibration set is divided: "truth" (by sex; the headline) or "reading"
+    (by the same evaluator: like with like, since its mistakes move both means alike). Fewer than
+    ten images on a side give NaN.
+    """
+    rows = []
+    for part in _parts(readings, calibration, evaluators, by):
+        images = part.images[part.images[value].notna()]
+        real = part.labelled[part.labelled[[part.evaluator.column, value]].notna().all(axis=1)]
+        for sex in ("F", "M"):
+            mine = images[_read_as(images, part.evaluator) == sex]
+            for against, labels in (
+                ("truth", real.sex),
+                ("reading", _read_as(real, part.evaluator)),
+            ):
+                theirs = real[labels == sex]
+                cells = {"sex": sex, "against": against, "n": len(mine), "n_real": len(theirs)}
+                difference = _size_difference(mine, theirs, value, rng, replicates)
+                rows.append(part.cells | cells | difference.columns("difference"))
+    return pd.DataFrame(rows).drop(columns="unreadable")
+
+
+def standardised_difference(images: ArrayLike, real: ArrayLike) -> float:
+    """(mean of `images` - mean of `real`) / standard deviation of `real`."""
+    return float((np.mean(images) - np.mean(real)) / np.std(real, ddof=1))
+
+
+def _read_as(table: pd.DataFrame, evaluator: Evaluator) -> np.ndarray:
+    return np.where(table[evaluator.column] > evaluator.threshold, "F", "M")
+
+
+def _size_difference(images, real, value: str, rng, replicates: int) -> Interval:
+    if min(len(images), len(real)) < N_LEAST:
+        return Interval(np.nan, np.nan, np.nan)
+    samples = [Sample(images[value]), Sample(real[value], clusters=real.subject.to_numpy(str))]
+    return bootstrap_interval(standardised_difference, samples, rng, replicates)
+
+
+def need(table: pd.DataFrame, columns: Sequence[str], name: str) -> None:
+    """Raise `DataError` unless `table` has rows and all `columns`."""
+    missing = [column for column in columns if column not in table]
+    if missing:
+        raise DataError(
+            f"the table of {name} ({len(table)} rows) lacks column {missing[0]!r}; it has "
+            f"{', '.join(table)}"
+        )
+    if len(table) == 0:
+        raise DataError(f"the table of {name} is empty; generate and read images first")

@@ -1,0 +1,204 @@
+"""ControlNet training, and two kinds of requests for synthetic hearts (Skorupko et al. 2024,
+section on the generator).
+
+    minimise over the ControlNet alone   E || noise - prediction(noisy latents, time, prompt,
+    control image) ||^2
+
+The denoiser is locked; where it predicts velocity, that stands in for the noise. Images are drawn
+by capped inverse frequency of their full prompt, in training and again when synthetic hearts are
+requested: `copies` of real pairs of prompt and mask, or `new_combinations` of attributes.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence, Sized
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fairlib.cohorts.cardiac import (
+    BMI_CLASSES,
+    DIAGNOSES,
+    balancing_weights,
+    bmi_class,
+    control_image,
+    decade,
+    prompt_of,
+)
+from fairlib.errors import DataError, SettingsError
+from fairlib.methods.finetuning import prediction_target, prediction_type
+from fairlib.methods.resampling import draw_rows, rows_of_step
+from fairlib.models.controlnet import controlled_noise
+from fairlib.models.generator import add_noise, drop_words
+from fairlib.models.training import FitSettings, FitStep, Trainer, generator_for
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+DECADES = ("50s", "60s", "70s", "80s", "90s")  # those of the paper's random mode
+# kg/m2 that stand for a class of the random mode
+TYPICAL_BMI = {"normal": 22.0, "overweight": 27.5, "obese": 33.0}
+
+
+def fit_controlnet(
+    denoiser: nn.Module,
+    controlnet: nn.Module,
+    latents: Tensor,
+    control: Tensor,
+    embeds: Tensor,
+    caption_of: Tensor,
+    null: Tensor,
+    settings: FitSettings,
+    weights: ArrayLike | None = None,
+    dropout: float = 0.1,
+    trainer: Trainer | None = None,
+    scheduler: Any = None,
+) -> Iterator[FitStep]:
+    """Train the ControlNet in place; the denoiser is locked and stays as it is.
+
+    latents: scaled, [N, 4, h, w]; control: [N, 3, H, W] in [0, 1], one a row of `latents`; embeds:
+    distinct prompt embeddings [M, L, D]; caption_of: [N] rows of `embeds`; null: embedding [1, L,
+    D] of the empty prompt, used with probability `dropout`. `weights` [N] (see
+    `cohorts.cardiac.balancing_weights`) draws rows in proportion, with replacement; without them
+    every row comes once an epoch. scheduler: of the denoiser's pipeline, for its prediction type;
+    without it the denoiser predicts noise. Raises `DataError` when the lengths differ,
+    `SettingsError` when the scheduler's schedule of noise is not this library's.
+    """
+    _same_length(
+        latents=latents,
+        control=control,
+        caption_of=caption_of,
+        weights=latents if weights is None else weights,
+    )
+    prediction = prediction_type(scheduler)
+    denoiser.requires_grad_(False)
+    device = next(controlnet.parameters()).device
+    trainer = trainer or Trainer(controlnet, settings)
+
+    def loss(step: int) -> Tensor:
+        rows = rows_of_step(settings, step, len(latents), weights)
+        rng = generator_for(settings.seed, 13, step)
+        noisy, time, noise = add_noise(latents[rows], rng)
+        words = drop_words(embeds[caption_of[rows]], null, dropout, rng)
+        batch = [part.to(device) for part in (noisy, time, words, control[rows])]
+        target = prediction_target(prediction, latents[rows], noise, time).to(device)
+        return F.mse_loss(controlled_noise(denoiser, controlnet, *batch), target)
+
+    yield from trainer.run(loss)
+
+
+def copies(
+    table: pd.DataFrame, masks: Tensor, count: int, seed: int, clip: float = 5
+) -> tuple[pd.DataFrame, Tensor]:
+    """Requests for `count` hearts that repeat real pairs of prompt and mask, drawn by capped
+    inverse frequency.
+
+    `table`: one row a heart with sex, age, bmi, diagnosis (and subject, if known); `masks`: uint8
+    [N, 2, H, W], one a row. Returns the requests (columns prompt, sex, age, bmi, decade, bmi_class,
+    diagnosis, source; source is the row of `table`) and their control images [count, 3, H, W]. As
+    in the paper; `clip` 5 is its cap in generation.
+    """
+    _same_length(table=table, masks=masks)
+    prompts = [prompt_of(row) for row in table.to_dict("records")]
+    source = draw_rows(balancing_weights(prompts, clip), count, seed, 14)
+    return _requests(table, table.iloc[source.numpy()], source), control_image(masks[source])
+
+
+def new_combinations(
+    table: pd.DataFrame,
+    masks: Tensor,
+    count: int,
+    seed: int,
+    decades: Sequence[str] = DECADES,
+    present_only: bool = False,
+) -> tuple[pd.DataFrame, Tensor]:
+    """Requests for `count` hearts of random attributes, each with a random real mask of the same
+    diagnosis.
+
+    Sex, decade, body-mass class (normal, overweight, obese) and diagnosis are drawn evenly and
+    independently of each other, as in the random mode of the paper's code; `present_only` leaves
+    out the decades that `table` has not. The mask may therefore belong to another sex, age and
+    weight than the prompt. Arguments and result as in `copies`, age and bmi being typical of the
+    requested class. Raises `DataError` when a diagnosis has no mask.
+    """
+    import pandas as pd
+
+    _same_length(table=table, masks=masks)
+    ages = _typical_ages(
+        decades, {decade(age) for age in table["age"]} if present_only else set(decades)
+    )
+    pools = {name: np.flatnonzero((table["diagnosis"] == name).to_numpy()) for name in DIAGNOSES}
+    empty = [name for name, rows in pools.items() if not len(rows)]
+    if empty:
+        raise DataError(
+            f"no mask of diagnosis {empty[0]!r} in the table; a new combination takes a mask of "
+            "its diagnosis"
+        )
+    rng = np.random.default_rng([seed, 15])
+    choices = {
+        "sex": ("F", "M"),
+        "age": ages,
+        "bmi": [TYPICAL_BMI[name] for name in BMI_CLASSES[1:]],
+        "diagnosis": DIAGNOSES,
+    }
+    rows = []
+    for _ in range(count):
+        drawn = {name: _one(rng, values) for name, values in choices.items()}
+        rows.append(drawn | {"source": int(_one(rng, pools[drawn["diagnosis"]]))})
+    requested = pd.DataFrame(rows, columns=[*choices, "source"])
+    source = torch.tensor(requested["source"].to_numpy(dtype=np.int64))
+    return _requests(table, requested, source), control_image(masks[source])
+
+
+def _requests(table: pd.DataFrame, requested: pd.DataFrame, source: Tensor) -> pd.DataFrame:
+    """The table of requests: the attributes requested, and the row (and subject, where known) of
+    the mask.
+    """
+    import pandas as pd
+
+    rows = requested[["sex", "age", "bmi", "diagnosis"]].reset_index(drop=True)
+    requests = pd.DataFrame(
+        {
+            "prompt": [prompt_of(row) for row in rows.to_dict("records")],
+            **rows,
+            "decade": [decade(age) for age in rows["age"]],
+            "bmi_class": [bmi_class(bmi) for bmi in rows["bmi"]],
+            "source": source.numpy(),
+        }
+    )
+    if "subject" in table:
+        requests["subject"] = table["subject"].to_numpy()[source.numpy()]
+    return requests
+
+
+def _typical_ages(decades: Sequence[str], present: set[str]) -> list[float]:
+    """The middle of each of the decades that are `present`, in years.
+
+    Raises `SettingsError` on a word that names none.
+    """
+    for name in decades:
+        if re.fullmatch(r"[1-9]0s", name) is None:
+            raise SettingsError(
+                f"decades {list(decades)}: {name!r} is none; write for example '60s'"
+            )
+    chosen = [name for name in decades if name in present]
+    if not chosen:
+        raise SettingsError(
+            f"decades {list(decades)}: none of them is in the table, which has {sorted(present)}"
+        )
+    return [float(name[:-1]) + 5 for name in chosen]
+
+
+def _one(rng: np.random.Generator, choices: Sequence[Any]) -> Any:
+    return choices[int(rng.integers(len(choices)))]
+
+
+def _same_length(**parts: Sized) -> None:
+    counts = {name: len(part) for name, part in parts.items()}
+    if len(set(counts.values())) > 1 or 0 in counts.values():
+        raise DataError(f"one row each is needed, and at least one; the counts are {counts}")

@@ -1,0 +1,455 @@
+"""The downstream test: train the heart-failure classifier with every arm and seed, and evaluate all
+of them on one test set.
+
+An arm is a training plan: which images are trained on, in which phase, with which weights. Within a
+seed all arms start from the same first weights and take the same number of steps, so that they can
+be compared in pairs. Tables have one row an image with `subject`, `diagnosis` ("healthy" or "heart
+failure") and, for balancing, `sex`, `age` (years) and `bmi` (kg/m2).
+
+Source: Skorupko et al., arXiv 2403.19508, and its released code (real, or real and synthetic, each
+with or without sampling by the inverse frequency of the meta-group label x sex x age tertile x
+body-mass class; prevalence set by sub-sampling; repeats on one saved split); pre-training on
+synthetic images as in RoentGen-v2 (arXiv 2508.16783).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike
+from torch import Tensor
+
+from fairlib.errors import DataError, SettingsError
+from fairlib.methods.resampling import inverse_frequency, random_subset
+from fairlib.models.classifier import (
+    CARDIAC_SMALL,
+    Classifier,
+    ClassifierSettings,
+    build_classifier,
+    fit_classifier,
+    predict,
+    set_threshold,
+)
+from fairlib.settings import Bound, Count, Natural, Positive, check_bounds, unknown_key
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+HEADS = {"heart_failure": "binary"}
+ILL, HEALTHY = "heart failure", "healthy"
+META_GROUP = ("diagnosis", "sex", "age_tertile", "bmi_group")
+GROUPS = META_GROUP[1:]
+TERTILES = ("lower", "middle", "upper")
+BMI_GROUPS = ("below 25", "25 to 30", "30 and above")
+Sampling = Literal["plain", "weighted", "resampled"]
+
+
+class _Stage(NamedTuple):
+    sources: tuple[str, ...]
+    sampling: Sampling = "plain"
+
+
+ARMS: dict[str, tuple[_Stage, ...]] = {
+    "real": (_Stage(("real",)),),
+    "reweighted": (_Stage(("real",), "weighted"),),
+    "resampled": (_Stage(("real",), "resampled"),),
+    "mixed": (_Stage(("real", "synthetic")),),
+    "pretrained": (_Stage(("synthetic",)), _Stage(("real",))),
+    "extra_real": (_Stage(("real", "extra")),),
+    "synthetic": (_Stage(("synthetic",)),),
+    "mixed_resampled": (_Stage(("real", "synthetic"), "resampled"),),
+}
+"""Phases of each arm: the six arms compared (`extra_real`, as many further real images as `mixed`
+has synthetic ones, is the upper bound), and two more of the paper.
+"""
+
+
+@dataclass(frozen=True)
+class PlanSettings:
+    """What the training plans share.
+
+    weight_cap: the most that an image may count or be drawn, as a multiple of the mean.
+    synthetic_count: synthetic (and extra real) images used; None takes all synthetic ones.
+    pretrain_share: share of the steps spent on synthetic images in the arm `pretrained`;
+    fine_tune_rate: learning rate of its second phase, as a multiple of the usual one. Every arm
+    takes the same number of steps in all, so that none wins by training longer.
+    """
+
+    weight_cap: Annotated[float, Bound(lambda value: value >= 1, "at least 1")] = 10.0
+    synthetic_count: Count | None = None
+    pretrain_share: Annotated[float, Bound(lambda value: 0 < value < 1, "in (0, 1)")] = 0.5
+    fine_tune_rate: Positive = 0.5
+    seed: Natural = 0
+
+    def __post_init__(self) -> None:
+        check_bounds(self)
+
+
+@dataclass(frozen=True, eq=False)
+class Phase:
+    """One stretch of training.
+
+    rows: `{source: positions}` with source "real", "synthetic" or "extra", positions int64 in that
+    table; the images of the phase are those of the sources in this order, N in all. weights: [N],
+    mean one, or None. probabilities: [N], sum one, or None (each image once an epoch). share: of
+    all steps; rate: factor of the learning rate. sampling: how images are chosen, in a word.
+    """
+
+    rows: dict[str, np.ndarray]
+    weights: np.ndarray | None = None
+    probabilities: np.ndarray | None = None
+    share: float = 1.0
+    rate: float = 1.0
+    sampling: Sampling = "plain"
+
+    def __len__(self) -> int:
+        return sum(len(rows) for rows in self.rows.values())
+
+
+@dataclass(frozen=True, eq=False)
+class TrainingPlan:
+    """An arm and its phases; their shares sum to one."""
+
+    arm: str
+    phases: tuple[Phase, ...]
+
+    def summary(self) -> pd.DataFrame:
+        """One row a phase and source: arm, phase, source, images, share of the steps, sampling
+        ("plain", "weighted" or "resampled").
+        """
+        import pandas as pd
+
+        return pd.DataFrame(
+            [
+                {
+                    "arm": self.arm,
+                    "phase": number,
+                    "source": source,
+                    "images": len(rows),
+                    "share": phase.share,
+                    "sampling": phase.sampling,
+                }
+                for number, phase in enumerate(self.phases, 1)
+                for source, rows in phase.rows.items()
+            ]
+        )
+
+
+def training_plan(
+    arm: str,
+    real: pd.DataFrame,
+    synthetic: pd.DataFrame | None,
+    extra: pd.DataFrame | None,
+    settings: PlanSettings,
+) -> TrainingPlan:
+    """The plan of `arm` (one of `ARMS`) for three tables; `synthetic` and `extra` may be None where
+    the arm uses neither.
+
+    Age tertiles are those of the real subjects. Raises `SettingsError` on an unknown arm,
+    `DataError` on a missing table or column, or fewer images than the settings need.
+    """
+    if arm not in ARMS:
+        raise SettingsError(unknown_key(arm, list(ARMS), "the arms"))
+    tables = {"real": real, "synthetic": synthetic, "extra": extra}
+    counts = {"real": None, "synthetic": settings.synthetic_count}
+    if any("extra" in stage.sources for stage in ARMS[arm]):
+        counts["extra"] = settings.synthetic_count or _size("synthetic", synthetic, arm)
+    phases = []
+    for number, stage in enumerate(ARMS[arm]):
+        rows = {
+            name: _chosen(name, tables[name], counts[name], arm, settings.seed)
+            for name in stage.sources
+        }
+        phase = Phase(rows, sampling=stage.sampling)
+        if stage.sampling != "plain":
+            phase = _balanced(phase, tables, settings.weight_cap)
+        if len(ARMS[arm]) > 1:
+            share = settings.pretrain_share
+            share, rate = (1 - share, settings.fine_tune_rate) if number else (share, 1.0)
+            phase = replace(phase, share=share, rate=rate)
+        phases.append(phase)
+    return TrainingPlan(arm, tuple(phases))
+
+
+def _balanced(phase: Phase, tables: Mapping[str, pd.DataFrame], cap: float) -> Phase:
+    import pandas as pd
+
+    edges = age_edges(tables["real"])
+    parts = [with_groups(tables[name].iloc[rows], edges) for name, rows in phase.rows.items()]
+    groups = pd.concat(parts, ignore_index=True)[list(META_GROUP)]
+    weights = inverse_frequency(groups, cap)
+    if phase.sampling == "weighted":
+        return replace(phase, weights=weights)
+    return replace(phase, probabilities=weights / weights.sum())
+
+
+def _size(name: str, table: pd.DataFrame | None, arm: str) -> int:
+    if table is None or len(table) == 0:
+        raise DataError(f"arm {arm!r} needs {name} images and there are none; give their table")
+    return len(table)
+
+
+def _chosen(
+    name: str, table: pd.DataFrame | None, count: int | None, arm: str, seed: int
+) -> np.ndarray:
+    """Positions of `count` images of `table` (all when None), chosen by `seed`, in rising order."""
+    size = _size(name, table, arm)
+    if count is None:
+        return np.arange(size)
+    if count > size:
+        raise DataError(
+            f"arm {arm!r} asks for {count} {name} images, {size} are there; make more or ask for "
+            "fewer"
+        )
+    return np.sort(random_subset(np.random.default_rng([seed, 31]), size, count))
+
+
+@dataclass(frozen=True, eq=False)
+class ImageTable:
+    """Images float32 [N, 3, 64, 64] in [-1, 1] and their table, one row each, in the same order.
+
+    `DataError` if not.
+    """
+
+    images: Tensor
+    table: pd.DataFrame = field(repr=False)
+
+    def __post_init__(self) -> None:
+        if len(self.images) != len(self.table):
+            raise DataError(
+                f"{len(self.images)} images and {len(self.table)} rows; give one row for each image"
+            )
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def take(self, rows: ArrayLike) -> ImageTable:
+        """The images and rows at these positions."""
+        return ImageTable(self.images[torch.as_tensor(rows)], self.table.iloc[rows])
+
+    def labels(self) -> Tensor:
+        """int64 [N], 1 = heart failure."""
+        return torch.from_numpy(labels_of(self.table))
+
+
+@dataclass(frozen=True)
+class DownstreamSettings:
+    """The classifier (its `steps` are those of a whole arm; its `seed` is replaced by the seed of
+    the run) and the training plans.
+    """
+
+    classifier: ClassifierSettings = ClassifierSettings(
+        steps=300,
+        batch_size=64,
+        warmup=30,
+        ema_decay=0.98,
+        architecture=CARDIAC_SMALL,
+        augmentation="shift",
+    )
+    plan: PlanSettings = PlanSettings()
+
+
+@dataclass(frozen=True, eq=False)
+class ArmResult:
+    """One training: `predictions` has one row a test image (see `compare_arms`); `done` of `total`
+    trainings are over.
+    """
+
+    arm: str
+    seed: int
+    threshold: float
+    predictions: pd.DataFrame = field(repr=False)
+    done: int
+    total: int
+
+
+def compare_arms(
+    train: ImageTable,
+    synthetic: ImageTable | None,
+    extra: ImageTable | None,
+    test: ImageTable,
+    arms: Sequence[str],
+    seeds: Sequence[int],
+    settings: DownstreamSettings,
+    *,
+    validation: ImageTable,
+    device: torch.device | str = "cpu",
+) -> Iterator[ArmResult]:
+    """Train every arm with every seed and evaluate it on `test`; yields an `ArmResult` after each
+    training, seed by seed.
+
+    `predictions`: arm, seed, subject, image (position in `test`), score (logit), positive (score
+    above the threshold that is best on `validation`), label (1 = heart failure), sex, age_tertile
+    (edges of the subjects of `train`), bmi_group. Put those of all results together with
+    `pandas.concat`. `synthetic` and `extra` may be None where no arm uses them.
+    device: where the classifiers are trained. Raises `DataError` when a subject of `test` or
+    `validation` was trained on, or a table lacks what it must have.
+    """
+    sources = {"real": train, "synthetic": synthetic, "extra": extra}
+    tables = [None if source is None else source.table for source in sources.values()]
+    plans = {arm: training_plan(arm, *tables, settings.plan) for arm in arms}
+    _check_disjoint(sources, {"validation": validation, "test": test})
+    rows = _test_rows(test, age_edges(train.table))
+    total, done = len(seeds) * len(arms), 0
+    for seed in seeds:
+        for arm in arms:
+            classifier = build_classifier(HEADS, settings.classifier.architecture, seed).to(device)
+            fit_plan(classifier, plans[arm], sources, replace(settings.classifier, seed=seed))
+            threshold = set_threshold(classifier, validation.images, validation.labels())
+            read = predict(classifier, test.images)
+            score, positive = read.logit.numpy(), read.positive().numpy()
+            table = rows.assign(arm=arm, seed=seed, score=score, positive=positive)
+            done += 1
+            table = table[["arm", "seed", *rows.columns, "score", "positive"]]
+            yield ArmResult(arm, seed, threshold, table, done, total)
+
+
+def fit_plan(
+    classifier: Classifier,
+    plan: TrainingPlan,
+    sources: Mapping[str, ImageTable | None],
+    settings: ClassifierSettings,
+) -> None:
+    """Train `classifier` through the phases of `plan`, `settings.steps` in all; a later phase
+    starts a new optimiser.
+    """
+    left = settings.steps
+    for number, phase in enumerate(plan.phases):
+        last = number == len(plan.phases) - 1
+        steps = left if last else min(left - 1, max(1, round(settings.steps * phase.share)))
+        left -= steps
+        parts = [sources[name].take(rows) for name, rows in phase.rows.items()]
+        images = torch.cat([part.images for part in parts])
+        labels = torch.cat([part.labels() for part in parts])
+        fit = replace(
+            settings,
+            steps=steps,
+            learning_rate=settings.learning_rate * phase.rate,
+            warmup=min(settings.warmup, steps // 4),
+        )
+        weights, probabilities = _tensor(phase.weights), _tensor(phase.probabilities)
+        for _ in fit_classifier(
+            classifier, images, labels, fit, weights=weights, probabilities=probabilities
+        ):
+            pass
+
+
+def _tensor(values: np.ndarray | None) -> Tensor | None:
+    return None if values is None else torch.from_numpy(values).float()
+
+
+def _test_rows(test: ImageTable, edges: tuple[float, float]) -> pd.DataFrame:
+    require(test.table, ("subject", "sex"))
+    table = with_groups(test.table, edges).assign(
+        image=range(len(test)), label=test.labels().numpy()
+    )
+    return table[["subject", "image", "label", *GROUPS]].reset_index(drop=True)
+
+
+def _check_disjoint(
+    trained: Mapping[str, ImageTable | None], heldout: Mapping[str, ImageTable]
+) -> None:
+    for name, part in heldout.items():
+        require(part.table, ("subject",))
+        others = {**trained, **({"validation": heldout["validation"]} if name == "test" else {})}
+        for source, images in others.items():
+            # a generated image need not belong to a subject
+            if images is None or "subject" not in images.table:
+                continue
+            shared = set(part.table["subject"]) & set(images.table["subject"])
+            if shared:
+                raise DataError(
+                    f"subject {min(shared)!r} is in {name} and in {source}; split by subject first"
+                )
+
+
+def age_edges(table: pd.DataFrame) -> tuple[float, float]:
+    """The ages (years) at one and two thirds of the subjects of `table`; take those of the training
+    set everywhere.
+
+    In the paper the tertiles have medians 56, 66 and 73 years. Raises `DataError` when an age is
+    missing.
+    """
+    require(table, ("subject", "age"))
+    low, high = np.quantile(table.drop_duplicates("subject")["age"].to_numpy(float), [1 / 3, 2 / 3])
+    return float(low), float(high)
+
+
+def with_groups(table: pd.DataFrame, edges: tuple[float, float]) -> pd.DataFrame:
+    """Return `table` with the columns `age_tertile` and `bmi_group` added (ordered categories, see
+    `TERTILES`, `BMI_GROUPS`).
+
+    An age equal to an edge belongs below it. These are the body-mass classes of the paper's test
+    (25 and 30 kg/m2), not the four of its prompt. Raises `DataError` when an age or body-mass index
+    is missing, saying how many.
+    """
+    import pandas as pd
+
+    require(table, ("age", "bmi"))
+    age = np.searchsorted(edges, table["age"].to_numpy(float), side="left")
+    bmi = np.searchsorted((25.0, 30.0), table["bmi"].to_numpy(float), side="right")
+    return table.assign(
+        age_tertile=pd.Categorical.from_codes(age, TERTILES, ordered=True),
+        bmi_group=pd.Categorical.from_codes(bmi, BMI_GROUPS, ordered=True),
+    )
+
+
+def require(table: pd.DataFrame, columns: Sequence[str]) -> None:
+    """Raise `DataError` when `table` lacks a column or a value of `columns`."""
+    for column in columns:
+        if column not in table:
+            raise DataError(unknown_key(column, [str(name) for name in table.columns], "the table"))
+        missing = int(table[column].isna().sum())
+        if missing:
+            raise DataError(
+                f"{missing} of {len(table)} rows have no {column}; leave them out first, and say "
+                "how many"
+            )
+
+
+def labels_of(table: pd.DataFrame) -> np.ndarray:
+    """int64 [N]: 1 = heart failure, 0 = healthy. Raises `DataError` on any other diagnosis."""
+    require(table, ("diagnosis",))
+    other = set(table["diagnosis"]) - {ILL, HEALTHY}
+    if other:
+        raise DataError(
+            f"diagnosis {sorted(map(str, other))[0]!r}; expected {HEALTHY!r} or {ILL!r}: map or "
+            "drop the others"
+        )
+    return (table["diagnosis"] == ILL).to_numpy(np.int64)
+
+
+def at_prevalence(table: pd.DataFrame, prevalence: float, seed: int) -> np.ndarray:
+    """Positions (rising) of the largest random part of `table` in which this share of the SUBJECTS
+    has heart failure.
+
+    Whole subjects of the class that is too frequent are left out; what is kept depends on the seed
+    and on the subjects, not on the order of rows. The paper takes 0.25 to train, 0.10 to validate
+    and 0.01 to test. The share reached is off by less than half a subject. Raises `DataError` when
+    not one ill subject fits, saying how many of each there are.
+    """
+    if not 0 < prevalence < 1:
+        raise SettingsError(f"prevalence {prevalence}: expected above 0 and below 1")
+    require(table, ("subject",))
+    subject, label = table["subject"].to_numpy(), labels_of(table).astype(bool)
+    ill, healthy = np.unique(subject[label]), np.unique(subject[~label])
+    both = np.intersect1d(ill, healthy)
+    if len(both):
+        raise DataError(
+            f"subject {both[0]!r} is healthy in one row and ill in another; correct the table"
+        )
+    odds = prevalence / (1 - prevalence)
+    n_ill = min(len(ill), int(np.floor(len(healthy) * odds + 1e-9)))
+    n_healthy = min(len(healthy), round(n_ill / odds))
+    if n_ill < 1 or n_healthy < 1:
+        raise DataError(
+            f"prevalence {prevalence:g} cannot be reached with {len(ill)} subjects with heart "
+            f"failure and {len(healthy)} healthy; one ill subject needs {1 / odds:.0f} healthy ones"
+        )
+    rng = np.random.default_rng([seed, 37])
+    kept = [random_subset(rng, ill, n_ill), random_subset(rng, healthy, n_healthy)]
+    return np.flatnonzero(np.isin(subject, np.concatenate(kept)))

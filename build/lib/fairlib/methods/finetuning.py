@@ -1,0 +1,455 @@
+"""Fine-tuning a denoiser with one weight a sample: one loop for Fair Bayesian Perturbation and
+every rival.
+
+    minimise over the denoiser  mean_i w_i mean_{C,H,W} (prediction_i - target_i)^2
+    (Luo et al., arXiv 2412.20374)
+
+Rows, time steps, noise and dropped prompts of a step are functions of (seed, step) alone: methods
+of one seed see the same batches and the same noises, and may be compared in pairs. Where the
+weights come from, `methods.group_weights` and `methods.perturbation` say.
+
+The gap between groups is measured on a probe. The loss of a denoiser varies with the time step and
+the noise far more than with the group, so a gap of one training batch is mostly chance. In a probe
+every row meets the same time steps and noises, and meets them again at each measurement: a change
+of the gap is then a change of the denoiser.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike
+from torch import Tensor, nn
+
+from fairlib.errors import DataError, SettingsError, WeightsError
+from fairlib.methods.group_weights import (
+    SampleWeights,
+    attribute_gaps,
+    checked_groups,
+    checked_sizes,
+    group_means,
+    loss_gap,
+    offsets,
+)
+from fairlib.models.generator import TRAINING_STEPS, add_noise, alphas_cumprod, drop_words
+from fairlib.models.training import (
+    FitSettings,
+    FitStep,
+    Trainer,
+    batch_indices,
+    device_of,
+    generator_for,
+)
+from fairlib.settings import BelowOne, Count, Natural, Positive, Weight, check_bounds
+
+
+@dataclass(frozen=True)
+class FinetuneSettings:
+    """Settings of `finetune`. The paper: AdamW at a constant 1e-5, batches of 32 over two GPUs,
+    gradients clipped at 1, EMA.
+
+    anneal: "none" keeps the rate after `warmup` steps, "cosine" lets it fall to zero at `steps`.
+    prompt_dropout: share of prompts that are emptied (classifier-free guidance). probe_every: steps
+    from one measurement of the probe to the next.
+    """
+
+    steps: Count = 1000
+    batch_size: Count = 32
+    learning_rate: Positive = 1e-4
+    warmup: Natural = 0
+    anneal: Literal["none", "cosine"] = "none"
+    weight_decay: Weight = 0.0
+    gradient_clip: Positive = 1.0
+    ema_decay: BelowOne = 0.999
+    prompt_dropout: BelowOne = 0.1
+    probe_every: Count = 5
+    seed: Natural = 0
+
+    def __post_init__(self) -> None:
+        check_bounds(self)
+
+    @property
+    def fit(self) -> FitSettings:
+        """The same as settings of the training loop that all networks share."""
+        return FitSettings(
+            self.steps,
+            self.batch_size,
+            self.learning_rate,
+            self.warmup,
+            self.weight_decay,
+            self.gradient_clip,
+            self.ema_decay,
+            self.seed,
+            anneal=self.anneal,
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class FinetuneStep:
+    """The record of one step.
+
+    step: the step just done, 1-based. loss: weighted; plain_loss: the same without weights.
+    group_losses: unweighted mean of every value, float64 [sum of sizes], NaN where the batch lacks
+    it. gap: sum over attributes of highest less lowest group loss, attributes with a missing group
+    left out. weight_min, weight_mean, share_negative: of the batch's weights. sigma: in use at this
+    step, [sum of sizes], or None. probe_losses, probe_gap: the same of the probe after this step,
+    in the steps that measure it, otherwise None.
+    """
+
+    step: int
+    loss: float
+    learning_rate: float
+    plain_loss: float
+    group_losses: Tensor
+    gap: float
+    weight_min: float
+    weight_mean: float
+    share_negative: float
+    sigma: Tensor | None
+    probe_losses: Tensor | None
+    probe_gap: float | None
+
+
+class FinetuneState(Trainer):
+    """Parameters, Adam moments, EMA, step, and what the weights have learnt: all that must outlive
+    a killed run.
+
+    A denoiser that takes no gradients anywhere is made to take them everywhere; with LoRA weights,
+    those alone are trained. `to_tensors` and `from_tensors` go through safetensors; `use_average`
+    puts the EMA in place at the end.
+    """
+
+    def __init__(self, denoiser: nn.Module, weights: SampleWeights, settings: FinetuneSettings):
+        if not any(parameter.requires_grad for parameter in denoiser.parameters()):
+            denoiser.requires_grad_(True)
+        super().__init__(denoiser, settings.fit)
+        self.weights = weights
+
+    def to_tensors(self) -> dict[str, Tensor]:
+        """Everything, flat, for `fairlib.io.write_tensors`."""
+        self.extra = {name: _as_tensor(value) for name, value in self.weights.state_dict().items()}
+        return super().to_tensors()
+
+    def from_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        """Raises `WeightsError` when the state is that of another network or method."""
+        super().from_tensors(tensors)
+        self.weights.load_state_dict(self.extra)
+
+
+def finetune(
+    denoiser: nn.Module,
+    latents: Tensor,
+    prompt_embeds: Tensor,
+    prompt_rows: Tensor | ArrayLike,
+    group_codes: Tensor | ArrayLike,
+    weights: SampleWeights,
+    settings: FinetuneSettings,
+    *,
+    null: Tensor | None = None,
+    scheduler: Any = None,
+    state: FinetuneState | None = None,
+    probe: Probe | None = None,
+) -> Iterator[FinetuneStep]:
+    """Train `denoiser` in place, yielding a `FinetuneStep` after each optimiser step; on the device
+    the denoiser is on.
+
+    latents: scaled, [N, 4, h, w]; prompt_embeds: distinct prompt embeddings [M, L, D]; prompt_rows:
+    [N] rows of those;
+    group_codes: [N, A] integers; null: embedding [1, L, D] of the empty prompt, needed unless
+    `prompt_dropout` is 0.
+    scheduler: of a diffusers pipeline, for its prediction type; without it the denoiser predicts
+    noise. state: of the same denoiser and weights, to go on from and to save from. probe: measured
+    every `probe_every` steps whatever the method, so that methods can be compared, and shown to
+    weights that observe the probe.
+
+    Raises `DataError` when lengths differ or a loss is not finite, `SettingsError` when a part is
+    missing or the schedule of noise is not this library's, `WeightsError` when `state` belongs to
+    other weights.
+    """
+    data = _Data.checked(latents, prompt_embeds, prompt_rows, group_codes, null, weights.sizes)
+    prediction = prediction_type(scheduler)
+    state = state or FinetuneState(denoiser, weights, settings)
+    _check(null, weights, settings, state, denoiser, probe)
+    device, batch = device_of(denoiser), {}
+
+    def loss(step: int) -> Tensor:
+        rows = batch_indices(settings.seed, step, len(data.latents), settings.batch_size)
+        rng = generator_for(settings.seed, 21, step)
+        parts = data.noised(rows, prediction, settings.prompt_dropout, rng)
+        *inputs, target = (part.to(device) for part in parts)
+        each = sample_losses(denoiser(*inputs).sample, target)
+        given = weights.weights(data.groups[rows], step)
+        batch.update(
+            losses=each.detach().cpu(),
+            groups=data.groups[rows],
+            weights=given,
+            sigma=weights.sigma(step),
+        )
+        return _finite((given.to(each) * each).mean(), step)
+
+    for done in state.run(loss):
+        measured = None
+        if probe is not None and done.step % settings.probe_every == 0:
+            measured = probe_losses(denoiser, probe, data.embeds, prediction, settings.batch_size)
+        if weights.observes == "batch":
+            weights.observe(batch["losses"], batch["groups"], done.step - 1)
+        elif measured is not None:
+            weights.observe(measured, probe.group_codes, done.step - 1)
+        yield _record(done, batch, weights.sizes, probe, measured)
+
+
+@dataclass(frozen=True, eq=False)
+class _Data:
+    """The training set on the CPU."""
+
+    latents: Tensor
+    embeds: Tensor
+    prompts: Tensor
+    groups: Tensor
+    null: Tensor
+
+    @classmethod
+    def checked(
+        cls,
+        latents: Tensor,
+        embeds: Tensor,
+        prompts: Tensor | ArrayLike,
+        groups: Tensor | ArrayLike,
+        null: Tensor | None,
+        sizes: tuple[int, ...],
+    ) -> _Data:
+        latents, embeds = latents.detach().cpu(), embeds.detach().cpu()
+        rows = prompts if isinstance(prompts, Tensor) else torch.as_tensor(np.asarray(prompts))
+        rows, codes = rows.cpu().long(), checked_groups(groups, sizes)
+        counts = {"latents": len(latents), "prompt_rows": len(rows), "group_codes": len(codes)}
+        if len(set(counts.values())) > 1 or not len(latents):
+            raise DataError(f"one row each is needed, and at least one; the counts are {counts}")
+        if int(rows.min()) < 0 or int(rows.max()) >= len(embeds):
+            raise DataError(
+                f"prompt_rows run from {int(rows.min())} to {int(rows.max())}, "
+                f"but there are {len(embeds)} prompt embeddings"
+            )
+        null = torch.zeros_like(embeds[:1]) if null is None else null.detach().cpu()
+        return cls(latents, embeds, rows, codes, null)
+
+    def noised(
+        self, rows: Tensor, prediction: str, dropout: float, rng: torch.Generator
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Noisy latents, time steps, prompt embeddings and what to predict, of `rows`."""
+        clean, prompts = self.latents[rows], self.embeds[self.prompts[rows]]
+        noisy, time, noise = add_noise(clean, rng)
+        words = drop_words(prompts, self.null, dropout, rng)
+        return noisy, time, words, prediction_target(prediction, clean, noise, time)
+
+
+def _check(
+    null: Tensor | None,
+    weights: SampleWeights,
+    settings: FinetuneSettings,
+    state: FinetuneState,
+    denoiser: nn.Module,
+    probe: Probe | None,
+) -> None:
+    if settings.prompt_dropout > 0 and null is None:
+        raise SettingsError(
+            f"prompt_dropout is {settings.prompt_dropout} but the empty prompt's embedding `null` "
+            "is missing"
+        )
+    if weights.observes == "probe" and probe is None:
+        raise SettingsError(
+            f"{type(weights).__name__} observes a probe; give one, see "
+            "methods.finetuning.choose_probe"
+        )
+    if state.weights is not weights or state.module is not denoiser:
+        raise WeightsError(
+            "this state is of other weights or another denoiser; make FinetuneState(denoiser, "
+            "weights, settings)"
+        )
+
+
+def _record(
+    done: FitStep,
+    batch: dict[str, Any],
+    sizes: tuple[int, ...],
+    probe: Probe | None,
+    measured: Tensor | None,
+) -> FinetuneStep:
+    weights, means, gap = batch["weights"], None, None
+    if measured is not None:
+        means = group_means(measured, probe.group_codes, sizes)
+        gap = float(attribute_gaps(means, sizes).nansum())
+    return FinetuneStep(
+        step=done.step,
+        loss=done.loss,
+        learning_rate=done.learning_rate,
+        plain_loss=float(batch["losses"].mean()),
+        group_losses=group_means(batch["losses"], batch["groups"], sizes),
+        gap=loss_gap(batch["losses"], batch["groups"], sizes),
+        weight_min=float(weights.min()),
+        weight_mean=float(weights.mean()),
+        share_negative=float((weights < 0).double().mean()),
+        sigma=batch["sigma"],
+        probe_losses=means,
+        probe_gap=gap,
+    )
+
+
+def _finite(loss: Tensor, step: int) -> Tensor:
+    if not math.isfinite(float(loss.detach())):
+        raise DataError(
+            f"the loss of step {step + 1} is not finite; lower the learning_rate, or take "
+            "weights that are never negative (the repaired form)"
+        )
+    return loss
+
+
+def _as_tensor(value: Tensor | int | float) -> Tensor:
+    kind = torch.int64 if isinstance(value, int) else torch.float64
+    return value if isinstance(value, Tensor) else torch.tensor(value, dtype=kind)
+
+
+@dataclass(frozen=True, eq=False)
+class Probe:
+    """P samples: latents [P, 4, h, w], `prompt_rows` [P] (rows of the prompt embeddings),
+    `group_codes` [P, A].
+
+    times: time steps at which each is measured, evenly spaced; seed: of the noise, one for each
+    time step.
+    """
+
+    latents: Tensor
+    prompt_rows: Tensor
+    group_codes: Tensor
+    times: int = 4
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        lengths = len(self.latents), len(self.prompt_rows), len(self.group_codes)
+        if len(set(lengths)) > 1 or not lengths[0]:
+            raise DataError(
+                f"a probe of {lengths[0]} latents, {lengths[1]} prompts and {lengths[2]} rows of "
+                "groups; one of each is needed for every sample"
+            )
+        if not 1 <= self.times <= TRAINING_STEPS:
+            raise SettingsError(f"Probe.times is {self.times}; expected 1 to {TRAINING_STEPS}")
+
+
+def choose_probe(
+    latents: Tensor,
+    prompt_rows: Tensor | ArrayLike,
+    group_codes: Tensor | ArrayLike,
+    sizes: tuple[int, ...],
+    per_group: int = 4,
+    times: int = 4,
+    seed: int = 0,
+) -> Probe:
+    """Draw a probe at random until every value of every attribute has `per_group` samples, the
+    rarest value first.
+
+    Arguments as in `finetune`; give it samples that are not trained on. Raises `DataError` when a
+    value has fewer.
+    """
+    sizes = checked_sizes(sizes)
+    codes = checked_groups(group_codes, sizes)
+    member = torch.zeros(len(codes), sum(sizes), dtype=torch.bool).scatter_(
+        1, codes + offsets(sizes), True
+    )
+    counts = member.sum(0)
+    if int(counts.min()) < per_group:
+        column = int(counts.argmin())
+        attribute = int((offsets(sizes) <= column).sum()) - 1
+        raise DataError(
+            f"a probe needs {per_group} samples of every group; code "
+            f"{column - int(offsets(sizes)[attribute])} of "
+            f"attribute {attribute} has {int(counts[column])}. Lower per_group or give more samples"
+        )
+    order = torch.randperm(len(codes), generator=generator_for(seed, 25))
+    chosen = torch.zeros(len(codes), dtype=torch.bool)
+    for column in counts.argsort(stable=True).tolist():
+        free = order[(member[:, column] & ~chosen)[order]]
+        chosen[free[: max(0, per_group - int((member[:, column] & chosen).sum()))]] = True
+    rows = chosen.nonzero()[:, 0]
+    prompts = torch.as_tensor(np.asarray(prompt_rows))
+    return Probe(latents.detach().cpu()[rows], prompts[rows], codes[rows], times, seed)
+
+
+@torch.no_grad()
+def probe_losses(
+    denoiser: nn.Module,
+    probe: Probe,
+    prompt_embeds: Tensor,
+    prediction: str = "epsilon",
+    batch_size: int = 64,
+) -> Tensor:
+    """Loss of each sample, float64 [P]: mean squared error over latents, averaged over the probe's
+    time steps.
+
+    prompt_embeds: distinct prompt embeddings [M, L, D]; prediction: as in `prediction_target`.
+    """
+    device, losses = device_of(denoiser), []
+    for rows in torch.arange(len(probe.latents)).split(batch_size):
+        clean, words = probe.latents[rows], prompt_embeds[probe.prompt_rows[rows]].to(device)
+        each = [
+            _losses_at(denoiser, probe, level, clean, words, prediction)
+            for level in range(probe.times)
+        ]
+        losses.append(torch.stack(each).mean(0))
+    return torch.cat(losses)
+
+
+def _losses_at(
+    denoiser: nn.Module, probe: Probe, level: int, clean: Tensor, words: Tensor, prediction: str
+) -> Tensor:
+    device, rng = words.device, generator_for(probe.seed, 27, level)
+    time = torch.full((len(clean),), int((level + 0.5) / probe.times * TRAINING_STEPS))
+    noise = torch.randn(clean.shape[1:], generator=rng).expand_as(clean)
+    alpha = alphas_cumprod().float()[time].view(-1, 1, 1, 1)
+    noisy = alpha.sqrt() * clean + (1 - alpha).sqrt() * noise
+    target = prediction_target(prediction, clean, noise, time).to(device)
+    predicted = denoiser(noisy.to(device), time.to(device), words).sample
+    return sample_losses(predicted, target).cpu().double()
+
+
+def sample_losses(prediction: Tensor, target: Tensor) -> Tensor:
+    """Mean over C, H, W of the squared error of each sample, [N]; both arguments [N, C, H, W]."""
+    return (prediction - target).square().flatten(1).mean(1)
+
+
+def prediction_target(prediction: str, clean: Tensor, noise: Tensor, time: Tensor) -> Tensor:
+    """What the denoiser is to predict, [N, 4, h, w]: the noise ("epsilon"), the velocity sqrt(a)
+    noise - sqrt(1 - a) clean ("v_prediction", Salimans & Ho 2022), or the clean latents ("sample").
+    Raises `SettingsError` on another word.
+    """
+    if prediction == "epsilon":
+        return noise
+    if prediction == "sample":
+        return clean
+    if prediction == "v_prediction":
+        alpha = alphas_cumprod().float()[time].view(-1, 1, 1, 1)
+        return alpha.sqrt() * noise - (1 - alpha).sqrt() * clean
+    raise SettingsError(
+        f"prediction type {prediction!r}; expected 'epsilon', 'v_prediction' or 'sample'"
+    )
+
+
+def prediction_type(scheduler: Any) -> str:
+    """Return "epsilon", "v_prediction" or "sample" of a diffusers scheduler; "epsilon" for None.
+
+    Raises `SettingsError` when its schedule is not the scaled-linear one of Stable Diffusion that
+    this library noises with.
+    """
+    if scheduler is None:
+        return "epsilon"
+    theirs = torch.as_tensor(scheduler.alphas_cumprod).double().cpu()
+    ours = alphas_cumprod()
+    if theirs.shape != ours.shape or not torch.allclose(theirs, ours, rtol=1e-3, atol=1e-5):
+        raise SettingsError(
+            f"{type(scheduler).__name__} has another noise schedule than Stable Diffusion's "
+            "scaled-linear one (0.00085 to 0.012 in 1000 steps); this loop knows that one alone"
+        )
+    return scheduler.config.prediction_type

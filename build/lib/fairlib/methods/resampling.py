@@ -1,0 +1,76 @@
+"""Drawing, weighting and leaving out rows: one engine for every method that changes who is trained
+on.
+
+Inverse-frequency weights can scale a loss (reweighting) or decide how often a row is drawn
+(resampling); a random subset leaves rows out. All of it is a function of tables and seeds; no
+images, no networks. Source: Skorupko et al., arXiv 2403.19508, and its released code.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike
+from torch import Tensor
+
+from fairlib.errors import DataError
+from fairlib.models.training import FitSettings, batch_indices, generator_for
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def inverse_frequency(groups: pd.DataFrame, cap: float) -> np.ndarray:
+    """Weight each row of `groups` (columns: what defines a group) by the inverse of its group's
+    size.
+
+    Returns float64 `[N]` of mean one. Without a cap every group that occurs has the same total
+    weight. `cap` bounds a weight as a multiple of the mean, before the mean is set to one again, so
+    that a handful of images cannot dominate.
+    """
+    counts = (
+        groups.groupby(list(groups.columns), dropna=False, observed=True)[groups.columns[0]]
+        .transform("size")
+        .to_numpy()
+    )
+    weights = 1 / counts
+    weights = np.minimum(weights / weights.mean(), cap)
+    return weights / weights.mean()
+
+
+def draw_rows(weights: ArrayLike, count: int, seed: int, *keys: int) -> Tensor:
+    """Draw `count` rows in proportion to `weights` `[N]`, with replacement; a function of (seed,
+    keys).
+
+    Raises `DataError` when a weight is negative or not finite, or all are zero.
+    """
+    chances = torch.tensor(np.array(weights, dtype=np.float64))
+    usable = bool((chances.isfinite() & (chances >= 0)).all()) and float(chances.sum()) > 0
+    if not usable:
+        raise DataError(
+            "sampling weights must be finite, at least 0 and not all 0; see "
+            "cohorts.cardiac.balancing_weights"
+        )
+    return torch.multinomial(chances, count, replacement=True, generator=generator_for(seed, *keys))
+
+
+def rows_of_step(
+    settings: FitSettings, step: int, count: int, weights: ArrayLike | None = None
+) -> Tensor:
+    """Rows `[batch_size]` of the 0-based `step`, a function of (seed, step).
+
+    Epochs of permutations of `count` rows, or with `weights` `[count]` draws in proportion.
+    """
+    if weights is None:
+        return batch_indices(settings.seed, step, count, settings.batch_size)
+    return draw_rows(weights, settings.batch_size, settings.seed, 12, step)
+
+
+def random_subset(rng: np.random.Generator, values: ArrayLike, count: int) -> np.ndarray:
+    """Draw `count` of `values` without replacement, in random order; fewer are the first of more.
+
+    `values`: an array, or a number N for `0 .. N - 1`.
+    """
+    return rng.permutation(values)[:count]

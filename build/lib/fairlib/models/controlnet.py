@@ -1,0 +1,191 @@
+"""ControlNet on the small base: a real StableDiffusionControlNetPipeline whose hearts follow a
+mask.
+
+`DiffusionPipeline.from_pretrained("weights/heart")` works in anyone's code; `ControlledGenerator`
+is the thin view of it. ControlNet: Zhang et al. 2023, section 3; its use on cardiac MR: Skorupko et
+al., section on the generator.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fairlib.errors import DataError, WeightsError
+from fairlib.models.generator import Generator, read_pretrained
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline, StableDiffusionControlNetPipeline
+
+# each after the first halves the grid: 64 x 64 masks meet 16 x 16 latents
+CONDITION_CHANNELS = (16, 32, 64)
+
+
+def build_controlnet(
+    denoiser: nn.Module, channels: tuple[int, ...] = CONDITION_CHANNELS
+) -> nn.Module:
+    """A ControlNetModel that starts as a copy of the denoiser's encoder and adds nothing to its
+    prediction.
+
+    The convolutions that lead back into the denoiser are zero at the start. `channels` are those of
+    the small network that reads the three-channel control image; each after the first halves its
+    grid.
+    """
+    from diffusers import ControlNetModel
+
+    return ControlNetModel.from_unet(
+        denoiser, conditioning_embedding_out_channels=channels, conditioning_channels=3
+    )
+
+
+def attach(pipeline: DiffusionPipeline, controlnet: nn.Module) -> StableDiffusionControlNetPipeline:
+    """The StableDiffusionControlNetPipeline of a StableDiffusionPipeline's parts and a
+    ControlNet.
+    """
+    from diffusers import StableDiffusionControlNetPipeline
+
+    return StableDiffusionControlNetPipeline(
+        **pipeline.components, controlnet=controlnet, requires_safety_checker=False
+    )
+
+
+def controlled_noise(
+    denoiser: nn.Module,
+    controlnet: nn.Module,
+    latents: Tensor,
+    time: Tensor,
+    prompt_embeds: Tensor,
+    control: Tensor,
+    strength: float = 1.0,
+) -> Tensor:
+    """The denoiser's noise [N, 4, h, w] with the ControlNet's residuals, times `strength`, added to
+    its skips.
+    """
+    down, middle = controlnet(
+        latents, time, prompt_embeds, control, conditioning_scale=strength, return_dict=False
+    )
+    return denoiser(
+        latents,
+        time,
+        prompt_embeds,
+        down_block_additional_residuals=down,
+        mid_block_additional_residual=middle,
+    ).sample
+
+
+class ControlledGenerator(Generator):
+    """A `Generator` whose pipeline has a ControlNet.
+
+    Control images: float32 [N, 3, H, W] in [0, 1], label / 3 stacked as the images are (cardiac:
+    ED, ES, ED).
+    """
+
+    @property
+    def controlnet(self) -> nn.Module:
+        """The pipeline's ControlNet."""
+        return self.pipeline.controlnet
+
+    @classmethod
+    def load(
+        cls,
+        folder: str | Path,
+        device: str | torch.device = "cpu",
+        check: bool = True,
+        local_files_only: bool = True,
+        controlnet: str | Path | None = None,
+    ) -> ControlledGenerator:
+        """Read a pipeline with its ControlNet, as `Generator.load` does.
+
+        `folder`: a StableDiffusionControlNetPipeline folder such as `weights/heart`; or, together
+        with `controlnet`, a plain Stable Diffusion folder or hub name, to which the ControlNet of
+        that second folder or hub name is attached: `load("stabilityai/stable-diffusion-2-1-base",
+        "cuda", controlnet="me/my-heart-controlnet")`.
+
+        Raises `WeightsError` when there is no such pipeline, it has no ControlNet, or a hash
+        differs.
+        """
+        from diffusers import ControlNetModel, DiffusionPipeline
+
+        pipeline = read_pretrained(DiffusionPipeline, folder, check, local_files_only)
+        if controlnet:
+            second = read_pretrained(ControlNetModel, controlnet, check, local_files_only)
+            pipeline = attach(pipeline, second)
+        if not hasattr(pipeline, "controlnet"):
+            raise WeightsError(
+                f"{folder}: this pipeline has no ControlNet; name one with controlnet="
+            )
+        return cls._prepared(pipeline, device, folder)
+
+    def predict_noise(
+        self,
+        latents: Tensor,
+        timestep: int,
+        prompt_embeds: Tensor,
+        guidance_scale: float = 1.0,
+        control: Tensor | None = None,
+        strength: float = 1.0,
+    ) -> Tensor:
+        """Noise [N, C, h, w] with classifier-free guidance; both of its halves see the control
+        image, as in the paper.
+
+        Without `control`, or at strength 0, this is the base denoiser's prediction, and costs no
+        more than that.
+        """
+        if control is None or strength == 0:
+            return super().predict_noise(latents, timestep, prompt_embeds, guidance_scale)
+        given = {"control": self.fit_control(control, len(latents)), "strength": strength}
+        return super().predict_noise(latents, timestep, prompt_embeds, guidance_scale, **given)
+
+    def _evaluate(
+        self, latents: Tensor, time: Tensor, embeds: Tensor, **given: Tensor | float
+    ) -> Tensor:
+        if not given:
+            return super()._evaluate(latents, time, embeds)
+        return controlled_noise(self.denoiser, self.controlnet, latents, time, embeds, **given)
+
+    def fit_control(self, control: Tensor, count: int) -> Tensor:
+        """Control images on this device and on the pipeline's own grid (nearest neighbour: labels
+        do not mix).
+
+        Raises `DataError` when they are not `count` images of three channels in [0, 1].
+        """
+        if control.ndim != 4 or control.shape[:2] != (count, 3):
+            raise DataError(
+                f"control images have the shape {tuple(control.shape)}; expected [{count}, 3, H, W]"
+            )
+        low, high = float(control.min()), float(control.max())
+        if not 0 <= low <= high <= 1:
+            raise DataError(
+                f"control images reach from {low:g} to {high:g}; expected label / 3, from 0 to 1"
+            )
+        size = self.latent_shape[-1] * self.pipeline.vae_scale_factor
+        control = control.to(self.device, torch.float32)
+        return (
+            control
+            if control.shape[-2:] == (size, size)
+            else F.interpolate(control, (size, size), mode="nearest")
+        )
+
+    def sample(
+        self,
+        prompts: Sequence[str],
+        rng: int | torch.Generator | None = None,
+        *,
+        control: Tensor | None = None,
+        **settings: Any,
+    ) -> Tensor:
+        """Images [N, C, H, W] of `prompts` under `control` [N, 3, H, W]; the rest, and `strength`,
+        as in `Generator.sample` and `predict_noise`.
+
+        They lie on the grid of the control images: where the pipeline draws larger ones they are
+        averaged down, as in the paper. The defaults of steps and guidance are the paper's for
+        copies (it guides new combinations with 9).
+        """
+        images = super().sample(prompts, rng, control=control, **settings)
+        same = control is None or images.shape[-2:] == control.shape[-2:]
+        return images if same else F.interpolate(images, control.shape[-2:], mode="area")

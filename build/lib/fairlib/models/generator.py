@@ -1,0 +1,551 @@
+"""The text-to-image model: any Stable-Diffusion-class pipeline of diffusers.
+
+`Generator` is the thin view of it that the methods need: prompts to embeddings, latents to noise,
+latents to images. What it saves, `DiffusionPipeline.from_pretrained` reads in anyone's code.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fairlib.errors import SettingsError, WeightsError
+from fairlib.io import atomic_folder, read_json, read_tensors, sha256, write_tensors
+from fairlib.models.solvers import Solver, dpm_solver_2m
+from fairlib.models.training import (
+    FitSettings,
+    FitStep,
+    Trainer,
+    batch_indices,
+    device_of,
+    generator_for,
+)
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline, StableDiffusionPipeline
+    from transformers import PreTrainedTokenizerBase
+
+TRAINING_STEPS = 1000
+MEAN_LATENT = "mean_latent.safetensors"
+SCHEDULE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+
+
+def build_denoiser(channels: tuple[int, ...] = (64, 96, 128), text_width: int = 128) -> nn.Module:
+    """An untrained UNet2DConditionModel on [N, 4, 16, 16]; words are attended to below the finest
+    level alone.
+    """
+    from diffusers import UNet2DConditionModel
+
+    down = ("DownBlock2D",) + ("CrossAttnDownBlock2D",) * (len(channels) - 1)
+    up = ("CrossAttnUpBlock2D",) * (len(channels) - 1) + ("UpBlock2D",)
+    return UNet2DConditionModel(
+        sample_size=16,
+        in_channels=4,
+        out_channels=4,
+        layers_per_block=1,
+        block_out_channels=channels,
+        down_block_types=down,
+        up_block_types=up,
+        cross_attention_dim=text_width,
+        norm_num_groups=16,
+        attention_head_dim=4,  # in this class the NUMBER of heads
+    )
+
+
+def assemble(
+    text_encoder: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    autoencoder: nn.Module,
+    denoiser: nn.Module,
+) -> StableDiffusionPipeline:
+    """Put the parts into a StableDiffusionPipeline with a DDIM scheduler (epsilon prediction, no
+    clipping).
+    """
+    from diffusers import DDIMScheduler, StableDiffusionPipeline
+
+    scheduler = DDIMScheduler(
+        num_train_timesteps=TRAINING_STEPS,
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+        **SCHEDULE,
+    )
+    return StableDiffusionPipeline(
+        vae=autoencoder,
+        text_encoder=text_encoder,
+        tokenizer=tokenizer,
+        unet=denoiser,
+        scheduler=scheduler,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+
+
+def alphas_cumprod() -> Tensor:
+    """Cumulative product of alphas, float64 [1000], of Stable Diffusion's scaled-linear
+    schedule.
+    """
+    root = torch.linspace(
+        SCHEDULE["beta_start"] ** 0.5,
+        SCHEDULE["beta_end"] ** 0.5,
+        TRAINING_STEPS,
+        dtype=torch.float64,
+    )
+    return torch.cumprod(1 - root**2, dim=0)
+
+
+def fit_denoiser(
+    denoiser: nn.Module,
+    latents: Tensor,
+    embeds: Tensor,
+    caption_of: Tensor,
+    null: Tensor,
+    settings: FitSettings,
+    dropout: float = 0.1,
+    trainer: Trainer | None = None,
+) -> Iterator[FitStep]:
+    """Train the denoiser: E || noise - prediction ||^2 (Han et al., stage one, with a frozen text
+    encoder).
+
+    latents: scaled, [N, 4, h, w]; embeds: distinct caption embeddings [M, L, D]; caption_of: [N]
+    rows of `embeds`;
+    null: embedding [1, L, D] of the empty prompt, used with probability `dropout` (classifier-free
+    guidance).
+    """
+    trainer, device = trainer or Trainer(denoiser, settings), device_of(denoiser)
+
+    def loss(step: int) -> Tensor:
+        rows = batch_indices(settings.seed, step, len(latents), settings.batch_size)
+        rng = generator_for(settings.seed, 3, step)
+        noisy, time, noise = add_noise(latents[rows], rng)
+        words = drop_words(embeds[caption_of[rows]], null, dropout, rng)
+        return F.mse_loss(
+            denoiser(noisy.to(device), time.to(device), words.to(device)).sample, noise.to(device)
+        )
+
+    yield from trainer.run(loss)
+
+
+def add_noise(clean: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    """Noisy latents [N, 4, h, w], their time steps [N] and the noise in them; time steps are
+    stratified over the batch.
+    """
+    noise = torch.randn(clean.shape, generator=rng)
+    # Stratified time steps: the same average as uniform ones with less variance. In single
+    # precision the last can round up to one, which is a step too far.
+    spread = (torch.arange(len(clean)) + torch.rand(len(clean), generator=rng)) / len(clean)
+    time = (
+        (spread * TRAINING_STEPS)
+        .long()
+        .clamp(max=TRAINING_STEPS - 1)[torch.randperm(len(clean), generator=rng)]
+    )
+    alpha = alphas_cumprod().float()[time].view(-1, 1, 1, 1)
+    return alpha.sqrt() * clean + (1 - alpha).sqrt() * noise, time, noise
+
+
+def drop_words(embeds: Tensor, null: Tensor, dropout: float, rng: torch.Generator) -> Tensor:
+    """Prompt embeddings [N, L, D], each replaced by those of the empty prompt [1, L, D] with
+    probability `dropout`.
+    """
+    blank = torch.rand(len(embeds), generator=rng) < dropout
+    return torch.where(blank.view(-1, 1, 1), null, embeds)
+
+
+class Evaluations(Counter[tuple[str, str]]):
+    """Denoiser evaluations in images, by (purpose, "forward" or "backward"); with guidance an image
+    counts twice.
+    """
+
+    @property
+    def cost(self) -> int:
+        """In units of one forward pass of one image; a backward pass counts as two."""
+        return sum(n if kind == "forward" else 2 * n for (_, kind), n in self.items())
+
+    def record(self) -> dict[str, int]:
+        """For JSON and tables: {"<purpose>_<kind>": images}."""
+        return {f"{purpose}_{kind}": n for (purpose, kind), n in sorted(self.items())}
+
+
+class Generator:
+    """What the methods see of a pipeline.
+
+    Latents are float32 [N, C, h, w], images [N, C, H, W] in [-1, 1] with the channels of the
+    pipeline's autoencoder (one with `grey`: their mean). The pipeline keeps its device (unless
+    `device` is given) and its precision; none of its parameters takes gradients any more until
+    `trainable_parameters` is called. In half precision, tune through `models.training.Trainer`,
+    which keeps float32 master weights.
+
+    Attributes: `denoiser`; `alphas_cumprod`: float64 [T]; `prediction_type`: what the denoiser
+    predicts, in the words of the pipeline's scheduler; `latent_shape`: (C, h, w); `evaluations`:
+    what the denoiser, and those of frozen copies, have computed so far.
+
+    Raises `SettingsError` for a pipeline of another kind.
+    """
+
+    def __init__(
+        self,
+        pipeline: DiffusionPipeline,
+        device: str | torch.device | None = None,
+        mean_latent: Tensor | None = None,
+        grey: bool = False,
+    ):
+        _check_pipeline(pipeline)
+        self.device = torch.device(device or pipeline.device)
+        self.pipeline = pipeline.to(self.device)
+        self.mean_latent, self.grey = mean_latent, grey
+        self.denoiser = pipeline.unet
+        for part in pipeline.components.values():
+            if isinstance(part, nn.Module):
+                part.requires_grad_(False).eval()
+        self.alphas_cumprod = pipeline.scheduler.alphas_cumprod.double()
+        self.prediction_type = pipeline.scheduler.config.prediction_type
+        size = pipeline.unet.config.sample_size
+        size = (size, size) if isinstance(size, int) else tuple(size)
+        self.latent_shape = (pipeline.unet.config.in_channels, *size)
+        self.evaluations, self.purpose = Evaluations(), "sampling"
+        self._known: dict[str, Tensor] = {}
+
+    @classmethod
+    def from_pipeline(
+        cls,
+        pipeline: DiffusionPipeline,
+        device: str | torch.device | None = None,
+        grey: bool = False,
+    ) -> Generator:
+        """The generator of a loaded pipeline; `grey` averages its colours into one channel."""
+        return cls(pipeline, device, grey=grey)
+
+    @classmethod
+    def load(
+        cls,
+        folder: str | Path,
+        device: str | torch.device = "cpu",
+        check: bool = True,
+        local_files_only: bool = True,
+    ) -> Generator:
+        """Read a pipeline folder, or a hub name, in float32; safetensors only.
+
+        A folder with a `manifest.json` has the hashes of its weights checked first. Hub names are
+        looked up in diffusers' cache alone unless `local_files_only` is False. Raises
+        `WeightsError` when there is no such pipeline or a hash differs.
+        """
+        from diffusers import DiffusionPipeline
+
+        pipeline = read_pretrained(DiffusionPipeline, folder, check, local_files_only)
+        return cls._prepared(pipeline, device, folder)
+
+    @classmethod
+    def _prepared(
+        cls, pipeline: DiffusionPipeline, device: str | torch.device, folder: str | Path
+    ) -> Generator:
+        for name, part in pipeline.components.items():
+            if isinstance(part, nn.Module):
+                part.float()
+                if name != "text_encoder":  # convolutions are a third faster that way on a CPU
+                    part.to(memory_format=torch.channels_last)
+        pipeline.set_progress_bar_config(disable=True)
+        path = Path(folder) / MEAN_LATENT
+        return cls(pipeline, device, read_tensors(path)["mean"] if path.is_file() else None)
+
+    def save(self, folder: str | Path, half: bool = False) -> None:
+        """Write diffusers' own layout; LoRA weights are merged into the denoiser's.
+
+        half: in float16, for a smaller file. Raises `SettingsError` when `folder` holds something
+        else.
+        """
+        denoiser = self.denoiser
+        if getattr(denoiser, "peft_config", None):
+            denoiser = copy.deepcopy(denoiser)
+            denoiser.fuse_lora()
+            denoiser.unload_lora()
+        pipeline = copy.copy(self.pipeline)
+        pipeline.register_modules(unet=denoiser)
+        save_pipeline(folder, pipeline, self.mean_latent, half)
+
+    @torch.no_grad()
+    def encode_prompts(self, prompts: Sequence[str]) -> Tensor:
+        """Hidden states float32 [N, L, D] of the frozen text encoder.
+
+        Every distinct prompt is encoded once.
+        """
+        new = [text for text in dict.fromkeys(prompts) if text not in self._known]
+        if new:
+            tokens = self.pipeline.tokenizer(
+                new,
+                padding="max_length",
+                truncation=True,
+                return_tensors="pt",
+                max_length=self.pipeline.tokenizer.model_max_length,
+            )
+            hidden = self.pipeline.text_encoder(tokens.input_ids.to(self.device))[0]
+            self._known.update(zip(new, hidden.float(), strict=True))
+        return torch.stack([self._known[text] for text in prompts])
+
+    def predict_noise(
+        self,
+        latents: Tensor,
+        timestep: int,
+        prompt_embeds: Tensor,
+        guidance_scale: float = 1.0,
+        **conditions: Any,
+    ) -> Tensor:
+        """Noise [N, C, h, w], or the velocity where the denoiser predicts that (`prediction_type`),
+        with classifier-free guidance (a scale of 1 is one plain evaluation).
+        """
+        inputs = {"latents": latents, "embeds": prompt_embeds, **conditions}
+        if guidance_scale != 1.0:
+            inputs = {k: torch.cat([v, v]) if _is_tensor(v) else v for k, v in inputs.items()}
+            null = self.encode_prompts([""]).expand(len(latents), -1, -1)
+            inputs["embeds"] = torch.cat([null, prompt_embeds])
+        inputs = {k: v.to(self.denoiser.dtype) if _is_tensor(v) else v for k, v in inputs.items()}
+        time = torch.full((len(inputs["latents"]),), int(timestep), device=latents.device)
+        found = self._counted(self._evaluate(time=time, **inputs)).to(latents.dtype)
+        if guidance_scale == 1.0:
+            return found
+        without, with_prompt = found.chunk(2)
+        return without + guidance_scale * (with_prompt - without)
+
+    def _evaluate(self, latents: Tensor, time: Tensor, embeds: Tensor) -> Tensor:
+        return self.denoiser(latents, time, embeds).sample
+
+    def _counted(self, prediction: Tensor) -> Tensor:
+        count, purpose, evaluations = len(prediction), self.purpose, self.evaluations
+        evaluations[purpose, "forward"] += count
+        if prediction.requires_grad:
+            prediction.register_hook(
+                lambda gradient: evaluations.update({(purpose, "backward"): count})
+            )
+        return prediction
+
+    @contextmanager
+    def counted_as(self, purpose: str) -> Iterator[None]:
+        """Count evaluations inside the block under `purpose` (outside: "sampling")."""
+        before, self.purpose = self.purpose, purpose
+        try:
+            yield
+        finally:
+            self.purpose = before
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Images float32 [N, C, H, W] of scaled latents; differentiable, not clipped."""
+        vae = self.pipeline.vae
+        image = vae.decode(latents.to(vae.dtype) / vae.config.scaling_factor).sample.float()
+        return image.mean(dim=1, keepdim=True) if self.grey else image
+
+    def noise(self, seed: int, indices: Sequence[int]) -> Tensor:
+        """Starting latents [N, C, h, w]: number `index` of the series `seed`, the same in any order
+        and any batch.
+
+        With a `mean_latent` they are sqrt(a_T) mean + sqrt(1 - a_T) z instead of z alone. Stable
+        Diffusion's schedule leaves a trace of the image at its last step (a_T = 0.0047; Lin et al.
+        2024), so a start of pure noise tells the denoiser that the mean image is not there, and
+        brains come out too small.
+        """
+        drawn = [
+            torch.randn(self.latent_shape, generator=generator_for(seed, 11, index))
+            for index in indices
+        ]
+        return self._start(torch.stack(drawn))
+
+    def _start(self, noise: Tensor) -> Tensor:
+        noise = noise.to(self.device)
+        if self.mean_latent is None:
+            return noise
+        last = float(self.alphas_cumprod[-1])
+        return last**0.5 * self.mean_latent.to(self.device) + (1 - last) ** 0.5 * noise
+
+    @torch.no_grad()
+    def sample(
+        self,
+        prompts: Sequence[str],
+        rng: int | torch.Generator | None = None,
+        *,
+        noise: Tensor | None = None,
+        steps: int = 20,
+        guidance_scale: float = 4.0,
+        micro_batch: int | None = None,
+        solver: Callable[..., Solver] = dpm_solver_2m,
+        **conditions: Any,
+    ) -> Tensor:
+        """Images float32 [N, C, H, W] in [-1, 1], one for each of `prompts`.
+
+        rng: a seed (the images are then those of `noise(seed, range(N))`) or a random number
+        generator; or `noise`: starting latents [N, C, h, w]. steps: of the solver. guidance_scale:
+        of classifier-free guidance (1: none). micro_batch: at most so many images at once; results
+        do not depend on it. conditions: for `predict_noise`; tensors have one row an image.
+
+        Raises `SettingsError` without exactly one of `rng` and `noise`, or on other lengths.
+        """
+        count = len(prompts)
+        if (rng is None) == (noise is None):
+            raise SettingsError("give either `rng`, a seed or generator, or `noise`")
+        if isinstance(rng, torch.Generator):
+            shape = (count, *self.latent_shape)
+            noise = self._start(torch.randn(shape, generator=rng, device=rng.device))
+        elif rng is not None:
+            noise = self.noise(rng, range(count))
+        rowwise = {k: v for k, v in {"noise": noise, **conditions}.items() if _is_tensor(v)}
+        rowwise = {name: value.to(self.device) for name, value in rowwise.items()}
+        lengths = {name: len(value) for name, value in rowwise.items()}
+        if not count or set(lengths.values()) != {count}:
+            raise SettingsError(
+                f"{count} prompts, but rows of {lengths}; give one of each an image"
+            )
+        scheme = solver(self.alphas_cumprod, steps, prediction_type=self.prediction_type)
+        images = []
+        for rows in torch.arange(count, device=self.device).split(micro_batch or count):
+            embeds = self.encode_prompts([prompts[row] for row in rows])
+            given = conditions | {name: value[rows] for name, value in rowwise.items()}
+            start = given.pop("noise")
+            predict = partial(
+                self.predict_noise, prompt_embeds=embeds, guidance_scale=guidance_scale, **given
+            )
+            images.append(self.decode(scheme.run(predict, start)).clamp(-1, 1))
+        return torch.cat(images)
+
+    def trainable_parameters(self) -> dict[str, nn.Parameter]:
+        """The denoiser's parameters to tune, made to take gradients: its LoRA weights when it has
+        some, else all.
+        """
+        named = dict(self.denoiser.named_parameters())
+        chosen = {name: p for name, p in named.items() if "lora_" in name} or named
+        return {name: p.requires_grad_(True) for name, p in chosen.items()}
+
+    def add_lora(self, rank: int, seed: int = 0) -> None:
+        """Give the denoiser's attention and convolutions LoRA weights (peft) that change nothing at
+        the start.
+
+        Of the two factors one is zero and the other drawn from `seed`. A denoiser that has LoRA
+        weights of this rank keeps them as they are; `SettingsError` when theirs is another.
+        """
+        from peft import LoraConfig
+
+        held = getattr(self.denoiser, "peft_config", {}).get("default")
+        if held is not None:
+            if held.r != rank:
+                raise SettingsError(
+                    f"this generator has LoRA weights of rank {held.r}; a run of rank {rank} needs "
+                    "a fresh one"
+                )
+            return
+        with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
+            torch.manual_seed(seed)
+            self.denoiser.add_adapter(
+                LoraConfig(
+                    r=rank,
+                    lora_alpha=rank,
+                    init_lora_weights="gaussian",
+                    target_modules=["to_q", "to_k", "to_v", "to_out.0", "conv1", "conv2"],
+                )
+            )
+
+    def frozen_copy(self) -> Generator:
+        """The same model with a denoiser of its own, which no optimiser knows.
+
+        The other parts are shared, and `evaluations`, where it counts as "frozen".
+        """
+        twin = copy.copy(self)
+        twin.denoiser = copy.deepcopy(self.denoiser).requires_grad_(False).eval()
+        twin.purpose = "frozen"
+        return twin
+
+
+def _is_tensor(value: object) -> bool:
+    return isinstance(value, Tensor)
+
+
+def _check_pipeline(pipeline: DiffusionPipeline) -> None:
+    """Raises `SettingsError` unless it is of Stable Diffusion's kind: a UNet on latents, prompted
+    by one text encoder.
+    """
+    parts = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
+    missing = [name for name in parts if getattr(pipeline, name, None) is None]
+    if missing:
+        reason = f"it has no {', '.join(missing)}"
+    elif getattr(pipeline.unet.config, "addition_embed_type", None):
+        reason = "its UNet takes more than a prompt (SDXL)"
+    elif pipeline.unet.config.in_channels != pipeline.vae.config.latent_channels:
+        reason = "its UNet takes more than latents (inpainting, depth)"
+    elif not hasattr(pipeline.scheduler, "alphas_cumprod"):
+        reason = "its scheduler has no alphas_cumprod"
+    else:
+        return
+    name = type(pipeline).__name__
+    raise SettingsError(f"{name} is no pipeline of Stable Diffusion 1 or 2's kind: {reason}")
+
+
+def read_pretrained(kind: type, name: str | Path, check: bool, local: bool) -> Any:
+    """`kind.from_pretrained(name)` of a folder (with `check`, its manifest's hashes are compared
+    first) or a hub name, without progress bars: each would leave a widget in a notebook.
+
+    Raises `WeightsError` when nothing of that name loads.
+    """
+    import diffusers
+    import transformers
+
+    if check and (Path(name) / "manifest.json").is_file():
+        check_hashes(name)
+    diffusers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.disable_progress_bar()
+    options = {} if issubclass(kind, nn.Module) else {"safety_checker": None}
+    try:
+        return kind.from_pretrained(
+            str(name), local_files_only=local, use_safetensors=True, **options
+        )
+    except (OSError, ValueError) as error:
+        place = "the local cache" if local else "the hub"
+        raise WeightsError(
+            f"{name}: no pipeline here and none that loads from {place} ({error}); make it with "
+            "`make base`, or allow the hub with local_files_only=False"
+        ) from error
+
+
+def check_hashes(folder: str | Path) -> None:
+    """Compare the weights in `folder` with its manifest.
+
+    Raises `WeightsError` naming the file that differs.
+    """
+    for name, expected in read_json(Path(folder) / "manifest.json")["files"].items():
+        path = Path(folder) / name
+        found = sha256(path) if path.is_file() else "that of no file"
+        if found != expected:
+            raise WeightsError(
+                f"{path}: its hash is {found}, but manifest.json says {expected}; fetch the folder "
+                "again or `make base`"
+            )
+
+
+def save_pipeline(
+    folder: str | Path,
+    pipeline: DiffusionPipeline,
+    mean_latent: Tensor | None = None,
+    half: bool = True,
+) -> None:
+    """Write the pipeline's own folder layout with safetensors, and the mean latent [C, h, w] beside
+    it, whole or not at all; the pipeline itself stays as it is.
+
+    half: in float16. A pipeline that is in `folder` is replaced, with everything beside it. Raises
+    `SettingsError` when `folder` holds something else.
+    """
+    folder = Path(folder)
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / "model_index.json").is_file():
+        raise SettingsError(f"{folder} holds something that is no pipeline; choose another folder")
+    if half:
+        pipeline = copy.deepcopy(pipeline)
+        for part in pipeline.components.values():
+            if isinstance(part, nn.Module):
+                part.half()
+    with atomic_folder(folder) as place:
+        pipeline.save_pretrained(place, safe_serialization=True)
+        if mean_latent is not None:
+            write_tensors(place / MEAN_LATENT, {"mean": mean_latent})

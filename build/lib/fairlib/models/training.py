@@ -1,0 +1,324 @@
+"""One optimiser state, one moving average and one resume for everything that trains in the library.
+
+Data order and noise are functions of (seed, step) alone, so a loop taken up from a saved state ends
+with the same bits as one that was never interrupted.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fairlib.errors import SettingsError, WeightsError
+from fairlib.io import read_tensors
+
+HALF = (torch.float16, torch.bfloat16)
+FP16_LOSS_SCALE = 1024.0  # gradients below 6e-8 vanish in fp16
+MOMENTS = ("exp_avg", "exp_avg_sq", "step")
+
+
+@dataclass(frozen=True)
+class FitSettings:
+    """How to train: length, learning rate, clipping and moving average.
+
+    The learning rate rises over `warmup` steps to its peak; with `anneal` "cosine" it then falls to
+    zero at the last step, with "none" it stays. `horizon`, when not 0, is the step at which the
+    cosine would reach zero: a later phase goes on from a high rate. `gradient_clip`: largest norm
+    of the whole gradient. `ema_decay`: of the moving average of the weights (0: none). `betas`: of
+    AdamW.
+    """
+
+    steps: int
+    batch_size: int
+    learning_rate: float
+    warmup: int = 50
+    weight_decay: float = 0.0
+    gradient_clip: float = 1.0
+    ema_decay: float = 0.0
+    seed: int = 0
+    horizon: int = 0
+    anneal: Literal["cosine", "none"] = "cosine"
+    betas: tuple[float, float] = (0.9, 0.99)
+
+    def __post_init__(self):
+        for name in ("steps", "batch_size", "learning_rate"):
+            if not getattr(self, name) > 0:
+                raise SettingsError(
+                    f"{type(self).__name__}.{name} is {getattr(self, name)}; expected above 0"
+                )
+
+    def learning_rate_at(self, step: int) -> float:
+        """The learning rate of the 0-based `step`."""
+        if step < self.warmup:
+            return self.learning_rate * (step + 1) / self.warmup
+        if self.anneal == "none":
+            return self.learning_rate
+        done = (step - self.warmup) / max(1, (self.horizon or self.steps) - self.warmup)
+        return self.learning_rate * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+
+
+@dataclass(frozen=True)
+class FitStep:
+    """What a loop yields after a step.
+
+    step: the step just done, 1-based. gradient_norm: before clipping; a step whose norm is not
+    finite changed nothing.
+    """
+
+    step: int
+    loss: float
+    learning_rate: float
+    gradient_norm: float
+
+
+def generator_for(seed: int, *keys: int) -> torch.Generator:
+    """A CPU generator that is a function of (seed, keys); distinct keys give independent
+    streams.
+    """
+    state = np.random.SeedSequence([seed, *keys]).generate_state(2, np.uint32)
+    return torch.Generator().manual_seed(int(state[0]) << 31 ^ int(state[1]))
+
+
+def batch_indices(seed: int, step: int, count: int, batch_size: int) -> Tensor:
+    """Indices [batch_size] of step `step` (0-based): epochs of permutations, each a function of
+    (seed, epoch).
+    """
+    start = step * batch_size
+    found = []
+    while len(found) < batch_size:
+        epoch, offset = divmod(start + len(found), count)
+        order = torch.randperm(count, generator=generator_for(seed, 7, epoch))
+        found.extend(order[offset : offset + batch_size - len(found)].tolist())
+    return torch.tensor(found)
+
+
+def device_of(module: nn.Module) -> torch.device:
+    """Where the parameters of `module` lie, or its buffers; the CPU for a module without either."""
+    return next(chain(module.parameters(), module.buffers()), torch.empty(0)).device
+
+
+def load_weights(module: nn.Module, path: str | Path) -> nn.Module:
+    """Read the weights of `module` from a safetensors file, and freeze it.
+
+    Raises `WeightsError` when the file is missing or its tensors are not those of the module.
+    """
+    if not Path(path).is_file():
+        raise WeightsError(f"{path} is missing; fit it again")
+    tensors = read_tensors(path)
+    wrong = _differing(module.state_dict(), tensors)
+    if wrong:
+        raise WeightsError(
+            f"{path}: weights do not fit this {type(module).__name__} ({wrong}); fit it again"
+        )
+    module.load_state_dict(tensors)
+    return module.eval().requires_grad_(False)
+
+
+def _differing(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str:
+    """The first name whose shape differs, and both shapes; "" when none does."""
+    for name in sorted(expected.keys() | found.keys()):
+        here, there = (tuple(t[name].shape) if name in t else None for t in (expected, found))
+        if here != there:
+            return f"{name!r} is {there} in the file and {here} here"
+    return ""
+
+
+class Trainer:
+    """The state of one fit: parameters, AdamW's moments, moving average and counters.
+
+    trained: a module, of which the parameters that take gradients are trained, or named parameters.
+    Move it to its device first.
+
+    Parameters in half precision have float32 master weights, which the optimiser changes and which
+    are rounded back after every step. With fp16, multiply the loss by `loss_scale` before
+    `backward`; `update` divides the gradients again, and halves the scale when they overflow.
+
+    Attributes: `step` counts `update`s, `updates` those whose gradient was finite; `named`: the
+    parameters that are trained; `ema`: their float32 moving average, empty without one; `extra`:
+    any tensors of the caller that a saved state shall carry.
+
+    A loop of the caller's own is `backward` then `update`; `run` is the usual loop.
+    """
+
+    def __init__(self, trained: nn.Module | Mapping[str, nn.Parameter], settings: FitSettings):
+        self.module = trained if isinstance(trained, nn.Module) else None
+        named = trained.named_parameters() if isinstance(trained, nn.Module) else trained.items()
+        self.named = {name: p for name, p in named if p.requires_grad}
+        if not self.named:
+            raise SettingsError("no parameter takes gradients here; call requires_grad_(True)")
+        self.masters = {
+            name: nn.Parameter(p.detach().float()) if p.dtype in HALF else p
+            for name, p in self.named.items()
+        }
+        self.settings, self.step, self.updates = settings, 0, 0
+        fp16 = any(p.dtype == torch.float16 for p in self.named.values())
+        self.loss_scale = FP16_LOSS_SCALE if fp16 else 1.0
+        self.optimiser = torch.optim.AdamW(
+            self.masters.values(),
+            lr=settings.learning_rate,
+            betas=settings.betas,
+            weight_decay=settings.weight_decay,
+        )
+        self.ema = (
+            {name: p.detach().clone() for name, p in self.masters.items()}
+            if settings.ema_decay
+            else {}
+        )
+        self.extra: dict[str, Tensor] = {}
+
+    @property
+    def skipped(self) -> int:
+        """Steps that changed nothing because their gradient was not finite."""
+        return self.step - self.updates
+
+    def run(self, loss: Callable[[int], Tensor]) -> Iterator[FitStep]:
+        """Run what is left of the fit, yielding after each step.
+
+        `loss(step)` returns the scalar loss of the 0-based `step`. Raises `SettingsError` when most
+        gradients are not finite.
+        """
+        while self.step < self.settings.steps:
+            rate = self.settings.learning_rate_at(self.step)
+            value = loss(self.step)
+            self.zero_grad()
+            (value * self.loss_scale).backward()
+            norm = self.update(rate)
+            if self.skipped > max(10, self.updates):
+                raise SettingsError(
+                    f"{self.skipped} of {self.step} steps had a gradient that is not finite; lower "
+                    f"the learning rate (now {rate:.1e}) or look at the data"
+                )
+            yield FitStep(self.step, float(value.detach()), rate, norm)
+
+    @torch.no_grad()
+    def update(self, learning_rate: float | None = None) -> float:
+        """Take one step from the `.grad` of the parameters, and clear them.
+
+        Clips the gradient, takes an AdamW step (Loshchilov & Hutter 2019) at `learning_rate`
+        (default: that of the settings), then moves the average. Returns the gradient's norm before
+        clipping; when it is not finite, only `step` has changed.
+        """
+        rate = self.settings.learning_rate_at(self.step) if learning_rate is None else learning_rate
+        for group in self.optimiser.param_groups:
+            group["lr"] = rate
+        for name, parameter in self.named.items():
+            master = self.masters[name]
+            if parameter.grad is not None and master is not parameter:
+                master.grad = parameter.grad.float()
+            if master.grad is not None and self.loss_scale != 1:
+                master.grad.div_(self.loss_scale)
+        masters = list(self.masters.values())
+        norm = float(nn.utils.clip_grad_norm_(masters, self.settings.gradient_clip))
+        if math.isfinite(norm):
+            self.optimiser.step()
+            self._average()
+            self._write_back()
+            self.updates += 1
+        else:
+            self.loss_scale = max(1.0, self.loss_scale / 2)
+        self.step += 1
+        self.zero_grad()
+        return norm
+
+    def zero_grad(self) -> None:
+        """Clear the gradients of the parameters and of their master weights."""
+        for parameter in chain(self.named.values(), self.masters.values()):
+            parameter.grad = None
+
+    def _average(self) -> None:
+        """The average forgets faster at first, so that short runs are not held back."""
+        decay = min(self.settings.ema_decay, (1 + self.updates) / (10 + self.updates))
+        for name, mean in self.ema.items():
+            mean.lerp_(self.masters[name].detach(), 1 - decay)
+
+    @torch.no_grad()
+    def _write_back(self, values: Mapping[str, Tensor] | None = None) -> None:
+        """Set the master weights to `values`, if given, and the parameters to the master
+        weights.
+        """
+        for name, value in (values or {}).items():
+            self.masters[name].copy_(value)
+        for name, parameter in self.named.items():
+            if parameter is not self.masters[name]:
+                parameter.copy_(self.masters[name])
+
+    def use_average(self) -> None:
+        """Put the averaged weights, if there are any, in place of the last ones (at the end of a
+        fit).
+        """
+        self._write_back(self.ema)
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Hold the averaged weights inside the block, and the last ones again after it.
+
+        Save no state inside the block.
+        """
+        live = {name: self.masters[name].detach().clone() for name in self.ema}
+        self.use_average()
+        try:
+            yield
+        finally:
+            self._write_back(live)
+
+    def to_tensors(self) -> dict[str, Tensor]:
+        """Everything needed to go on, as a flat `{name: tensor}` for `fairlib.io.write_tensors`."""
+        found = {
+            "step": torch.tensor(self.step),
+            "updates": torch.tensor(self.updates),
+            "loss_scale": torch.tensor(self.loss_scale),
+        }
+        for name, parameter in self.masters.items():
+            found[f"weight/{name}"] = parameter
+            moments = self.optimiser.state.get(parameter, {})
+            found |= {f"{key}/{name}": moments[key] for key in MOMENTS if key in moments}
+        found |= {f"ema/{name}": mean for name, mean in self.ema.items()}
+        found |= {f"extra/{name}": value for name, value in self.extra.items()}
+        return {name: value.detach().clone() for name, value in found.items()}
+
+    def from_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take up a state that `to_tensors` wrote.
+
+        Raises `WeightsError`, with nothing changed, when it belongs to another network.
+        """
+        expected = {"step": torch.tensor(0)}
+        expected |= {f"weight/{name}": value for name, value in self.masters.items()}
+        expected |= {f"ema/{name}": mean for name, mean in self.ema.items()}
+        compared = ("weight/", "ema/")
+        found = {k: v for k, v in tensors.items() if k in expected or k.startswith(compared)}
+        wrong = _differing(expected, found)
+        if wrong:
+            raise WeightsError(
+                f"saved training state does not fit this network ({wrong}); resume with the "
+                "settings that made it, or start afresh"
+            )
+        self.step = int(tensors["step"])
+        self.updates = int(tensors.get("updates", self.step))
+        self.loss_scale = float(tensors.get("loss_scale", self.loss_scale))
+        self._write_back({name: tensors[f"weight/{name}"] for name in self.masters})
+        self.optimiser.state.clear()
+        for name, parameter in self.masters.items():
+            if f"exp_avg/{name}" in tensors:
+                self.optimiser.state[parameter] = {
+                    key: tensors[f"{key}/{name}"]
+                    .clone()
+                    .to("cpu" if key == "step" else parameter.device)
+                    for key in MOMENTS
+                }
+        self.ema = {
+            name: tensors[f"ema/{name}"].clone().to(self.masters[name].device) for name in self.ema
+        }
+        self.extra = {
+            name.removeprefix("extra/"): value.clone()
+            for name, value in tensors.items()
+            if name.startswith("extra/")
+        }

@@ -1,0 +1,306 @@
+"""Read a NIfTI-1 file whole and checked, or refuse it with one `CorruptScan` that says why and what
+to do.
+
+nibabel alone decodes most single-bit flips of a gzip volume into wrong data without a word,
+allocates what a forged header asks for, and loads NaN affines. Here the gzip stream is read to its
+end, so that its CRC-32 counts. The size of a voxel stands in up to three places of a header, and
+not always alike: the sform states directions and size, the qform directions, and pixdim the size
+that goes with the qform. In the release of ACDC the sform holds directions only (its columns have
+length 1), and the true size stands in pixdim.
+"""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+from nibabel.nifti1 import Nifti1Header
+from nibabel.spatialimages import HeaderDataError
+
+from fairlib.errors import CorruptScan
+
+MAX_VOXELS = 1 << 25  # a BraTS volume has 8.9 million
+MAX_SERIES_VOXELS = 1 << 27  # 512 x 512 x 15 x 30 are 118 million
+HEADER, DATA_START, DATA_LATEST, HEAD_PACKED = 348, 352, 1 << 20, 1 << 14
+DEFLATE_LIMIT = 1032  # no deflate stream expands further (zlib's technical notes)
+DTYPES = frozenset(np.dtype(name) for name in ("u1", "i1", "i2", "u2", "i4", "u4", "f4", "f8"))
+BRATS_LABELS = frozenset({0, 1, 2, 4})
+VOXEL_MM = (0.01, 100.0)
+SAME_SIZE = 0.01  # sizes further apart than this share are two sizes, not one that was rounded
+SAVE_AGAIN = "save it again as single-file NIfTI-1 (.nii or .nii.gz)"
+COPY_AGAIN = "copy or compress it again"
+ORIENT_AGAIN = "set its orientation again (sform or qform, in mm)"
+RESAMPLE = "resample to one grid"
+
+
+def read_volume(path: str | Path, max_voxels: int = MAX_VOXELS) -> tuple[np.ndarray, np.ndarray]:
+    """Read one 3-D image: (float32 [X, Y, Z], affine float64 [4, 4] from voxel to mm, RAS).
+
+    `.nii` or `.nii.gz`, as the name says; the affine is that of `read_affine`. Raises `CorruptScan`
+    on anything that cannot be trusted: broken gzip or checksum, impossible or oversized shape,
+    length other than the header's, non-finite scale, affine or data, two sizes of a voxel.
+    """
+    path = Path(path)
+    data, header = _read(path, max_voxels)
+    affine, _ = read_affine(path, header)
+    return _scaled(path, data[..., 0], header), affine
+
+
+def read_frames(
+    path: str | Path, frames: Sequence[int], max_voxels: int = MAX_SERIES_VOXELS
+) -> tuple[np.ndarray, np.ndarray]:
+    """Read some frames of a 4-D image: (float32 [X, Y, Z, len(frames)], affine), checked as
+    `read_volume` does.
+
+    `frames` count from 0; the whole file is checked, but only these frames are converted. A frame
+    that the file does not have is a `CorruptScan` that says how many there are.
+    """
+    path = Path(path)
+    data, header = _read(path, max_voxels, series=True)
+    affine, _ = read_affine(path, header)
+    for frame in frames:
+        if not 0 <= frame < data.shape[3]:
+            raise CorruptScan(
+                path,
+                f"has {data.shape[3]} frames, 0 to {data.shape[3] - 1}; frame {frame} is asked "
+                "for: correct the frame in the table (frames count from 0)",
+            )
+    return _scaled(path, data[..., list(frames)], header), affine
+
+
+def read_labels(
+    path: str | Path, allowed: frozenset[int] = BRATS_LABELS, max_voxels: int = MAX_VOXELS
+) -> tuple[np.ndarray, np.ndarray]:
+    """Read one label map: (uint8 [X, Y, Z] with values in `allowed`, affine). Raises `CorruptScan`
+    as `read_volume`.
+    """
+    values, affine = read_volume(path, max_voxels)
+    return as_labels(path, values, allowed), affine
+
+
+def as_labels(path: str | Path, values: np.ndarray, allowed: frozenset[int]) -> np.ndarray:
+    """Convert values read from `path` to uint8 labels.
+
+    Raises `CorruptScan` unless they are whole numbers in `allowed`.
+    """
+    if values.min() < 0 or values.max() > 255:
+        limits = f"{values.min():g} to {values.max():g}"
+        raise CorruptScan(path, f"labels reach from {limits}; expected {sorted(allowed)}")
+    labels = values.astype(np.uint8)
+    if not np.array_equal(labels, values):
+        raise CorruptScan(
+            path, "labels are not whole numbers; was the map resampled? use nearest neighbour"
+        )
+    if outside := set(np.unique(labels).tolist()) - set(allowed):
+        raise CorruptScan(
+            path, f"labels {sorted(outside)} outside {sorted(allowed)}; map them to that set"
+        )
+    return labels
+
+
+def require_same_grid(
+    path: str | Path, array: np.ndarray, affine: np.ndarray, shape: tuple, reference: np.ndarray
+) -> None:
+    """Raise `CorruptScan` unless this scan lies on the grid of `shape` and the affine `reference`
+    (to 0.01 mm).
+    """
+    if array.shape != tuple(shape):
+        raise CorruptScan(
+            path, f"shape {array.shape}, the subject's other scans {tuple(shape)}; {RESAMPLE}"
+        )
+    if not np.allclose(affine, reference, atol=1e-2, rtol=0):
+        raise CorruptScan(path, f"affine differs from the subject's other scans; {RESAMPLE}")
+
+
+def read_affine(path: str | Path, header: Nifti1Header) -> tuple[np.ndarray, str]:
+    """Read the map from voxel to mm (float64 [4, 4], RAS), and a note, empty unless the size of a
+    voxel is not the sform's.
+
+    As NIfTI-1 asks, a coded sform goes before a coded qform. Where the sform's size is not that of
+    pixdim (by more than 1 %), pixdim counts: with the qform, which is built on it, if that has a
+    code; else with the sform's directions, if all its columns have length 1, for then it states no
+    size. Raises `CorruptScan` when the sform states another size and no qform decides, and when the
+    affine is singular, not finite, not in mm, or of voxels that are not a scan's.
+    """
+    if (units := int(header["xyzt_units"]) & 7) not in (0, 2):  # 0 unknown, 2 mm
+        raise CorruptScan(path, f"units of space are code {units}, not millimetres; {ORIENT_AGAIN}")
+    best = _checked_affine(path, header.get_best_affine)
+    pixdim = np.abs(header["pixdim"][1:4].astype(np.float64))
+    if _same_size(voxel_sizes(best), pixdim):
+        return best, ""
+    sizes = f"the sform says {_in_words(voxel_sizes(best))}, pixdim {_in_words(pixdim)}"
+    if int(header["qform_code"]) > 0:
+        affine = _checked_affine(path, header.get_qform)
+        return affine, f"{sizes}; taken from pixdim, with the qform"
+    if _same_size(voxel_sizes(best), np.ones(3)):
+        affine = _checked_affine(path, lambda: best @ np.diag([*pixdim, 1.0]))
+        return affine, f"{sizes}; taken from pixdim, with the directions of the sform"
+    raise CorruptScan(
+        path,
+        f"states two sizes of a voxel ({sizes}) and has no qform that decides; "
+        "write the size that the scanner's protocol says into both",
+    )
+
+
+def scale_note(paths: Iterable[str | Path]) -> str:
+    """The first of these scans whose voxel size is not its sform's, and both sizes; "" if there is
+    none.
+
+    Only headers are read, of files that `read_volume` or `read_frames` has accepted.
+    """
+    for path in map(Path, paths):
+        with path.open("rb") as file:
+            head = file.read(HEAD_PACKED)
+        if path.name.endswith(".gz"):
+            head = zlib.decompressobj(wbits=31).decompress(head, HEADER)
+        if note := read_affine(path, Nifti1Header(head[:HEADER], check=False))[1]:
+            return f"{path.name}: {note}"
+    return ""
+
+
+def voxel_sizes(affine: np.ndarray) -> np.ndarray:
+    """The length in mm of a voxel along each of its three axes, float64 [3]."""
+    return np.sqrt((affine[:3, :3] ** 2).sum(axis=0))
+
+
+def _same_size(sizes: np.ndarray, others: np.ndarray) -> bool:
+    return np.allclose(sizes, others, rtol=SAME_SIZE, atol=0)
+
+
+def _in_words(sizes: np.ndarray) -> str:
+    return " x ".join(f"{size:.4g}" for size in sizes) + " mm"
+
+
+def _checked_affine(path: str | Path, make: Callable[[], np.ndarray]) -> np.ndarray:
+    """The affine that `make` returns, once it is one of a scan."""
+    try:
+        with np.errstate(all="ignore"):
+            affine = np.asarray(make(), dtype=np.float64)
+            sizes, volume = voxel_sizes(affine), abs(np.linalg.det(affine[:3, :3]))
+    except (HeaderDataError, ValueError, np.linalg.LinAlgError) as error:
+        raise CorruptScan(path, f"no usable affine ({error}); {ORIENT_AGAIN}") from error
+    if not (np.isfinite(affine).all() and np.isfinite(volume)):
+        raise CorruptScan(path, f"affine holds NaN or infinity; {ORIENT_AGAIN}")
+    if sizes.min() < VOXEL_MM[0] or sizes.max() > VOXEL_MM[1] or volume < 1e-3 * sizes.prod():
+        raise CorruptScan(
+            path,
+            f"affine is singular or its voxels of {sizes.round(4).tolist()} mm are not a scan's; "
+            f"{ORIENT_AGAIN}",
+        )
+    return affine
+
+
+def _scaled(path: Path, data: np.ndarray, header: Nifti1Header) -> np.ndarray:
+    slope, intercept = float(header["scl_slope"]), float(header["scl_inter"])
+    with np.errstate(all="ignore"):
+        if slope not in (0.0, 1.0) or intercept != 0.0:  # NIfTI: slope 0 means "not scaled"
+            data = data.astype(np.float64) * slope + intercept if slope else data
+        volume = data.astype(np.float32)
+    if not np.isfinite(volume).all():
+        raise CorruptScan(path, "holds NaN or infinity; export the scan again")
+    return volume
+
+
+def _read(path: Path, max_voxels: int, series: bool = False) -> tuple[np.ndarray, Nifti1Header]:
+    """Raw data [X, Y, Z, T] (T is 1 unless `series`) and the header."""
+    raw = _contents(path, max_voxels, series)
+    header, shape, dtype, start = _header(path, raw, max_voxels, series)
+    promised = start + math.prod(shape) * dtype.itemsize
+    if len(raw) != promised:
+        raise CorruptScan(path, f"{len(raw)} bytes, its header promises {promised}; copy it again")
+    data = np.frombuffer(raw, dtype, math.prod(shape), start).reshape(shape, order="F")
+    return data, header
+
+
+def _contents(path: Path, max_voxels: int, series: bool) -> bytes:
+    limit = DATA_LATEST + 8 * max_voxels
+    try:
+        if path.stat().st_size > limit:
+            raise CorruptScan(
+                path, f"larger than {limit} bytes; not a scan of at most {max_voxels} voxels"
+            )
+        data = path.read_bytes()
+    except OSError as error:
+        raise CorruptScan(path, f"cannot be read ({error.strerror}); check the path") from error
+    if path.name.endswith(".gz"):
+        return _gunzip(path, data, max_voxels, series)
+    if data[:2] == b"\x1f\x8b":
+        raise CorruptScan(path, "is gzip data under a .nii name; rename it to .nii.gz")
+    return data
+
+
+def _gunzip(path: Path, packed: bytes, max_voxels: int, series: bool) -> bytes:
+    """Unpack to the end of the stream, where CRC-32 and length are compared, never more than the
+    header promises.
+    """
+    try:
+        head = zlib.decompressobj(wbits=31).decompress(packed, DATA_START)
+        _, shape, dtype, start = _header(path, head, max_voxels, series)
+        promised = start + math.prod(shape) * dtype.itemsize
+        if promised > DEFLATE_LIMIT * len(packed):
+            raise CorruptScan(
+                path,
+                f"header promises {promised} bytes, more than {len(packed)} packed ones can hold; "
+                f"{COPY_AGAIN}",
+            )
+        stream = zlib.decompressobj(wbits=31)
+        data = stream.decompress(packed, promised + 1)
+    except zlib.error as error:
+        raise CorruptScan(path, f"broken gzip data ({error}); {COPY_AGAIN}") from error
+    problems = {
+        f"unpacks to more than the {promised} bytes its header promises": len(data) > promised,
+        "gzip data end too soon, the checksum is missing": not stream.eof,
+        f"{len(stream.unused_data)} bytes after the end of the gzip data": stream.unused_data,
+    }
+    for problem, met in problems.items():
+        if met:
+            raise CorruptScan(path, f"{problem}; {COPY_AGAIN}")
+    return data
+
+
+def _header(
+    path: Path, raw: bytes, max_voxels: int, series: bool
+) -> tuple[Nifti1Header, tuple[int, ...], np.dtype, int]:
+    if len(raw) < DATA_START or raw[344:348] != b"n+1\x00":
+        raise CorruptScan(path, f"not a NIfTI-1 file; {SAVE_AGAIN}")
+    header = Nifti1Header(raw[:HEADER], check=False)
+    if int(header["sizeof_hdr"]) != HEADER:
+        size = int(header["sizeof_hdr"])
+        raise CorruptScan(path, f"header size {size}, not {HEADER}; {SAVE_AGAIN}")
+    shape, dtype = _shape(path, header, max_voxels, series), _dtype(path, header)
+    start, slope, offset = (float(header[k]) for k in ("vox_offset", "scl_slope", "scl_inter"))
+    if not (np.isfinite(start) and DATA_START <= start <= DATA_LATEST and start == int(start)):
+        raise CorruptScan(path, f"data start at byte {start:g}; {SAVE_AGAIN}")
+    if not np.isfinite([slope, offset]).all():
+        raise CorruptScan(path, f"scale {slope} and offset {offset} are not finite; {SAVE_AGAIN}")
+    return header, shape, dtype, int(start)
+
+
+def _shape(path: Path, header: Nifti1Header, max_voxels: int, series: bool) -> tuple[int, ...]:
+    rank, *dims = (int(size) for size in header["dim"])
+    axes = 4 if series and rank > 3 else 3
+    shape, rest = (*dims[:axes], 1)[:4], dims[axes:rank] if 3 <= rank <= 7 else [0]
+    if any(size != 1 for size in rest):
+        kind = "one series of 3-D volumes" if series else "one 3-D volume; give one volume a file"
+        raise CorruptScan(path, f"dimensions {[rank, *dims]} are not those of {kind}")
+    if min(shape) < 1 or math.prod(shape) > max_voxels:
+        raise CorruptScan(
+            path,
+            f"shape {shape[:axes]}; each side must be at least 1 and at most {max_voxels} voxels "
+            "in all",
+        )
+    return shape
+
+
+def _dtype(path: Path, header: Nifti1Header) -> np.dtype:
+    try:
+        dtype = header.get_data_dtype()
+    except (HeaderDataError, KeyError):  # nibabel lets the code of an unknown type fall through
+        dtype = None
+    code, bits = int(header["datatype"]), int(header["bitpix"])
+    if dtype is None or dtype.newbyteorder("=") not in DTYPES or bits != 8 * dtype.itemsize:
+        raise CorruptScan(path, f"data type code {code} at {bits} bits; save as int16 or float32")
+    return dtype

@@ -1,0 +1,115 @@
+"""Settings are frozen dataclasses; an unknown key or a wrong type is an error that helps."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import hashlib
+import json
+import math
+import typing
+from collections.abc import Callable
+from typing import Annotated, Any, NamedTuple, TypeVar
+
+from fairlib.errors import SettingsError
+
+T = TypeVar("T")
+
+
+class Bound(NamedTuple):
+    """What a setting must fulfil, in a type such as `Annotated[int, Bound(...)]`; see
+    `check_bounds`.
+    """
+
+    valid: Callable[[Any], bool]
+    expected: str
+
+
+Count = Annotated[int, Bound(lambda value: value >= 1, "at least 1")]
+Natural = Annotated[int, Bound(lambda value: value >= 0, "at least 0")]
+Positive = Annotated[float, Bound(lambda value: 0 < value < math.inf, "above 0 and finite")]
+Weight = Annotated[float, Bound(lambda value: 0 <= value < math.inf, "at least 0 and finite")]
+Fraction = Annotated[float, Bound(lambda value: 0 <= value <= 1, "in [0, 1]")]
+BelowOne = Annotated[float, Bound(lambda value: 0 <= value < 1, "in [0, 1)")]
+
+
+def check_bounds(settings: Any) -> None:
+    """Check the bounds and words (`Literal`) in the types of the fields of a settings dataclass;
+    None has no bounds.
+
+    Raises `SettingsError` that names the setting, its value and what is expected.
+    """
+    for name, hint in typing.get_type_hints(type(settings), include_extras=True).items():
+        value, bounds = getattr(settings, name), []
+        for part in (hint, *typing.get_args(hint)):
+            bounds += [each for each in typing.get_args(part) if isinstance(each, Bound)]
+        if typing.get_origin(hint) is typing.Literal:
+            words = typing.get_args(hint)
+            bounds = [Bound(words.__contains__, f"one of {', '.join(map(repr, words))}")]
+        for bound in bounds:
+            if value is not None and not bound.valid(value):
+                raise SettingsError(
+                    f"{type(settings).__name__}.{name} is {value!r}; expected {bound.expected}"
+                )
+
+
+def from_dict(cls: type[T], mapping: dict[str, Any]) -> T:
+    """Build the frozen dataclass `cls` from `mapping`, whose values JSON can hold.
+
+    Raises `SettingsError` on an unknown key (naming the nearest known one) or a value of the wrong
+    type.
+    """
+    hints = typing.get_type_hints(cls)
+    known = [field.name for field in dataclasses.fields(cls)]
+    for key in mapping:
+        if key not in known:
+            raise SettingsError(unknown_key(key, known, cls.__name__))
+    return cls(
+        **{
+            key: checked(value, hints[key], f"{cls.__name__}.{key}")
+            for key, value in mapping.items()
+        }
+    )
+
+
+def checked(value: Any, kind: Any, name: str) -> Any:
+    """`value` as one of type `kind` (such as `int`, `float | None`, `tuple[int, ...]`, a
+    `Literal`, a dataclass).
+
+    Nothing but what JSON cannot tell apart is converted: whole numbers to floats, lists to tuples,
+    mappings to dataclasses. Raises `SettingsError` that says what `name` is and what is expected.
+    """
+    from pydantic import TypeAdapter, ValidationError
+
+    if dataclasses.is_dataclass(kind) and isinstance(value, dict):
+        return from_dict(kind, value)
+    try:
+        text = json.dumps(value, default=to_dict)
+        return TypeAdapter(kind).validate_json(text, strict=True)
+    except (TypeError, ValidationError):
+        expected = kind.__name__ if isinstance(kind, type) else kind
+        raise SettingsError(
+            f"{name} is {value!r} ({type(value).__name__}); expected {expected}"
+        ) from None
+
+
+def to_dict(settings) -> dict[str, Any]:
+    """The plain dictionary of a settings dataclass."""
+    return dataclasses.asdict(settings)
+
+
+def digest(mapping: Any, length: int = 12) -> str:
+    """A short hash of anything JSON can hold; equal content gives an equal hash, whatever its
+    order.
+    """
+    text = json.dumps(
+        mapping, sort_keys=True, separators=(",", ":"), allow_nan=False, default=to_dict
+    )
+    return hashlib.sha256(text.encode()).hexdigest()[:length]
+
+
+def unknown_key(key: str, known: list[str], where: str) -> str:
+    """The message for a key that nobody knows, with the nearest known one."""
+    near = difflib.get_close_matches(key, known, n=1)
+    hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}"
+    return f"unknown key {key!r} in {where}; {hint}"
