@@ -1,19 +1,39 @@
-"""What leaves a notebook: `glue` keeps numbers for the book's prose, `show` gives a figure its
-words.
+"""What a notebook begins with, and what leaves it: `start` gives its parameters, `glue` keeps
+numbers for the book's prose, `show` gives a figure its words.
 """
 
 from __future__ import annotations
 
 import contextlib
 import io
+import os
 from base64 import b64encode
 from typing import Any
 
 from fairlib.errors import SettingsError
+from studies.engine.manifest import device
+from studies.engine.places import repository
+from studies.engine.profiles import load_parameters
 
 GLUE_PREFIX = "application/papermill.record/"
 ROLE = "fairlib"
 WORDS_OF_ALT = (5, 120)
+
+
+def start(notebook: str, namespace: dict[str, Any]) -> Any:
+    """Begin a notebook: `parameters = start("05_alignment_tuning", globals())`.
+
+    Changes to the folder of the project, so that weights/ and runs/ are found wherever the notebook
+    was opened from; sets the style of figures; prints profile and device; returns the checked
+    parameters (see `engine.profiles.load_parameters`, which raises `SettingsError`).
+    """
+    from fairlib.figures import house_style
+
+    os.chdir(repository())
+    parameters = load_parameters(notebook, namespace)
+    house_style()
+    print(f"profile {parameters.profile}, device: {device()}")
+    return parameters
 
 
 def glue(name: str, value: Any) -> None:

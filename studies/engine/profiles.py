@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import ast
 import re
-from dataclasses import dataclass, make_dataclass
+from dataclasses import dataclass, fields, make_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from fairlib.errors import SettingsError
-from fairlib.settings import checked, unknown_key
+from fairlib.settings import checked, from_dict, unknown_key
 from studies.engine.places import repository
 
+T = TypeVar("T")  # the settings of a study: a frozen dataclass
 COMMON = "common"
 DEFAULT = "quick"
 TYPES = {"int": int, "float": float, "str": str, "bool": bool, "list": list, "dict": dict}
@@ -81,6 +82,16 @@ def load_parameters(notebook: str, namespace: dict[str, Any]) -> Any:
         values[name] = str(Path(value).expanduser()) if is_home else value
     kind = make_dataclass("Parameters", [(n, type(v)) for n, v in values.items()], frozen=True)
     return kind(**values)
+
+
+def settings_from(kind: type[T], parameters: Any, **others: Any) -> T:
+    """Settings of class `kind` from the parameters of a notebook that are called as one of its
+    fields, and over them `others`.
+
+    Raises `SettingsError` on a value of another type or out of range.
+    """
+    names = {field.name for field in fields(kind)}  # type: ignore[arg-type]
+    return from_dict(kind, {k: v for k, v in vars(parameters).items() if k in names} | others)
 
 
 def _injected(namespace: dict[str, Any]) -> set[str]:

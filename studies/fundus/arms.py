@@ -157,10 +157,10 @@ def encode_images(
 ) -> None:
     """Encode all images of a part."""
     loaded, blocks = generator.load(), given.load().stored.split(100)
-    found = [
+    latents = [
         encode(loaded, to_images(block)) for block in progress.track(blocks, len(blocks), "latents")
     ]
-    write_tensors(out / "latents.safetensors", {"latents": torch.cat(found)})
+    write_tensors(out / "latents.safetensors", {"latents": torch.cat(latents)})
 
 
 @torch.no_grad()
@@ -194,8 +194,8 @@ class Shown:
         """Embeddings [M, L, D] of the distinct prompts of both, and the row of each patient's."""
         texts = [self.train.load().table["prompt"], self.held_out.load().table["prompt"]]
         rows = {text: row for row, text in enumerate(dict.fromkeys([*texts[0], *texts[1]]))}
-        mine, theirs = (np.array([rows[text] for text in part]) for part in texts)
-        return self.generator.load().encode_prompts(list(rows)), mine, theirs
+        trained, held_out = (np.array([rows[text] for text in part]) for part in texts)
+        return self.generator.load().encode_prompts(list(rows)), trained, held_out
 
     def probe(self, rows: np.ndarray) -> Probe:
         """The probe; `rows`: of its patients' prompts."""
@@ -321,12 +321,12 @@ def tuned(settings: FundusSettings, arm: str, seed: int) -> Artifact[Path]:
 
 
 def _of_probe(means: Tensor | None) -> dict:
-    found = torch.full((len(GROUPS),), torch.nan, dtype=torch.float64) if means is None else means
+    losses = torch.full((len(GROUPS),), torch.nan, dtype=torch.float64) if means is None else means
     row = {
-        "probe_loss": float(found[: SIZES[0]].mean()),
-        "probe_gap": float(attribute_gaps(found, SIZES).sum()),
+        "probe_loss": float(losses[: SIZES[0]].mean()),
+        "probe_gap": float(attribute_gaps(losses, SIZES).sum()),
     }
-    return row | {f"probe_{name}": float(value) for name, value in zip(GROUPS, found, strict=True)}
+    return row | {f"probe_{name}": float(value) for name, value in zip(GROUPS, losses, strict=True)}
 
 
 def _write(path: Path, rows: list[dict]) -> None:
@@ -409,6 +409,6 @@ def real(settings: FundusSettings, seed: int) -> Artifact[Fundi]:
 ARMS: dict[str, Arm[FundusSettings]] = {
     REAL: Arm(real, "real images of the requested patients", "nowhere"),
     BASE: Arm(partial(generated, BASE), "the generator before fine-tuning", "nowhere"),
-    EVERYONE: Arm(partial(generated, EVERYONE), "a generator trained on everybody", "training"),
+    EVERYONE: Arm(partial(generated, EVERYONE), "a generator trained on all patients", "training"),
     **{name: Arm(partial(generated, name), way.says) for name, way in TUNINGS.items()},
 }

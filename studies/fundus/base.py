@@ -2,12 +2,10 @@
 nothing.
 
 6,000 synthetic fundi with prompts, as unbalanced as the cohort and none of its patients; a small
-CLIP on
-the prompts, in whose text tower every attribute must stay readable; the autoencoder; the denoiser;
-and
-another denoiser, from nothing, on the White patients alone. What is to be made fair starts from the
-second one; the first shows where plain training on everybody arrives when it is given much longer.
-About 80 minutes on one slow core.
+CLIP on the prompts, in whose text tower every attribute must stay readable; the autoencoder; the
+denoiser; and another denoiser, from nothing, on the White patients alone. The arms fine-tune the
+second one; the first shows what plain training on all patients reaches in much longer time. About
+80 minutes on one slow core.
 """
 
 from __future__ import annotations
@@ -93,7 +91,7 @@ def draw_training(
 
 
 def white_rows(prompts: list[str]) -> list[int]:
-    """Whom the second denoiser sees."""
+    """Rows of the White patients, on whom the second denoiser is trained."""
     return [row for row, prompt in enumerate(prompts) if parse_prompt(prompt)["race"] == "White"]
 
 
@@ -120,18 +118,18 @@ def main(
     """
     place, started, seed = Path(weights), time.time(), settings.initial_seed
     drawn = recipe.training_set(draw_training, settings.fundi)
-    known = every_prompt()
-    words = recipe.text_tower(drawn, known, CLIP, attributes_of, settings.words, seed)
+    prompts = every_prompt()
+    words = recipe.text_tower(drawn, prompts, CLIP, attributes_of, settings.words, seed)
     model = recipe.autoencoder(drawn, settings.pixels, ae.build_autoencoder, seed)
     encoded = recipe.latents(drawn, model)
-    apart = recipe.distances(words.load(), known, attributes_of)
+    attribute_distances = recipe.distances(words.load(), prompts, attributes_of)
     texts = pd.Series(drawn.load().captions)
-    everybody = np.arange(len(texts))
-    seen = {
-        "fundus": (everybody, settings.noise),
+    everyone = np.arange(len(texts))
+    denoisers = {
+        "fundus": (everyone, settings.noise),
         WHITE: (np.array(white_rows(list(texts))), settings.white),
     }
-    for name, (rows, fit) in seen.items():
+    for name, (rows, fit) in denoisers.items():
         denoiser = recipe.denoiser(words, encoded, texts, fit, seed, rows)
         gen.save_pipeline(place / name, recipe.pipeline_of(words, model, denoiser))
         mean = encoded.load()[rows].mean(0)
@@ -142,6 +140,6 @@ def main(
             mean,
             "fundus",
             people_seen=len(rows),
-            attribute_distances=apart,
+            attribute_distances=attribute_distances,
         )
     return place / "fundus"

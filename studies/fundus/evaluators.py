@@ -102,10 +102,10 @@ def read_images(
     """Measure cup and disc of `images`, and classify their attributes."""
     fundi = images.load()
     blocks = fundi.images.split(50)
-    found = [measure_cdr(block) for block in progress.track(blocks, len(blocks), "cup and disc")]
+    cups = [measure_cdr(block) for block in progress.track(blocks, len(blocks), "cup and disc")]
     read = predict(classifier.load(), fundi.stored, batch_size=BATCH)
     probabilities = {name: read.probabilities(name) for name in HEADS}
-    parts = [pd.concat(found, ignore_index=True), columns("p", probabilities, HEADS)]
+    parts = [pd.concat(cups, ignore_index=True), columns("p", probabilities, HEADS)]
     table = pd.concat(parts, axis=1).round(5)
     write_bytes(out / "readings.csv", table.to_csv(index=False).encode())
     write_tensors(out / "features.safetensors", {"features": read.features})
@@ -132,13 +132,13 @@ def columns(
     """Probabilities {attribute: [N, K]} as columns `<prefix>_<attribute>_<value>`; of two values
     the second alone.
     """
-    found = {
+    table = {
         f"{prefix}_{name}_{value}": probabilities[name][:, place]
         for name in probabilities
         for place, value in enumerate(values[name])
         if len(values[name]) > 2 or place == 1
     }
-    return pd.DataFrame(found)
+    return pd.DataFrame(table)
 
 
 def stacked(table: pd.DataFrame, prefix: str, attribute: str, values: Sequence[str]) -> np.ndarray:

@@ -57,7 +57,7 @@ PAIRS = (
     ("repaired", "released"),
     ("plain", BASE),
 )
-"""Beside every arm less plain, and what long training on everybody would reach less plain: what the
+"""Compared besides every arm with plain, and long training on all patients with plain: what the
 optimiser does, what the repair does, and what fine-tuning does.
 """
 ENDS = ["people_low", "people_high", "seed_low", "seed_high"]
@@ -111,7 +111,7 @@ class Figures:
 
 def times(table: pd.DataFrame, replicates: int, seed: int) -> np.ndarray:
     """How often each patient is in each bootstrap draw, [1 + replicates, N]; the first row is
-    everybody once.
+    every patient once.
 
     Patients are drawn within race, sex, ethnicity and glaucoma. The same for all arms and seeds, so
     draws of two are paired.
@@ -146,18 +146,19 @@ def race_distances(
     requested, reference: columns `STRATA` of the patients of `images` and `real`. Features are the
     attribute classifier's, in standard deviations of the reference patients'.
     """
-    mine, theirs = (one.load().features for one in (images, real))
-    mean, spread = theirs.mean(0), theirs.std(0).clip(1e-3)
+    features, reference_features = (one.load().features for one in (images, real))
+    mean, spread = reference_features.mean(0), reference_features.std(0).clip(1e-3)
     drawn = times(requested, replicates, 0), times(reference, replicates, 1)
-    found = {}
+    distances = {}
     for race in RACES:
         a, b = (
             np.flatnonzero((part["race"] == race).to_numpy()) for part in (requested, reference)
         )
         b = b[: len(a)]
-        x, y = (mine[a] - mean) / spread, (theirs[b] - mean) / spread
-        found[race] = mmd_draws(x, y, drawn[0][:, a], drawn[1][:, b], n_min=LEAST)
-    write_bytes(out / "distances.csv", pd.DataFrame(found).round(6).to_csv(index=False).encode())
+        x, y = (features[a] - mean) / spread, (reference_features[b] - mean) / spread
+        distances[race] = mmd_draws(x, y, drawn[0][:, a], drawn[1][:, b], n_min=LEAST)
+    table = pd.DataFrame(distances).round(6)
+    write_bytes(out / "distances.csv", table.to_csv(index=False).encode())
 
 
 # ---- figures
@@ -183,10 +184,10 @@ def figures(
 ) -> None:
     """Take the figures of one arm and seed from its tables; see `figures_of`."""
     drawn = People.drawn(people, replicates, n_min)
-    found = figures_of(drawn, readings, answers, distances, real)
-    write_bytes(out / "index.csv", found.index.to_csv(index=False).encode())
+    table = figures_of(drawn, readings, answers, distances, real)
+    write_bytes(out / "index.csv", table.index.to_csv(index=False).encode())
     buffer = io.BytesIO()  # a draw that lacks a class is NaN, which safetensors here may not hold
-    np.save(buffer, found.draws, allow_pickle=False)
+    np.save(buffer, table.draws, allow_pickle=False)
     write_bytes(out / "draws.npy", buffer.getvalue())
 
 
@@ -199,19 +200,19 @@ def figures_of(
 ) -> Figures:
     """Take the figures of one arm and seed.
 
-    readings: one row a requested patient, with what was found in the image (`evaluators.Readings`)
-    and what a classifier trained on real patients answers (columns s_...). answers: the same of a
-    classifier trained on these images, one row a reference patient. distances: see
-    `race_distances`. real: readings of the requested patients' own images.
+    readings: one row a requested patient, with what was measured in the image
+    (`evaluators.Readings`) and what a classifier trained on real patients answers (columns s_...).
+    answers: the same of a classifier trained on these images, one row a reference patient.
+    distances: see `race_distances`. real: readings of the requested patients' own images.
     """
-    found = [*_cups(people, readings), *_distances(distances)]
+    rows = [*_cups(people, readings), *_distances(distances)]
     tables = zip(people.answered().items(), (answers, readings), strict=True)
-    for (name, (table, drawn)), said in tables:
+    for (name, (table, drawn)), scores in tables:
         for task in TASKS:
-            found += _areas(name, task, table, said, drawn, people.n_min)
-    found += _recovered(people, readings, real)
-    index = pd.DataFrame([key for key, _ in found], columns=INDEX)
-    return Figures(index, np.stack([values for _, values in found], axis=1))
+            rows += _areas(name, task, table, scores, drawn, people.n_min)
+    rows += _recovered(people, readings, real)
+    index = pd.DataFrame([key for key, _ in rows], columns=INDEX)
+    return Figures(index, np.stack([values for _, values in rows], axis=1))
 
 
 def excluded(people: People) -> pd.DataFrame:
@@ -241,34 +242,34 @@ def _counts(table: pd.DataFrame, task: str, by: str) -> pd.DataFrame:
 def _cups(people: People, readings: pd.DataFrame) -> list[Row]:
     found = readings["found"].to_numpy(bool)
     rows = _means(NO_DISC, NO_TASK, people, (~found).astype(float))
-    wanted = people.requested["asked_cdr"].to_numpy(float)
-    if np.isnan(wanted).any():  # a real cohort has no rules that say what words mean in numbers
+    requested = people.requested["asked_cdr"].to_numpy(float)
+    if np.isnan(requested).any():  # a real cohort has no rules that say what words mean in numbers
         return rows
-    error = np.abs(np.where(found, readings["cdr"].to_numpy(float), 0) - wanted)
+    error = np.abs(np.where(found, readings["cdr"].to_numpy(float), 0) - requested)
     return [*_means(CDR, NO_TASK, people, error, found), *rows]
 
 
 def _recovered(people: People, readings: pd.DataFrame, real: pd.DataFrame | None) -> list[Row]:
     rows = []
     for name in REQUESTED:
-        wanted = people.requested[name].astype(str).to_numpy()
-        mine = _means(FOUND, name, people, _right(readings, name, wanted))
-        rows += mine
+        requested = people.requested[name].astype(str).to_numpy()
+        own_rows = _means(FOUND, name, people, _right(readings, name, requested))
+        rows += own_rows
         if real is not None:
-            floor = dict(_means(FOUND, name, people, _right(real, name, wanted)))
+            floor = dict(_means(FOUND, name, people, _right(real, name, requested)))
             rows += _with_ends(
                 [
                     ((OF_REAL, *key[1:]), values / floor[key])
-                    for key, values in mine
+                    for key, values in own_rows
                     if key[3] not in (GAP, WORST) and floor[key].min() > 0
                 ]
             )
     return rows
 
 
-def _right(readings: pd.DataFrame, name: str, wanted: np.ndarray) -> np.ndarray:
+def _right(readings: pd.DataFrame, name: str, requested: np.ndarray) -> np.ndarray:
     read = np.array(HEADS[name])[stacked(readings, "p", name, HEADS[name]).argmax(1)]
-    return (read == wanted).astype(float)
+    return (read == requested).astype(float)
 
 
 def _distances(table: pd.DataFrame) -> list[Row]:
@@ -278,19 +279,19 @@ def _distances(table: pd.DataFrame) -> list[Row]:
 
 
 def _means(
-    measure: str, task: str, people: People, values: np.ndarray, known: np.ndarray | None = None
+    measure: str, task: str, people: People, values: np.ndarray, kept: np.ndarray | None = None
 ) -> list[Row]:
-    """Means over the rows that are `known`, of all and of each group that has one."""
+    """Means over the rows that are `kept`, of all and of each group that has one."""
     table, times = people.requested, people.drawn_requested
-    known = np.ones(len(values), bool) if known is None else known
+    kept = np.ones(len(values), bool) if kept is None else kept
 
     def mean(mask: np.ndarray) -> np.ndarray:
         total = times[:, mask].sum(1, dtype=float)
         return times[:, mask].astype(float) @ values[mask] / np.where(total > 0, total, np.nan)
 
-    masks = {(ALL, ALL): known}
+    masks = {(ALL, ALL): kept}
     for by, names in ATTRIBUTES.items():
-        masks |= {(by, name): known & (table[by] == name).to_numpy() for name in names}
+        masks |= {(by, name): kept & (table[by] == name).to_numpy() for name in names}
     return _with_ends(
         [((measure, task, *key), mean(mask)) for key, mask in masks.items() if mask.any()]
     )
@@ -325,59 +326,59 @@ def _areas(
     for by in ATTRIBUTES:
         counts = _counts(table, task, by)
         large = counts.index[counts.min(axis=1) >= n_min]
-        found = [
+        groups = [
             ((measure, task, by, str(name)), area((table[by] == name).to_numpy())) for name in large
         ]
-        rows += found
-        if len(found) > 1:
-            apart = np.abs(np.stack([values for _, values in found]) - whole).sum(0)
+        rows += groups
+        if len(groups) > 1:
+            apart = np.abs(np.stack([values for _, values in groups]) - whole).sum(0)
             rows.append(((measure, task, by, SCALED), whole / (1 + apart)))
     return [((measure, task, ALL, ALL), whole), *_with_ends(rows)]
 
 
 def _with_ends(rows: list[Row]) -> list[Row]:
     """The rows and, for each attribute with two groups or more, its gap and its worst group."""
-    found = list(rows)
+    extended = list(rows)
     for by in ATTRIBUTES:
-        own = [(key, values) for key, values in rows if key[2] == by and key[3] != SCALED]
-        if len(own) > 1:
-            (measure, task, *_), values = own[0][0], np.stack([values for _, values in own])
+        groups = [(key, values) for key, values in rows if key[2] == by and key[3] != SCALED]
+        if len(groups) > 1:
+            (measure, task, *_), values = groups[0][0], np.stack([values for _, values in groups])
             worst = values.max(0) if measure in LOWER_IS_BETTER else values.min(0)
-            found += [
+            extended += [
                 ((measure, task, by, GAP), values.max(0) - values.min(0)),
                 ((measure, task, by, WORST), worst),
             ]
-    return found
+    return extended
 
 
 # ---- arms over seeds
 
 
-Found = Mapping[tuple[str, int], Figures]
+ByRun = Mapping[tuple[str, int], Figures]
 Draws = dict[tuple[str, ...], np.ndarray]  # of `INDEX`; [S, 1 + R]
 
 
-def values_table(found: Found) -> pd.DataFrame:
+def values_table(by_run: ByRun) -> pd.DataFrame:
     """Means over seeds of every figure and arm: columns `INDEX`, arm, value, `ENDS`, seeds."""
     parts = []
-    for arm in dict.fromkeys(arm for arm, _ in found):
-        parts.append(_summary(_draws(found, arm, _seeds(found, arm)), "value").assign(arm=arm))
+    for arm in dict.fromkeys(arm for arm, _ in by_run):
+        parts.append(_summary(_draws(by_run, arm, _seeds(by_run, arm)), "value").assign(arm=arm))
     return _joined(parts, "arm", "value")
 
 
-def differences_table(found: Found, reference: str = "plain") -> pd.DataFrame:
+def differences_table(by_run: ByRun, reference: str = "plain") -> pd.DataFrame:
     """Each arm less `reference`, and `PAIRS`, over the seeds that both have: columns `INDEX`, arm,
     reference, difference, `ENDS`, seeds. Empty where no pair has a seed in common.
     """
-    arms = list(dict.fromkeys(arm for arm, _ in found))
+    arms = list(dict.fromkeys(arm for arm, _ in by_run))
     chosen = [(arm, reference) for arm in arms if arm not in (REAL, BASE, reference)]
     parts = []
     for arm, other in (*chosen, *PAIRS):
-        seeds = [seed for seed in _seeds(found, arm) if (other, seed) in found]
+        seeds = [seed for seed in _seeds(by_run, arm) if (other, seed) in by_run]
         if seeds:
-            # an arm without any found disc in a group has no error there
-            mine, theirs = (_draws(found, name, seeds) for name in (arm, other))
-            both = {key: mine[key] - theirs[key] for key in mine if key in theirs}
+            # an arm without any disc found in a group has no error there
+            first, second = (_draws(by_run, name, seeds) for name in (arm, other))
+            both = {key: first[key] - second[key] for key in first if key in second}
             parts.append(_summary(both, "difference").assign(arm=arm, reference=other))
     return _joined(parts, "arm", "reference", "difference")
 
@@ -391,22 +392,23 @@ def t_interval(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return mean - reach, mean + reach
 
 
-def _draws(found: Found, arm: str, seeds: Sequence[int]) -> Draws:
+def _draws(by_run: ByRun, arm: str, seeds: Sequence[int]) -> Draws:
     """The figures that an arm has in all `seeds`."""
-    own = []
-    for one in (found[arm, seed] for seed in seeds):
+    each_seed = []
+    for one in (by_run[arm, seed] for seed in seeds):
         keys = one.index[INDEX].itertuples(index=False, name=None)
-        own.append(dict(zip(keys, one.draws.T, strict=True)))
-    shared = [key for key in own[0] if all(key in other for other in own)]
+        each_seed.append(dict(zip(keys, one.draws.T, strict=True)))
+    shared = [key for key in each_seed[0] if all(key in other for other in each_seed)]
     if not shared:
         raise DataError(
             f"arm {arm!r} has no figure in common over seeds {list(seeds)}; run it again"
         )
-    return {key: np.stack([one[key] for one in own]) for key in shared}
+    return {key: np.stack([one[key] for one in each_seed]) for key in shared}
 
 
-def _summary(found: Draws, name: str) -> pd.DataFrame:
-    index, draws = pd.DataFrame(list(found), columns=INDEX), np.stack(list(found.values()), axis=2)
+def _summary(by_figure: Draws, name: str) -> pd.DataFrame:
+    index = pd.DataFrame(list(by_figure), columns=INDEX)
+    draws = np.stack(list(by_figure.values()), axis=2)
     mean = draws.mean(0)
     seed_low, seed_high = t_interval(draws[:, 0])
     table = index.assign(**{name: mean[0], "people_low": np.nan, "people_high": np.nan})
@@ -422,5 +424,5 @@ def _joined(parts: list[pd.DataFrame], *names: str) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True)[columns] if parts else pd.DataFrame(columns=columns)
 
 
-def _seeds(found: Found, arm: str) -> list[int]:
-    return sorted(seed for name, seed in found if name == arm)
+def _seeds(by_run: ByRun, arm: str) -> list[int]:
+    return sorted(seed for name, seed in by_run if name == arm)

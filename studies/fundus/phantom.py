@@ -104,15 +104,15 @@ def draw_fundi(
     chosen = range(settings.subjects) if indices is None else list(indices)
     if not len(chosen):
         raise DataError("no fundi to draw; give at least one index")
-    found = [draw_fundus(settings, int(index)) for index in chosen]
-    images = torch.from_numpy(np.stack([subject.image for subject in found]))
-    return images, pd.DataFrame([subject.row for subject in found])
+    subjects = [draw_fundus(settings, int(index)) for index in chosen]
+    images = torch.from_numpy(np.stack([subject.image for subject in subjects]))
+    return images, pd.DataFrame([subject.row for subject in subjects])
 
 
 def row_of(patient: Patient, name: str, use: str) -> dict:
     """The row of a patient in the table of a cohort: attributes, use, prompt, truth."""
-    known, truth = ({key: getattr(patient, key) for key in keys} for keys in (KNOWN, TRUTH))
-    row = {"subject": name, **known, "use": use}
+    recorded, truth = ({key: getattr(patient, key) for key in keys} for keys in (KNOWN, TRUTH))
+    row = {"subject": name, **recorded, "use": use}
     return {**row, "prompt": prompt_of(row), **truth}
 
 

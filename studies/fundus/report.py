@@ -34,7 +34,7 @@ GAPS = ((MMD, NO_TASK), (FOUND, "race"), *product((TO_REAL, TO_GENERATED), TASKS
 """The gaps over races that arms are compared by: quality, the race that was requested, and semantic
 correlation both ways.
 """
-POINTS = ("lane", "series", "value", "value_low", "value_high")  # of a dot plot
+POINTS = ("value", "value_low", "value_high")  # of a dot plot
 COMPARED = (
     ("released", "plain"),
     ("released", "random"),
@@ -44,6 +44,7 @@ COMPARED = (
     ("dro", "plain"),
     ("balanced", "plain"),
 )
+REPAIRED = ("repaired", "released")
 
 
 def criteria(tables: dict[str, pd.DataFrame], settings: FundusSettings) -> list[dict]:
@@ -55,7 +56,7 @@ def criteria(tables: dict[str, pd.DataFrame], settings: FundusSettings) -> list[
     interval lies above zero, which a wide interval does easily.
     """
     rows = _cups(tables["values"], tables["people"])
-    for pairs, criterion in ((COMPARED, DIFFERENCE), ([("repaired", "released")], REPAIR)):
+    for pairs, criterion in ((COMPARED, DIFFERENCE), ([REPAIRED], REPAIR)):
         for measure, task in GAPS:
             for arm, reference in pairs:
                 row = race_difference(tables["differences"], measure, task, arm, reference)
@@ -67,7 +68,7 @@ def _cups(values: pd.DataFrame, people: pd.DataFrame) -> list[dict]:
     """One row an arm, of the race whose error is largest; `floor` is the error of real images of
     that race and those words.
 
-    The start, whose denoiser has seen White patients alone, has no criterion.
+    The initial model, whose denoiser was trained on White patients alone, has no criterion.
     """
     table = chosen(values, CDR)
     table = table[table["group"].isin(RACES)]
@@ -77,8 +78,8 @@ def _cups(values: pd.DataFrame, people: pd.DataFrame) -> list[dict]:
         row = part.loc[part["value"].idxmax()]
         race = row["group"]
         n = ((people["part"] == "asked") & (people["race"] == race)).sum() * row["seeds"]
-        found = Interval(*(float(row[end]) for end in ("value", "people_low", "people_high")))
-        where = ("anatomical measurement", found, int(n), float(floors.get(race, np.nan)))
+        interval = Interval(*(float(row[end]) for end in ("value", "people_low", "people_high")))
+        where = ("anatomical measurement", interval, int(n), float(floors.get(race, np.nan)))
         rows.append(CUP.row(arm, *where, compared=arm == BASE, race=race))
     return rows
 
@@ -98,8 +99,8 @@ def race_difference(
     arms were not compared.
     """
     table = chosen(differences, measure, task)
-    wanted = {"group": group, "arm": arm, "reference": reference}
-    table = table[(table[list(wanted)] == pd.Series(wanted)).all(axis=1)]
+    keys = {"group": group, "arm": arm, "reference": reference}
+    table = table[(table[list(keys)] == pd.Series(keys)).all(axis=1)]
     return table.iloc[0] if len(table) else None
 
 
@@ -109,8 +110,9 @@ def interval_of(row: pd.Series) -> tuple[Interval, str]:
     """
     over = "seed" if row["seeds"] > 1 else "people"
     ends = ("difference", f"{over}_low", f"{over}_high")
-    found = Interval(*(float(row[end]) for end in ends))
-    return found, f"t over {int(row['seeds'])} seeds" if over == "seed" else "bootstrap over people"
+    interval = Interval(*(float(row[end]) for end in ends))
+    words = {"seed": f"t over {int(row['seeds'])} seeds", "people": "bootstrap over patients"}
+    return interval, words[over]
 
 
 def in_words(
@@ -129,13 +131,50 @@ def in_words(
         raise DataError(
             f"arms {arm!r} and {reference!r} were not compared; run both with one seed in common"
         )
-    found, over = interval_of(row)
+    interval, over = interval_of(row)
     over += ", one training each" if row["seeds"] == 1 else ""
-    said = f"{found.estimate:+.3f} ({found.low:+.3f} to {found.high:+.3f}, {over})"
-    side = "wider" if found.low > 0 else "narrower" if found.high < 0 else None
+    low, high = interval.low, interval.high
+    numbers = f"{interval.estimate:+.3f} (95 % CI {low:+.3f} to {high:+.3f}, {over})"
+    side = "wider" if low > 0 else "narrower" if high < 0 else None
     if side is None:
-        return f"Whether {arm} and {reference} differ in the gap over races cannot be told: {said}."
-    return f"The gap over races is {side} under {arm} than under {reference}: {said}."
+        return (
+            "The 95 % CI includes zero, so the data do not show a difference in the gap over races "
+            f"between {arm} and {reference}: {numbers}."
+        )
+    return f"The gap over races is {side} under {arm} than under {reference}: {numbers}."
+
+
+def findings(differences: pd.DataFrame) -> list[str]:
+    """Sentences on the gap over races in every comparison that the table holds: quality, the race
+    requested, glaucoma, and what choosing sigma adds to the noise.
+    """
+    sentences = []
+    for pair in (*COMPARED, REPAIRED):
+        if race_difference(differences, MMD, NO_TASK, *pair) is not None:
+            sentences += [
+                "**Quality.** " + in_words(differences, MMD, NO_TASK, *pair),
+                "**Requested race.** " + in_words(differences, FOUND, "race", *pair),
+            ]
+    chosen, noise = (
+        race_difference(differences, MMD, NO_TASK, *pair)
+        for pair in (("released", "random"), ("random", "plain"))
+    )
+    if chosen is not None:
+        sentences.append("**Glaucoma.** " + in_words(differences, TO_REAL, "glaucoma"))
+    if chosen is not None and noise is not None:
+        alone, added = interval_of(noise)[0], interval_of(chosen)[0]
+        sentences.append(
+            f"**Optimiser or noise.** The noise alone changes the gap over races in MMD by "
+            f"{alone.estimate:+.2f}; the 95 % CI of what choosing its sigma adds is "
+            f"{added.low:+.2f} to {added.high:+.2f}."
+        )
+    return sentences
+
+
+def numbers_of(row: pd.Series, name: str) -> dict[str, float]:
+    """Estimate and ends of a row of differences.csv, for prose: `name`, `name`_low, `name`_high."""
+    interval = interval_of(row)[0]
+    return {name: interval.estimate, f"{name}_low": interval.low, f"{name}_high": interval.high}
 
 
 # ---- tables for readers
@@ -147,37 +186,28 @@ def chosen(table: pd.DataFrame, measure: str, task: str = NO_TASK) -> pd.DataFra
 
 
 def race_points(values: pd.DataFrame, measure: str, task: str = NO_TASK) -> pd.DataFrame:
-    """A measure of every race (series) for every arm (lane), with intervals over patients: columns
+    """A measure of every arm and race with its interval over patients: columns arm, race,
     `POINTS`.
     """
     part = chosen(values, measure, task)
-    names = {
-        "arm": "lane",
-        "group": "series",
-        "people_low": "value_low",
-        "people_high": "value_high",
-    }
-    part = part[part["group"].isin(RACES)].rename(columns=names)
-    return part[list(POINTS)]
+    names = {"group": "race", "people_low": "value_low", "people_high": "value_high"}
+    return part[part["group"].isin(RACES)].rename(columns=names)[["arm", "race", *POINTS]]
 
 
 def difference_points(differences: pd.DataFrame, measure: str, task: str = NO_TASK) -> pd.DataFrame:
-    """The gap over races of an arm less that of its rival (lane), with both intervals (series):
-    columns `POINTS`.
+    """The gap over races of an arm less that of its reference, with an interval over patients and,
+    of several seeds, one over these: columns comparison, interval, `POINTS`.
     """
-    against_plain = ("inverse", "dro", "balanced", EVERYONE)
     pairs = [("released", "plain"), ("repaired", "plain"), *PAIRS[:3]]
     rows = []
-    for arm, reference in (*pairs, *((arm, "plain") for arm in against_plain)):
-        row = race_difference(differences, measure, task, arm, reference)
+    for pair in (*pairs, *((arm, "plain") for arm in ("inverse", "dro", "balanced", EVERYONE))):
+        row = race_difference(differences, measure, task, *pair)
         if row is not None:
-            ends = {"over people": "people"} | ({"over seeds": "seed"} if row["seeds"] > 1 else {})
-            lane, value = f"{arm} less {reference}", row["difference"]
-            rows += [
-                (lane, series, value, *row[[f"{end}_low", f"{end}_high"]])
-                for series, end in ends.items()
-            ]
-    return pd.DataFrame(rows, columns=list(POINTS))
+            for end, interval in {"people": "over patients", "seed": "over seeds"}.items():
+                ends = row[[f"{end}_low", f"{end}_high"]]
+                rows.append((" less ".join(pair), interval, row["difference"], *ends))
+    table = pd.DataFrame(rows, columns=["comparison", "interval", *POINTS])
+    return table.dropna(subset=["value_low"], ignore_index=True)
 
 
 def by_race(differences: pd.DataFrame, measure: str, task: str = NO_TASK) -> pd.DataFrame:
@@ -185,10 +215,10 @@ def by_race(differences: pd.DataFrame, measure: str, task: str = NO_TASK) -> pd.
     with intervals as `interval_of` gives them.
     """
     rows = []
-    for pair in (*COMPARED, ("repaired", "released")):
-        found = [race_difference(differences, measure, task, *pair, race) for race in RACES]
-        if all(row is not None for row in found):
-            ends = [interval_of(row)[0] for row in found]
+    for pair in (*COMPARED, REPAIRED):
+        races = [race_difference(differences, measure, task, *pair, race) for race in RACES]
+        if all(row is not None for row in races):
+            ends = [interval_of(row)[0] for row in races]
             words = [f"{e.estimate:+.2f} ({e.low:+.2f}\u00a0to\u00a0{e.high:+.2f})" for e in ends]
             rows.append((*pair, *words))
     return pd.DataFrame(rows, columns=["arm", "less that of", *RACES])
@@ -199,7 +229,7 @@ def arm_table(values: pd.DataFrame) -> pd.DataFrame:
     races, gap), and the AUC for glaucoma of a classifier trained on the images (all, equity-scaled
     over race, gap), and of one trained on real patients.
     """
-    wanted = {
+    columns = {
         "error": (CDR, NO_TASK, ALL, ALL),
         "error, worst race": (CDR, NO_TASK, "race", WORST),
         "no disc": (NO_DISC, NO_TASK, ALL, ALL),
@@ -210,9 +240,9 @@ def arm_table(values: pd.DataFrame) -> pd.DataFrame:
         "AUC, gap": (TO_REAL, "glaucoma", "race", GAP),
         "AUC from real": (TO_GENERATED, "glaucoma", ALL, ALL),
     }
-    known = values.set_index(["arm", "measure", "task", "by", "group"])["value"]
+    indexed = values.set_index(["arm", "measure", "task", "by", "group"])["value"]
     rows = [
-        {"arm": arm, **{name: known.get((arm, *key), np.nan) for name, key in wanted.items()}}
+        {"arm": arm, **{name: indexed.get((arm, *key), np.nan) for name, key in columns.items()}}
         for arm in dict.fromkeys(values["arm"])
     ]
     return pd.DataFrame(rows)

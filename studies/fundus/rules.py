@@ -227,10 +227,10 @@ def make_patient(
 
 def _check_words(words: dict[str, str], status: str | None) -> None:
     given = words if status is None else words | {"cdr_status": status}
-    for name, known in PROMPTED.items():
-        value = given.get(name, known[0] if name == "cdr_status" else None)
-        if value not in known:
-            raise DataError(unknown_key(str(value), list(known), f"{name} of a synthetic patient"))
+    for name, words in PROMPTED.items():
+        value = given.get(name, words[0] if name == "cdr_status" else None)
+        if value not in words:
+            raise DataError(unknown_key(str(value), list(words), f"{name} of a synthetic patient"))
 
 
 def _ratio(quantile: float, mean: float, cdr: float | None, status: str | None) -> float:
@@ -264,8 +264,8 @@ def _quantile(quantile: float, mean: float, spread: float, low: float, high: flo
 def _along(
     glaucoma: str, severity: str, start: float, disease: float, steps: tuple[float, ...]
 ) -> float:
-    for value, known in ((glaucoma, GLAUCOMA), (severity, SEVERITIES)):
-        if value not in known:
-            raise DataError(unknown_key(str(value), list(known), "the rules of the fundus phantom"))
+    for value, words in ((glaucoma, GLAUCOMA), (severity, SEVERITIES)):
+        if value not in words:
+            raise DataError(unknown_key(str(value), list(words), "the rules of the fundus phantom"))
     step = steps[SEVERITIES.index(severity)]
     return start + (disease + step if glaucoma == "glaucoma" else OTHER_CAUSE * step)

@@ -5,16 +5,17 @@ read.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from fairlib.cohorts.fairgenmed import CDR_STATUSES, GLAUCOMA, PROMPTED
 from fairlib.errors import SettingsError
 from fairlib.methods.finetuning import FinetuneSettings
+from studies.engine.profiles import settings_from
 
 BASE, EVERYONE, REAL = "base", "everyone", "real"
-"""References beside the arms: the generator before any fine-tuning, whose denoiser has seen White
-patients alone; one that was trained on everybody from the beginning; and real images of the
-patients whose prompts are requested.
+"""References that the arms are compared with: the generator before any fine-tuning, whose denoiser
+was trained on White patients alone; one that was trained on all patients from the beginning; and
+real images of the patients whose prompts are requested.
 """
 UNTUNED = (BASE, EVERYONE)
 HEADS = {name: values for name, values in PROMPTED.items() if name != "refraction"}
@@ -85,6 +86,25 @@ class FundusSettings:
                 f"FundusSettings: {self.reference_people} reference_people for {self.images} "
                 "images; distances are taken at equal numbers, so give at least as many"
             )
+
+    @classmethod
+    def from_parameters(cls, parameters: Any) -> FundusSettings:
+        """The study at the size that the parameters of a notebook ask for: what they leave out
+        follows from what they give, as in the long runs. Of other weights there is no generator
+        that was trained on everyone.
+        """
+        given, steps = parameters, parameters.evaluator_people // 4
+        return settings_from(
+            cls,
+            given,
+            everyone=cls.everyone if given.weights == cls.weights else "",
+            window=max(2, given.steps // 6),
+            probe_every=max(1, given.steps // 30),
+            reference_people=given.images * 3 // 2,
+            evaluator_steps=steps,
+            semantic_steps=min(cls.semantic_steps, steps // 2),
+            n_min=min(cls.n_min, max(1, given.images // 18)),
+        )
 
     def finetune(self, seed: int) -> FinetuneSettings:
         """The settings of one fine-tuning; the same for every arm of a seed, so that arms see the

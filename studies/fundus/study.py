@@ -10,6 +10,7 @@ answers.csv.gz      one row a reference patient: what a classifier trained on an
 distances.csv.gz    MMD of each race, as observed (draw 0) and in every bootstrap draw
 history.csv.gz      each step of every fine-tuning; probe.csv.gz: losses of the finished
                     denoisers on the held-out probe
+cost.csv            denoiser evaluations of each arm, by kind
 values.csv, differences.csv, excluded.csv: follow from the others alone
 study.json          settings, commit, packages, device, arms and seeds
 """
@@ -24,7 +25,7 @@ import pandas as pd
 from fairlib.cohorts.fairgenmed import PROMPTED
 from studies.engine.study import Run, Source, Study, Table, Tables
 from studies.fundus import measures
-from studies.fundus.arms import ARMS, TUNINGS, fundus_generator, tuned
+from studies.fundus.arms import ARMS, TUNINGS, fundus_generator, shown, tuned
 from studies.fundus.cup import measure_cdr
 from studies.fundus.data import cohort_digest, people
 from studies.fundus.evaluators import answer, attribute_classifier, read_images, task_classifier
@@ -41,8 +42,8 @@ def readings(run: Run[FundusSettings]) -> pd.DataFrame:
     settings, images = run.settings, run.artifact
     requested = people(settings, "requested").load().table[list(PROMPTED)].reset_index(drop=True)
     classifier = task_classifier(settings, people(settings, "evaluators"), run.seed)
-    found = read_images(images, attribute_classifier(settings)).load().table
-    table = pd.concat([requested, found, answer(classifier, images).load()], axis=1)
+    cups = read_images(images, attribute_classifier(settings)).load().table
+    table = pd.concat([requested, cups, answer(classifier, images).load()], axis=1)
     return table.assign(image=range(len(table)))
 
 
@@ -61,8 +62,8 @@ def distances(run: Run[FundusSettings]) -> pd.DataFrame:
         one.load().table[list(measures.STRATA)]
         for one in (people(settings, "requested"), reference)
     )
-    found = (read_images(images, classifier) for images in (run.artifact, reference))
-    table = race_distances(*found, *tables, settings.replicates).load()
+    both = (read_images(images, classifier) for images in (run.artifact, reference))
+    table = race_distances(*both, *tables, settings.replicates).load()
     return table.assign(draw=range(len(table)))
 
 
@@ -74,6 +75,22 @@ def probe(run: Run[FundusSettings]) -> pd.DataFrame:
 def history(run: Run[FundusSettings]) -> pd.DataFrame:
     """Every step of a fine-tuning; see `arms.log_row`."""
     return pd.read_csv(tuned(run.settings, run.name, run.seed).load() / "history.csv")
+
+
+def cost(run: Run[FundusSettings]) -> pd.DataFrame:
+    """Denoiser evaluations of one arm in images, two a step of guided sampling: kind, forward,
+    backward.
+    """
+    settings = run.settings
+    an_image = settings.sampling_steps * (1 if settings.guidance_scale == 1 else 2)
+    rows = [("sampling", settings.images * an_image, 0)]
+    if run.name in TUNINGS:
+        trained, given = settings.steps * settings.batch_size, shown(settings)
+        probe = given.probe(np.zeros(len(given.held_out.load()), int))
+        measured = 1 + history(run)["probe_loss"].count()  # the averaged denoiser's comes last
+        rows.append(("fine-tuning", trained, trained))
+        rows.append(("probe", measured * len(probe.latents) * probe.times, 0))
+    return pd.DataFrame(rows, columns=["kind", "forward", "backward"])
 
 
 def people_table(settings: FundusSettings) -> pd.DataFrame:
@@ -95,14 +112,14 @@ def all_figures(tables: Tables, settings: FundusSettings) -> dict[tuple[str, int
         for name in ("readings", "answers", "distances")
     }
     order = {arm: place for place, arm in enumerate(ARMS)}
-    found = {}
+    by_run = {}
     for arm, seed in sorted(parts["readings"], key=lambda key: (order[key[0]], key[1])):
         rows = [parts[name][arm, seed].reset_index(drop=True) for name in parts]
         real = None if arm == REAL else parts["readings"].get((REAL, seed))
         real = None if real is None else real.reset_index(drop=True)
         counts = settings.replicates, settings.n_min
-        found[arm, seed] = measures.figures(tables["people"], *rows, real, *counts).load()
-    return found
+        by_run[arm, seed] = measures.figures(tables["people"], *rows, real, *counts).load()
+    return by_run
 
 
 def values(tables: Tables, settings: FundusSettings) -> pd.DataFrame:
@@ -131,6 +148,7 @@ STUDY: Study[FundusSettings] = Study(
         "distances": Table(distances, compressed=True),
         "probe": Table(probe, compressed=True, arms=lambda arm: arm != REAL),
         "history": Table(history, compressed=True, arms=lambda arm: arm in TUNINGS),
+        "cost": Table(cost, arms=lambda arm: arm != REAL),
         "values": Table(values, "summary"),
         "differences": Table(differences, "summary"),
         "excluded": Table(excluded, "summary"),

@@ -92,14 +92,14 @@ def coverage(
             f"{len(setting.values)} values; expected accuracy or auc, and a value for each group"
         )
     draw = _shares if setting.metric == "accuracy" else _areas
-    found = draw(
+    intervals = draw(
         rng,
         setting,
         repeats,
         replicates,
         repeats if naive_repeats is None else min(naive_repeats, repeats),
     )
-    return pd.DataFrame([_row(setting, method, *ends) for method, ends in found.items()])
+    return pd.DataFrame([_row(setting, method, *ends) for method, ends in intervals.items()])
 
 
 def coverage_table(
@@ -110,15 +110,15 @@ def coverage_table(
     naive_repeats: int | None = None,
     progress: Callable[[Iterable], Iterable] = iter,
 ) -> pd.DataFrame:
-    """`coverage` in all `settings`, one below the other; each has a generator of its own, spawned
-    from `rng`.
+    """`coverage` in all `settings`, one below the other; each has its own generator,
+    spawned from `rng`.
     """
     each = list(zip(rng.spawn(len(settings)), settings, strict=True))
-    found = [
-        coverage(own, setting, repeats, replicates, naive_repeats)
-        for own, setting in progress(each)
+    tables = [
+        coverage(own_rng, setting, repeats, replicates, naive_repeats)
+        for own_rng, setting in progress(each)
     ]
-    return pd.concat(found, ignore_index=True)
+    return pd.concat(tables, ignore_index=True)
 
 
 def _row(setting: Setting, method: str, low: np.ndarray, high: np.ndarray) -> dict:
@@ -171,8 +171,8 @@ def _areas(
             value[place, g], error[place, g] = delong(ill, healthy)
             if place < naive_repeats:
                 times = draw_counts(rng, size, replicates), draw_counts(rng, size, replicates)
-                found = weighted_auc(pair_table(ill, healthy), *times)
-                drawn[place] = np.minimum(drawn[place], found)
+                areas = weighted_auc(pair_table(ill, healthy), *times)
+                drawn[place] = np.minimum(drawn[place], areas)
     at = np.arange(repeats), value.argmin(1)
     picked = logit_bounds(value[at], error[at], 0.025, 0.025)
     naive = tuple(np.quantile(drawn, [0.025, 0.975], axis=1))
@@ -210,8 +210,8 @@ def exact_coverage(
     covered = (low <= shares[:, None] + 1e-12) & (shares[:, None] <= high + 1e-12)
     width = high - low
     held, none = (weight * covered).sum(1), weight @ (width < 1e-12)
-    found = {"share": shares, "n": n, "coverage": held, "width": weight @ width, "no_width": none}
-    return pd.DataFrame(found)
+    table = {"share": shares, "n": n, "coverage": held, "width": weight @ width, "no_width": none}
+    return pd.DataFrame(table)
 
 
 def rare_intersections(sizes: Sequence[int], shares: np.ndarray) -> pd.DataFrame:

@@ -47,17 +47,17 @@ def distance_by_size(
     groups = [*(("as real", int(n)) for n in sizes), ("worse", int(max(sizes)))]
     for _ in progress(range(repeats)):
         for group, n in groups:
-            real, made = rng.normal(size=(2, n, dimensions)) * scale
-            made = made + worse * scale * (group == "worse")
+            real, generated = rng.normal(size=(2, n, dimensions)) * scale
+            generated = generated + worse * scale * (group == "worse")
             for name, count in {"own n": n, "equal n": least}.items():
-                part = real[:count], made[:count]
+                part = real[:count], generated[:count]
                 rows += [
                     (group, n, f"Frechet, {name}", frechet(*part, n_min=2)),
                     (group, n, f"MMD, {name}", mmd(*part, n_min=2)),
                 ]
     table = pd.DataFrame(rows, columns=["group", "n", "measure", "value"])
-    found = table.groupby(["group", "n", "measure"], sort=False)["value"]
-    return found.agg(
+    grouped = table.groupby(["group", "n", "measure"], sort=False)["value"]
+    return grouped.agg(
         mean="mean", low=lambda x: x.quantile(0.025), high=lambda x: x.quantile(0.975)
     ).reset_index()
 
@@ -69,8 +69,8 @@ def equity_by_groups(
     auc: float = 0.85,
     repeats: int = 200,
 ) -> pd.DataFrame:
-    """Equity-scaled AUC of one classifier that treats everybody alike, when `people` are put into
-    groups at random.
+    """Equity-scaled AUC of one classifier that treats all patients alike, when `people` are put
+    into groups at random.
 
     counts: numbers of groups. Columns, means over `repeats`: groups, n (people a group), auc,
     equity_scaled, worst, max_min. Raises `DataError` when a group would have fewer than ten ill or
@@ -160,10 +160,11 @@ def null_rates(
 
     Columns: test, statistic, replicates, rejected, low, high (Wilson), expected (`published_rate`
     for the published test, else `level`), repeats. The published test is run on the AUC of
-    everybody, ours on all of `paired.STATISTICS`.
+    all patients, ours on all of `paired.STATISTICS`.
     """
-    found = {(PUBLISHED, "auc", count): [] for count in published}
-    found |= {(test, name, replicates): [] for test in (BOOTSTRAP, SWAP) for name in STATISTICS}
+    keys = [(PUBLISHED, "auc", count) for count in published]
+    keys += [(test, name, replicates) for test in (BOOTSTRAP, SWAP) for name in STATISTICS]
+    rejections: dict[tuple, list[bool]] = {key: [] for key in keys}
     for _ in progress(range(repeats)):
         arms = PairedAreas(*simulated_arms(rng, sizes, areas, shared))
         observed, drawn, swapped = auc_differences(arms, rng, replicates)
@@ -171,12 +172,12 @@ def null_rates(
         for name, out, p in zip(
             STATISTICS, (ends[0] > 0) | (ends[1] < 0), swap_p(observed, swapped), strict=True
         ):
-            found[BOOTSTRAP, name, replicates].append(out)
-            found[SWAP, name, replicates].append(p <= level)
+            rejections[BOOTSTRAP, name, replicates].append(out)
+            rejections[SWAP, name, replicates].append(p <= level)
         many = arms.overall_differences(rng, max(published)) if published else None
         for count in published:
-            found[PUBLISHED, "auc", count].append(published_p(many[:count]) <= level)
-    return pd.DataFrame([_rate(key, rejected, level) for key, rejected in found.items()])
+            rejections[PUBLISHED, "auc", count].append(published_p(many[:count]) <= level)
+    return pd.DataFrame([_rate(key, rejected, level) for key, rejected in rejections.items()])
 
 
 def _rate(key: tuple, rejected: list, level: float) -> dict:

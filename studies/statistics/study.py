@@ -18,6 +18,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -25,6 +26,7 @@ import pandas as pd
 from fairlib.errors import SettingsError
 from fairlib.measures.intervals import Interval
 from studies.engine.criteria import Criterion, Rule
+from studies.engine.profiles import settings_from
 from studies.engine.progress import Progress
 from studies.engine.study import Source, Study, Table, Tables
 from studies.statistics.coverage_simulation import (
@@ -77,6 +79,11 @@ class StatisticsSettings:
         if min(self.null_repeats, self.worst_repeats, self.size_repeats) < 1:
             raise SettingsError("repeats of 0: every table needs one simulated test set or more")
 
+    @classmethod
+    def from_parameters(cls, parameters: Any) -> StatisticsSettings:
+        """The chapter at the size that the parameters of its notebook ask for."""
+        return settings_from(cls, parameters, cohort=cls.cohort)
+
     def rng(self, *part: int) -> np.random.Generator:
         """The random number generator of one table."""
         return np.random.default_rng([self.seed, *part])
@@ -100,7 +107,7 @@ def null(settings: StatisticsSettings) -> pd.DataFrame:
     """
     parts = []
     for place, (world, areas) in enumerate(WORLDS.items()):
-        found = null_rates(
+        rates = null_rates(
             settings.rng(2, place),
             settings.null_sizes,
             areas,
@@ -109,7 +116,7 @@ def null(settings: StatisticsSettings) -> pd.DataFrame:
             () if place else settings.published,
             progress=_track("null"),
         )
-        parts.append(found.assign(world=world))
+        parts.append(rates.assign(world=world))
     return pd.concat(parts, ignore_index=True)
 
 
@@ -128,20 +135,22 @@ def rare(settings: StatisticsSettings) -> pd.DataFrame:
 def criteria(tables: Tables, settings: StatisticsSettings) -> list[dict]:
     """Make the rows of the chapter's criteria from the tables null and worst.
 
-    False-positive rates of our comparisons: the paired bootstrap of the AUC of everybody, and the
-    swap test of every statistic. (The bootstrap of worst group and gap is conservative by far, see
-    null.csv; it has no criterion.) Coverage of the worst group's interval in every setting, also in
-    those where it is known to be conservative.
+    False-positive rates of our comparisons: the paired bootstrap of the AUC of all patients, and
+    the swap test of every statistic. (The bootstrap of worst group and gap is conservative by far,
+    see null.csv; it has no criterion.) Coverage of the worst group's interval in every setting,
+    also in those where it is known to be conservative.
     """
     rates, covered = tables["null"], tables["worst"]
     auc = (rates["test"] == BOOTSTRAP) & (rates["statistic"] == "auc")
     rows = []
     for row in rates[(rates["test"] == SWAP) | auc].itertuples():
-        found, words = Interval(row.rejected, row.low, row.high), {"statistic": row.statistic}
-        rows.append(RATE.row(row.world, "simulation", found, row.repeats, test=row.test, **words))
+        interval = Interval(row.rejected, row.low, row.high)
+        where = (row.world, "simulation", interval, row.repeats)
+        rows.append(RATE.row(*where, test=row.test, statistic=row.statistic))
     for row in covered[covered["method"] == OURS].itertuples():
-        found = Interval(row.coverage, row.low, row.high)
-        rows.append(COVERAGE.row(row.setting, "simulation", found, row.repeats, metric=row.metric))
+        interval = Interval(row.coverage, row.low, row.high)
+        where = (row.setting, "simulation", interval, row.repeats)
+        rows.append(COVERAGE.row(*where, metric=row.metric))
     return rows
 
 

@@ -13,16 +13,16 @@ from studies.brain.data import read_cohort
 from studies.brain.phantom import PhantomSettings, RadiologySettings, write_brats, write_roco
 from studies.doctor import LAYOUTS, check_layout
 from studies.engine.cli import _parser
-from studies.fundus.phantom_files import (
-    ChestSettings,
-    DermoscopySettings,
-    write_chexpert,
-    write_fairgenmed,
-    write_ham10000,
-)
+from studies.fundus.phantom_files import write_fairgenmed
 from studies.fundus.rules import PhantomSettings as FundusPhantom
 from studies.heart.phantom import write_mnms
 from studies.heart.rules import PhantomSettings as HeartPhantom
+from tests.fairlib.cohorts.phantoms import (
+    ChestSettings,
+    DermoscopySettings,
+    write_chexpert,
+    write_ham10000,
+)
 
 GDC = "nationwidechildrens.org_clinical_patient_{}.txt"  # as TCGA's data portal names them
 

@@ -21,7 +21,7 @@ from fairlib.cohorts.chexpert import (
     read_chexpert,
     read_demographics,
 )
-from studies.fundus.phantom_files import FINDINGS, ChestSettings, draw_chest, write_chexpert
+from tests.fairlib.cohorts.phantoms import FINDINGS, ChestSettings, draw_chest, write_chexpert
 
 SETTINGS = ChestSettings(
     patients=40, validation=6, effusion=0.5, lateral=0.3, uncertain=0.2, width=40, height=48, seed=4

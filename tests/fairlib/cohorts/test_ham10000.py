@@ -18,7 +18,7 @@ from fairlib.cohorts.ham10000 import (
     prompt_of,
     read_ham10000,
 )
-from studies.fundus.phantom_files import DermoscopySettings, draw_lesion, write_ham10000
+from tests.fairlib.cohorts.phantoms import DermoscopySettings, draw_lesion, write_ham10000
 
 SETTINGS = DermoscopySettings(
     lesions=40,

@@ -1,13 +1,17 @@
 """What leaves a notebook: numbers MyST-NB can format, and figures that carry their texts."""
 
+import ast
 from base64 import b64decode
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from fairlib import SettingsError
-from studies.book.glue import glue, show
+from studies.book.glue import glue, show, start
+from studies.engine.places import repository
+from studies.engine.profiles import notebook_parameters, notebooks
 
 ALT = "A line that rises from one to two."
 
@@ -94,3 +98,17 @@ def test_same_figure_same_bytes(shown, figure):
 def test_figure_without_texts_is_refused(shown, figure, alt, caption):
     with pytest.raises(SettingsError, match="alt text|caption"):
         show(figure, alt, caption)
+
+
+def test_a_notebook_starts_in_the_project_with_checked_parameters(tmp_path, monkeypatch, capsys):
+    import matplotlib
+
+    declared = notebook_parameters(notebooks()["10_equity_and_statistics"])
+    namespace = {name: ast.literal_eval(each.default) for name, each in declared.items()}
+    monkeypatch.chdir(tmp_path)
+    with matplotlib.rc_context():
+        parameters = start("10_equity_and_statistics", namespace)
+        with pytest.raises(SettingsError, match="size_repeats"):
+            start("10_equity_and_statistics", {**namespace, "size_repeats": "many"})
+    assert Path.cwd() == repository() and parameters.profile == "quick"
+    assert capsys.readouterr().out.startswith("profile quick, device: ")

@@ -3,6 +3,7 @@
 import ast
 import asyncio
 import dataclasses
+from types import SimpleNamespace
 
 import nbformat
 import pytest
@@ -17,6 +18,7 @@ from studies.engine.profiles import (
     load_profile,
     notebook_parameters,
     notebooks,
+    settings_from,
     typed,
 )
 
@@ -268,3 +270,16 @@ def test_the_four_profiles_exist_and_are_valid():
     for name in known_profiles():
         profile = load_profile(name)
         assert all(profile.parameters(stem)["profile"] == name for stem in notebooks())
+
+
+def test_settings_are_made_of_the_parameters_that_they_share():
+    @dataclasses.dataclass(frozen=True)
+    class Settings:
+        seed: int = 3
+        sizes: tuple[int, ...] = (1,)
+        rate: float = 0.1
+
+    parameters = SimpleNamespace(seed=5, sizes=[2, 3], unrelated="x")
+    assert settings_from(Settings, parameters, rate=1.0) == Settings(5, (2, 3), 1.0)
+    with pytest.raises(SettingsError, match="seed"):
+        settings_from(Settings, SimpleNamespace(seed="many"))

@@ -9,9 +9,11 @@ import torch
 
 from fairlib.errors import SettingsError
 from fairlib.io import read_tensors
+from studies.engine.study import Run
 from studies.fundus import arms
 from studies.fundus.arms import ARMS, SIZES, TUNINGS, each_once, even_races, generated, tuned
 from studies.fundus.data import people
+from studies.fundus.study import STUDY, cost
 
 THREE = ("plain", "released", "repaired")
 
@@ -107,3 +109,20 @@ def test_the_row_of_everyone_is_drawn_by_the_other_generator_from_the_same_noise
     seen = [generated(arm, settings, 1, table, noise=0).load() for arm in ("base", "everyone")]
     assert seen[0].images.shape == (2, 1, 128, 128)
     assert not torch.equal(seen[0].stored, seen[1].stored)
+
+
+@pytest.mark.slow
+def test_the_cost_of_an_arm_counts_what_its_denoiser_evaluates(settings, runs):
+    given, counted = arms.shown(settings), []
+    latents = arms.encode_images(given.generator, given.train)
+    hook = given.generator.load().denoiser.register_forward_hook(
+        lambda module, inputs, output: counted.append(len(inputs[0]))
+    )
+    way = TUNINGS["released"]
+    what = (given, latents, way.weigh, way.rows, settings.finetune(1), settings.window)
+    *_, (state, _) = arms.tune(*what)
+    arms.probe_row(given, state.module, settings.batch_size)
+    hook.remove()
+    table = cost(Run(STUDY, settings, "released", 1)).set_index("kind")
+    assert table.loc[["fine-tuning", "probe"], "forward"].sum() == sum(counted)
+    assert table["backward"].to_list() == [0, settings.steps * settings.batch_size, 0]

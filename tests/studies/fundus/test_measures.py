@@ -207,7 +207,7 @@ def test_the_sentence_says_when_nothing_can_be_told():
         "people_high": 0.1,
     }
     for (low, high), words in (
-        ((-0.1, 0.2), "cannot be told"),
+        ((-0.1, 0.2), "do not show a difference"),
         ((0.1, 0.2), "wider"),
         ((-0.2, -0.1), "narrower"),
     ):
@@ -233,14 +233,15 @@ def test_points_and_tables_of_the_arms(people):
         "plain", "MMD, gap"
     ] == pytest.approx(0.3)
     points = report.race_points(values, measures.CDR)
-    assert set(points["lane"]) == {"real", "plain", "released"} and set(points["series"]) == set(
-        RACES
-    )
-    lanes = report.difference_points(differences, measures.CDR)
-    assert list(lanes["lane"].unique()) == ["released less plain"] and list(lanes["series"]) == [
-        "over people",
-        "over seeds",
-    ]
+    assert set(points["arm"]) == {"real", "plain", "released"}
+    assert set(points["race"]) == set(RACES)
+    gaps = report.difference_points(differences, measures.CDR)
+    assert set(gaps["comparison"]) == {"released less plain"}
+    assert list(gaps["interval"]) == ["over patients", "over seeds"]
+    said = report.findings(differences)
+    assert len(said) == 2 and said[0].startswith("**Quality.**") and "released" in said[1]
+    row = report.race_difference(differences, measures.MMD, "-", "released", "plain", "Black")
+    assert set(report.numbers_of(row, "black")) == {"black", "black_low", "black_high"}
     patients = [people.requested.assign(part="asked"), people.reference.assign(part="reference")]
     tables = {"values": values, "differences": differences, "people": pd.concat(patients)}
     rows = pd.DataFrame(report.criteria(tables, FundusSettings()))

@@ -1,6 +1,8 @@
 """The fundus study end to end in miniature, and what its keys are made of."""
 
+import ast
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,7 +13,13 @@ from fairlib.io import read_json
 from fairlib.measures.distances import mmd
 from studies import statistics
 from studies.engine import cli, study
-from studies.fundus import STUDY, evaluators
+from studies.engine.profiles import (
+    known_profiles,
+    load_profile,
+    notebook_parameters,
+    notebooks,
+)
+from studies.fundus import STUDY, FundusSettings, evaluators
 from studies.fundus.arms import generated
 from studies.fundus.data import people
 from studies.fundus.evaluators import attribute_classifier, read_images, task_classifier
@@ -170,3 +178,16 @@ def test_committed_results_can_be_continued():
     assert settings == STUDY.settings()
     study.same_study(out / "study.json", STUDY.identity(settings))
     assert "inputs" in read_json(out / "study.json")
+
+
+def test_the_full_profile_of_the_notebook_is_the_long_run():
+    name = "09_fairdiffusion"
+    declared = notebook_parameters(notebooks()[name])
+    usual = {key: ast.literal_eval(parameter.default) for key, parameter in declared.items()}
+    for profile in known_profiles():
+        parameters = SimpleNamespace(**{**usual, **load_profile(profile).parameters(name)})
+        settings = FundusSettings.from_parameters(parameters)
+        assert STUDY.arms_of(settings, parameters.arms)
+        assert (settings == FundusSettings()) == (profile == "full")
+    other = FundusSettings.from_parameters(SimpleNamespace(**{**usual, "weights": "elsewhere"}))
+    assert other.everyone == ""
