@@ -46,8 +46,11 @@ base: $(STAMP)    ## train base weights (MODEL=brain, heart or fundus; minutes o
 bench: $(STAMP)   ## what measures speed and memory
 	@for file in benchmarks/*.py; do echo "$$file"; $(RUN) "$$file" || exit 1; done
 
-report doctor: $(STAMP)  ## the table of bounds; the state of this machine
-	@$(RUN) -m studies $@
+report: $(STAMP)  ## figures, intervals and criteria of every study
+	@$(RUN) -m studies report
+
+doctor: $(STAMP)  ## versions, device, weights: what a bug report needs
+	@$(RUN) -m fairlib.cli doctor
 
 lock:             ## pin pyproject.toml anew into requirements.lock
 	@head -2 requirements.lock > .lock.head
@@ -72,5 +75,6 @@ $(STAMP): requirements.lock pyproject.toml
 		$(RUN) -m ensurepip --upgrade >/dev/null 2>&1; \
 		$(RUN) -m pip install -r requirements.lock && $(RUN) -m pip install --no-deps --no-build-isolation -e .; \
 	fi
+	@$(RUN) -c "import pathlib, sysconfig; pathlib.Path(sysconfig.get_paths()['purelib'], 'studies.pth').write_text(str(pathlib.Path.cwd()))"
 	@touch $@
 	$(SAY) "environment is there"

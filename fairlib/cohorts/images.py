@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,10 +10,11 @@ import numpy as np
 import torch
 
 from fairlib.errors import DataError
-from fairlib.io import to_images
+from fairlib.io import to_bytes, to_images, write_bytes
 
 if TYPE_CHECKING:
     from PIL import Image
+    from torch import Tensor
 
 MAX_PIXELS = 1 << 26
 
@@ -73,3 +75,13 @@ def _resized(square: Image.Image, size: int) -> np.ndarray:
 
     small = square.resize((size, size), Image.Resampling.BILINEAR)
     return to_images(torch.from_numpy(np.array(small))).numpy()
+
+
+def write_image(path: Path, image: Tensor) -> None:
+    """Write an image, float [C, H, W] in [-1, 1] of one channel or three, as PNG."""
+    from PIL import Image
+
+    pixels = to_bytes(image).cpu().permute(1, 2, 0).numpy()
+    stream = io.BytesIO()
+    Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).save(stream, "PNG")
+    write_bytes(path, stream.getvalue())

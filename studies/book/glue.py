@@ -11,7 +11,7 @@ from base64 import b64encode
 from typing import Any
 
 from fairlib.errors import SettingsError
-from studies.engine.manifest import device
+from fairlib.manifest import device
 from studies.engine.places import repository
 from studies.engine.profiles import load_parameters
 

@@ -18,8 +18,9 @@ from typing import Any
 
 from fairlib.errors import FairlibError, SettingsError
 from fairlib.io import read_json, sha256, write_json
+from fairlib.manifest import device, hashes, versions
 from fairlib.settings import digest, unknown_key
-from studies.engine.manifest import commit, device, hashes, versions
+from studies.engine.manifest import commit
 from studies.engine.places import PACKAGE, accelerator, repository, runs_folder
 from studies.engine.profiles import Profile, chapters, lanes, load_profile, notebooks
 from studies.engine.progress import Progress, duration

@@ -33,8 +33,9 @@ import pandas as pd
 import torch
 
 from fairlib.errors import SettingsError
+from fairlib.manifest import read_manifest
 from fairlib.settings import digest
-from studies.engine.manifest import content_digest, files_digest, read_manifest, write_manifest
+from studies.engine.manifest import content_digest, files_digest, write_manifest
 from studies.engine.places import stages_folder
 from studies.engine.progress import Progress, duration
 from studies.engine.reach import code_digest

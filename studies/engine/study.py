@@ -20,9 +20,10 @@ import pandas as pd
 
 from fairlib.errors import DataError, SettingsError
 from fairlib.io import read_json, write_bytes, write_json
+from fairlib.manifest import device, versions
 from fairlib.settings import digest, to_dict, unknown_key
 from studies.engine.criteria import criteria_table
-from studies.engine.manifest import commit, device, versions
+from studies.engine.manifest import commit
 from studies.engine.places import repository
 from studies.engine.reach import code_digest
 from studies.engine.stage import Artifact, alone

@@ -121,7 +121,6 @@ def house(tmp_path, monkeypatch):
         "book.notebooks",
         "book.publish",
         "book.build",
-        "doctor",
     ):
         monkeypatch.setattr(f"studies.{module}.repository", lambda: tmp_path)
     # the real one is tested elsewhere; here, somebody may be editing the package while its tests

@@ -6,9 +6,7 @@ import sys
 
 import pytest
 
-from studies import doctor
 from studies.engine.cli import main, study_of
-from studies.engine.manifest import write_manifest
 
 
 def test_mistake_is_one_line_and_status_two(house, capsys):
@@ -30,47 +28,12 @@ def test_jobs_reach_the_run(house, capsys, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "arguments", [[], ["dance"], ["run", "--prfile", "tiny"], ["doctor", "--cohort", "x"]]
+    "arguments", [[], ["dance"], ["run", "--prfile", "tiny"], ["base", "lung"]]
 )
 def test_misspelt_command_shows_usage(arguments, capsys):
     with pytest.raises(SystemExit) as ended:
         main(arguments)
     assert ended.value.code == 2 and "usage: studies" in capsys.readouterr().err
-
-
-def test_doctor_finds_whole_weights(house, capsys):
-    (house / "weights" / "brain").mkdir()
-    (house / "weights" / "brain" / "w.bin").write_bytes(b"abc")
-    write_manifest(house / "weights" / "brain", {}, 0)
-    assert main(["doctor"]) == 0
-    out = capsys.readouterr().out
-    assert "weights: brain: 1 files, hashes match" in out and "torch: " in out and "device: " in out
-
-
-def test_doctor_finds_changed_and_absent_weights(house, capsys):
-    assert main(["doctor"]) == 1
-    assert "`make base` trains them" in capsys.readouterr().out
-    (house / "weights" / "brain").mkdir()
-    (house / "weights" / "brain" / "w.bin").write_bytes(b"abc")
-    write_manifest(house / "weights" / "brain", {}, 0)
-    (house / "weights" / "brain" / "w.bin").write_bytes(b"abd")
-    assert main(["doctor"]) == 1
-    assert "w.bin: sha256" in capsys.readouterr().out
-
-
-def test_doctor_counts_a_brats_folder(house):
-    subject = house / "data" / "HGG" / "Brats18_TCIA01_1_1"
-    subject.mkdir(parents=True)
-    for name in ("t1", "seg"):
-        (subject / f"{subject.name}_{name}.nii.gz").touch()
-    lines, well = doctor.check_layout(str(house / "data"), "brats")
-    assert not well
-    counts = {line.split(": ")[1]: line.split(": ")[2] for line in lines}
-    assert (
-        counts["subjects of high grade (HGG/*/)"] == "1"
-        and counts["scans (*.nii, *.nii.gz)"] == "2"
-    )
-    assert counts["name_mapping.csv"].startswith("none, expected in ")
 
 
 @pytest.mark.parametrize(
@@ -136,6 +99,6 @@ except SystemExit: print(*sys.modules, file=sys.stderr)"""
     result = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     )
-    assert "doctor" in result.stdout and not {"torch", "pandas", "papermill"} & set(
+    assert "report" in result.stdout and not {"torch", "pandas", "papermill"} & set(
         result.stderr.split()
     )

@@ -8,11 +8,11 @@ import pytest
 from PIL import Image
 
 from fairlib import DataError
+from fairlib.cli import _parser
 from fairlib.cohorts.roco import read_roco, read_rocov2
+from fairlib.doctor import LAYOUTS, check_layout
 from studies.brain.data import read_cohort
 from studies.brain.phantom import PhantomSettings, RadiologySettings, write_brats, write_roco
-from studies.doctor import LAYOUTS, check_layout
-from studies.engine.cli import _parser
 from studies.fundus.phantom_files import write_fairgenmed
 from studies.fundus.rules import PhantomSettings as FundusPhantom
 from studies.heart.phantom import write_mnms

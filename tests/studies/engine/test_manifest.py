@@ -6,13 +6,8 @@ import json
 import pytest
 
 from fairlib import WeightsError
-from studies.engine.manifest import (
-    content_digest,
-    hashes,
-    read_manifest,
-    versions,
-    write_manifest,
-)
+from fairlib.manifest import hashes, read_manifest, versions
+from studies.engine.manifest import content_digest, write_manifest
 
 
 @pytest.fixture
@@ -84,5 +79,5 @@ def test_content_digest_follows_content_alone(folder, tmp_path):
 
 
 def test_versions_leave_out_what_is_not_installed(monkeypatch):
-    monkeypatch.setattr("studies.engine.manifest.PACKAGES", ("numpy", "no-such-package-here"))
+    monkeypatch.setattr("fairlib.manifest.PACKAGES", ("numpy", "no-such-package-here"))
     assert set(versions()) == {"python", "numpy"}

@@ -10,9 +10,7 @@ import shutil
 from pathlib import Path
 
 from fairlib.errors import FairlibError
-from studies.engine.manifest import device, read_manifest, versions
-from studies.engine.places import repository, runs_folder
-from studies.engine.progress import Progress
+from fairlib.manifest import device, read_manifest, versions
 
 # Of each cohort, what its reader looks for and where: a pattern, or several of which one is enough.
 LAYOUTS = {
@@ -63,9 +61,11 @@ LAYOUTS = {
 ONE = {"*clinical_patient_gbm.txt", "*clinical_patient_lgg.txt"}
 
 
-def examine(data_dir: str = "", cohort: str = "brats") -> tuple[list[str], bool]:
-    """Lines about this machine, the weights and, if given, the data in `data_dir`; and whether all
-    of it is well.
+def examine(
+    weights: str | Path = "weights", data_dir: str = "", cohort: str = "brats"
+) -> tuple[list[str], bool]:
+    """Lines about this machine, the folder `weights` and, if given, the data in `data_dir`; and
+    whether all of it is well.
     """
     machine = [f"{name}: {version}" for name, version in versions().items()]
     machine += [
@@ -75,9 +75,9 @@ def examine(data_dir: str = "", cohort: str = "brats") -> tuple[list[str], bool]
         f"disk: {disk()}",
     ]
     machine.append(f"platform: {platform.platform(terse=True)}")
-    weights, weights_well = check_weights(repository() / "weights")
+    lines, weights_well = check_weights(Path(weights))
     data, data_well = check_layout(data_dir, cohort) if data_dir else ([], True)
-    return machine + weights + data, weights_well and data_well
+    return machine + lines + data, weights_well and data_well
 
 
 def check_weights(folder: Path) -> tuple[list[str], bool]:
@@ -86,7 +86,7 @@ def check_weights(folder: Path) -> tuple[list[str], bool]:
     if not manifests:
         return [f"weights: none in {folder}; `make base` trains them"], False
     lines, well = [], True
-    for place in Progress().track([path.parent for path in manifests], label="checking weights"):
+    for place in (path.parent for path in manifests):
         try:
             files = read_manifest(place)["files"]
             lines.append(f"weights: {place.name}: {len(files)} files, hashes match")
@@ -127,8 +127,6 @@ def memory() -> str:
 
 
 def disk() -> str:
-    """The free space where runs are written."""
-    place = runs_folder()
-    while not place.exists():
-        place = place.parent
+    """The free space of the current folder."""
+    place = Path.cwd()
     return f"{shutil.disk_usage(place).free / 2**30:.1f} GiB free at {place}"

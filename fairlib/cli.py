@@ -1,0 +1,231 @@
+"""The command `fairlib`: what is installed and where, images of a pipeline, and its tuning towards
+a target.
+
+    fairlib doctor --data-dir BraTS2018 --cohort brats
+    fairlib sample weights/brain "Axial T2-weighted MRI of the brain." --count 8 --out images
+    fairlib tune weights/brain prompts.txt --classifier mine:load --scores scores.csv --shares
+    F=0.458 M=0.542 --out tuned
+
+The long runs of the book are `python -m studies`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+
+from fairlib.errors import DataError, FairlibError, SettingsError
+
+FEW: dict[str, int] = {}  # settings of `tune` beside those of the command line, for tests
+COHORTS = ("brats", "roco", "rocov2", "mnms", "acdc", "fairgenmed", "ham10000", "chexpert")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; returns the exit status: 0, 1 when something is not well, 2 on a user's
+    mistake.
+    """
+    options = _parser().parse_args(arguments)
+    try:
+        return options.command(options) or 0
+    except FairlibError as error:
+        print(f"fairlib: {error}", file=sys.stderr)
+        return 2
+
+
+def doctor(options: argparse.Namespace) -> int:
+    """Print versions, device, memory, and whether weights and data are whole."""
+    from fairlib.doctor import examine
+
+    lines, well = examine(options.weights, options.data_dir, options.cohort)
+    print("\n".join(lines))
+    return 0 if well else 1
+
+
+def sample(options: argparse.Namespace) -> None:
+    """Generate images of prompts and write them as PNG files, with their prompts in
+    `images.csv`.
+    """
+    import pandas as pd
+
+    from fairlib.cohorts.images import write_image
+    from fairlib.io import write_bytes
+    from fairlib.models.generator import Generator
+
+    generator = Generator.load(options.pipeline, accelerator(options.device))
+    prompts = [prompt for prompt in _prompts(options.prompts) for _ in range(options.count)]
+    images = generator.sample(
+        prompts,
+        rng=options.seed,
+        steps=options.steps,
+        guidance_scale=options.guidance_scale,
+        micro_batch=options.micro_batch,
+    )
+    out = Path(options.out)
+    names = [f"{number:05d}.png" for number in range(len(images))]
+    for name, image in zip(names, images, strict=True):
+        write_image(out / name, image)
+    table = pd.DataFrame({"image": names, "prompt": prompts})
+    write_bytes(out / "images.csv", table.to_csv(index=False).encode())
+    print(out)
+
+
+def tune(options: argparse.Namespace) -> None:
+    """Tune a pipeline until a classifier's scores on its images follow those on real images, in the
+    shares asked for.
+    """
+    from dataclasses import replace
+
+    from fairlib.methods.alignment import AlignmentSettings
+    from fairlib.methods.alignment import tune as steps
+    from fairlib.methods.targets import Target
+    from fairlib.models.generator import Generator
+
+    generator = Generator.load(options.pipeline, accelerator(options.device))
+    prompts = _prompts(options.prompts)
+    target = Target.shares(_shares(options.shares), _scores(options.scores))
+    settings = replace(
+        AlignmentSettings(prompts_per_step=min(4, len(prompts))),
+        seed=options.seed,
+        steps=options.steps,
+        micro_batch=options.micro_batch,
+        **FEW,
+    )
+    for step in steps(
+        generator, _classifier(options.classifier), prompts, target, settings=settings
+    ):
+        shares = ", ".join(f"{name} {share:.3f}" for name, share in step.shares.items())
+        print(f"step {step.step + 1} of {settings.steps}: {shares}", flush=True)
+    generator.save(options.out)
+    print(options.out)
+
+
+def accelerator(name: str = "") -> str:
+    """`name`, or "cuda" where there is one, or "cpu"."""
+    import torch
+
+    return name or ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _prompts(given: list[str]) -> list[str]:
+    """Prompts as they are given, or the lines of a text file."""
+    if len(given) == 1 and given[0].endswith(".txt"):
+        path = Path(given[0]).expanduser()
+        if not path.is_file():
+            raise DataError(
+                f"{path}: no such file; give a text file with one prompt a line, or the prompts "
+                "themselves"
+            )
+        given = [
+            line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()
+        ]
+    if not given:
+        raise SettingsError("no prompts; give at least one")
+    return given
+
+
+def _shares(given: list[str]) -> dict[str, float]:
+    """{"F": 0.458, ...} from F=0.458 ..."""
+    try:
+        return {name: float(value) for name, value in (part.split("=") for part in given)}
+    except ValueError:
+        raise SettingsError(
+            f"--shares {' '.join(given)}: give name=share for every group, as F=0.458 M=0.542"
+        ) from None
+
+
+def _scores(path: str):
+    """Logits of the classifier on real images: a CSV of one column, or of one column a group."""
+    import pandas as pd
+
+    file = Path(path).expanduser()
+    if not file.is_file():
+        raise DataError(
+            f"{file}: no such file; give a CSV with the classifier's logits on real images"
+        )
+    table = pd.read_csv(file).to_numpy(float)
+    return table[:, 0] if table.shape[1] == 1 else table
+
+
+def _classifier(name: str) -> Callable:
+    """A classifier: a folder that `save_classifier` wrote, or `package.module:function` that
+    returns one.
+    """
+    if Path(name).is_dir():
+        from fairlib.models.classifier import load_classifier
+
+        return load_classifier(name)
+    module, _, function = name.partition(":")
+    try:
+        return getattr(import_module(module), function)()
+    except (ImportError, AttributeError, ValueError) as error:
+        raise SettingsError(
+            f"--classifier {name}: {error}; give a folder, or package.module:function that returns "
+            "a callable "
+            "from images to logits"
+        ) from None
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="fairlib", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(required=True, metavar="command")
+    examine = _command(commands, doctor)
+    examine.add_argument(
+        "--weights",
+        default="weights",
+        help="a folder of weights, to check their hashes (default: weights)",
+    )
+    examine.add_argument(
+        "--data-dir", default="", help="the folder of a real cohort, to check its layout"
+    )
+    examine.add_argument("--cohort", default="brats", choices=COHORTS)
+    for command in (draw := _command(commands, sample), align := _command(commands, tune)):
+        command.add_argument(
+            "pipeline", help="a pipeline folder in diffusers' layout, or a hub name"
+        )
+        command.add_argument(
+            "prompts", nargs="+", help="prompts, or one text file with a prompt a line"
+        )
+        command.add_argument("--seed", type=int, default=0, help="default: 0")
+        command.add_argument(
+            "--micro-batch",
+            type=int,
+            default=8,
+            help="images at once; bounds memory, changes no result (default: 8)",
+        )
+        command.add_argument(
+            "--device", default="", help="as cpu or cuda:1 (default: the first GPU, or the CPU)"
+        )
+        command.add_argument("--out", required=True, help="the folder to write to")
+    draw.add_argument("--count", type=int, default=1, help="images of each prompt (default: 1)")
+    draw.add_argument("--steps", type=int, default=20, help="of the solver (default: 20)")
+    draw.add_argument("--guidance-scale", type=float, default=4.0, help="default: 4")
+    align.add_argument(
+        "--classifier",
+        required=True,
+        help="a classifier's folder, or package.module:function that returns one",
+    )
+    align.add_argument(
+        "--scores", required=True, help="a CSV with the classifier's logits on real images"
+    )
+    align.add_argument(
+        "--shares", required=True, nargs="+", metavar="GROUP=SHARE", help="as F=0.458 M=0.542"
+    )
+    align.add_argument("--steps", type=int, default=90, help="optimiser steps (default: 90)")
+    return parser
+
+
+def _command(commands, function: Callable) -> argparse.ArgumentParser:
+    command = commands.add_parser(
+        function.__name__, help=function.__doc__, description=function.__doc__
+    )
+    command.set_defaults(command=function)
+    return command
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,134 @@
+"""The command `fairlib`: what it prints and writes, and with which status it ends."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+
+from fairlib.cli import main
+from fairlib.doctor import check_layout
+from fairlib.models import clip
+from fairlib.models.autoencoder import build_autoencoder
+from fairlib.models.generator import Generator, assemble, build_denoiser
+from studies.engine.manifest import write_manifest
+
+CONFIG = {
+    "embed_dim": 16,
+    "vision_cfg": {"image_size": 32, "patch_size": 8, "width": 32, "head_width": 16, "layers": 1},
+    "text_cfg": {"context_length": 32, "width": 32, "heads": 2, "layers": 1},
+}
+
+
+@pytest.fixture(scope="module")
+def pipeline(tmp_path_factory):
+    """The folder of a tiny random pipeline."""
+    place = tmp_path_factory.mktemp("cli")
+    clip.write_vocabulary(place / "words", clip.learn_merges(["axial brain"], count=20))
+    torch.manual_seed(0)
+    encoder = clip.text_encoder_of(clip.build_clip(place / "words", CONFIG))
+    parts = (encoder, clip.pipeline_tokenizer(place / "words"), build_autoencoder((8, 8, 8, 8)))
+    generator = Generator(assemble(*parts, build_denoiser((16, 32), 32)))
+    generator.save(place / "pipeline")
+    return place / "pipeline"
+
+
+def bright():
+    """A classifier: bright images are of the first group."""
+    return lambda images: 20 * images.flatten(1).mean(1)
+
+
+def test_sample_writes_the_images_of_the_seed(pipeline, tmp_path, capsys):
+    command = ["sample", str(pipeline), "axial brain", "brain", "--count", "2", "--steps", "2"]
+    assert main([*command, "--out", str(tmp_path / "out")]) == 0
+    table = pd.read_csv(tmp_path / "out" / "images.csv")
+    assert table["prompt"].tolist() == ["axial brain"] * 2 + ["brain"] * 2
+    wanted = Generator.load(pipeline).sample(list(table["prompt"]), rng=0, steps=2)
+    for name, image in zip(table["image"], wanted, strict=True):
+        with Image.open(tmp_path / "out" / name) as picture:
+            assert picture.size == (128, 128) and picture.mode == "L"
+            values = torch.from_numpy(np.array(picture).astype("float32")) / 127.5 - 1
+        assert (values - image[0]).abs().max() <= 0.5 / 127.5 + 1e-5
+
+
+def test_tune_writes_a_pipeline_that_has_moved(pipeline, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "strangers_classifier", sys.modules[__name__])
+    pd.DataFrame({"logit": [-2.0, -1.0, 1.0, 2.0]}).to_csv(tmp_path / "scores.csv", index=False)
+    (tmp_path / "prompts.txt").write_text("axial brain\n\nbrain\n")
+    monkeypatch.setattr("fairlib.cli.FEW", {"images_per_prompt": 2, "cache_size": 2, "cache_block": 2,
+                                            "sampling_steps": 2, "replay_steps": 1})  # fmt: skip
+    out = tmp_path / "tuned"
+    command = ["tune", str(pipeline), str(tmp_path / "prompts.txt"), "--scores"]
+    command += [str(tmp_path / "scores.csv"), "--classifier", "strangers_classifier:bright"]
+    command += ["--shares", "F=0.458", "M=0.542", "--steps", "1", "--out", str(out)]
+    assert main(command) == 0
+    assert "step 1 of 1: F " in capsys.readouterr().out
+    before, after = (Generator.load(place).denoiser.state_dict() for place in (pipeline, out))
+    assert any(not torch.equal(before[name], value) for name, value in after.items())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"--shares": "F:0.4"}, "give name=share"),
+        ({"--scores": "nowhere.csv"}, "nowhere.csv: no such file"),
+        ({"--classifier": "no_such_module:f"}, "package.module:function"),
+    ],
+)
+def test_a_mistake_is_one_line_and_status_two(pipeline, tmp_path, capsys, change, message):
+    pd.DataFrame({"logit": [-1.0, 1.0]}).to_csv(tmp_path / "scores.csv", index=False)
+    options = {"--shares": "F=0.4", "--scores": str(tmp_path / "scores.csv"),
+               "--classifier": str(tmp_path), "--out": str(tmp_path / "out")} | change  # fmt: skip
+    words = [word for pair in options.items() for word in pair]
+    if "F=0.4" in words:
+        words.insert(words.index("F=0.4"), "M=0.6")
+    assert main(["tune", str(pipeline), "brain", *words]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("fairlib: ") and error.count("\n") == 1 and message in error
+
+
+def test_doctor_finds_whole_weights(tmp_path, capsys):
+    (tmp_path / "brain").mkdir()
+    (tmp_path / "brain" / "w.bin").write_bytes(b"abc")
+    write_manifest(tmp_path / "brain", {}, 0)
+    assert main(["doctor", "--weights", str(tmp_path)]) == 0
+    out = capsys.readouterr().out
+    assert "weights: brain: 1 files, hashes match" in out and "torch: " in out and "device: " in out
+
+
+def test_doctor_finds_changed_and_absent_weights(tmp_path, capsys):
+    assert main(["doctor", "--weights", str(tmp_path)]) == 1
+    assert "`make base` trains them" in capsys.readouterr().out
+    (tmp_path / "brain").mkdir()
+    (tmp_path / "brain" / "w.bin").write_bytes(b"abc")
+    write_manifest(tmp_path / "brain", {}, 0)
+    (tmp_path / "brain" / "w.bin").write_bytes(b"abd")
+    assert main(["doctor", "--weights", str(tmp_path)]) == 1
+    assert "w.bin: sha256" in capsys.readouterr().out
+
+
+def test_doctor_counts_a_brats_folder(tmp_path):
+    subject = tmp_path / "HGG" / "Brats18_TCIA01_1_1"
+    subject.mkdir(parents=True)
+    for name in ("t1", "seg"):
+        (subject / f"{subject.name}_{name}.nii.gz").touch()
+    lines, well = check_layout(str(tmp_path), "brats")
+    assert not well
+    counts = {line.split(": ")[1]: line.split(": ")[2] for line in lines}
+    assert counts["subjects of high grade (HGG/*/)"] == "1"
+    assert counts["scans (*.nii, *.nii.gz)"] == "2"
+    assert counts["name_mapping.csv"].startswith("none, expected in ")
+
+
+def test_help_needs_nothing_heavy():
+    code = """import sys, fairlib.cli
+try: fairlib.cli.main(["--help"])
+except SystemExit: print(*sys.modules, file=sys.stderr)"""
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert "doctor" in result.stdout
+    assert not {"torch", "pandas", "numpy"} & set(result.stderr.split())
