@@ -15,13 +15,8 @@ EQUATIONS = {
     for page in book_build.prose()
     for label, names in LABEL.findall(page.read_text(encoding="utf-8"))
 }
-# explained, but computed in another way: by bootstrap and by exact or Wilson intervals; and the
-# study of hearts computes the last inside the making of a table
-NOT_COMPUTED = {
-    ("fairness", "eq-se"),
-    ("fairness", "eq-delta"),
-    ("cardiac", "eq-heart-moved"),
-}
+# explained, but computed in another way: by exact or Wilson intervals, and by bootstrap
+NOT_COMPUTED = {("fairness", "eq-se"), ("fairness", "eq-delta")}
 USES = [(*place, name) for place, names in EQUATIONS.items() for name in names]
 
 
