@@ -2,11 +2,12 @@
 
 It serves the vendored scripts and our style sheet, drops the one script of the theme that names
 another host, lets widgets typeset through MathJax 3, and refuses a picture without alternative text
-(a warning, which the build turns into an error).
+(a warning, which the build turns into an error). It also adds the directive of the API page.
 """
 
 from pathlib import Path
 
+from api_page import Api  # beside this file, which Jupyter Book finds through its folder
 from docutils import nodes
 from sphinx.util import logging
 
@@ -75,6 +76,7 @@ def setup(app):
     app.connect("config-inited", set_theme_options)
     app.connect("html-page-context", drop_thebe, priority=900)
     app.connect("doctree-read", require_alt)
+    app.add_directive("api", Api)
     app.add_css_file("book.css")
     app.add_js_file(None, body=MATHJAX_2)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

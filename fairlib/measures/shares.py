@@ -161,6 +161,8 @@ def rogan_gladen(share: ArrayLike, a_f: ArrayLike, a_m: ArrayLike) -> np.ndarray
     """The true female share behind an observed `share` (scalar or array), clipped to [0, 1].
 
     Raises `DataError` when a_F + a_M <= 1: such an evaluator says nothing about sex.
+
+    book/fairness.md, Eq. (eq-rogan-gladen).
     """
     return np.clip(_unclipped(share, a_f, a_m), 0, 1)
 
@@ -424,6 +426,8 @@ def per_prompt_gap(
 def sampling_floor(target: float, n: int, a_f: float = 1.0, a_m: float = 1.0) -> float:
     """E|corrected share - target| when the true share is `target` and `n` images are read: an exact
     binomial sum.
+
+    book/fairness.md, Eq. (eq-read).
     """
     read = a_f * target + (1 - a_m) * (1 - target)
     counts = np.arange(n + 1)
@@ -698,7 +702,10 @@ def within_sex_table(
 
 
 def standardised_difference(images: ArrayLike, real: ArrayLike) -> float:
-    """(mean of `images` - mean of `real`) / standard deviation of `real`."""
+    """(mean of `images` - mean of `real`) / standard deviation of `real`.
+
+    book/fairness.md, Eq. (eq-smd).
+    """
     return float((np.mean(images) - np.mean(real)) / np.std(real, ddof=1))
 
 

@@ -74,6 +74,8 @@ def transport_alignment(logits: Tensor, targets: Tensor, beta: float = 1.0) -> T
     """Smooth-L1 distance of `logits` to their target logits `targets`, of one shape.
 
     Quadratic below `beta`, linear above: one far image does not drive the step.
+
+    book/paper.md, Eq. (eq-quantile) and (eq-transport).
     """
     return F.smooth_l1_loss(logits, targets, beta=beta)
 
@@ -85,6 +87,8 @@ def class_alignment(
     sec. 4.1).
 
     `labels` and `confidence` `[N]`; a label is 1 for the first of two groups, or a place in 0..K-1.
+
+    book/paper.md, Eq. (eq-rank).
     """
     if logits.ndim == 2:
         each = F.cross_entropy(logits, labels, reduction="none")
@@ -117,6 +121,8 @@ def consistency(embeds: Tensor, base_embeds: Tensor, weights: Tensor | None = No
 
     Distillation of the base model: same prompt, same noise (Han et al., CLIP consistency; Shen et
     al. 4.3).
+
+    book/paper.md, Eq. (eq-clip).
     """
     distance = 1 - F.cosine_similarity(embeds, base_embeds, dim=-1)
     return distance.mean() if weights is None else (distance * weights).mean()
@@ -352,6 +358,8 @@ def tune(
 
     However the loop ends (exhausted, `break`, an exception, or `close()` of the iterator), the
     moving average of the weights is left in `generator`.
+
+    book/paper.md, Eq. (eq-total).
 
     Parameters
     ----------

@@ -416,7 +416,10 @@ def _losses_at(
 
 
 def sample_losses(prediction: Tensor, target: Tensor) -> Tensor:
-    """Mean over C, H, W of the squared error of each sample, [N]; both arguments [N, C, H, W]."""
+    """Mean over C, H, W of the squared error of each sample, [N]; both arguments [N, C, H, W].
+
+    book/diffusion.md, Eq. (eq-denoise).
+    """
     return (prediction - target).square().flatten(1).mean(1)
 
 

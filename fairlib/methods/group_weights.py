@@ -134,6 +134,8 @@ def loss_gap(losses: Tensor, groups: Tensor | ArrayLike, sizes: tuple[int, ...])
 
     So a batch without its rarest group looks fairer than one with it. Of a batch in which every
     attribute lacks a group the released code makes an error; here its gap is 0.
+
+    book/fairdiffusion.md, Eq. (eq-fbp).
     """
     return float(attribute_gaps(group_means(losses, groups, sizes), sizes).nan_to_num(0.0).sum())
 

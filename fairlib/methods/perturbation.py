@@ -134,6 +134,8 @@ class NoisyWeights:
         """Weights, float64 [B], of samples with codes [B, A].
 
         Raises `DataError` on codes outside the sizes.
+
+        book/fairdiffusion.md, Eq. (eq-fbp).
         """
         codes = checked_groups(groups, self.sizes)
         rng = generator_for(self.settings.seed, 22, step)

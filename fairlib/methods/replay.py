@@ -165,6 +165,8 @@ def replay(
     `cotangent` is dL/dx_0 `[N, C, H, W]`; `coefficients` `[T]` as of `effective_coefficients`;
     `importance` `[T, N]` as of `choose_steps`. Images that replay the same step share a call of at
     most `micro_batch`. Returns the number of denoiser evaluations, one an image and step.
+
+    book/diffusion.md, Eq. (eq-replay).
     """
     scales = torch.as_tensor(importance * np.asarray(coefficients)[:, None]).to(cotangent)
     for step, timestep in enumerate(trajectory.timesteps):

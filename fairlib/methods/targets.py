@@ -286,6 +286,8 @@ def transport_targets(logits: Tensor, target: Target, pool: Tensor | None = None
     Give the base model's logits of a whole cache of noises of one group, and every noise has its
     target for the whole tuning (the map Q_target(F_base(.))). Give one batch, and `pool`, recent
     logits of the same group to rank within: a small batch alone shrinks the distribution.
+
+    book/paper.md, Eq. (eq-transport).
     """
     if logits.ndim == 1:
         return quantile_targets(logits, target.distribution(), pool)
@@ -307,6 +309,8 @@ def quantile_targets(
     alone shrink the distribution (one image would always be sent to the median). The pool lags
     behind a model that moves, so a long one with a high learning rate overshoots; ranks among the
     base model's logits need neither.
+
+    book/paper.md, Eq. (eq-quantile).
     """
     rank, count = ranks(logits, pool)
     return torch.as_tensor(distribution.quantile((rank + 0.5) / count)).to(logits)
@@ -342,6 +346,8 @@ def binary_class_targets(
     If the batch were drawn from the target, its count of the second group would be K0 ~ Binomial(n,
     1 - share), and the image of ascending rank r would be of the first with probability P(K0 <= r).
     Corrects the released code of Shen et al., which holds at a share of one half only.
+
+    book/paper.md, Eq. (eq-rank).
     """
     from scipy.stats import binom
 

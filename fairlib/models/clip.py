@@ -258,6 +258,8 @@ def direction_loss(image: Tensor, text: Tensor, words: Tensor) -> Tensor:
     The second half of each batch [2N, D] is the first half in the mirror. After the directional
     loss of StyleGAN-NADA (Gal et al. 2022). A cosine has a gradient where both changes are still
     small, as a dot product has not.
+
+    book/diffusion.md, Eq. (eq-direction).
     """
     (a, b), (u, v), (first, second) = image.chunk(2), text.chunk(2), words.chunk(2)
     differ = (first != second).any(-1)

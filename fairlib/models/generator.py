@@ -139,6 +139,8 @@ def fit_denoiser(
 def add_noise(clean: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
     """Noisy latents [N, 4, h, w], their time steps [N] and the noise in them; time steps are
     stratified over the batch.
+
+    book/diffusion.md, Eq. (eq-forward).
     """
     noise = torch.randn(clean.shape, generator=rng)
     # Stratified time steps: the same average as uniform ones with less variance. In single
@@ -301,6 +303,8 @@ class Generator:
     ) -> Tensor:
         """Noise [N, C, h, w], or the velocity where the denoiser predicts that (`prediction_type`),
         with classifier-free guidance (a scale of 1 is one plain evaluation).
+
+        book/diffusion.md, Eq. (eq-cfg).
         """
         inputs = {"latents": latents, "embeds": prompt_embeds, **conditions}
         if guidance_scale != 1.0:

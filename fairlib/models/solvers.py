@@ -88,6 +88,8 @@ class Solver:
         fixed.
 
         Found by pushing unit vectors through the very recurrence that samples.
+
+        book/diffusion.md, Eq. (eq-sum).
         """
         basis = np.eye(len(self) + 1)
         latents, before = basis[0], None
@@ -105,6 +107,8 @@ def ddim(
 ) -> Solver:
     """Deterministic DDIM over `steps` of the `[T_train]` schedule; the last step lands on noise
     level zero.
+
+    book/diffusion.md, Eq. (eq-ddim).
     """
     return _build("ddim", alphas_cumprod, steps, spacing, prediction_type, order=1)
 

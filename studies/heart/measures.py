@@ -158,6 +158,8 @@ def prompt_or_mask(
     real hearts of the two kinds: 0 where the mask alone decides, 1 where the prompt does. Columns:
     word, before, after (mean reading in the direction of the new word), moved, low, high, n. For
     diagnosis and sex readings are shares, for age years, for bmi kg/m2.
+
+    book/cardiac.md, Eq. (eq-heart-moved).
     """
     rows = []
     for word, again in turned.items():

@@ -127,6 +127,8 @@ def expected_geometry(
     scatter about it (`SCATTER`, severity of disease included; areas are those of the median
     person). With `face` None and heart failure it is the average over both faces. Raises
     `DataError` on an unknown sex, diagnosis or face.
+
+    book/cardiac.md, Eq. (eq-heart-law).
     """
     share = _dilated_share(sex, bmi, diagnosis, face)
     faces = [_geometry(sex, age, bmi, height, name) for name in share]

@@ -3,6 +3,7 @@ model has to run.
 """
 
 import base64
+import os
 import re
 import shutil
 import subprocess
@@ -134,5 +135,6 @@ def build(source, target):
         "-n",
         "--keep-going",
     ]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}  # the API page imports this copy
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, env=environment)
     return done.returncode, done.stdout + done.stderr

@@ -104,3 +104,20 @@ def test_every_quoted_number_names_its_notebook_its_key_and_its_format():
     for path in PROSE:
         quoted = re.findall(r"\{glue:\w+\}`[^`]*`", text(path))
         assert len(quoted) == len(book_build.GLUE.findall(text(path))), f"{path.name}: {quoted}"
+
+
+def test_the_example_of_the_readme_is_the_one_that_a_test_of_the_library_runs():
+    readme = (book_build.ROOT / "README.md").read_text(encoding="utf-8")
+    example = (book_build.ROOT / "tests" / "fairlib" / "example.py").read_text(encoding="utf-8")
+    lines = re.search(r"^```python\n(.*?)^```", readme, re.M | re.S)[1].splitlines()
+    assert 5 <= len(lines) <= 10
+    for line in lines:  # up to the arguments that only the test gives, or the name of its folder
+        start = re.split(r'\)|"tuned"', line.split("#")[0].strip())[0]
+        assert start in example, line
+
+
+@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md"])
+def test_links_of_the_readme_into_the_repository_lead_somewhere(name):
+    text = (book_build.ROOT / name).read_text(encoding="utf-8")
+    for target in re.findall(r"\]\(([^)#:]+)\)", text):
+        assert (book_build.ROOT / target).exists(), target
