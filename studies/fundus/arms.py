@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -40,7 +41,6 @@ from fairlib.methods.group_weights import (
 )
 from fairlib.methods.perturbation import (
     FairBayesianPerturbation,
-    NoisyWeights,
     PerturbationSettings,
     RandomSigma,
 )
@@ -57,6 +57,7 @@ GROUPS = tuple(value for _, value in group_names())
 SAVE = 40  # steps between two saves
 NOISE, PREVIEW = 9000, 8999  # noises of seed 0; noises of images to look at
 SIDE = 128
+Form = Literal["released", "repaired"]
 Weigh = Callable[[np.ndarray, int, int], SampleWeights]
 Rows = Callable[[np.ndarray, int], np.ndarray]
 
@@ -80,7 +81,11 @@ def dro(groups: np.ndarray, window: int, seed: int) -> SampleWeights:
 
 
 def noisy(
-    kind: type[NoisyWeights], form: str, groups: np.ndarray, window: int, seed: int
+    kind: type[FairBayesianPerturbation | RandomSigma],
+    form: Form,
+    groups: np.ndarray,
+    window: int,
+    seed: int,
 ) -> SampleWeights:
     """Weigh by noise, whose standard deviation `kind` chooses."""
     return kind(SIZES, PerturbationSettings(form, window=window, seed=seed))

@@ -22,6 +22,7 @@ from functools import lru_cache
 
 import numpy as np
 import pandas as pd
+from numpy.typing import ArrayLike
 from scipy import ndimage
 
 from fairlib.errors import DataError
@@ -69,7 +70,7 @@ class DiscFit:
     misfit: float
 
 
-def measure_cdr(images) -> pd.DataFrame:
+def measure_cdr(images: ArrayLike) -> pd.DataFrame:
     """Cup and disc of fundus images [N, 1, H, H] in [-1, 1], H at least 64, disc within the
     middle: one row an image.
 
@@ -77,14 +78,14 @@ def measure_cdr(images) -> pd.DataFrame:
     whether a disc with a cup was found. Where not, cdr and disc_diameter are NaN; no image
     raises. Raises `DataError` on another shape.
     """
-    images = np.asarray(images, dtype=np.float32)
-    sizes = images.shape[1:]
+    pixels = np.asarray(images, dtype=np.float32)
+    sizes = pixels.shape[1:]
     if len(sizes) != 3 or sizes != (1, sizes[2], sizes[2]) or sizes[2] < 64:
         raise DataError(
-            f"images of shape {images.shape}; cup and disc are measured on [N, 1, H, H] with H of "
+            f"images of shape {pixels.shape}; cup and disc are measured on [N, 1, H, H] with H of "
             "at least 64"
         )
-    return pd.DataFrame([_row(fit_disc(image[0])) for image in images], columns=list(COLUMNS))
+    return pd.DataFrame([_row(fit_disc(image[0])) for image in pixels], columns=list(COLUMNS))
 
 
 def fit_disc(image: np.ndarray) -> DiscFit | None:
@@ -153,7 +154,8 @@ def _fit(
     if found is None:
         return None
     disc, cup, levels, misfit = found
-    return DiscFit(centre, disc * scale, cup * scale, tuple(map(float, levels)), misfit)
+    background, rim, centre_level = map(float, levels)
+    return DiscFit(centre, disc * scale, cup * scale, (background, rim, centre_level), misfit)
 
 
 def _odd(width: float) -> int:
@@ -299,5 +301,5 @@ def _free(values: np.ndarray) -> np.ndarray:
     return found
 
 
-def _soft(depth: np.ndarray, width) -> np.ndarray:
+def _soft(depth: np.ndarray, width: float | np.ndarray) -> np.ndarray:
     return 0.5 + 0.5 * np.tanh(depth / width)

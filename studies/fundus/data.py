@@ -165,9 +165,14 @@ def even_settings(settings: PhantomSettings, index: int) -> PhantomSettings:
     Every 24 patients in a row hold each combination once, so groups are of one size.
     """
     race = RACES[index % 3]
-    shares = {"white": race == "White", "black": race == "Black"}
-    shares |= {"female": index // 3 % 2, "hispanic": index // 6 % 2, "glaucoma": index // 12 % 2}
-    return replace(settings, **{name: float(share) for name, share in shares.items()})
+    return replace(
+        settings,
+        white=float(race == "White"),
+        black=float(race == "Black"),
+        female=float(index // 3 % 2),
+        hispanic=float(index // 6 % 2),
+        glaucoma=float(index // 12 % 2),
+    )
 
 
 def each_settings(drawn: PhantomSettings, even: bool) -> list[PhantomSettings]:
@@ -222,8 +227,9 @@ def _training_people(settings: FundusSettings) -> PhantomSettings:
 
 def _synthetic(settings: FundusSettings, part: str, count: int) -> Artifact[Fundi]:
     train, seed = _training_people(settings), PARTS[part].seed
-    even = seed is not None
-    return draw_people(part, PhantomSettings(subjects=count, seed=seed) if even else train, even)
+    if seed is None:
+        return draw_people(part, train, False)
+    return draw_people(part, PhantomSettings(subjects=count, seed=seed), True)
 
 
 # ---- real patients

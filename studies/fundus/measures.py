@@ -85,8 +85,11 @@ class People:
     @classmethod
     def drawn(cls, table: pd.DataFrame, replicates: int, n_min: int) -> People:
         """The patients of `people.csv.gz` with their bootstrap draws."""
-        parts = [table[table["part"] == part].reset_index(drop=True) for part in PART_NAMES]
-        return cls(*parts, *(times(part, replicates, i) for i, part in enumerate(parts)), n_min)
+        requested, reference = (
+            table[table["part"] == part].reset_index(drop=True) for part in PART_NAMES
+        )
+        draws = times(requested, replicates, 0), times(reference, replicates, 1)
+        return cls(requested, reference, *draws, n_min)
 
     def answered(self) -> dict[str, tuple[pd.DataFrame, np.ndarray]]:
         """Patients and draws that each AUC is taken over."""

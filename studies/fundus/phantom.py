@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -59,7 +60,7 @@ def draw_fundus_with(
     rng: np.random.Generator,
     subject: str = "synthetic-fundus",
     size: int = 128,
-    **attributes: str | float | None,
+    **attributes: Any,
 ) -> FundusSubject:
     """Draw one subject with GIVEN attributes, those of `rules.make_patient`; `rng` decides
     everything else.
@@ -194,12 +195,15 @@ def draw_scene(rng: np.random.Generator, patient: Patient, eye: Eye) -> Scene:
     calibre = CALIBRE[patient.sex] * float(np.exp(0.05 * rng.standard_normal()))
     vessels = grow_vessels(rng, hub, calibre, winding)
     shapes = (NETWORK, BLOTCHES, GRAIN, LAMINA)
-    textures = [rng.standard_normal(shape, dtype=np.float32) for shape in shapes]
+    network, blotches, grain, lamina = (
+        rng.standard_normal(shape, dtype=np.float32) for shape in shapes
+    )
     fibres = rng.standard_normal(FIBRES)
     tilt_x, tilt_y, dark = rng.normal(0, (0.02, 0.04, 0.04))
     light = (float(tilt_x) - GRADIENT[patient.ethnicity], float(tilt_y), float(0.18 + dark))
-    camera = [float(rng.uniform(*ends)) for ends in (LEVEL, BLUR, NOISE)]
-    return Scene(_bent(vessels, eye, patient.cdr), *textures, fibres, light, *camera)
+    level, blur, noise = (float(rng.uniform(*ends)) for ends in (LEVEL, BLUR, NOISE))
+    bent = _bent(vessels, eye, patient.cdr)
+    return Scene(bent, network, blotches, grain, lamina, fibres, light, level, blur, noise)
 
 
 def render(patient: Patient, eye: Eye, scene: Scene, size: int = 128) -> np.ndarray:
@@ -288,7 +292,13 @@ def _bent(vessels: Vessels, eye: Eye, cdr: float) -> Vessels:
     return replace(vessels, x=x, opacity=opacity, reflex=vessels.reflex & (disc < 0))
 
 
-def _depth(x, y, centre, axes, tilt: float) -> np.ndarray:
+def _depth(
+    x: np.ndarray,
+    y: np.ndarray,
+    centre: tuple[float, float],
+    axes: tuple[float, float],
+    tilt: float,
+) -> np.ndarray:
     """Depth in pixels below the edge of an ellipse (negative outside), exact at the edge and near
     it.
     """
@@ -323,7 +333,7 @@ def _wrapped(angle: np.ndarray) -> np.ndarray:
     return (angle + np.pi) % (2 * np.pi) - np.pi
 
 
-def _over(below: np.ndarray, value, share: np.ndarray) -> np.ndarray:
+def _over(below: np.ndarray, value: float | np.ndarray, share: np.ndarray) -> np.ndarray:
     return below + (value - below) * share
 
 

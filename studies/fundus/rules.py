@@ -87,7 +87,7 @@ class PhantomSettings:
     glaucoma: float = 0.50
     size: int = 128
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         shares = {name: value for name, value in vars(self).items() if isinstance(value, float)}
         wrong = {name: value for name, value in shares.items() if not 0 <= value <= 1}
         if wrong or self.white + self.black > 1 + 1e-9 or self.subjects < 1 or self.size < 32:
@@ -227,10 +227,10 @@ def make_patient(
 
 def _check_words(words: dict[str, str], status: str | None) -> None:
     given = words if status is None else words | {"cdr_status": status}
-    for name, words in PROMPTED.items():
-        value = given.get(name, words[0] if name == "cdr_status" else None)
-        if value not in words:
-            raise DataError(unknown_key(str(value), list(words), f"{name} of a synthetic patient"))
+    for name, values in PROMPTED.items():
+        value = given.get(name, values[0] if name == "cdr_status" else None)
+        if value not in values:
+            raise DataError(unknown_key(str(value), list(values), f"{name} of a synthetic patient"))
 
 
 def _ratio(quantile: float, mean: float, cdr: float | None, status: str | None) -> float:

@@ -71,7 +71,7 @@ class FundusSettings:
     replicates: int = 300
     n_min: int = 10
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.cohort not in ("phantom", "fairgenmed"):
             raise SettingsError(
                 f"cohort {self.cohort!r}: the fundus study knows 'phantom' and 'fairgenmed'"

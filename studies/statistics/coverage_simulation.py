@@ -142,7 +142,7 @@ def _row(setting: Setting, method: str, low: np.ndarray, high: np.ndarray) -> di
 
 
 def _shares(
-    rng, setting: Setting, repeats: int, replicates: int, naive_repeats: int
+    rng: np.random.Generator, setting: Setting, repeats: int, replicates: int, naive_repeats: int
 ) -> dict[str, Ends]:
     n = np.array(setting.sizes)
     right = rng.binomial(n, setting.values, (repeats, len(n)))
@@ -160,7 +160,7 @@ def _shares(
 
 
 def _areas(
-    rng, setting: Setting, repeats: int, replicates: int, naive_repeats: int
+    rng: np.random.Generator, setting: Setting, repeats: int, replicates: int, naive_repeats: int
 ) -> dict[str, Ends]:
     half = np.array(setting.sizes) // 2
     value, error = np.empty((2, repeats, len(half)))

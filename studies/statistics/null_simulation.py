@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import pandas as pd
+from numpy.typing import ArrayLike
 
 from fairlib.errors import DataError
 from fairlib.measures.distances import frechet, mmd
@@ -96,7 +97,7 @@ def equity_by_groups(
     return table.groupby("groups", as_index=False).mean().astype({"n": int})
 
 
-def separation(auc) -> np.ndarray:
+def separation(auc: ArrayLike) -> np.ndarray:
     """By how much normal scores of variance one must lie apart for this AUC."""
     from scipy.special import ndtri
 
@@ -105,7 +106,7 @@ def separation(auc) -> np.ndarray:
 
 def simulated_arms(
     rng: np.random.Generator, sizes: Sequence[int], areas: Sequence[float], shared: float = 0.5
-):
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Two arms of one and the same quality on the same people: label [N], scores [2, N], group [N].
 
     sizes, areas: people and true AUC of each group (half of it ill). shared: the part of the
@@ -174,7 +175,7 @@ def null_rates(
         ):
             rejections[BOOTSTRAP, name, replicates].append(out)
             rejections[SWAP, name, replicates].append(p <= level)
-        many = arms.overall_differences(rng, max(published)) if published else None
+        many = arms.overall_differences(rng, max(published)) if published else np.empty(0)
         for count in published:
             rejections[PUBLISHED, "auc", count].append(published_p(many[:count]) <= level)
     return pd.DataFrame([_rate(key, rejected, level) for key, rejected in rejections.items()])

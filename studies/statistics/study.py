@@ -75,7 +75,7 @@ class StatisticsSettings:
     naive_repeats: int = 400
     rare: tuple[int, ...] = (5, 10, 20, 30, 50)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if min(self.null_repeats, self.worst_repeats, self.size_repeats) < 1:
             raise SettingsError("repeats of 0: every table needs one simulated test set or more")
 

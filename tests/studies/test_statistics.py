@@ -62,13 +62,16 @@ def test_report_has_every_criterion_of_the_chapter(folder):
     assert rates[rates.figure.str.contains("swapped")].estimate.tolist() == swap.tolist()
 
 
-def test_command_writes_and_prints(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr("studies.statistics.StatisticsSettings", lambda: TINY)
-    assert main(["statistics", "--out", str(tmp_path / "x")]) == 0
-    assert (
-        capsys.readouterr().out.split("\n")[0].split()[:2] == ["figure", "arm"]
-        and (tmp_path / "x" / "null.csv").is_file()
-    )
+def test_command_writes_and_prints(tmp_path, capsys):
+    flags = []
+    for name, value in dataclasses.asdict(TINY).items():
+        values = value if isinstance(value, tuple) else (value,)
+        flags += ["--" + name.replace("_", "-"), *map(str, values)]
+    assert main(["statistics", "--out", str(tmp_path / "x"), *flags]) == 0
+    assert capsys.readouterr().out.strip().endswith(str(tmp_path / "x"))
+    settings = study.settings_of(STUDY, tmp_path / "x")
+    assert settings.worst_repeats == TINY.worst_repeats and tuple(settings.rare) == TINY.rare
+    assert (tmp_path / "x" / "null.csv").is_file()
 
 
 def test_missing_tables_and_no_repeats_are_named(tmp_path):
