@@ -369,7 +369,7 @@ def tuned_arm(
     """The entry of an arm that tunes: see `Tuning`."""
     tuning = Tuning(classifier, family, target, changes)
     run = partial(tuned_images, tuning)
-    return TunedArm(run, says, "fine-tuning", f"guide_{classifier}", tuning)
+    return TunedArm(run, says, "fine-tuning", f"guide_{classifier}", tuning=tuning)
 
 
 ARMS: dict[str, Arm[BrainSettings]] = {
