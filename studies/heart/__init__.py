@@ -4,3 +4,8 @@ classifier fairer?
 `study.STUDY` holds it as data; `settings`, `data`, `generation`, `evaluators`, `measures` and
 `arms` are its steps, `rules`, `phantom` and `geometry` its phantom, `report` its criteria.
 """
+
+from studies.heart.settings import HeartSettings
+from studies.heart.study import STUDY
+
+__all__ = ["STUDY", "HeartSettings"]

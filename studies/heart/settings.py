@@ -6,9 +6,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from math import inf
-from typing import Literal
+from typing import Any, Literal
 
 from fairlib.errors import SettingsError
+from studies.engine.profiles import settings_from
 from studies.heart.rules import PhantomSettings
 
 PAPER_GUIDANCE = 4.0  # of copies; the paper's code draws new combinations at 9
@@ -82,6 +83,29 @@ class HeartSettings:
                 f"HeartSettings: classifier_people {self.classifier_people} and guidance_scale "
                 f"{self.guidance_scale:g}: change one of them at a time"
             )
+
+    @classmethod
+    def from_parameters(cls, parameters: Any) -> HeartSettings:
+        """The study at the size that the parameters of a notebook ask for: `test_people`,
+        `evaluator_steps` and `images` set the others in the ratios of the long runs.
+        """
+        people, images = parameters.test_people, parameters.images
+        steps = parameters.evaluator_steps
+        return settings_from(
+            cls,
+            parameters,
+            judge_people=people * 3 // 4,
+            hold_people=people // 5,
+            validation_people=people // 2,
+            choice_people=people // 2,
+            segmenter_steps=steps,
+            judge_steps=steps,
+            classifier_steps=steps // 2,
+            synthetic=images * 5 // 2,
+            flips=images // 8,
+            replicates=min(cls.replicates, images * 2),
+            n_min=min(cls.n_min, max(1, people // 120)),
+        )
 
     @property
     def name(self) -> str:
