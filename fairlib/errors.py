@@ -1,5 +1,9 @@
 """The errors a user can meet. Each message says what was found, where, and what to do."""
 
+from __future__ import annotations
+
+from pathlib import Path
+
 
 class FairlibError(ValueError):
     """Base of every error raised on bad input."""
@@ -8,7 +12,7 @@ class FairlibError(ValueError):
 class CorruptScan(FairlibError):
     """A NIfTI file that cannot be trusted: broken, flipped bits, impossible header or labels."""
 
-    def __init__(self, path, reason: str):
+    def __init__(self, path: str | Path, reason: str) -> None:
         self.path, self.reason = str(path), reason
         super().__init__(f"{path}: {reason}")
 

@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fairlib.errors import WeightsError
 
@@ -36,13 +36,13 @@ def write_bytes(path: str | Path, data: bytes) -> Path:
     return path
 
 
-def write_json(path: str | Path, value) -> Path:
+def write_json(path: str | Path, value: Any) -> Path:
     """Write `value` as sorted, indented JSON, atomically. NaN is refused: JSON has none."""
     text = json.dumps(value, indent=2, sort_keys=True, allow_nan=False)
     return write_bytes(path, (text + "\n").encode())
 
 
-def read_json(path: str | Path):
+def read_json(path: str | Path) -> Any:
     """Read one JSON file."""
     return json.loads(Path(path).read_text())
 

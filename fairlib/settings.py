@@ -9,11 +9,14 @@ import json
 import math
 import typing
 from collections.abc import Callable
-from typing import Annotated, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, TypeVar
 
 from fairlib.errors import SettingsError
 
-T = TypeVar("T")
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+T = TypeVar("T", bound="DataclassInstance")
 
 
 class Bound(NamedTuple):
@@ -81,7 +84,7 @@ def checked(value: Any, kind: Any, name: str) -> Any:
     """
     from pydantic import TypeAdapter, ValidationError
 
-    if dataclasses.is_dataclass(kind) and isinstance(value, dict):
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind) and isinstance(value, dict):
         return from_dict(kind, value)
     try:
         text = json.dumps(value, default=to_dict)
@@ -93,7 +96,7 @@ def checked(value: Any, kind: Any, name: str) -> Any:
         ) from None
 
 
-def to_dict(settings) -> dict[str, Any]:
+def to_dict(settings: Any) -> dict[str, Any]:
     """The plain dictionary of a settings dataclass."""
     return dataclasses.asdict(settings)
 

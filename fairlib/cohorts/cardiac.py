@@ -55,7 +55,7 @@ class CardiacSettings:
     pixel_mm: float = PIXEL_MM
     slices_per_subject: int = 1
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         require_settings(
             self,
             {
@@ -241,8 +241,8 @@ def extract(
     labels = np.array([0, *(order.index(label) + 1 for label in (1, 2, 3))], np.uint8)[labels]
     index = choose(labels, settings.slices_per_subject)
     drawn = [_draw(images[:, :, z], labels[:, :, z], affine, settings) for z in index]
-    images, masks, cropped = zip(*drawn, strict=True)
-    return HeartSlices(np.stack(images), np.stack(masks), index, any(cropped), order)
+    images, masks = np.stack([one[0] for one in drawn]), np.stack([one[1] for one in drawn])
+    return HeartSlices(images, masks, index, any(one[2] for one in drawn), order)
 
 
 def choose(labels: np.ndarray, count: int) -> tuple[int, ...]:
@@ -296,9 +296,8 @@ def upright(
     (down, across), (rows, columns) = _centre(masks == RV), _centre(masks == LV)
     down, across = down - rows, across - columns
     turns = int(np.round((np.pi - np.arctan2(-down, across)) / (np.pi / 2))) % 4  # anticlockwise
-    return tuple(
-        np.ascontiguousarray(np.rot90(values, turns, axes=(-2, -1))) for values in (images, masks)
-    )
+    images, masks = (np.rot90(values, turns, axes=(-2, -1)) for values in (images, masks))
+    return np.ascontiguousarray(images), np.ascontiguousarray(masks)
 
 
 def _centre(inside: np.ndarray) -> np.ndarray:

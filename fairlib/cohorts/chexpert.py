@@ -85,7 +85,7 @@ def read_chexpert(
     sheet = read_demographics(demographics or find_demographics([folder, root, root.parent]))
     kept, excluded = _choose(folder, rows, uncertain, frontal_only)
     absent = f"non {label}"
-    findings = {"present": label, "absent": absent}
+    findings: dict[str, str | None] = {"present": label, "absent": absent}
     findings["uncertain"] = label if uncertain == "ones" else absent
     findings["not mentioned"] = absent if unmentioned == "zeros" else None
     races = ("race", "primary_race")
@@ -218,7 +218,7 @@ def _row(path: Path, cells: Mapping[str, str], label: str, use: str) -> dict:
 
 
 def _choose(
-    folder: Path, rows: Sequence[dict], uncertain: str, frontal_only: bool
+    folder: Path, rows: Sequence[dict], uncertain: str | None, frontal_only: bool
 ) -> tuple[list[dict], list[Excluded]]:
     kept, excluded = [], []
     for row in rows:

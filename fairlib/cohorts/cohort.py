@@ -6,9 +6,10 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import NormalDist
+from typing import TypeAlias
 
 import numpy as np
 import pandas as pd
@@ -19,7 +20,7 @@ from fairlib.errors import DataError, SettingsError
 from fairlib.settings import unknown_key
 
 REPORT_COLUMNS = ("item", "reason", "detail")
-Rows = pd.Series | np.ndarray | Sequence[int] | Sequence[bool]
+Rows: TypeAlias = pd.Series | np.ndarray | Sequence[int] | Sequence[bool]
 
 
 def report(rows: Sequence[tuple[str, str, str]] = ()) -> pd.DataFrame:
@@ -64,7 +65,7 @@ class Cohort:
     strata: tuple[str, ...] = ("sex",)
     not_stated: Mapping[str, str] = field(default_factory=dict, repr=False)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         table = self.table.reset_index(drop=True)
         object.__setattr__(self, "table", table)
         _require(self, ["subject", "image"])
@@ -321,7 +322,7 @@ def _without(cohort: Cohort, gone: pd.Series, why: Sequence[tuple[str, str, str]
     return replace(cohort.select(~gone), excluded=excluded)
 
 
-def _parts(cohort: Cohort, part: pd.Series, names) -> dict[str, Cohort]:
+def _parts(cohort: Cohort, part: pd.Series, names: Iterable[str]) -> dict[str, Cohort]:
     return {
         name: replace(cohort.select(part == name), name=f"{cohort.name}/{name}") for name in names
     }

@@ -13,6 +13,7 @@ import zlib
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 from zipfile import BadZipFile, ZipFile
 
 import numpy as np
@@ -75,7 +76,7 @@ EXAMPLE = (
 REFRACTION_COLUMNS = ("near_vision_refraction_stage", "se_status")
 RACE_WORDS = itself(RACES) | {"black or african american": "Black", "white or caucasian": "White"}
 # the cohort's columns: limits of a number (years, dB), or the csv's words and ours
-VALUES = {
+VALUES: dict[str, Any] = {
     "age": (0, 120),
     "sex": SEX_CELLS | {"f": "F", "m": "M"},
     "race": RACE_WORDS,
@@ -318,7 +319,7 @@ def _attributes(
         expected = "a name such as data_00001.npz, without a folder"
         raise DataError(f"{path}: filename {row['filename']!r}; expected {expected}")
     where = f"{path}: {name}"
-    values: dict[str, str | float | None] = {}
+    values: dict[str, Any] = {}
     for key, known in VALUES.items():
         place = (where, fields[key], row[key])
         numeric = isinstance(known, tuple)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from pathlib import Path
 from typing import TypeVar
 
@@ -75,7 +75,7 @@ def missing(where: str | Path, what: str, remedy: str) -> DataError:
 
 
 def require_some(
-    kept: Sequence, excluded: Sequence[Excluded], where: str | Path, what: str, remedy: str
+    kept: Sized, excluded: Sequence[Excluded], where: str | Path, what: str, remedy: str
 ) -> None:
     """Raise `DataError` when every one of the `what` was excluded, with the first reason."""
     if not kept:

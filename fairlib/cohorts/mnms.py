@@ -56,7 +56,7 @@ FIELDS = {
     "height": "Height",
     "weight": "Weight",
 }
-DIAGNOSES = {"NOR": "healthy"}
+DIAGNOSES: dict[str, str | None] = {"NOR": "healthy"}
 DIAGNOSES |= dict.fromkeys(("DCM", "HHD", "HCM"), "heart failure")
 DIAGNOSES |= dict.fromkeys(("ARV", "AHS", "IHD", "LVNC", "Other"))
 LABELS = frozenset({0, 1, 2, 3})

@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import nibabel
 import numpy as np
@@ -51,7 +51,7 @@ class SliceSettings:
     minimum_tumour_mm2: float = 50.0
     clip_percentiles: tuple[float, ...] = (0.5, 99.5)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         limits = self.clip_percentiles
         growing = len(limits) == 2 and 0 <= limits[0] < limits[1] <= 100
         require_settings(
@@ -145,7 +145,7 @@ class SliceStore:
             return None
 
 
-def _untensored(value: torch.Tensor) -> np.ndarray | tuple | bool:
+def _untensored(value: torch.Tensor) -> np.ndarray | tuple | bool | float:
     if value.ndim > 1:
         return value.numpy()
     return tuple(value.tolist()) if value.ndim else value.item()
@@ -160,19 +160,19 @@ def extract(
     The image is centred on the bounding box of the whole brain. Raises `DataError` when a volume
     shows nothing.
     """
-    names, volumes = list(volumes), [to_canonical(volume, affine)[0] for volume in volumes.values()]
-    for name, volume in zip(names, volumes, strict=True):
+    turned = {name: to_canonical(volume, affine)[0] for name, volume in volumes.items()}
+    for name, volume in turned.items():
         if not volume.any():
             raise DataError(f"the {name} volume shows no brain: every voxel is 0; export it again")
     tumour, sizes = to_canonical(labels, affine)
-    tumour, brain = tumour > 0, np.logical_or.reduce([volume != 0 for volume in volumes])
+    tumour, brain = tumour > 0, np.logical_or.reduce([volume != 0 for volume in turned.values()])
     boxes = [_extent(brain, axis) for axis in (0, 1)]
     index = choose_slices(_areas(brain, sizes), _areas(tumour, sizes), sizes[2], settings)
     drawers = [
         resampling(brain.shape[axis], sizes[axis], sum(boxes[axis]) / 2, settings)
         for axis in (0, 1)
     ]
-    grey = [normalise(volume, index, settings.clip_percentiles) for volume in volumes]
+    grey = [normalise(part, index, settings.clip_percentiles) for part in turned.values()]
     images = np.stack(
         [[draw(volume[..., k], *drawers) for volume in grey] for k in range(len(index))]
     )
@@ -232,7 +232,19 @@ def normalise(
     return np.where(chosen != 0, np.clip((chosen - low) / (high - low), 0, 1), 0)
 
 
-def resampling(n: int, spacing: float, centre: float, settings: SliceSettings) -> np.ndarray:
+class Raster(Protocol):
+    """The pixels that images are drawn on."""
+
+    @property
+    def size(self) -> int:
+        """Pixels a side."""
+
+    @property
+    def field_of_view_mm(self) -> float:
+        """The width of the image."""
+
+
+def resampling(n: int, spacing: float, centre: float, settings: Raster) -> np.ndarray:
     """The [size, n] matrix that takes one axis of `n` voxels to pixels: bilinear, averaging over
     area when it shrinks.
 

@@ -8,6 +8,7 @@ import csv
 import io
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -38,7 +39,7 @@ def read_rows(path: str | Path, delimiter: str = ",") -> list[list[str]]:
 
     Raises `DataError` on a ragged row, and on a file without any.
     """
-    quoting = csv.QUOTE_NONE if delimiter == "\t" else csv.QUOTE_MINIMAL
+    quoting: Literal[0, 3] = csv.QUOTE_NONE if delimiter == "\t" else csv.QUOTE_MINIMAL
     try:
         read = list(csv.reader(io.StringIO(read_text(path)), delimiter=delimiter, quoting=quoting))
     except csv.Error as error:

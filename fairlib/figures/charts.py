@@ -16,6 +16,7 @@ from fairlib.figures.style import (
     INK,
     LOOKS,
     NAMED,
+    Style,
     axes,
     category_axis,
     error_bars,
@@ -64,7 +65,7 @@ def dot_plot(
     ax = axes(ax, figsize=(6.4, 1.2 + 0.5 * len(names)))
     if isinstance(reference, str):
         marks = table.drop_duplicates(group)
-        style = {"color": INK, "markersize": 16, "markeredgewidth": 1.8, "zorder": 2}
+        style: Style = {"color": INK, "markersize": 16, "markeredgewidth": 1.8, "zorder": 2}
         places = marks[group].map(names.index)
         ax.plot(marks[reference], places, "|", label=reference_label or reference, **style)
     else:
@@ -109,7 +110,7 @@ def strip_plot(
     for name, look in looks(table[by]).items():
         part = table[table[by] == name]
         shift = (np.arange(len(part)) * 0.618 % 1 - 0.5) * 0.5
-        style = {"color": look.colour, "marker": look.marker, "s": 20, "alpha": 0.7}
+        style: Style = {"color": look.colour, "marker": look.marker, "s": 20, "alpha": 0.7}
         y = part[group].map(lanes.index) + shift
         ax.scatter(part[value], y, linewidth=0, label=name, **style)
     means, style = table.groupby(group)[value].mean(), {"markersize": 22, "markeredgewidth": 2}
@@ -134,7 +135,7 @@ def scatter(
     ax = axes(ax, figsize=(5.2, 4.2))
     for name, look in looks(table[by]).items():
         part = table[table[by] == name]
-        style = {"color": look.colour, "marker": look.marker, "s": 26, "alpha": 0.75}
+        style: Style = {"color": look.colour, "marker": look.marker, "s": 26, "alpha": 0.75}
         ax.scatter(part[x], part[y], linewidth=0, label=name, **style)
     ax.set(xlabel=label_x or x, ylabel=label_y or y)
     legend_below(ax)
@@ -165,7 +166,7 @@ def line_plot(
     reference_line(ax, reference)
     for name, look in looks(table[by]).items():
         part = table[table[by] == name].sort_values(x)
-        style = {"color": look.colour, "marker": look.marker, "linestyle": look.line}
+        style: Style = {"color": look.colour, "marker": look.marker, "linestyle": look.line}
         ax.plot(part[x], part[y], label=name, zorder=3, **style)
         if band:
             low, high = part[f"{y}_low"], part[f"{y}_high"]
@@ -193,7 +194,7 @@ def line_panels(
     """
     need(table, x, y, by, column)
     names = list(dict.fromkeys(table[column]))
-    size = {"figsize": (4.2 * len(names), 3.8), "sharey": True, "layout": "constrained"}
+    size: Style = {"figsize": (4.2 * len(names), 3.8), "sharey": True, "layout": "constrained"}
     figure, grid = plt.subplots(1, len(names), **size)
     for panel, name in zip(np.atleast_1d(grid), names, strict=True):
         line_plot(table[table[column] == name], x, y, by, name, label_y, share, ax=panel)
@@ -254,7 +255,7 @@ def arrow_plot(logits: np.ndarray, targets: np.ndarray, ax: Axes | None = None) 
     ax, order = axes(ax), np.argsort(logits, kind="stable")
     logits, targets, place = logits[order], targets[order], np.arange(len(order))
     ax.axhline(0, color=GREY, linewidth=1, zorder=1)
-    scale = {"angles": "xy", "scale_units": "xy", "scale": 1, "width": 0.003}
+    scale: Style = {"angles": "xy", "scale_units": "xy", "scale": 1, "width": 0.003}
     ax.quiver(place, logits, 0 * place, targets - logits, color="#9A9A9A", zorder=2, **scale)
     base, target = NAMED["base"].colour, NAMED["target"].colour
     ax.plot(place, logits, "o", color=base, label="logit of the tuning classifier", zorder=3)
@@ -279,7 +280,7 @@ def cohort_bars(table: pd.DataFrame, by: str = "grade", ax: Axes | None = None) 
     counts = counts[counts.sum(axis=1) > 0]
     ax, groups = axes(ax), np.arange(len(counts))
     for sex, word, slot in (("F", "women", -0.2), ("M", "men", 0.2)):
-        style = {"color": NAMED[sex].colour, "hatch": NAMED[sex].hatch, "edgecolor": "white"}
+        style: Style = {"color": NAMED[sex].colour, "hatch": NAMED[sex].hatch, "edgecolor": "white"}
         bars = ax.bar(groups + slot, counts[sex], 0.38, label=word, linewidth=0, **style)
         ax.bar_label(bars, padding=2)
     shares = counts.F / counts.sum(axis=1)
@@ -309,7 +310,7 @@ def group_bars(
     need(table, "group", "value", "low", "high", "n")
     ax, places = axes(ax, figsize=(5.6, 3.6)), np.arange(len(table))
     for place, look in zip(places, LOOKS * len(table), strict=False):
-        style = {"color": look.colour, "hatch": look.hatch, "edgecolor": "white"}
+        style: Style = {"color": look.colour, "hatch": look.hatch, "edgecolor": "white"}
         ax.bar(place, table["value"].iloc[place] - least, 0.6, bottom=least, **style)
     style = {"fmt": "none", "ecolor": INK, "capsize": 4, "elinewidth": 1.5}
     ax.errorbar(places, table["value"], error_bars(table, "value"), **style)

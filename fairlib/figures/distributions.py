@@ -7,7 +7,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from fairlib.errors import DataError
-from fairlib.figures.style import GREY, axes, error_bars, legend_below, looks, need
+from fairlib.figures.style import GREY, Style, axes, error_bars, legend_below, looks, need
 from fairlib.measures.intervals import wilson
 
 
@@ -36,7 +36,7 @@ def logit_distributions(
         ylabel="density",
         xlabel=r"logit of the evaluator (male $\leftarrow$ 0 $\rightarrow$ female)",
     )
-    ax.set_ylim(0, 1.08 * max(line.get_ydata().max() for line in ax.get_lines()[: len(names)]))
+    ax.set_ylim(0, 1.08 * max(np.max(line.get_ydata()) for line in ax.get_lines()[: len(names)]))
     legend_below(ax)
     return ax
 
@@ -54,7 +54,7 @@ def reliability_diagram(table: pd.DataFrame, bins: int = 10, ax: Axes | None = N
     for name, look in looks(table.evaluator).items():
         binned = reliability(table[table.evaluator == name], bins)
         x, y, colour = binned.predicted, binned.observed, look.colour
-        style = {"linestyle": look.line, "linewidth": 1.6, "elinewidth": 1, "capsize": 2}
+        style: Style = {"linestyle": look.line, "linewidth": 1.6, "elinewidth": 1, "capsize": 2}
         bars = error_bars(binned, "observed")
         ax.errorbar(x, y, bars, color=colour, label=name, zorder=2, **style)
         size = 15 + 120 * binned.n / binned.n.max()

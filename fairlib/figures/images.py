@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, cast
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -128,7 +128,7 @@ def closed_curve(shape: Outline) -> tuple[np.ndarray, np.ndarray]:
     return shape.centre[1] + radii * np.cos(angle), shape.centre[0] - radii * np.sin(angle)
 
 
-def _checked(images) -> np.ndarray:
+def _checked(images: ArrayLike) -> np.ndarray:
     images = np.asarray(images, dtype=np.float32)
     if images.ndim != 4 or images.shape[1] != 1 or len(images) == 0:
         raise DataError(
@@ -137,11 +137,18 @@ def _checked(images) -> np.ndarray:
     return images
 
 
-def _sheet(rows: int, columns: int, cell: float, extra: float, row_labels, column_labels):
+def _sheet(
+    rows: int,
+    columns: int,
+    cell: float,
+    extra: float,
+    row_labels: Sequence[str] | None,
+    column_labels: Sequence[str] | None,
+) -> tuple[Figure, np.ndarray]:
     """A figure of bare panels [rows, columns], with names along its left and upper edges."""
     size = (columns * cell + 0.3, rows * (cell + extra) + 0.3 * (column_labels is not None))
-    figure, grid = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")
-    figure.get_layout_engine().set(w_pad=0.01, h_pad=0.01, wspace=0.01, hspace=0.01)
+    figure, grid = plt.subplots(rows, columns, figsize=size, squeeze=False)
+    figure.set_layout_engine("constrained", w_pad=0.01, h_pad=0.01, wspace=0.01, hspace=0.01)
     for panel in grid.flat:
         panel.set(xticks=[], yticks=[])
         panel.spines[:].set_visible(False)
@@ -154,7 +161,7 @@ def _sheet(rows: int, columns: int, cell: float, extra: float, row_labels, colum
 
 
 def _title(panel: Axes, text: str) -> None:
-    size = 8 * _enlarged(panel.figure)
+    size = 8 * _enlarged(cast(Figure, panel.figure))
     panel.set_title(text, fontsize=size, fontweight="normal", loc="center", pad=3)
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -19,6 +20,8 @@ from matplotlib.ticker import FuncFormatter
 from fairlib.errors import DataError
 
 BLUE, ORANGE, SKY, PURPLE, YELLOW = "#0072B2", "#D98200", "#56B4E9", "#A4508B", "#C9A800"
+Style = dict[str, Any]
+"""Keyword arguments of a drawing function of matplotlib."""
 INK, GREY, PALE = "#222222", "#6E6E6E", "#D9D9D9"
 
 
@@ -103,7 +106,7 @@ def looks(names: Iterable[str]) -> dict[str, Look]:
     return {name: NAMED.get(name) or free.pop(0) for name in names}
 
 
-def axes(ax: Axes | None, **size: tuple[float, float]) -> Axes:
+def axes(ax: Axes | None, **size: Any) -> Axes:
     """`ax`, or the only Axes of a new figure."""
     return plt.subplots(layout="constrained", **size)[1] if ax is None else ax
 
@@ -168,14 +171,14 @@ def category_axis(ax: Axes, names: Sequence[str]) -> None:
 
 def one_legend(figure: Figure) -> Figure:
     """One legend under all panels of `figure` in place of one each."""
-    entries = {}
+    entries: dict[str, Any] = {}
     for panel in figure.axes:
         handles, names = panel.get_legend_handles_labels()
         entries |= dict(zip(names, handles, strict=True))
-        if panel.get_legend():
-            panel.get_legend().remove()
+        if legend := panel.get_legend():
+            legend.remove()
         if panel is not figure.axes[0] and panel.get_ylabel() == figure.axes[0].get_ylabel():
             panel.set_ylabel("")
-    place = {"loc": "outside lower center", "ncol": len(entries)}
-    figure.legend(entries.values(), entries.keys(), **place)
+    place: Style = {"loc": "outside lower center", "ncol": len(entries)}
+    figure.legend(list(entries.values()), list(entries), **place)
     return figure

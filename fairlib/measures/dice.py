@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -107,7 +108,7 @@ def dice_table(
         draws = _draws(part, people, rng, replicates)
         structures, frames = structure_means(part), pooled_mean(*_parts(part), 0).mean(-1)
         counts = {"images": len(part), "subjects": len(np.unique(people))}
-        row = {"attribute": attribute, "group": group} | counts
+        row: dict[str, Any] = {"attribute": attribute, "group": group} | counts
         row |= dict(zip(STRUCTURES + FRAMES, [*structures, *frames], strict=True))
         row |= interval(structures.mean(), draws, strict=False).columns("mean", "")
         row |= {"undefined": int(np.isnan(part).sum())}

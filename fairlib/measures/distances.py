@@ -20,6 +20,8 @@ from fairlib.errors import DataError, SettingsError
 from fairlib.measures.intervals import Interval, Labels, Rng, Sample, cluster_codes, interval
 
 N_MIN = 50
+Part = tuple[np.ndarray, np.ndarray]
+"""Features [N, D] of a group, and the clusters of their rows [N]."""
 
 
 def polynomial_kernel(x: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -111,7 +113,12 @@ def mmd_draws(
     """
     check_sets(x, y, n_min=n_min)
     terms = _Terms(x, y, None, None)
-    return np.array([terms.value(*times) for times in zip(x_times, y_times, strict=True)])
+    return np.array(
+        [
+            terms.value(*times)
+            for times in zip(np.asarray(x_times), np.asarray(y_times), strict=True)
+        ]
+    )
 
 
 class _Terms:
@@ -119,13 +126,13 @@ class _Terms:
     rows.
     """
 
-    def __init__(self, x, y, x_clusters, y_clusters):
+    def __init__(self, x: ArrayLike, y: ArrayLike, x_clusters: Labels, y_clusters: Labels) -> None:
         x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
         self.xx, self.x_pairs = _off(polynomial_kernel(x, x), x_clusters)
         self.yy, self.y_pairs = _off(polynomial_kernel(y, y), y_clusters)
         self.xy = polynomial_kernel(x, y)
 
-    def value(self, x_times=None, y_times=None) -> float:
+    def value(self, x_times: ArrayLike | None = None, y_times: ArrayLike | None = None) -> float:
         """The weighted U-statistic; `x_times` [N] and `y_times` [M] say how often each row was
         drawn (once).
         """
@@ -135,7 +142,7 @@ class _Terms:
         return float(within - 2 * (a @ self.xy @ b) / (a.sum() * b.sum()))
 
 
-def _off(gram: np.ndarray, clusters) -> tuple[np.ndarray, np.ndarray]:
+def _off(gram: np.ndarray, clusters: Labels) -> tuple[np.ndarray, np.ndarray]:
     """The kernel matrix with pairs inside a cluster set to zero, and the 0/1 matrix of the pairs
     that are left.
     """
@@ -179,9 +186,8 @@ def frechet_interval(
     """
     estimate = frechet(x, y, n_min)
     samples = [(x, Sample(x[:, 0], clusters=x_clusters)), (y, Sample(y[:, 0], clusters=y_clusters))]
-    draws = np.array(
-        [frechet(*(_redrawn(*part, rng) for part in samples), n_min) for _ in range(replicates)]
-    )
+    drawn = ([_redrawn(*part, rng) for part in samples] for _ in range(replicates))
+    draws = np.array([frechet(first, second, n_min) for first, second in drawn])
     low, high = estimate + np.quantile(draws, [0.025, 0.975]) - draws.mean()
     return Interval(estimate, float(max(0.0, low)), float(high))
 
@@ -304,7 +310,7 @@ def _among_real(divided: list[dict], made: dict, measure: str) -> dict[tuple, li
     that are among the synthetic groups.
     """
 
-    def distance(one, two) -> float:
+    def distance(one: Part, two: Part) -> float:
         if measure == "mmd":
             return mmd(one[0], two[0], one[1], two[1], n_min=2)
         return frechet(one[0], two[0], n_min=2)
@@ -316,7 +322,7 @@ def _among_real(divided: list[dict], made: dict, measure: str) -> dict[tuple, li
     }
 
 
-def _chosen(part, *sets: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
+def _chosen(part: Part, *sets: np.ndarray) -> list[Part]:
     return [(part[0][rows], part[1][rows]) for rows in sets]
 
 
@@ -343,7 +349,7 @@ def most_disjoint(clusters: np.ndarray) -> int:
     return (len(clusters) - int(np.unique(clusters, return_counts=True)[1].max()) + 1) // 2
 
 
-def _groups(features, groups, subjects, name: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+def _groups(features: ArrayLike, groups: ArrayLike, subjects: Labels, name: str) -> dict[str, Part]:
     """{group: (features, clusters)}. Raises `DataError` on lengths that do not match."""
     features, groups = np.asarray(features, np.float64), np.asarray(groups)
     clusters = cluster_codes(subjects, len(features))

@@ -18,6 +18,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -50,7 +51,7 @@ class EquityReport:
 
 
 def equity_table(
-    label: ArrayLike, score: ArrayLike, groups: pd.DataFrame, **options
+    label: ArrayLike, score: ArrayLike, groups: pd.DataFrame, **options: Any
 ) -> pd.DataFrame:
     """Equity of one classifier on one test set, for each attribute on its own.
 
@@ -221,9 +222,10 @@ def class_counts(
     """Subjects of each class (columns class_0, ...) in each group (index), also in categories of
     `group` that nobody has.
     """
-    group, names = pd.Series(group), _categories(pd.Series(group))
+    values = pd.Series(group)
+    names = _categories(values)
     people = pd.DataFrame(
-        {"group": group.to_numpy(), "label": np.asarray(label), "subject": np.asarray(subject)}
+        {"group": values.to_numpy(), "label": np.asarray(label), "subject": np.asarray(subject)}
     )
     counts = people.drop_duplicates().groupby(["group", "label"]).size().unstack(fill_value=0)
     counts = counts.reindex(index=names, columns=range(classes), fill_value=0).astype(int)
@@ -310,7 +312,9 @@ def _finite(overall: float, groups: ArrayLike, alpha: float = 0.0) -> np.ndarray
     return values
 
 
-def _checked(label, score, groups: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+def _checked(
+    label: ArrayLike, score: ArrayLike, groups: pd.DataFrame
+) -> tuple[np.ndarray, np.ndarray]:
     label, score = np.asarray(label), np.asarray(score, float)
     score = np.stack([1 - score, score], axis=1) if score.ndim == 1 else score
     lengths = {len(label), len(score), len(groups)}

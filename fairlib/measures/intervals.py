@@ -26,6 +26,8 @@ Labels = ArrayLike | None
 LEVEL = 0.95  # of every bootstrap interval
 Ends = tuple[np.ndarray, np.ndarray]
 """The low and the high ends of many intervals, or their bounds."""
+Added = tuple[float, float]
+"""What is added to the counts of successes and failures."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,12 @@ def jeffreys(right: ArrayLike, n: ArrayLike, lower_tail: ArrayLike, upper_tail: 
 
 
 def _beta(
-    right: ArrayLike, n: ArrayLike, lower_tail: ArrayLike, upper_tail: ArrayLike, below, above
+    right: ArrayLike,
+    n: ArrayLike,
+    lower_tail: ArrayLike,
+    upper_tail: ArrayLike,
+    below: Added,
+    above: Added,
 ) -> Ends:
     """Quantiles of two Beta distributions, with (successes, failures) added to the counts; 0 and 1
     where none or all are right.
@@ -143,7 +150,9 @@ def delong(positive: ArrayLike, negative: ArrayLike) -> tuple[np.ndarray, np.nda
     return of_positive.mean(-1), np.sqrt(variance)
 
 
-def weighted_auc(table: np.ndarray, positive_times: np.ndarray, negative_times: np.ndarray):
+def weighted_auc(
+    table: np.ndarray, positive_times: np.ndarray, negative_times: np.ndarray
+) -> np.ndarray:
     """AUC [B] of bootstrap draws that hold each person so many times: `table` [P, M] of
     `pair_table`, times [B, P] and [B, M].
     """

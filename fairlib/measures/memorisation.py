@@ -10,7 +10,9 @@ out by naming subjects.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -133,7 +135,7 @@ def memorisation(
         Sample(real.distance, clusters=heldout_subjects),
     ]
 
-    def statistic(made, real):
+    def statistic(made: np.ndarray, real: np.ndarray) -> list[float]:
         shares = (made[:, None] < np.quantile(real, quantiles)).mean(0)
         return [*shares, np.median(made) / np.median(real)]
 
@@ -146,7 +148,9 @@ def memorisation(
     return Memorisation(table, ratio, made, real)
 
 
-def _check_heldout(heldout, heldout_subjects, training_subjects, quantiles) -> None:
+def _check_heldout(
+    heldout: Any, heldout_subjects: Any, training_subjects: Any, quantiles: Sequence[float]
+) -> None:
     needed = int(np.ceil(1 / min(quantiles)))
     if len(heldout) < needed:
         raise DataError(
@@ -162,7 +166,7 @@ def _check_heldout(heldout, heldout_subjects, training_subjects, quantiles) -> N
             )
 
 
-def _rows(values, name: str) -> np.ndarray:
+def _rows(values: ArrayLike, name: str) -> np.ndarray:
     values = np.asarray(values, np.float64)
     if values.ndim < 2 or len(values) == 0:
         raise DataError(

@@ -166,7 +166,12 @@ def crossed_interval(estimate: float, draws: np.ndarray, seeds: int) -> Interval
     return Interval(estimate, low, high)
 
 
-def _table(parts, names: list[str], excluded: pd.DataFrame, seeds: int) -> pd.DataFrame:
+def _table(
+    parts: Sequence[tuple[str, np.ndarray, np.ndarray]],
+    names: list[str],
+    excluded: pd.DataFrame,
+    seeds: int,
+) -> pd.DataFrame:
     """Rows from (arm, estimates [metrics, groups], draws [K, R, metrics, groups])."""
     rows = []
     for arm, estimate, draws in parts:
@@ -182,7 +187,9 @@ def _table(parts, names: list[str], excluded: pd.DataFrame, seeds: int) -> pd.Da
     return table
 
 
-def _bootstrap(answers: PairedAnswers, rng: Rng, settings: BootstrapSettings, weight):
+def _bootstrap(
+    answers: PairedAnswers, rng: Rng, settings: BootstrapSettings, weight: ArrayLike | None
+) -> tuple[np.ndarray, np.ndarray, list[str], pd.DataFrame]:
     """Estimates [arms, metrics, groups], draws [arms, K, R, metrics, groups], names of the groups,
     excluded subgroups.
     """
@@ -211,8 +218,8 @@ def _bootstrap(answers: PairedAnswers, rng: Rng, settings: BootstrapSettings, we
             kinds = [_over_seeds(rates, drawn), *kinds, _over_seeds(whole, drawn)]
         draws.append(np.stack(kinds))
     values = np.moveaxis(_over_seeds(whole, equal)[0], -1, 0)
-    draws = np.moveaxis(np.concatenate(draws, axis=1), -1, 0)
-    return values, draws, [ALL, *kept, WORST, GAP], excluded
+    joined = np.moveaxis(np.concatenate(draws, axis=1), -1, 0)
+    return values, joined, [ALL, *kept, WORST, GAP], excluded
 
 
 def _rates(answers: PairedAnswers, members: list[np.ndarray], weight: np.ndarray) -> np.ndarray:
@@ -356,7 +363,9 @@ class PairedAreas:
         return np.stack([_statistics([part[arm] for part in both], alpha) for arm in (0, 1)])
 
 
-def _exchanged(table, positive: np.ndarray, negative: np.ndarray) -> np.ndarray:
+def _exchanged(
+    table: Sequence[Sequence[np.ndarray]], positive: np.ndarray, negative: np.ndarray
+) -> np.ndarray:
     """AUC [2, B] of both arms when the people of weight 1 (not 0) have exchanged the scores of the
     two arms.
     """

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 import pandas as pd
@@ -35,8 +36,9 @@ from fairlib.measures.intervals import (
     interval,
 )
 
-Tables = pd.DataFrame | Mapping[str, pd.DataFrame]
+Tables: TypeAlias = pd.DataFrame | Mapping[str, pd.DataFrame]
 """A calibration set, or several by name."""
+Numbers: TypeAlias = np.ndarray | float
 BY = ("arm", "seed")
 BAND = (0.2, 0.8)
 """The open interval of p that counts as ambiguous (Shen et al. 2024, logged in training)."""
@@ -77,17 +79,17 @@ class CalibrationSet:
     strata: np.ndarray | None = None
     threshold: float = 0.5
 
-    def __post_init__(self):
-        strata = np.zeros(len(self.truth), int) if self.strata is None else self.strata
-        object.__setattr__(self, "strata", np.asarray(strata))
-        parts = (self.p_female, self.truth, self.subjects, self.strata)
+    def __post_init__(self) -> None:
+        strata = np.asarray(np.zeros(len(self.truth), int) if self.strata is None else self.strata)
+        object.__setattr__(self, "strata", strata)
+        parts = (self.p_female, self.truth, self.subjects, strata)
         if len({len(part) for part in parts}) > 1:
             raise DataError(
                 "readings, truth, subjects and strata of the calibration set differ in length; "
                 "give one of each per image"
             )
         check_probabilities(self.p_female)
-        sexes = pd.DataFrame({"truth": self.truth, "stratum": self.strata}).drop_duplicates()
+        sexes = pd.DataFrame({"truth": self.truth, "stratum": strata}).drop_duplicates()
         if not sexes.truth.isin([0, 1]).all() or (sexes.stratum.value_counts() < 2).any():
             raise DataError(
                 f"the calibration set holds {sexes.to_dict('records')}; every stratum needs both "
@@ -102,11 +104,12 @@ class CalibrationSet:
         """
         strata = np.zeros(count, int) if strata is None else np.asarray(strata)
         names, codes = np.unique(strata, return_inverse=True)
-        missing = np.setdiff1d(names, self.strata)
+        held = np.asarray(self.strata)
+        missing = np.setdiff1d(names, held)
         if len(missing):
             raise DataError(f"the calibration set has no image of stratum {str(missing[0])!r}")
-        used = np.isin(self.strata, names)
-        parts = (self.p_female, self.truth, self.subjects, self.strata)
+        used = np.isin(held, names)
+        parts = (self.p_female, self.truth, self.subjects, held)
         p, truth, subjects, place = (np.asarray(part)[used] for part in parts)
         code = np.searchsorted(names, place)
         return codes, Sample(p, truth, code, clusters=subjects, strata=truth)
@@ -157,7 +160,7 @@ def class_accuracies(
     return of_female, 1 - of_male
 
 
-def rogan_gladen(share: ArrayLike, a_f: ArrayLike, a_m: ArrayLike) -> np.ndarray:
+def rogan_gladen(share: ArrayLike, a_f: Numbers, a_m: Numbers) -> np.ndarray:
     """The true female share behind an observed `share` (scalar or array), clipped to [0, 1].
 
     Raises `DataError` when a_F + a_M <= 1: such an evaluator says nothing about sex.
@@ -167,7 +170,7 @@ def rogan_gladen(share: ArrayLike, a_f: ArrayLike, a_m: ArrayLike) -> np.ndarray
     return np.clip(_unclipped(share, a_f, a_m), 0, 1)
 
 
-def _unclipped(share, a_f, a_m) -> np.ndarray:
+def _unclipped(share: ArrayLike, a_f: Numbers, a_m: Numbers) -> np.ndarray:
     if not np.all(np.add(a_f, a_m) > 1):
         raise DataError(
             f"the evaluator is right on {np.round(a_f, 3)} of female and {np.round(a_m, 3)} of "
@@ -237,8 +240,8 @@ def sigmoid(values: ArrayLike) -> np.ndarray:
 
 def logit(p: ArrayLike) -> np.ndarray:
     """log(p / (1 - p)), with p kept 1e-6 from 0 and 1."""
-    p = np.clip(np.asarray(p, float), 1e-6, 1 - 1e-6)
-    return np.log(p / (1 - p))
+    kept = np.clip(np.asarray(p, float), 1e-6, 1 - 1e-6)
+    return np.log(kept / (1 - kept))
 
 
 # --- shares with their intervals ---------------------------------------------------------------
@@ -267,12 +270,20 @@ def corrected_share(
     calibration set.
     """
 
-    def corrected(p, codes, labelled_p, truth, labelled_codes, strict: bool = False) -> float:
+    def corrected(
+        p: np.ndarray,
+        codes: np.ndarray,
+        labelled_p: np.ndarray,
+        truth: np.ndarray,
+        labelled_codes: np.ndarray,
+        *,
+        strict: bool = False,
+    ) -> float:
         size = np.bincount(codes)
         rates = class_accuracies(
             labelled_p > calibration.threshold, truth, labelled_codes, len(size)
         )
-        if not strict and not (sum(rates) > 1).all():
+        if not strict and not (rates[0] + rates[1] > 1).all():
             return np.nan
         raw = np.bincount(codes, p > calibration.threshold) / size
         return float(np.clip(size / size.sum() @ _unclipped(raw, *rates), 0, 1))
@@ -295,7 +306,7 @@ def em_share(
     `corrected_share`.
     """
 
-    def share(p_female, labelled_p, truth) -> float:
+    def share(p_female: np.ndarray, labelled_p: np.ndarray, truth: np.ndarray) -> float:
         prior = np.array([1 - truth.mean(), truth.mean()]) if len(truth) else np.zeros(2)
         if not prior.all():
             return np.nan
@@ -303,7 +314,13 @@ def em_share(
         p = sigmoid(slope * logit(p_female) + intercept)
         return float(saerens_em(np.stack([1 - p, p], 1), prior)[1])
 
-    def estimate(p, codes, labelled_p, truth, labelled_codes) -> float:
+    def estimate(
+        p: np.ndarray,
+        codes: np.ndarray,
+        labelled_p: np.ndarray,
+        truth: np.ndarray,
+        labelled_codes: np.ndarray,
+    ) -> float:
         size = np.bincount(codes)
         strata = [(codes == k, labelled_codes == k) for k in range(len(size))]
         parts = [share(p[mine], labelled_p[labelled], truth[labelled]) for mine, labelled in strata]
@@ -313,11 +330,12 @@ def em_share(
     return bootstrap_interval(estimate, samples, rng, replicates)
 
 
-def _samples(p_female, calibration: CalibrationSet, strata) -> list[Sample]:
+def _samples(p_female: ArrayLike, calibration: CalibrationSet, strata: Labels) -> list[Sample]:
     """The images (p, code of the stratum) and the calibration set (p, truth, code)."""
     check_probabilities(p_female)
-    codes, labelled = calibration.matched(strata, len(p_female))
-    return [Sample(p_female, codes, strata=codes), labelled]
+    p = np.asarray(p_female)
+    codes, labelled = calibration.matched(strata, len(p))
+    return [Sample(p, codes, strata=codes), labelled]
 
 
 def ambiguous(p_female: ArrayLike, band: tuple[float, float] = BAND) -> np.ndarray:
@@ -398,12 +416,14 @@ def per_prompt_gap(
     if (place[codes] != of_image).any():
         raise DataError("a prompt lies in two strata; give each prompt images of one")
 
-    def rates(labelled_p, truth, labelled_codes) -> tuple[np.ndarray, np.ndarray]:
+    def rates(
+        labelled_p: np.ndarray, truth: np.ndarray, labelled_codes: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
         read = labelled_p > calibration.threshold
         a_f, a_m = class_accuracies(read, truth, labelled_codes, place.max() + 1)
         return a_f[place], a_m[place]
 
-    def corrected(read, code, *labelled) -> np.ndarray:
+    def corrected(read: np.ndarray, code: np.ndarray, *labelled: np.ndarray) -> np.ndarray:
         a_f, a_m = rates(*labelled)
         usable = a_f + a_m > 1
         shares = np.bincount(code, read) / np.bincount(code)
@@ -435,7 +455,7 @@ def sampling_floor(target: float, n: int, a_f: float = 1.0, a_m: float = 1.0) ->
 
 
 def beyond_chance(
-    raw: ArrayLike, n: ArrayLike, target: ArrayLike, a_f: ArrayLike = 1.0, a_m: ArrayLike = 1.0
+    raw: ArrayLike, n: ArrayLike, target: Numbers, a_f: Numbers = 1.0, a_m: Numbers = 1.0
 ) -> float:
     """Root of the mean over prompts of (share - target)^2 less its sampling variance; zero where
     chance explains all.
@@ -497,7 +517,9 @@ def _strata(table: pd.DataFrame, evaluator: Evaluator) -> np.ndarray | None:
     return table[list(evaluator.stratum)].astype(str).agg(", ".join, axis=1).to_numpy(str)
 
 
-def _parts(readings, calibration, evaluators, by) -> Iterator[_Part]:
+def _parts(
+    readings: pd.DataFrame, calibration: Tables, evaluators: Sequence[Evaluator], by: Sequence[str]
+) -> Iterator[_Part]:
     """Every part of the readings with every evaluator."""
     need(readings, [*by, "prompt"], "readings")
     sets = calibration if isinstance(calibration, Mapping) else {"calibration": calibration}
@@ -573,7 +595,7 @@ def share_table(
     return pd.DataFrame(rows)
 
 
-def _gap(part: _Part, target, rng: Rng, replicates: int) -> Gap:
+def _gap(part: _Part, target: float | dict[str, float], rng: Rng, replicates: int) -> Gap:
     prompts = part.images.prompt.to_numpy()
     return per_prompt_gap(part.p, prompts, target, part.calibration, rng, replicates, part.strata)
 
@@ -701,7 +723,7 @@ def within_sex_table(
     return pd.DataFrame(rows).drop(columns="unreadable")
 
 
-def standardised_difference(images: ArrayLike, real: ArrayLike) -> float:
+def standardised_difference(images: np.ndarray | pd.Series, real: np.ndarray | pd.Series) -> float:
     """(mean of `images` - mean of `real`) / standard deviation of `real`.
 
     book/fairness.md, Eq. (eq-smd).
@@ -713,7 +735,9 @@ def _read_as(table: pd.DataFrame, evaluator: Evaluator) -> np.ndarray:
     return np.where(table[evaluator.column] > evaluator.threshold, "F", "M")
 
 
-def _size_difference(images, real, value: str, rng, replicates: int) -> Interval:
+def _size_difference(
+    images: pd.DataFrame, real: pd.DataFrame, value: str, rng: Rng, replicates: int
+) -> Interval:
     if min(len(images), len(real)) < N_LEAST:
         return Interval(np.nan, np.nan, np.nan)
     samples = [Sample(images[value]), Sample(real[value], clusters=real.subject.to_numpy(str))]

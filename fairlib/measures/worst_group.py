@@ -123,11 +123,11 @@ def worst_auc(
     the smaller class's number of pairs that have no person in common, all are right.
     """
     value, error = np.asarray(value, float), np.asarray(error, float)
-    fewer = np.asarray(fewer) + np.zeros_like(value)
-    spread = np.where(error > 0, error, share_error(np.round(value * fewer), fewer))
+    people = np.asarray(fewer) + np.zeros_like(value)
+    spread = np.where(error > 0, error, share_error(np.round(value * people), people))
     near = contenders(value, spread)
     lower, upper = tails(near, level)
-    shares = jeffreys(np.round(value * fewer), fewer, lower, upper)
+    shares = jeffreys(np.round(value * people), people, lower, upper)
     bounds = zip(logit_bounds(value, error, lower, upper), shares, strict=True)
     low, high = (np.where(error > 0, bound, share).min(-1) for bound, share in bounds)
     return low, high, near

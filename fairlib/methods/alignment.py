@@ -301,7 +301,7 @@ def fingerprint(parameters: Mapping[str, Tensor]) -> str:
     digest = hashlib.sha256()
     for name, value in sorted(parameters.items()):
         digest.update(name.encode())
-        digest.update(value.detach().cpu().reshape(-1).view(torch.uint8).numpy())
+        digest.update(value.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 
@@ -496,6 +496,9 @@ class _Run:
         )
         cotangent, results = self._read(trajectory.sample, batch)
         replayed = self._replay(trajectory, cotangent, step)
+        cells: dict[str, Any] = {
+            k: v.cpu() if isinstance(v, Tensor) else v for k, v in results.items()
+        }
         rate = self.state.settings.learning_rate_at(step)
         norm = self.state.update(rate)
         self._remember(batch, results)
@@ -512,7 +515,7 @@ class _Run:
             base=self.cache.evaluations - before,
             seconds=time.perf_counter() - started,
             state=self.state,
-            **{k: v.cpu() if isinstance(v, Tensor) else v for k, v in results.items()},
+            **cells,
         )
 
     def _batch(self, step: int) -> Batch:
@@ -523,8 +526,9 @@ class _Run:
         logits, embeds = zip(
             *(self.cache.read(prompt, indices) for prompt, indices in pairs), strict=True
         )
-        each = [(prompt, index) for prompt, indices in pairs for index in indices]
-        return Batch(step, *zip(*each, strict=True), torch.cat(logits), torch.cat(embeds))
+        places = tuple(prompt for prompt, indices in pairs for _ in indices)
+        noises = tuple(index for _, indices in pairs for index in indices)
+        return Batch(step, places, noises, torch.cat(logits), torch.cat(embeds))
 
     def _read(self, sample: Tensor, batch: Batch) -> tuple[Tensor, dict[str, Any]]:
         """dL/dx_0 `[N, C, h, w]`, and the results for the step's record.

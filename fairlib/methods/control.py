@@ -73,7 +73,7 @@ def fit_controlnet(
         latents=latents,
         control=control,
         caption_of=caption_of,
-        weights=latents if weights is None else weights,
+        weights=latents if weights is None else np.asarray(weights),
     )
     prediction = prediction_type(scheduler)
     denoiser.requires_grad_(False)
@@ -85,9 +85,11 @@ def fit_controlnet(
         rng = generator_for(settings.seed, 13, step)
         noisy, time, noise = add_noise(latents[rows], rng)
         words = drop_words(embeds[caption_of[rows]], null, dropout, rng)
-        batch = [part.to(device) for part in (noisy, time, words, control[rows])]
         target = prediction_target(prediction, latents[rows], noise, time).to(device)
-        return F.mse_loss(controlled_noise(denoiser, controlnet, *batch), target)
+        given = (part.to(device) for part in (noisy, time, words, control[rows]))
+        noisy, time, words, image = given
+        predicted = controlled_noise(denoiser, controlnet, noisy, time, words, image)
+        return F.mse_loss(predicted, target)
 
     yield from trainer.run(loss)
 
@@ -194,7 +196,7 @@ def _typical_ages(decades: Sequence[str], present: set[str]) -> list[float]:
     return [float(name[:-1]) + 5 for name in chosen]
 
 
-def _one(rng: np.random.Generator, choices: Sequence[Any]) -> Any:
+def _one(rng: np.random.Generator, choices: Sequence[Any] | np.ndarray) -> Any:
     return choices[int(rng.integers(len(choices)))]
 
 

@@ -289,9 +289,15 @@ def compare_arms(
     device: where the classifiers are trained. Raises `DataError` when a subject of `test` or
     `validation` was trained on, or a table lacks what it must have.
     """
-    sources = {"real": train, "synthetic": synthetic, "extra": extra}
-    tables = [None if source is None else source.table for source in sources.values()]
-    plans = {arm: training_plan(arm, *tables, settings.plan) for arm in arms}
+    optional = {"synthetic": synthetic, "extra": extra}
+    sources = {"real": train} | {k: part for k, part in optional.items() if part is not None}
+    tables = {name: part.table for name, part in sources.items()}
+    plans = {
+        arm: training_plan(
+            arm, train.table, tables.get("synthetic"), tables.get("extra"), settings.plan
+        )
+        for arm in arms
+    }
     _check_disjoint(sources, {"validation": validation, "test": test})
     rows = _test_rows(test, age_edges(train.table))
     total, done = len(seeds) * len(arms), 0
@@ -311,7 +317,7 @@ def compare_arms(
 def fit_plan(
     classifier: Classifier,
     plan: TrainingPlan,
-    sources: Mapping[str, ImageTable | None],
+    sources: Mapping[str, ImageTable],
     settings: ClassifierSettings,
 ) -> None:
     """Train `classifier` through the phases of `plan`, `settings.steps` in all; a later phase
@@ -350,15 +356,13 @@ def _test_rows(test: ImageTable, edges: tuple[float, float]) -> pd.DataFrame:
     return table[["subject", "image", "label", *GROUPS]].reset_index(drop=True)
 
 
-def _check_disjoint(
-    trained: Mapping[str, ImageTable | None], heldout: Mapping[str, ImageTable]
-) -> None:
+def _check_disjoint(trained: Mapping[str, ImageTable], heldout: Mapping[str, ImageTable]) -> None:
     for name, part in heldout.items():
         require(part.table, ("subject",))
         others = {**trained, **({"validation": heldout["validation"]} if name == "test" else {})}
         for source, images in others.items():
             # a generated image need not belong to a subject
-            if images is None or "subject" not in images.table:
+            if "subject" not in images.table:
                 continue
             shared = set(part.table["subject"]) & set(images.table["subject"])
             if shared:

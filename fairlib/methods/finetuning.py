@@ -175,7 +175,8 @@ def finetune(
     prediction = prediction_type(scheduler)
     state = state or FinetuneState(denoiser, weights, settings)
     _check(null, weights, settings, state, denoiser, probe)
-    device, batch = device_of(denoiser), {}
+    device = device_of(denoiser)
+    batch: dict[str, Any] = {}
 
     def loss(step: int) -> Tensor:
         rows = batch_indices(settings.seed, step, len(data.latents), settings.batch_size)
@@ -198,7 +199,7 @@ def finetune(
             measured = probe_losses(denoiser, probe, data.embeds, prediction, settings.batch_size)
         if weights.observes == "batch":
             weights.observe(batch["losses"], batch["groups"], done.step - 1)
-        elif measured is not None:
+        elif measured is not None and probe is not None:
             weights.observe(measured, probe.group_codes, done.step - 1)
         yield _record(done, batch, weights.sizes, probe, measured)
 
@@ -280,7 +281,7 @@ def _record(
     measured: Tensor | None,
 ) -> FinetuneStep:
     weights, means, gap = batch["weights"], None, None
-    if measured is not None:
+    if measured is not None and probe is not None:
         means = group_means(measured, probe.group_codes, sizes)
         gap = float(attribute_gaps(means, sizes).nansum())
     return FinetuneStep(

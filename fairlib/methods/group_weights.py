@@ -13,8 +13,8 @@ value of the second attribute.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Literal, Protocol, get_args
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
 import torch
@@ -58,7 +58,7 @@ class SampleWeights(Protocol):
     def state_dict(self) -> dict[str, Tensor | int | float]:
         """Everything that `observe` has changed: tensors and plain numbers."""
 
-    def load_state_dict(self, state: dict[str, Tensor | int | float]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take up what `state_dict` gave (numbers may be 0-d tensors).
 
         Raises `WeightsError` on another arm's state.
@@ -140,7 +140,7 @@ def loss_gap(losses: Tensor, groups: Tensor | ArrayLike, sizes: tuple[int, ...])
     return float(attribute_gaps(group_means(losses, groups, sizes), sizes).nan_to_num(0.0).sum())
 
 
-def require_keys(state: dict, expected: Sequence[str], name: str) -> None:
+def require_keys(state: Mapping[str, Any], expected: Sequence[str], name: str) -> None:
     """Raise `WeightsError` unless `state` has exactly the keys `expected`."""
     differing = sorted(set(state) ^ set(expected))
     if differing:
@@ -174,7 +174,7 @@ class Uniform:
         """Nothing: `observe` changes nothing."""
         return {}
 
-    def load_state_dict(self, state: dict[str, Tensor | int | float]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Raises `WeightsError` when `state` is that of another method."""
         require_keys(state, (), type(self).__name__)
 
@@ -291,7 +291,7 @@ class GroupDRO(Uniform):
         # saved files hold no infinity; empty groups are known by shares
         return {"logits": self.logits.nan_to_num(neginf=0.0)}
 
-    def load_state_dict(self, state: dict[str, Tensor | int | float]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Raises `WeightsError` when `state` is that of another method."""
         require_keys(state, ("logits",), type(self).__name__)
         logits = torch.as_tensor(state["logits"]).detach().cpu().double()

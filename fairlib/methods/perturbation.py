@@ -41,9 +41,9 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -146,11 +146,11 @@ class NoisyWeights:
             return raw
         return positive_weights(raw, each.square().sum(1).sqrt())
 
-    def state_dict(self) -> dict:
+    def state_dict(self) -> dict[str, Tensor | int | float]:
         """The candidate, and the step at which it was chosen."""
         return {"candidate": self.candidate.clone(), "since": self.since}
 
-    def load_state_dict(self, state: dict) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Raises `WeightsError` when `state` is that of another method."""
         require_keys(state, list(self.state_dict()), type(self).__name__)
         self.candidate = state["candidate"].detach().cpu().double().clone()
@@ -225,7 +225,7 @@ class FairBayesianPerturbation(NoisyWeights):
         process = GaussianProcess(self.tried.numpy(), self.outcomes.numpy())
         return torch.from_numpy(maximise_upper_bound(process, self.settings.beta, rng))
 
-    def state_dict(self) -> dict:
+    def state_dict(self) -> dict[str, Tensor | int | float]:
         """The candidate, and all outcomes that the next choice rests on."""
         previous = [] if self.previous is None else [self.previous]
         return super().state_dict() | {
@@ -235,7 +235,7 @@ class FairBayesianPerturbation(NoisyWeights):
             "previous": torch.tensor(previous, dtype=torch.float64),
         }
 
-    def load_state_dict(self, state: dict) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Raises `WeightsError` when `state` is that of another method."""
         super().load_state_dict(state)
         self.last = int(state["last"])

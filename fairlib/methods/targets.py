@@ -42,7 +42,7 @@ class Distribution:
 
         With equal weights this is Hazen's definition (`numpy.quantile(method="hazen")`).
         """
-        return np.interp(level, self.levels, self.values)
+        return np.interp(np.asarray(level), self.levels, self.values)
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,10 @@ three-channel) pixels to 4 x 16 x 16.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fairlib.models.training import (
     FitSettings,
@@ -18,13 +19,16 @@ from fairlib.models.training import (
     generator_for,
 )
 
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL
+
 
 def build_autoencoder(
     channels: tuple[int, ...] = (16, 16, 32, 64),
     latent_channels: int = 4,
     image_channels: int = 1,
     size: int = 128,
-) -> nn.Module:
+) -> AutoencoderKL:
     """An untrained AutoencoderKL for `size` x `size` images; each entry of `channels` after the
     first halves the grid.
     """
@@ -52,7 +56,7 @@ def reconstruction_loss(image: Tensor, target: Tensor) -> Tensor:
 
 
 def fit_autoencoder(
-    autoencoder: nn.Module,
+    autoencoder: AutoencoderKL,
     images: Tensor,
     settings: FitSettings,
     crop: int = 128,
@@ -103,7 +107,7 @@ def _crops(images: Tensor, size: int, rng: torch.Generator) -> Tensor:
 
 
 @torch.no_grad()
-def standardise_latents(autoencoder: nn.Module, images: Tensor) -> None:
+def standardise_latents(autoencoder: AutoencoderKL, images: Tensor) -> None:
     """Give each latent channel mean 0 and variance 1 over `images`, by folding the affine map into
     the 1 x 1 convolutions.
 
@@ -123,7 +127,7 @@ def standardise_latents(autoencoder: nn.Module, images: Tensor) -> None:
 
 
 @torch.no_grad()
-def encode(autoencoder: nn.Module, images: Tensor, batch_size: int = 32) -> Tensor:
+def encode(autoencoder: AutoencoderKL, images: Tensor, batch_size: int = 32) -> Tensor:
     """Posterior means [N, 4, H/8, W/8] on the CPU, unscaled, of uint8 or [-1, 1] float images."""
     found = []
     for part in images.split(batch_size):

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 import numpy as np
 import pandas as pd
@@ -110,6 +110,10 @@ class Classifier(nn.Module):
     the dict and the features.
     """
 
+    slope: Tensor
+    intercept: Tensor
+    threshold: Tensor
+
     def __init__(self, heads: Heads, architecture: Architecture = SMALL):
         super().__init__()
         self.heads = {k: v if isinstance(v, str) else tuple(v) for k, v in heads.items()}
@@ -145,6 +149,7 @@ class Classifier(nn.Module):
         return {name: found[name] for name in self.heads}, features
 
     def forward(self, images: Tensor) -> Tensor | dict[str, Tensor]:
+        """The values of the only head, or of several a dict."""
         return _only(self.read(images)[0])
 
     def place(self, head: str | None = None) -> int:
@@ -155,18 +160,21 @@ class Classifier(nn.Module):
 class Ensemble(nn.Module):
     """Several classifiers of the same heads: the mean of their logits, all of their features."""
 
-    def __init__(self, members: Sequence[nn.Module]):
+    def __init__(self, members: Sequence[Classifier]):
         super().__init__()
         self.members = nn.ModuleList(members)
         self.heads = members[0].heads
 
     def read(self, images: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         """Mean values of every head and the members' features, side by side [N, sum of D]."""
-        logits, features = zip(*(member.read(images) for member in self.members), strict=True)
+        logits, features = zip(
+            *(cast(Classifier, member).read(images) for member in self.members), strict=True
+        )
         mean = {name: torch.stack([one[name] for one in logits]).mean(0) for name in self.heads}
         return mean, torch.cat(features, dim=1)
 
     def forward(self, images: Tensor) -> Tensor | dict[str, Tensor]:
+        """The values of the only head, or of several a dict."""
         return _only(self.read(images)[0])
 
 
@@ -293,7 +301,9 @@ class _Targets:
         mean over these; for `images` of `rows`, a mean over the known ones, or without weights
         their sum.
         """
-        found, losses, errors = self.classifier.read(images)[0], [], []
+        found = self.classifier.read(images)[0]
+        losses: list[Tensor] = []
+        errors: list[Tensor] = []
         for name, kind in self.classifier.heads.items():
             keep, chosen, logits = self.known[name][rows], rows, found[name]
             if not bool(keep.all()):
@@ -315,7 +325,7 @@ class _Targets:
                 each = F.cross_entropy(logits, truth.long(), reduction="none")
             each = each if weight is None else each * weight
             (errors if kind == "number" else losses).append(each.sum() if summed else each.mean())
-        return sum(losses) + (sum(errors) / len(errors) if errors else 0)
+        return cast(Tensor, sum(losses) + (sum(errors) / len(errors) if errors else 0))
 
 
 def fit_classifier(
@@ -510,8 +520,9 @@ def predict(classifier: Classifier | Ensemble, images: Tensor, batch_size: int =
         name: torch.cat([found[name].cpu() for found, _ in parts]) for name in classifier.heads
     }
     features = torch.cat([part.cpu() for _, part in parts])
-    scalars = getattr(classifier, "scalars", [])
-    thresholds = {name: classifier.threshold[i].cpu() for i, name in enumerate(scalars)}
+    thresholds = {}
+    if isinstance(classifier, Classifier):
+        thresholds = dict(zip(classifier.scalars, classifier.threshold.cpu(), strict=True))
     return Prediction(classifier.heads, logits, features, thresholds)
 
 

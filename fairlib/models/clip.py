@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import torch
@@ -35,6 +35,7 @@ from fairlib.models.training import (
 )
 
 if TYPE_CHECKING:
+    from open_clip import CLIP, SimpleTokenizer
     from transformers import CLIPTokenizer
 
 CONTEXT_LENGTH = 32
@@ -62,9 +63,9 @@ def learn_merges(captions: list[str], count: int = 400) -> list[tuple[str, str]]
     pieces = regex.compile(r"[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+")
     words = Counter(piece for text in captions for piece in pieces.findall(text.lower()))
     split = {word: " ".join((*word[:-1], word[-1] + "</w>")) for word in words}
-    merges = []
+    merges: list[tuple[str, str]] = []
     while len(merges) < count:
-        pairs = Counter()
+        pairs: Counter[tuple[str, str]] = Counter()
         for word, parts in split.items():
             for pair in pairwise(parts.split()):
                 pairs[pair] += words[word]
@@ -122,9 +123,7 @@ def pipeline_tokenizer(folder: str | Path, length: int = CONTEXT_LENGTH) -> CLIP
     )
 
 
-def clip_tokenizer(
-    folder: str | Path, length: int = CONTEXT_LENGTH
-) -> Callable[[list[str]], Tensor]:
+def clip_tokenizer(folder: str | Path, length: int = CONTEXT_LENGTH) -> SimpleTokenizer:
     """open_clip's SimpleTokenizer on the same vocabulary: list of texts -> ids [N, length]."""
     from open_clip.tokenizer import SimpleTokenizer
 
@@ -137,10 +136,13 @@ class Clip(nn.Module):
     Images [N, 1, H, W] in [-1, 1]; embeddings have unit length.
     """
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(
         self,
-        model: nn.Module,
-        tokenizer: Callable,
+        model: CLIP,
+        tokenizer: SimpleTokenizer,
         channels: int,
         size: int,
         mean: Sequence[float] = (0.0,),
@@ -216,7 +218,8 @@ def fit_clip(
     in a symmetric brain that a small CLIP does not learn it otherwise.
     """
     tower = model if isinstance(model, TextTower) else None
-    clip, (stream, shift) = (tower.clip, (16, 2)) if tower else (model, (2, 4))
+    clip = model.clip if isinstance(model, TextTower) else model
+    stream, shift = (16, 2) if tower else (2, 4)
     tokens, device = clip.tokenizer(captions), device_of(model)
     flipped = clip.tokenizer([mirrored(text) for text in captions]) if mirrored else None
     size = settings.batch_size // 2 if mirrored else settings.batch_size
@@ -226,7 +229,7 @@ def fit_clip(
         rows = batch_indices(settings.seed, step, len(images), size)
         rng = generator_for(settings.seed, stream, step)
         batch, words = images[rows].float() / 127.5 - 1, tokens[rows]
-        if mirrored:
+        if flipped is not None:
             batch, words = torch.cat([batch, batch.flip(-1)]), torch.cat([words, flipped[rows]])
         moved = torch.randint(-shift, shift + 1, (2,), generator=rng).tolist()
         batch, words = batch.roll(moved, dims=(-2, -1)), words.to(device)
@@ -355,7 +358,7 @@ class TextTower(nn.Module):
             F.cross_entropy(SHARPNESS * mean @ F.normalize(head, dim=1).T, truth)
             for head, truth in zip(self.heads, self.truth[rows].T.to(device), strict=True)
         ]
-        return sum(losses) / len(losses)
+        return cast(Tensor, sum(losses) / len(losses))
 
 
 @torch.no_grad()
@@ -416,7 +419,7 @@ def text_encoder_of(clip: Clip) -> nn.Module:
     return encoder.eval().requires_grad_(False)
 
 
-def _text_weights(model: nn.Module) -> dict[str, Tensor]:
+def _text_weights(model: CLIP) -> dict[str, Tensor]:
     found = {
         "embeddings.token_embedding.weight": model.token_embedding.weight,
         "embeddings.position_embedding.weight": model.positional_embedding,

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -98,7 +98,7 @@ class ControlledGenerator(Generator):
         check: bool = True,
         local_files_only: bool = True,
         controlnet: str | Path | None = None,
-    ) -> ControlledGenerator:
+    ) -> Self:
         """Read a pipeline with its ControlNet, as `Generator.load` does.
 
         `folder`: a StableDiffusionControlNetPipeline folder such as `weights/heart`; or, together
@@ -129,6 +129,7 @@ class ControlledGenerator(Generator):
         guidance_scale: float = 1.0,
         control: Tensor | None = None,
         strength: float = 1.0,
+        **conditions: Any,
     ) -> Tensor:
         """Noise [N, C, h, w] with classifier-free guidance; both of its halves see the control
         image, as in the paper.
@@ -137,13 +138,13 @@ class ControlledGenerator(Generator):
         more than that.
         """
         if control is None or strength == 0:
-            return super().predict_noise(latents, timestep, prompt_embeds, guidance_scale)
-        given = {"control": self.fit_control(control, len(latents)), "strength": strength}
-        return super().predict_noise(latents, timestep, prompt_embeds, guidance_scale, **given)
+            return super().predict_noise(
+                latents, timestep, prompt_embeds, guidance_scale, **conditions
+            )
+        conditions |= {"control": self.fit_control(control, len(latents)), "strength": strength}
+        return super().predict_noise(latents, timestep, prompt_embeds, guidance_scale, **conditions)
 
-    def _evaluate(
-        self, latents: Tensor, time: Tensor, embeds: Tensor, **given: Tensor | float
-    ) -> Tensor:
+    def _evaluate(self, latents: Tensor, time: Tensor, embeds: Tensor, **given: Any) -> Tensor:
         if not given:
             return super()._evaluate(latents, time, embeds)
         return controlled_noise(self.denoiser, self.controlnet, latents, time, embeds, **given)
@@ -187,5 +188,6 @@ class ControlledGenerator(Generator):
         copies (it guides new combinations with 9).
         """
         images = super().sample(prompts, rng, control=control, **settings)
-        same = control is None or images.shape[-2:] == control.shape[-2:]
-        return images if same else F.interpolate(images, control.shape[-2:], mode="area")
+        if control is None or images.shape[-2:] == control.shape[-2:]:
+            return images
+        return F.interpolate(images, control.shape[-2:], mode="area")

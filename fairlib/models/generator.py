@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -36,7 +36,11 @@ if TYPE_CHECKING:
 
 TRAINING_STEPS = 1000
 MEAN_LATENT = "mean_latent.safetensors"
-SCHEDULE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+SCHEDULE: dict[str, Any] = {
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+}
 
 
 def build_denoiser(channels: tuple[int, ...] = (64, 96, 128), text_width: int = 128) -> nn.Module:
@@ -223,7 +227,7 @@ class Generator:
         pipeline: DiffusionPipeline,
         device: str | torch.device | None = None,
         grey: bool = False,
-    ) -> Generator:
+    ) -> Self:
         """The generator of a loaded pipeline; `grey` averages its colours into one channel."""
         return cls(pipeline, device, grey=grey)
 
@@ -234,7 +238,7 @@ class Generator:
         device: str | torch.device = "cpu",
         check: bool = True,
         local_files_only: bool = True,
-    ) -> Generator:
+    ) -> Self:
         """Read a pipeline folder, or a hub name, in float32; safetensors only.
 
         A folder with a `manifest.json` has the hashes of its weights checked first. Hub names are
@@ -249,7 +253,7 @@ class Generator:
     @classmethod
     def _prepared(
         cls, pipeline: DiffusionPipeline, device: str | torch.device, folder: str | Path
-    ) -> Generator:
+    ) -> Self:
         for name, part in pipeline.components.items():
             if isinstance(part, nn.Module):
                 part.float()
@@ -488,7 +492,7 @@ def _check_pipeline(pipeline: DiffusionPipeline) -> None:
     raise SettingsError(f"{name} is no pipeline of Stable Diffusion 1 or 2's kind: {reason}")
 
 
-def read_pretrained(kind: type, name: str | Path, check: bool, local: bool) -> Any:
+def read_pretrained(kind: Any, name: str | Path, check: bool, local: bool) -> Any:
     """`kind.from_pretrained(name)` of a folder (with `check`, its manifest's hashes are compared
     first) or a hub name, without progress bars: each would leave a widget in a notebook.
 

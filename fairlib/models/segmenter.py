@@ -65,6 +65,7 @@ class Segmenter(nn.Module):
         self.head = nn.Conv2d(widths[0], LABELS, 1)
 
     def forward(self, frames: Tensor) -> Tensor:
+        """Logits [N, 4, H, W] of frames [N, 1, H, W] in [-1, 1]."""
         skips: list[Tensor] = []
         x = frames
         for depth, block in enumerate(self.down):

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -26,6 +27,7 @@ from torch import Tensor
 from fairlib.errors import SettingsError
 
 PredictNoise = Callable[[Tensor, int], Tensor]
+Values = TypeVar("Values", Tensor, np.ndarray)
 SPACINGS = ("trailing", "leading", "linspace")
 PREDICTION_TYPES = ("epsilon", "v_prediction")
 
@@ -75,7 +77,9 @@ class Solver:
             latents = step.next_latents
         return latents
 
-    def advance(self, index: int, latents, prediction, before):
+    def advance(
+        self, index: int, latents: Values, prediction: Values, before: Values | None
+    ) -> tuple[Values, Values]:
         """`(x0_i, x_{i+1})` of step `index`; `before` is x0_{i-1}, or None at the first step."""
         estimate = float(self.data[index]) * latents + float(self.output[index]) * prediction
         following = float(self.carry[index]) * latents + float(self.current[index]) * estimate
@@ -147,7 +151,9 @@ def choose_timesteps(train_steps: int, steps: int, spacing: str, order: int = 1)
     return np.linspace(0, train_steps - 1, points).round()[::-1][:steps].astype(int)
 
 
-def _build(name, alphas_cumprod, steps, spacing, prediction_type, order) -> Solver:
+def _build(
+    name: str, alphas_cumprod: Tensor, steps: int, spacing: str, prediction_type: str, order: int
+) -> Solver:
     if prediction_type not in PREDICTION_TYPES:
         raise SettingsError(
             f"prediction_type is {prediction_type!r}; expected one of {', '.join(PREDICTION_TYPES)}"
@@ -164,14 +170,16 @@ def _build(name, alphas_cumprod, steps, spacing, prediction_type, order) -> Solv
     return Solver(name, tuple(timesteps.tolist()), data, output, carry, current, previous)
 
 
-def _data_prediction(alpha, sigma, prediction_type):
+def _data_prediction(
+    alpha: np.ndarray, sigma: np.ndarray, prediction_type: str
+) -> tuple[np.ndarray, np.ndarray]:
     """x0 = data * x + output * model: (x - sigma eps) / alpha, or alpha x - sigma v (Salimans & Ho
     2022).
     """
     return (1 / alpha, -sigma / alpha) if prediction_type == "epsilon" else (alpha, -sigma)
 
 
-def _extrapolation(alpha, sigma) -> np.ndarray:
+def _extrapolation(alpha: np.ndarray, sigma: np.ndarray) -> np.ndarray:
     """1 / (2 r_i), r_i the ratio of the last two steps in log signal-to-noise; 0 where the step is
     first order.
     """

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ from fairlib.io import read_tensors
 
 HALF = (torch.float16, torch.bfloat16)
 FP16_LOSS_SCALE = 1024.0  # gradients below 6e-8 vanish in fp16
+Fitted = TypeVar("Fitted", bound=nn.Module)
 MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 
 
@@ -49,7 +50,7 @@ class FitSettings:
     anneal: Literal["cosine", "none"] = "cosine"
     betas: tuple[float, float] = (0.9, 0.99)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "learning_rate"):
             if not getattr(self, name) > 0:
                 raise SettingsError(
@@ -93,7 +94,7 @@ def batch_indices(seed: int, step: int, count: int, batch_size: int) -> Tensor:
     (seed, epoch).
     """
     start = step * batch_size
-    found = []
+    found: list[int] = []
     while len(found) < batch_size:
         epoch, offset = divmod(start + len(found), count)
         order = torch.randperm(count, generator=generator_for(seed, 7, epoch))
@@ -106,7 +107,7 @@ def device_of(module: nn.Module) -> torch.device:
     return next(chain(module.parameters(), module.buffers()), torch.empty(0)).device
 
 
-def load_weights(module: nn.Module, path: str | Path) -> nn.Module:
+def load_weights(module: Fitted, path: str | Path) -> Fitted:
     """Read the weights of `module` from a safetensors file, and freeze it.
 
     Raises `WeightsError` when the file is missing or its tensors are not those of the module.
