@@ -1,8 +1,8 @@
 """ControlNet training, and two kinds of requests for synthetic hearts (Skorupko et al. 2024,
 section on the generator).
 
-    minimise over the ControlNet alone   E || noise - prediction(noisy latents, time, prompt,
-    control image) ||^2
+    minimise over the ControlNet alone
+    E || noise - prediction(noisy latents, time, prompt, control image) ||^2
 
 The denoiser is locked; where it predicts velocity, that stands in for the noise. Images are drawn
 by capped inverse frequency of their full prompt, in training and again when synthetic hearts are

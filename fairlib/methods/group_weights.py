@@ -230,8 +230,8 @@ class GroupDRO(Uniform):
     """Group distributionally robust optimisation (Sagawa et al. 2020, algorithm 1), adapted to the
     loss of a denoiser.
 
-        q_g <- q_g exp(rate * mean loss of g in the batch), normalised;   weight of a sample of
-        group g: q_g / p_g
+        q_g <- q_g exp(rate * mean loss of g in the batch), normalised
+        weight of a sample of group g: q_g / p_g
 
     p_g is the share of g in `group_codes` `[N, A]` of the training set: importance weighting in
     place of drawing groups evenly, so that mean_i w_i loss_i has expectation sum_g q_g E[loss | g]

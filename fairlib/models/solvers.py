@@ -3,8 +3,10 @@
 With `alpha_i = sqrt(abar_t)` and `sigma_i = sqrt(1 - abar_t)` at the i-th chosen timestep, every
 solver here reads
 
-    x0_i    = data_i * x_i + output_i * model(x_i, t_i)                  (the model's estimate of
-    the clean latents) x_{i+1} = carry_i * x_i + current_i * x0_i + previous_i * x0_{i-1}
+    x0_i    = data_i * x_i + output_i * model(x_i, t_i)
+    x_{i+1} = carry_i * x_i + current_i * x0_i + previous_i * x0_{i-1}
+
+where x0_i is the model's estimate of the clean latents,
 
 so the last latents are linear in the noise and the model's outputs once the model's *input* is
 detached.
