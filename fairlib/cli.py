@@ -16,10 +16,11 @@ import sys
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 from fairlib.errors import DataError, FairlibError, SettingsError
 
-FEW: dict[str, int] = {}  # settings of `tune` beside those of the command line, for tests
+FEW: dict[str, Any] = {}  # settings of `tune` beside those of the command line, for tests
 COHORTS = ("brats", "roco", "rocov2", "mnms", "acdc", "fairgenmed", "ham10000", "chexpert")
 
 
@@ -136,7 +137,7 @@ def _shares(given: list[str]) -> dict[str, float]:
         ) from None
 
 
-def _scores(path: str):
+def _scores(path: str) -> Any:
     """Logits of the classifier on real images: a CSV of one column, or of one column a group."""
     import pandas as pd
 
@@ -219,7 +220,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _command(commands, function: Callable) -> argparse.ArgumentParser:
+def _command(commands: Any, function: Callable) -> argparse.ArgumentParser:
     command = commands.add_parser(
         function.__name__, help=function.__doc__, description=function.__doc__
     )

@@ -13,7 +13,7 @@ from fairlib.errors import FairlibError
 from fairlib.manifest import device, read_manifest, versions
 
 # Of each cohort, what its reader looks for and where: a pattern, or several of which one is enough.
-LAYOUTS = {
+LAYOUTS: dict[str, dict[str, str | tuple[str, ...]]] = {
     "brats": {
         "subjects of high grade (HGG/*/)": "HGG/*/",
         "subjects of low grade (LGG/*/)": "LGG/*/",

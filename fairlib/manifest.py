@@ -74,14 +74,13 @@ def device() -> str:
 
 
 def parsed(path: Path) -> dict[str, Any]:
+    """The manifest at `path`. Raises `WeightsError` when it cannot be read."""
     try:
         manifest = read_json(path)
-        return manifest if isinstance(manifest["files"], dict) else _unreadable(path)
+        if isinstance(manifest["files"], dict):
+            return manifest
     except (OSError, ValueError, KeyError, TypeError):
-        _unreadable(path)
-
-
-def _unreadable(path: Path):
+        pass
     raise WeightsError(f"{path}: not a readable manifest; delete the folder and make it again")
 
 

@@ -32,8 +32,8 @@ def heart_grid(
         raise DataError(f"images of shape {tuple(images.shape)}; expected [N, 3, H, W]")
     count = min(columns, len(images))
     size = (count * cell + 0.3, 2 * cell + 0.35)
-    figure, grid = plt.subplots(2, count, figsize=size, squeeze=False, layout="constrained")
-    figure.get_layout_engine().set(w_pad=0.01, h_pad=0.01, wspace=0.01, hspace=0.01)
+    figure, grid = plt.subplots(2, count, figsize=size, squeeze=False)
+    figure.set_layout_engine("constrained", w_pad=0.01, h_pad=0.01, wspace=0.01, hspace=0.01)
     both = stack([(images[:count, 0] + images[:count, 2]) / 2, images[:count, 1]], dim=1)
     for column, frames in enumerate(both):
         for frame, image in enumerate(frames):
