@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -135,20 +134,14 @@ def arm_table(values: pd.DataFrame, by: str, prevalence: float = 0.01) -> pd.Dat
     """One row an arm: balanced accuracy of all, of the worst subgroup with its interval, the gap,
     and the gaps of tpr and fpr.
     """
-    rows = []
-    for arm in dict.fromkeys(values["arm"]):
-        of = partial(select, values, ESTIMATE, arm=arm, by=by, prevalence=prevalence)
-        worst = of(group="worst", metric_id="balanced_accuracy")
-        row = {"arm": arm, "all": of(group="all", metric_id="balanced_accuracy").estimate}
-        row |= {"worst": worst.estimate, "worst_low": worst.low, "worst_high": worst.high}
-        for name, metric in {
-            "gap": "balanced_accuracy",
-            "tpr gap": "tpr",
-            "fpr gap": "fpr",
-        }.items():
-            row[name] = of(group="gap", metric_id=metric).estimate
-        rows.append(row)
-    return pd.DataFrame(rows)
+    rows = values[(values["by"] == by) & np.isclose(values["prevalence"], prevalence)]
+    wide = rows.pivot(index="arm", columns=["metric_id", "group"], values=list(ESTIMATE))
+    accuracy = wide.xs("balanced_accuracy", axis=1, level="metric_id")
+    table = accuracy["estimate"][["all", "worst"]]
+    table[["worst_low", "worst_high"]] = accuracy[[("low", "worst"), ("high", "worst")]]
+    for name, metric in (("gap", "balanced_accuracy"), ("tpr gap", "tpr"), ("fpr gap", "fpr")):
+        table[name] = wide["estimate", metric, "gap"]
+    return table.loc[rows["arm"].unique()].rename_axis(columns=None).reset_index()
 
 
 def in_words(differences: pd.DataFrame, arm: str, rival: str = "reweighted") -> str:
