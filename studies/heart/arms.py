@@ -90,7 +90,7 @@ def train_arm(
     choice, test = hearts["choice"], hearts["test"]
     (result,) = compare_arms(
         first_people(hearts["train"], classifier_people),
-        synthetic and _without_masks(synthetic.load().first(settings.plan.synthetic_count)),
+        synthetic and synthetic.load().first(settings.plan.synthetic_count),
         extra and extra.load(),
         ImageTable(
             torch.cat([choice.images, test.images]),
@@ -178,11 +178,6 @@ def first_people(train: Hearts, count: int) -> Hearts:
             "all"
         )
     return train.first(count) if count else train
-
-
-def _without_masks(hearts: Hearts) -> ImageTable:
-    """The synthetic training images; the masks they wear are the training subjects' own."""
-    return ImageTable(hearts.images, hearts.table)
 
 
 def people_of(settings: HeartSettings) -> pd.DataFrame:

@@ -185,10 +185,7 @@ def fit_failure(
 ) -> None:
     """Fit the heart-failure classifier; its threshold is the best on the calibration set."""
     settings = replace(settings, warmup=min(30, settings.steps // 4))
-    classifier = build_classifier(HEADS, settings.architecture, settings.seed).to(accelerator())
-    steps = fit_classifier(classifier, hearts.images, hearts.labels(), settings)
-    for _ in progress.track(steps, settings.steps, "diagnosis"):
-        pass
+    classifier = _fit_heads(progress, "diagnosis", HEADS, hearts, hearts.labels(), settings)
     threshold = set_threshold(classifier, own.images, own.labels())
     right = (predict(classifier, own.images).logit > threshold) == own.labels().bool()
     save_classifier(out, classifier, {"accuracy": float(right.float().mean())})
@@ -198,12 +195,24 @@ def fit_reader(
     out: Path, progress: Progress, hearts: Hearts, own: Hearts, settings: ClassifierSettings
 ) -> None:
     """Fit the reader of attributes."""
-    reader = build_classifier(ATTRIBUTES, settings.architecture, settings.seed).to(accelerator())
     truth = truth_of(hearts.table.assign(female=hearts.table["sex"] == "F"), ATTRIBUTES)
-    steps = fit_classifier(reader, hearts.images, truth, settings)
-    for _ in progress.track(steps, settings.steps, "attributes"):
+    save_classifier(out, _fit_heads(progress, "attributes", ATTRIBUTES, hearts, truth, settings))
+
+
+def _fit_heads(
+    progress: Progress,
+    label: str,
+    heads: Any,
+    hearts: Hearts,
+    truth: Any,
+    settings: ClassifierSettings,
+) -> Classifier:
+    """A classifier with these heads, fitted on the images of `hearts` and their `truth`."""
+    classifier = build_classifier(heads, settings.architecture, settings.seed).to(accelerator())
+    steps = fit_classifier(classifier, hearts.images, truth, settings)
+    for _ in progress.track(steps, settings.steps, label):
         pass
-    save_classifier(out, reader)
+    return classifier
 
 
 # how each is fitted; the steps are those of a study

@@ -58,18 +58,9 @@ def geometry(masks, pixel: float = 2.0, largest: bool = True) -> pd.DataFrame:
         cavity, epicardium, right = map(_largest_parts, (cavity, epicardium, right))
     lv, rv, muscle = (_area(part, pixel) for part in (cavity, right, epicardium & ~cavity))
     wall = wall_thickness(cavity, epicardium, pixel)
-    columns = {
-        "lv_ed_area": lv[:, 0],
-        "lv_es_area": lv[:, 1],
-        "diameter_ed": 2 * np.sqrt(lv[:, 0] / np.pi),
-        "ejection": 1 - lv[:, 1] / lv[:, 0],
-        "wall_ed": wall[:, 0],
-        "wall_es": wall[:, 1],
-        "myo_ed_area": muscle[:, 0],
-        "rv_ed_area": rv[:, 0],
-        "rv_es_area": rv[:, 1],
-    }
-    return pd.DataFrame(columns)
+    diameter, ejection = 2 * np.sqrt(lv[:, 0] / np.pi), 1 - lv[:, 1] / lv[:, 0]
+    columns = (*lv.T, diameter, ejection, *wall.T, muscle[:, 0], *rv.T)  # in the order of UNITS
+    return pd.DataFrame(dict(zip(UNITS, columns, strict=True)))
 
 
 def wall_thickness(cavity: np.ndarray, epicardium: np.ndarray, pixel: float = 2.0) -> np.ndarray:

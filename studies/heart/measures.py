@@ -130,16 +130,8 @@ def recovered(
         draws = [bootstrap(measure, [sample], rng, replicates) for sample in samples]
         own = interval(values[0], draws[0], strict=False)
         ratio = interval(float(_share(*values)), _share(*draws), strict=False)
-        rows.append(
-            {
-                "attribute": attribute,
-                "statistic": statistic,
-                **_ends("generated", own),
-                "real": values[1],
-                **_ends("ratio", ratio),
-                "n": len(given),
-            }
-        )
+        row = {"attribute": attribute, "statistic": statistic, **_ends("generated", own)}
+        rows.append({**row, "real": values[1], **_ends("ratio", ratio), "n": len(given)})
     return pd.DataFrame(rows)
 
 
@@ -171,18 +163,9 @@ def prompt_or_mask(
         sample = Sample(gone, full, clusters=first["subject"].to_numpy(str))
         draws = bootstrap(lambda a, b: _share(a.mean(), b.mean()), [sample], rng, replicates)
         moved = interval(float(_share(gone.mean(), full.mean())), draws, strict=False)
-        rows.append(
-            {
-                "word": word,
-                "before": float((before * toward).mean()),
-                "after": float((after * toward).mean()),
-                "moved": moved.estimate,
-                "low": moved.low,
-                "high": moved.high,
-                "n": len(again),
-            }
-        )
-    return pd.DataFrame(rows)
+        means = ((reading * toward).mean() for reading in (before, after))
+        rows.append([word, *means, moved.estimate, moved.low, moved.high, len(again)])
+    return pd.DataFrame(rows, columns=["word", "before", "after", "moved", "low", "high", "n"])
 
 
 def lowest_dice(table: pd.DataFrame, subjects: int = 5) -> tuple[str, pd.Series, pd.Series]:
@@ -323,7 +306,7 @@ def memorisation_of(
     copied: Hearts,
     rng: Rng,
     replicates: int = 500,
-) -> tuple[pd.DataFrame, dict]:
+) -> pd.DataFrame:
     """Whether generated hearts are nearer to the training hearts than real unseen subjects are.
 
     Compared in pairs: an image made under the mask and prompt of a subject the generator never saw
@@ -331,8 +314,7 @@ def memorisation_of(
     autoencoder gives it back, because smoother images lie nearer to everything. Copies are compared
     as well, their own mask's subject left out of the training hearts. One row a way, reading ("as
     taken" or `THROUGH`) and quantile: share of generated images nearer to a training heart than
-    that quantile of the real ones, low, high, median_ratio with its ends, n. Also the closest pairs
-    of way "unseen" (`made`, `training`: images; `distance`).
+    that quantile of the real ones, low, high, median_ratio with its ends, n.
     """
     people = hold.first(len(unseen))
     real = {"as taken": people.images, THROUGH: restored(generator, people.images)}
@@ -341,23 +323,15 @@ def memorisation_of(
         "synthetic_subjects": copied.table["subject"].to_numpy(str),
         "training_subjects": train.table["subject"].to_numpy(str),
     }
-    known, rows, nearest = coarse(train.images), [], None
+    known, rows = coarse(train.images), []
     for way, given, subjects in (("unseen", unseen, {}), ("copies", copied, own)):
         for reading, images in real.items():
             sets = coarse(given.images), coarse(images), known
             found = memorisation(*sets, rng, quantiles, replicates=replicates, **subjects)
-            ratio = found.median_ratio
-            about = {"median_ratio": ratio.estimate, "ratio_low": ratio.low}
-            about |= {"ratio_high": ratio.high, "n": len(given)}
+            about = {**_ends("ratio", found.median_ratio), "n": len(given)}
             for row in found.shares.to_dict("records"):
                 rows.append({"way": way, "reading": reading, **row, **about})
-            nearest = nearest or found
-    pairs = nearest.closest(4).to_dict("list")
-    return pd.DataFrame(rows), {
-        "made": unseen.images[pairs["synthetic"]],
-        "training": train.images[pairs["training"]],
-        "distance": np.array(pairs["distance"]),
-    }
+    return pd.DataFrame(rows).rename(columns={"ratio": "median_ratio"})
 
 
 def coarse(images: Tensor) -> np.ndarray:
@@ -427,7 +401,7 @@ def measure(
     tables["frechet"] = frechet_floor(network, reference, given["test"], rng)
     tables["too_few"] = too_few(left_out, tables["frechet"])
     near = given["train"], given["hold"], unseen, given["copies"].first(images)
-    tables["memorisation"], _ = memorisation_of(load_generator(weights), *near, rng, replicates)
+    tables["memorisation"] = memorisation_of(load_generator(weights), *near, rng, replicates)
     for name, table in tables.items():
         write_bytes(out / f"{name}.csv", table.to_csv(index=False).encode())
 

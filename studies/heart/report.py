@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -135,20 +134,14 @@ def arm_table(values: pd.DataFrame, by: str, prevalence: float = 0.01) -> pd.Dat
     """One row an arm: balanced accuracy of all, of the worst subgroup with its interval, the gap,
     and the gaps of tpr and fpr.
     """
-    rows = []
-    for arm in dict.fromkeys(values["arm"]):
-        of = partial(select, values, ESTIMATE, arm=arm, by=by, prevalence=prevalence)
-        worst = of(group="worst", metric_id="balanced_accuracy")
-        row = {"arm": arm, "all": of(group="all", metric_id="balanced_accuracy").estimate}
-        row |= {"worst": worst.estimate, "worst_low": worst.low, "worst_high": worst.high}
-        for name, metric in {
-            "gap": "balanced_accuracy",
-            "tpr gap": "tpr",
-            "fpr gap": "fpr",
-        }.items():
-            row[name] = of(group="gap", metric_id=metric).estimate
-        rows.append(row)
-    return pd.DataFrame(rows)
+    rows = values[(values["by"] == by) & np.isclose(values["prevalence"], prevalence)]
+    wide = rows.pivot(index="arm", columns=["metric_id", "group"], values=list(ESTIMATE))
+    accuracy = wide.xs("balanced_accuracy", axis=1, level="metric_id")
+    table = accuracy["estimate"][["all", "worst"]]
+    table[["worst_low", "worst_high"]] = accuracy[[("low", "worst"), ("high", "worst")]]
+    for name, metric in (("gap", "balanced_accuracy"), ("tpr gap", "tpr"), ("fpr gap", "fpr")):
+        table[name] = wide["estimate", metric, "gap"]
+    return table.loc[rows["arm"].unique()].rename_axis(columns=None).reset_index()
 
 
 def in_words(differences: pd.DataFrame, arm: str, rival: str = "reweighted") -> str:
@@ -158,13 +151,13 @@ def in_words(differences: pd.DataFrame, arm: str, rival: str = "reweighted") -> 
     """
     found, other = worst_difference(differences, arm), worst_difference(differences, rival)
     ideal = worst_difference(differences, "extra_real")
-    said = f"Whether arm {arm} changes the worst subgroup's balanced accuracy cannot be told: "
+    said = f"The data do not show that arm {arm} changes the worst subgroup's balanced accuracy: "
     if not found.low <= 0 <= found.high:
         verb = "raises" if found.low > 0 else "lowers"
         said = f"Arm {arm} {verb} the worst subgroup's balanced accuracy by "
     said += f"{_points(found)}."
     if other is not None:
-        more = "these intervals do not tell the two apart."
+        more = "the two intervals overlap."
         if found.low > other.high or found.high < other.low:
             more = f"the generator does {'more' if found.low > other.high else 'less'}."
         least = _points(other, "")
@@ -220,12 +213,12 @@ def scales_in_words(scales: dict[float, Tables]) -> str:
     )
     prices = []
     if loud[high].low > max(1.0, loud[low].high):
-        prices.append("the requested weight is stronger in the images than in real people")
+        prices.append("the requested weight is stronger in the images than in real subjects")
     if loss[high].high < loss[low].low:
         prices.append("the mask is followed less well")
     if prices:
-        return f"{said}So the price of {high:g} in place of {low:g} is that {' and '.join(prices)}."
-    return f"{said}By these two figures {high:g} costs nothing that {low:g} would save."
+        return f"{said}The cost of {high:g} instead of {low:g} is that {' and '.join(prices)}."
+    return f"{said}By these two figures there is no cost of {high:g} against {low:g}."
 
 
 def _each(values: dict[float, Interval], form: str) -> str:

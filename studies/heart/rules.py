@@ -14,7 +14,7 @@ import numpy as np
 
 from fairlib.cohorts.cardiac import DIAGNOSES, PIXEL_MM, SIZE, prompt_of
 from fairlib.errors import DataError, SettingsError
-from fairlib.settings import unknown_key
+from fairlib.settings import Count, Fraction, Positive, check_bounds, unknown_key
 
 FACES = ("dilated", "preserved")  # of heart failure
 PATHOLOGY = {"healthy": "NOR", "dilated": "DCM", "preserved": "HHD"}  # the codes of M&Ms
@@ -68,29 +68,24 @@ class PhantomSettings:
     whose masks are empty there. size, pixel_mm: of the images.
     """
 
-    subjects: int = 600
+    subjects: Count = 600
     seed: int = 5
-    heart_failure: float = 0.25
-    female_healthy: float = 0.52
-    female_heart_failure: float = 0.28
-    young_healthy: float = 0.12
-    young_heart_failure: float = 0.06
-    normal_bmi_healthy: float = 0.40
-    normal_bmi_heart_failure: float = 0.14
-    missing: float = 0.03
-    unlabelled: float = 0.05
+    heart_failure: Fraction = 0.25
+    female_healthy: Fraction = 0.52
+    female_heart_failure: Fraction = 0.28
+    young_healthy: Fraction = 0.12
+    young_heart_failure: Fraction = 0.06
+    normal_bmi_healthy: Fraction = 0.40
+    normal_bmi_heart_failure: Fraction = 0.14
+    missing: Fraction = 0.03
+    unlabelled: Fraction = 0.05
     size: int = SIZE
-    pixel_mm: float = PIXEL_MM
+    pixel_mm: Positive = PIXEL_MM
 
     def __post_init__(self):
-        shares = {**vars(self), "pixel_mm": 0}
-        wrong = {name: share for name, share in shares.items() if type(share) is float}
-        wrong = {name: share for name, share in wrong.items() if not 0 <= share <= 1}
-        if wrong or self.subjects < 1 or self.size < 16 or self.pixel_mm <= 0:
-            raise SettingsError(
-                f"{self}: shares must lie in [0, 1] (not so: {wrong}), subjects at least 1, size "
-                "at least 16"
-            )
+        check_bounds(self)
+        if self.size < 16:
+            raise SettingsError(f"PhantomSettings: size {self.size} must be at least 16")
 
 
 @dataclass(frozen=True)
@@ -235,17 +230,10 @@ def _effect(face: str, what: str, severity: float) -> float:
 
 def _dilated_share(sex: str, bmi: float, diagnosis: str, face: str | None) -> dict[str, float]:
     """How often which face: one entry with share 1 when it is known."""
-    for value, known in (
-        (sex, list(HEIGHT_CM)),
-        (diagnosis, list(DIAGNOSES)),
-        (face, [None, *DISEASE]),
-    ):
+    for value, known in ((sex, HEIGHT_CM), (diagnosis, DIAGNOSES), (face, (None, *DISEASE))):
         if value not in known:
-            raise DataError(
-                unknown_key(
-                    str(value), [str(name) for name in known], "a synthetic person's attributes"
-                )
-            )
+            names = [str(name) for name in known]
+            raise DataError(unknown_key(str(value), names, "a synthetic person's attributes"))
     faces = ("healthy",) if diagnosis == "healthy" else FACES
     if face not in (None, *faces):
         raise DataError(f"{diagnosis} cannot have the face {face!r}; choose one of {faces} or none")

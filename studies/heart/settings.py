@@ -5,10 +5,10 @@ subjects each part draws.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from math import inf
 from typing import Any, Literal
 
 from fairlib.errors import SettingsError
+from fairlib.settings import Count, Natural, Positive, check_bounds
 from studies.engine.profiles import settings_from
 from studies.heart.rules import PhantomSettings
 
@@ -43,41 +43,28 @@ class HeartSettings:
     data_dir: str = ""
     weights: str = "weights/heart"
     controlnet: str = ""
-    split_seed: int = 0
-    train_people: int = 0
-    classifier_people: int = 0
-    segmenter_steps: int = 800
-    judge_steps: int = 800
-    classifier_steps: int = 400
-    judge_people: int = 3000
-    hold_people: int = 800
-    validation_people: int = 2000
-    choice_people: int = 2000
-    test_people: int = 4000
-    images: int = 800
-    synthetic: int = 2000
-    flips: int = 100
-    sampling_steps: int = 8
-    guidance_scale: float = PAPER_GUIDANCE
-    batch_size: int = 50
-    replicates: int = 1000
-    n_min: int = 10
+    split_seed: Natural = 0
+    train_people: Natural = 0
+    classifier_people: Natural = 0
+    segmenter_steps: Count = 800
+    judge_steps: Count = 800
+    classifier_steps: Count = 400
+    judge_people: Count = 3000
+    hold_people: Count = 800
+    validation_people: Count = 2000
+    choice_people: Count = 2000
+    test_people: Count = 4000
+    images: Count = 800
+    synthetic: Count = 2000
+    flips: Count = 100
+    sampling_steps: Count = 8
+    guidance_scale: Positive = PAPER_GUIDANCE
+    batch_size: Count = 50
+    replicates: Count = 1000
+    n_min: Count = 10
 
     def __post_init__(self):
-        if self.cohort not in ("phantom", "mnms"):
-            raise SettingsError(
-                f"cohort {self.cohort!r}: the heart study knows 'phantom' and 'mnms'"
-            )
-        may_be_zero = ("split_seed", "train_people", "classifier_people")
-        counts = {name: value for name, value in vars(self).items() if isinstance(value, int)}
-        low = {name: value for name, value in counts.items() if value < (name not in may_be_zero)}
-        if low:
-            raise SettingsError(f"HeartSettings: {low} must be at least 1")
-        if not 0 < self.guidance_scale < inf:
-            raise SettingsError(
-                f"HeartSettings: guidance_scale {self.guidance_scale} must be above 0, as the "
-                f"paper's {PAPER_GUIDANCE:g}"
-            )
+        check_bounds(self)
         if not (self.draws_hearts or self.trains_classifiers):
             raise SettingsError(
                 f"HeartSettings: classifier_people {self.classifier_people} and guidance_scale "

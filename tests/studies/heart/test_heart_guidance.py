@@ -127,16 +127,16 @@ def test_the_law_has_its_rows_where_there_is_one():
         (
             (2.2, -0.06),
             (1.3, -0.03),
-            "4 in place of 2 is that the requested weight is stronger .* and the mask is followed less",
+            "4 instead of 2 is that the requested weight is stronger .* and the mask is followed less",
         ),
         (
             (2.2, -0.03),
             (1.3, -0.03),
-            "is that the requested weight is stronger in the images than in real people.$",
+            "is that the requested weight is stronger in the images than in real subjects.$",
         ),
         ((1.0, -0.06), (0.6, -0.03), "is that the mask is followed less well.$"),
-        ((1.0, -0.03), (2.2, -0.06), "4 costs nothing that 2 would save"),
-        ((2.2, -0.035), (2.1, -0.03), "4 costs nothing that 2 would save"),  # the intervals overlap
+        ((1.0, -0.03), (2.2, -0.06), "no cost of 4 against 2"),
+        ((2.2, -0.035), (2.1, -0.03), "no cost of 4 against 2"),  # the intervals overlap
     ],
 )
 def test_the_words_follow_the_figures(high, low, words):

@@ -90,7 +90,7 @@ def test_an_arm_that_a_real_cohort_cannot_have_is_refused_at_once():
 
 @pytest.mark.parametrize("n_min", [0, -1])
 def test_a_least_number_below_one_is_refused_before_the_work(n_min):
-    with pytest.raises(SettingsError, match=f"'n_min': {n_min}"):
+    with pytest.raises(SettingsError, match=f"n_min is {n_min}"):
         HeartSettings(n_min=n_min)
 
 
