@@ -32,7 +32,7 @@ def imported(folder):
             for name in names:
                 found.setdefault(name.partition(".")[0], path.relative_to(ROOT).as_posix())
     beside = {path.stem for path in (ROOT / folder).rglob("*.py")}  # scripts of one folder
-    ours = {"fairlib", "studies", *sys.stdlib_module_names, *beside}
+    ours = {"fairlib", "studies", "_typeshed", *sys.stdlib_module_names, *beside}
     return {name: path for name, path in found.items() if name not in ours}
 
 

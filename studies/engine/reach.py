@@ -21,6 +21,8 @@ from pathlib import Path
 from typing import Any
 
 PROJECT = ("fairlib", "studies")
+# what carries results about and cannot change one, so that a change there recomputes nothing
+PLUMBING = ("studies.engine.stage", "studies.engine.reach", "studies.engine.progress")
 Name = tuple[str, str]  # of a module, and of a definition in it
 
 
@@ -113,6 +115,8 @@ def _reach(module: str, name: str) -> tuple[frozenset[Name], frozenset[str]]:
     found, outside, left = set(), set(), [(module, name)]
     while left:
         place, what = left.pop()
+        if place in PLUMBING:
+            continue
         if place.partition(".")[0] not in PROJECT and place != module:
             outside.add(place.partition(".")[0])
         elif (place, what) not in found:

@@ -219,3 +219,12 @@ def __getattr__(name):
         return exported
     raise AttributeError(name)
 """
+
+
+def test_what_carries_results_about_is_in_no_key():
+    """A change in how stages are found recomputes nothing."""
+    from studies.engine import recipe
+
+    reached = reach.reachable(recipe.denoiser.function)
+    assert ("fairlib.models.generator", "build_denoiser") in reached
+    assert not {module for module, _ in reached} & set(reach.PLUMBING)
