@@ -1,6 +1,6 @@
 """The brain study and its ablation as data: what the engine runs.
 
-`python -m studies study` makes `results/brain`, with readings of every image, so that every share
+`python -m studies brain` makes `results/brain`, with readings of every image, so that every share
 can be recomputed; with `--images 4000` it makes `results/brain-4000`, where shares by prompt are
 known more finely. `python -m studies ablation` makes `results/ablation`: the default tuned again
 with one thing at a time taken away or done otherwise, from the same noises, so that differences are
