@@ -155,11 +155,15 @@ DEFAULT_ARMS = ("real", "reweighted", "resampled", "mixed", "pretrained", "extra
 
 def default_arms(settings: HeartSettings) -> tuple[str, ...]:
     """The arms that a study trains unless others are named; a real cohort has no further subjects
-    for extra_real.
+    for extra_real, which is said.
     """
     if not settings.trains_classifiers:
         return ()
-    return tuple(arm for arm in DEFAULT_ARMS if not ARMS[arm].refused(settings))
+    reasons = {arm: ARMS[arm].refused(settings) for arm in DEFAULT_ARMS}
+    for arm, reason in reasons.items():
+        if reason:
+            Progress().say(f"without arm {arm}: {reason}")
+    return tuple(arm for arm, reason in reasons.items() if not reason)
 
 
 def margins_of(run: Run[HeartSettings]) -> pd.DataFrame:

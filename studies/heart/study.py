@@ -1,9 +1,8 @@
 """The heart study as data for the engine: `python -m studies heart` makes `results/heart`.
 
 Beside it lie a half of it each: `--classifier-people 150` makes `results/heart-shared`, the
-downstream tables
-alone; `--guidance-scale 2` makes `results/heart-guidance2`, the tables on the hearts alone. What a
-half has in common with the main study is its stages.
+downstream tables alone; `--guidance-scale 2` makes `results/heart-guidance2`, the tables on the
+hearts alone. What a half has in common with the main study is its stages.
 
     hearts.csv.gz       requests and readings, one row a heart (generated, or real and unseen)
     dice.csv            requested and found masks, per subgroup

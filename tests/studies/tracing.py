@@ -29,7 +29,10 @@ from studies.engine.reach import PROJECT, Name, file_of, names_bound, reachable,
 
 # the engine says how work is kept, not what it is
 ENGINE = ("studies.engine.", "fairlib.manifest")
-HASHING = {("fairlib.io", "sha256")}  # what the engine does with a finished result
+HASHING = {
+    ("fairlib.io", "sha256"),
+    ("fairlib.io", "write_json"),
+}  # what the engine does with a finished result
 
 
 @contextmanager

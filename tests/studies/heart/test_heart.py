@@ -28,6 +28,7 @@ from studies.heart.report import in_words, worst_difference
 from studies.heart.rules import PhantomSettings
 from studies.heart.settings import HeartSettings, part_settings
 from studies.heart.study import STUDY, heart_report
+from tests.studies.options import command_options
 
 PATHS = ("weights", "controlnet", "data_dir")
 TRAINED_ON = PhantomSettings(subjects=48, seed=101)  # as the weights of the tiny study say
@@ -344,7 +345,7 @@ def test_the_study_writes_what_the_report_reads(study, runs, tmp_path, monkeypat
     )
     assert cli.main(["report"]) == 1
     said = capsys.readouterr().out
-    assert said.count("figure") == 3 and "worst subgroup" in said and "guidance 2" in said
+    assert said.count("figure") == 2 and "worst subgroup" in said and "guidance 2" in said
     check_beside(heart_report(), len(table))
 
 
@@ -362,15 +363,8 @@ def check_what_is_kept(study, out):
 
 
 def run_beside(study, place):
-    """The same study at guidance scale 2 by the command, which is given the tiny study's
-    settings.
-    """
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            "studies.heart.settings.HeartSettings",
-            lambda guidance_scale, **_: replace(study, guidance_scale=guidance_scale),
-        )
-        assert cli.main(["heart", "--guidance", "2"]) == 0
+    """The same study at guidance scale 2 by the command."""
+    assert cli.main(["heart", *command_options(replace(study, guidance_scale=2.0))]) == 0
     written = {path.name for path in (place / "results" / "heart-guidance2").iterdir()}
     assert written == {
         "study.json",

@@ -19,6 +19,7 @@ from studies.heart.phantom import write_mnms
 from studies.heart.rules import PhantomSettings
 from studies.heart.settings import HeartSettings
 from studies.heart.study import STUDY
+from tests.studies.options import command_options
 
 LIKE_MNMS = PhantomSettings(subjects=345, seed=5, heart_failure=0.55, missing=0.08, unlabelled=0.07)
 
@@ -33,15 +34,9 @@ def real(tiny_heart_study, tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_the_command_runs_through_on_a_cohort_of_the_real_size(
-    real, runs, tmp_path, monkeypatch, capsys
-):
-    monkeypatch.setattr(
-        "studies.heart.settings.HeartSettings",
-        lambda cohort, data_dir, n_min, **_: replace(real, data_dir=data_dir, n_min=n_min),
-    )
-    given = ["heart", "--cohort", "mnms", "--data-dir", real.data_dir, "--seeds", "1"]
-    assert cli.main([*given, "--out", str(tmp_path / "four"), "--n-min", "4"]) == 0
+def test_the_command_runs_through_on_a_cohort_of_the_real_size(real, runs, tmp_path, capsys):
+    given = ["heart", *command_options(replace(real, n_min=4)), "--seeds", "1"]
+    assert cli.main([*given, "--out", str(tmp_path / "four")]) == 0
     assert "without arm extra_real" in capsys.readouterr().err
     found = load_results(STUDY, tmp_path / "four")
     assert (
