@@ -184,7 +184,13 @@ def _parser() -> argparse.ArgumentParser:
         "--data-dir", default="", help="the folder of a real cohort, to check its layout"
     )
     examine.add_argument("--cohort", default="brats", choices=COHORTS)
-    for command in (draw := _command(commands, sample), align := _command(commands, tune)):
+    _add_work(_command(commands, sample), _command(commands, tune))
+    return parser
+
+
+def _add_work(draw: argparse.ArgumentParser, align: argparse.ArgumentParser) -> None:
+    """The options of `sample` and `tune`."""
+    for command in (draw, align):
         command.add_argument(
             "pipeline", help="a pipeline folder in diffusers' layout, or a hub name"
         )
@@ -217,7 +223,6 @@ def _parser() -> argparse.ArgumentParser:
         "--shares", required=True, nargs="+", metavar="GROUP=SHARE", help="as F=0.458 M=0.542"
     )
     align.add_argument("--steps", type=int, default=90, help="optimiser steps (default: 90)")
-    return parser
 
 
 def _command(commands: Any, function: Callable) -> argparse.ArgumentParser:
