@@ -5,9 +5,8 @@ depends on.
     def tuning_classifier(out, progress, settings: ClassifierSettings, cohort: Artifact) -> None:
         ...                                        # writes files into the folder `out`
 
-    classifier = tuning_classifier(ClassifierSettings(steps=700), cohort)    # an Artifact: built,
-    or found classifier.load()                                                        # what
-    `load_classifier` reads
+    classifier = tuning_classifier(ClassifierSettings(steps=700), cohort)  # built, or found
+    classifier.load()                              # an Artifact: what `load_classifier` reads
 
 The name of the folder is a hash of the arguments, of the results that come in as artifacts, and of
 the code: of all definitions of this project that the function can reach (`studies.engine.reach`).
@@ -107,10 +106,10 @@ def stage(
 
     The stage takes the other arguments and returns an `Artifact` that `load` reads. Arguments are
     settings (dataclasses, dictionaries, numbers, words), tables and arrays, functions, and
-    artifacts; those named in `ignore` cannot change the result. What `function` writes below `out /
-    "working"` outlives a kill and is there again at the next attempt. With `verify` every file is
-    hashed again when a finished result is found. Raises `SettingsError` on an argument that has no
-    identity, and `WeightsError` when a finished result no longer matches its manifest.
+    artifacts; those named in `ignore` cannot change the result. What `function` writes below
+    `out / "working"` outlives a kill and is there again at the next attempt. With `verify` every
+    file is hashed again when a finished result is found. Raises `SettingsError` on an argument that
+    has no identity, and `WeightsError` when a finished result no longer matches its manifest.
     """
     if function is None:
         return functools.partial(stage, load=load, verify=verify, ignore=ignore)
