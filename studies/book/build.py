@@ -2,26 +2,32 @@
 
 The executed copies take the place of the sources there, at the same path. So a page of the book
 shows results, while its launch button, made from that path, opens the clean notebook of the
-repository.
+repository. A page shows no failures, no timings and no paths of the machine; figures have words.
 """
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from fairlib.errors import DataError, FairlibError, SettingsError
 from fairlib.io import read_json, sha256
+from studies.book.glue import ROLE
 from studies.book.notebooks import executed_path
-from studies.book.publish import publish
-from studies.engine.places import repository
+from studies.engine import repository
 from studies.engine.profiles import chapters, load_profile
-from studies.engine.progress import Progress, duration
+from studies.engine.stage import Progress, duration
 
 FILES = ("_config.yml", "_toc.yml", "README.md", "LICENSE", "LICENSE-CONTENT", "CITATION.cff")
+WIDGETS = "application/vnd.jupyter.widget-state+json"
+TEXTS = ("text/plain", "text/html", "text/markdown")
+PARAMETER = re.compile(r"^(?P<name>\w+)(?P<type>: [^=#]+)? = (?P<value>.*?)(?P<comment>  # .*)?$")
+LARGEST = 4_000_000  # bytes of one published notebook; above it a page loads slowly on a phone
 
 
 class BookError(FairlibError):
@@ -95,3 +101,145 @@ def _check_runs(profile: str) -> None:
             raise SettingsError(f"{executed}: not there or not finished; {remedy}")
         if read_json(record)["source_sha256"] != sha256(path):
             raise SettingsError(f"{executed}: {path.name} has changed since it was run; {remedy}")
+
+
+# ---- from an executed notebook to a page ----
+
+
+def publish(executed: Path, page: Path) -> Path:
+    """Write the executed notebook at `executed` to `page` as the book shows it.
+
+    Raises `DataError` when a cell failed or never ran, a picture has no alt text, or the page would
+    be too large.
+    """
+    import nbformat
+
+    notebook = nbformat.read(executed, 4)
+    _refuse_failures(notebook, executed)
+    _settle_parameters(notebook)
+    for cell in notebook.cells:
+        cell.metadata.pop("papermill", None)
+        if cell.cell_type == "code":
+            _publish_cell(cell, executed)
+    _publish_metadata(notebook.metadata)
+    text = nbformat.writes(notebook) + "\n"
+    if len(text) > LARGEST:
+        size = f"{len(text) / 1e6:.1f} MB, at most {LARGEST / 1e6:.0f}"
+        raise DataError(f"{executed}: {size}; save figures at a lower dpi")
+    page.parent.mkdir(parents=True, exist_ok=True)
+    page.write_text(text)
+    return page
+
+
+def _refuse_failures(notebook, path: Path) -> None:
+    if notebook.metadata.get("papermill", {}).get("exception"):
+        raise DataError(f"{path}: the run stopped at an error; mend the notebook and run it again")
+    for index, cell in enumerate(notebook.cells):
+        if "papermill-error-cell-tag" in cell.metadata.get("tags", []):
+            raise DataError(f"{path}, cell {index}: banner of a failed run; run the notebook again")
+        if any(output.output_type == "error" for output in cell.get("outputs", [])):
+            raise DataError(
+                f"{path}, cell {index}: holds an error; mend the notebook and run it again"
+            )
+        if cell.cell_type == "code" and cell.source.strip() and cell.execution_count is None:
+            raise DataError(f"{path}, cell {index}: was never run; run the notebook again")
+
+
+def _settle_parameters(notebook) -> None:
+    """One cell of parameters with the values of the run and the comments of the source, in place of
+    papermill's two.
+    """
+    declared, injected = (
+        next((cell for cell in notebook.cells if tag in cell.metadata.get("tags", [])), None)
+        for tag in ("parameters", "injected-parameters")
+    )
+    if declared is None or injected is None:
+        return
+    values = dict(line.split(" = ", 1) for line in injected.source.splitlines() if " = " in line)
+    declared.source = "\n".join(_settled(line, values) for line in declared.source.splitlines())
+    if not values:  # every one of them has found its line
+        notebook.cells.remove(injected)
+
+
+def _settled(line: str, values: dict[str, str]) -> str:
+    """`line` with the value that the run had; it leaves `values`."""
+    found = PARAMETER.match(line)
+    if not found or found["name"] not in values:
+        return line
+    value = values.pop(found["name"])
+    return f"{found['name']}{found['type'] or ''} = {value}{found['comment'] or ''}"
+
+
+def _publish_cell(cell, path: Path) -> None:
+    cell.metadata.pop("execution", None)
+    cell.outputs = [output for output in cell.outputs if _stays(output)]
+    figures = [output for output in cell.outputs if _is_picture(output)]
+    for output in figures:
+        _take_texts(cell, output, path, len(figures))
+    for output in cell.outputs:
+        _hide_paths(output)
+
+
+def _stays(output) -> bool:
+    """Progress lines, and captions shown below a live figure, are for the one who runs the
+    notebook.
+    """
+    is_progress = output.output_type == "stream" and output.name == "stderr"
+    return not is_progress and not output.get("metadata", {}).get(ROLE, {}).get("caption_only")
+
+
+def _is_picture(output) -> bool:
+    return any(kind.startswith("image/") for kind in output.get("data", {}))
+
+
+def _take_texts(cell, output, path: Path, pictures: int) -> None:
+    about = output.metadata.pop(ROLE, None)
+    if about and pictures > 1:
+        raise DataError(
+            f"{path}: a cell shows {pictures} figures, the book takes one; split "
+            f"{cell.source[:60]!r}"
+        )
+    options = cell.metadata.setdefault("mystnb", {})
+    if about:
+        options["image"] = {**options.get("image", {}), "alt": about["alt"]}
+        kept = {key: about[key] for key in ("caption", "name") if about.get(key)}
+        options["figure"] = {**options.get("figure", {}), **kept}
+    if not options.get("image", {}).get("alt", "").strip():
+        raise DataError(
+            f"{path}: a picture without alt text; use studies.book.glue.show in "
+            f"{cell.source[:60]!r}"
+        )
+
+
+def _hide_paths(output) -> None:
+    if output.output_type == "stream":
+        output.text = without_paths(output.text)
+    for kind in TEXTS:
+        if kind in output.get("data", {}):
+            output.data[kind] = without_paths(output.data[kind])
+
+
+def without_paths(text: str) -> str:
+    """`text` with paths made relative to the repository, and the rest of the owner's home shown as
+    `~`.
+    """
+    return text.replace(f"{repository()}/", "").replace(f"{Path.home()}/", "~/")
+
+
+def _publish_metadata(metadata: dict[str, Any]) -> None:
+    run = metadata.pop("papermill", {})
+    metadata["papermill"] = {"parameters": run.get("parameters", {})}
+    widgets = normal_widgets(metadata.pop("widgets", {}))
+    if widgets:
+        metadata["widgets"] = widgets
+
+
+def normal_widgets(widgets: dict[str, Any]) -> dict[str, Any]:
+    """Widget state as the notebook format wants it; hosted notebooks save the models without the
+    `state` level.
+    """
+    saved = widgets.get(WIDGETS, {})
+    state = saved.get(
+        "state", {name: model for name, model in saved.items() if isinstance(model, dict)}
+    )
+    return {WIDGETS: {"version_major": 2, "version_minor": 0, "state": state}} if state else {}

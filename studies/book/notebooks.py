@@ -20,11 +20,10 @@ from fairlib.errors import FairlibError, SettingsError
 from fairlib.io import read_json, sha256, write_json
 from fairlib.manifest import device, hashes, versions
 from fairlib.settings import digest, unknown_key
-from studies.engine.manifest import commit
-from studies.engine.places import PACKAGE, accelerator, repository, runs_folder
+from studies.engine import PACKAGE, accelerator, repository, runs_folder
 from studies.engine.profiles import Profile, chapters, lanes, load_profile, notebooks
-from studies.engine.progress import Progress, duration
 from studies.engine.reach import script_digest
+from studies.engine.stage import Progress, commit, duration
 
 AT_MOST = 2  # a third lane saves little after the longest one, and every kernel takes memory
 

@@ -39,9 +39,8 @@ from studies.brain.settings import (
     cache_settings,
     sampling,
 )
-from studies.engine.places import accelerator
-from studies.engine.progress import Progress
-from studies.engine.stage import Artifact, stage
+from studies.engine import accelerator
+from studies.engine.stage import Artifact, Progress, stage
 from studies.engine.study import Arm
 
 # streams of noise of evaluation and of prompt fidelity start here; tuning uses its seed as it is

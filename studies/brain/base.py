@@ -23,11 +23,9 @@ from fairlib.models import generator as gen
 from fairlib.models.training import FitSettings, Trainer
 from studies.brain.phantom import RadiologySettings, draw_slice
 from studies.brain.prompts import mirrored
-from studies.engine import recipe
-from studies.engine.places import accelerator
-from studies.engine.progress import Progress
+from studies.engine import accelerator, recipe
 from studies.engine.recipe import Drawn, PixelPhase, Words
-from studies.engine.stage import Artifact, stage
+from studies.engine.stage import Artifact, Progress, stage
 
 
 @dataclass(frozen=True)

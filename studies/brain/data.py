@@ -13,9 +13,8 @@ from fairlib.cohorts.cohort import Cohort
 from fairlib.cohorts.roco import read_roco
 from studies.brain.phantom import PhantomSettings, RadiologySettings, write_brats, write_roco
 from studies.brain.settings import BrainSettings
-from studies.engine.places import runs_folder
-from studies.engine.progress import Progress
-from studies.engine.stage import Artifact, stage
+from studies.engine import runs_folder
+from studies.engine.stage import Artifact, Progress, stage
 
 # tuning: subjects of the tuning classifiers; heldout: of the held-out classifier, the anatomical
 # measurement and the target's quantiles; test: the calibration set, and what generated images are

@@ -33,9 +33,8 @@ from fairlib.models.classifier import (
 from studies.brain.anatomy import AnatomicalMeasurement, fit_anatomy
 from studies.brain.data import cohort, split
 from studies.brain.settings import BrainSettings
-from studies.engine.places import accelerator
-from studies.engine.progress import Progress
-from studies.engine.stage import Artifact, stage
+from studies.engine import accelerator
+from studies.engine.stage import Artifact, Progress, stage
 
 SLICE_COLUMNS = ["subject", "sex", "grade", "contrast", "side"]
 Fitted = Sequence[Artifact]

@@ -29,9 +29,8 @@ from studies.brain.arms import Plan
 from studies.brain.data import split, training_cohort
 from studies.brain.evaluators import combined, read_classifier
 from studies.brain.settings import BrainSettings
-from studies.engine.places import accelerator
-from studies.engine.progress import Progress
-from studies.engine.stage import Artifact, stage
+from studies.engine import accelerator
+from studies.engine.stage import Artifact, Progress, stage
 
 ATTRIBUTES = {
     "contrast": ("t1", "t1ce", "t2", "flair"),

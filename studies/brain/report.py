@@ -21,8 +21,8 @@ from fairlib.measures.shares import (
 from studies.brain.arms import ARMS
 from studies.brain.evaluators import evaluators_of
 from studies.brain.settings import BrainSettings
+from studies.engine import repository
 from studies.engine.criteria import Criterion, Rule
-from studies.engine.places import repository
 
 TARGET = 76 / 166  # female subjects of BraTS 2018 with a known sex
 CONDITIONAL_TARGETS = {"HGG": 38 / 101, "LGG": 38 / 65}

@@ -1,3 +1,47 @@
 """What the three studies share: stages whose results carry their identity, the loop over arms and
-seeds, criteria, profiles.
+seeds, criteria, profiles; here, where things are: the repository, the folder of all that runs leave
+behind, and the device that networks run on.
 """
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+PACKAGE = Path(__file__).resolve().parents[1]
+
+
+def repository() -> Path:
+    """The root of the checkout this package lies in; the current folder when only the package was
+    installed.
+    """
+    root = PACKAGE.parent
+    return root if (root / "notebooks").is_dir() and (root / "profiles").is_dir() else Path.cwd()
+
+
+def runs_folder() -> Path:
+    """Where runs write: `$FAIRLIB_RUNS`, or `runs/` in the repository."""
+    chosen = os.environ.get("FAIRLIB_RUNS")
+    return Path(chosen).expanduser() if chosen else repository() / "runs"
+
+
+def accelerator() -> torch.device:
+    """Where networks run: `$FAIRLIB_DEVICE` (as "cpu" or "cuda:1"), or the first CUDA device, or
+    the CPU.
+    """
+    import torch
+
+    return torch.device(
+        os.environ.get("FAIRLIB_DEVICE") or ("cuda" if torch.cuda.is_available() else "cpu")
+    )
+
+
+def stages_folder() -> Path:
+    """Where stages keep their results; shared by all profiles, since a stage is known by the hash
+    of its settings.
+    """
+    return runs_folder() / "stages"

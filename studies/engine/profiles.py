@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 from fairlib.errors import SettingsError
 from fairlib.settings import checked, from_dict, unknown_key
-from studies.engine.places import repository
+from studies.engine import repository
 
 T = TypeVar("T")  # the settings of a study: a frozen dataclass
 COMMON = "common"

@@ -22,7 +22,7 @@ from typing import Any
 
 PROJECT = ("fairlib", "studies")
 # what carries results about and cannot change one, so that a change there recomputes nothing
-PLUMBING = ("studies.engine.stage", "studies.engine.reach", "studies.engine.progress")
+PLUMBING = ("studies.engine.stage", "studies.engine.reach")
 Name = tuple[str, str]  # of a module, and of a definition in it
 
 

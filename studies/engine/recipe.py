@@ -26,8 +26,9 @@ import torch
 from torch import Tensor, nn
 
 from fairlib.cohorts.cardiac import balancing_weights, control_image
-from fairlib.errors import DataError
+from fairlib.errors import DataError, WeightsError
 from fairlib.io import read_json, read_tensors, write_bytes, write_json, write_tensors
+from fairlib.manifest import NAME, parsed
 from fairlib.methods.control import fit_controlnet
 from fairlib.models import autoencoder as ae
 from fairlib.models import clip as cl
@@ -35,11 +36,9 @@ from fairlib.models import controlnet as co
 from fairlib.models import generator as gen
 from fairlib.models.clip import TextTower, attribute_distances, fit_clip
 from fairlib.models.training import FitSettings, FitStep, Trainer
-from fairlib.settings import to_dict
-from studies.engine.manifest import write_manifest
-from studies.engine.places import accelerator
-from studies.engine.progress import Progress
-from studies.engine.stage import WORKING, Artifact, stage
+from fairlib.settings import from_dict, to_dict
+from studies.engine import accelerator
+from studies.engine.stage import WORKING, Artifact, Progress, stage, write_manifest
 
 Draw = Callable[[Any, Progress], tuple[dict[str, Tensor], list[str]]]
 
@@ -406,3 +405,26 @@ def write_weights_manifest(
         people="synthetic",
         **more,
     )
+
+
+def training_people(weights: str | Path, kind: type, key: str, model: str, otherwise: str):
+    """The settings (of class `kind`) of the synthetic people that a generator was trained on, by
+    name `key` of its manifest.
+
+    model, otherwise: for the error, what to train and what to do where a manifest does not tell.
+    Raises `WeightsError` when there is no manifest, or none of a model made from synthetic people.
+    """
+    path = Path(weights) / NAME
+    if not path.is_file():
+        raise WeightsError(
+            f"{weights}: no {model} generator here ({NAME} is missing); make it with "
+            f"`python -m studies base {model}`"
+        )
+    found = parsed(path)["parameters"].get(key)
+    if not isinstance(found, dict):
+        raise WeightsError(
+            f"{path}: does not say which synthetic people the generator was trained on; "
+            f"{otherwise}, or make the "
+            "weights anew"
+        )
+    return from_dict(kind, found)

@@ -21,27 +21,29 @@ import hashlib
 import inspect
 import os
 import shutil
+import subprocess
+import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TextIO, TypeVar
 
 import numpy as np
 import pandas as pd
 import torch
+from tqdm import tqdm
 
 from fairlib.errors import SettingsError
-from fairlib.manifest import read_manifest
+from fairlib.io import write_json
+from fairlib.manifest import FORMAT, NAME, device, hashes, parsed, read_manifest, versions
 from fairlib.settings import digest
-from studies.engine.manifest import content_digest, files_digest, write_manifest
-from studies.engine.places import stages_folder
-from studies.engine.progress import Progress, duration
+from studies.engine import repository, stages_folder
 from studies.engine.reach import code_digest
 
 T = TypeVar("T")
 WORKING = "working"
-Build = Callable[[Path, Progress], None]
+Build = Callable[[Path, "Progress"], None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -285,3 +287,132 @@ def _checked(name: str) -> str:
     ):
         raise SettingsError(f"stage name {name!r}: use letters, digits, '_' and '-' only")
     return name
+
+
+# ---- what made a result ----
+
+
+def write_manifest(
+    folder: str | Path, parameters: dict[str, Any], seconds: float, **extra
+) -> dict[str, Any]:
+    """Write `folder/manifest.json` for all files now in `folder`, and return it.
+
+    `parameters` are the settings that made them (its `seed`, if any, is repeated on top); `extra`
+    is kept as it is.
+    """
+    folder = Path(folder)
+    manifest = {
+        "format": FORMAT,
+        "parameters": parameters,
+        "seed": parameters.get("seed"),
+        "seconds": round(seconds, 2),
+        "commit": commit(),
+        "device": device(),
+        "packages": versions(),
+        "files": hashes(folder),
+        **extra,
+    }
+    write_json(folder / NAME, manifest)
+    return manifest
+
+
+def content_digest(folder: str | Path) -> str:
+    """A short hash of what `folder` holds, from its manifest: the name of this result as an input
+    to the next stage.
+    """
+    return digest(parsed(Path(folder) / NAME)["files"])
+
+
+def files_digest(files: Iterable[Path]) -> str:
+    """A short hash of names, sizes and times of change: what data are that are too many to be read
+    for a key.
+    """
+    found = ((file.parent.name, file.name, file.stat()) for file in files)
+    return digest(sorted((*names, stat.st_size, stat.st_mtime_ns) for *names, stat in found))
+
+
+def commit() -> str | None:
+    """The commit of the checkout, with `+` when tracked files differ from it; None outside a
+    checkout.
+    """
+    if not (repository() / ".git").exists():
+        return None
+    head = _git("rev-parse", "HEAD")
+    return head and head + ("+" if _git("status", "--porcelain", "--untracked-files=no") else "")
+
+
+def _git(*arguments: str) -> str | None:
+    try:
+        result = subprocess.run(
+            ["git", *arguments], cwd=repository(), capture_output=True, text=True, timeout=20
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return result.stdout.strip() if result.returncode == 0 else None
+
+
+# ---- what long work says ----
+
+
+class Progress:
+    """What long work says to `stream` (stderr): texts, and how far it is, in a log at most every
+    `every` seconds.
+    """
+
+    def __init__(self, every: float = 10.0, stream: TextIO | None = None):
+        self.every, self.stream = every, stream or sys.stderr
+
+    def say(self, text: str) -> None:
+        """Print one line at once, whatever the interval."""
+        if self.stream.isatty():
+            tqdm.write(text, file=self.stream)  # above a bar
+        else:
+            print(text, file=self.stream, flush=True)
+
+    def track(
+        self, iterable: Iterable[T], total: int | None = None, label: str = "", done: int = 0
+    ) -> Iterator[T]:
+        """Pass `iterable` through and say how far it is and how long the rest will take; `done` of
+        `total` were there before (a resumed run).
+        """
+        if total is None and hasattr(iterable, "__len__"):
+            total = done + len(iterable)
+        if self.stream.isatty():
+            bar, options = tqdm, {"mininterval": 0.5, "dynamic_ncols": True}
+        else:
+            bar, options = _Lines, {"mininterval": self.every, "miniters": 1}
+            options["delay"] = max(self.every, 1e-9)  # no line before the first item
+        yield from bar(
+            iterable,
+            label,
+            total,
+            leave=False,
+            file=self.stream,
+            disable=False,  # whatever $TQDM_DISABLE tells other libraries
+            smoothing=0,  # the mean time of all items
+            initial=done,
+            **options,
+        )
+
+
+class _Lines(tqdm):
+    """A bar for a log: a line of its own each time, and none at the start and the end."""
+
+    monitor_interval = 0  # no thread that looks after it
+
+    def display(self, msg: str | None = None, pos: int | None = None) -> None:
+        """Print the state as a line; `msg` is the empty text that would clear a bar."""
+        if msg is None:
+            left = ", about {remaining} left" if self.total else ""
+            self.bar_format = "{desc}: {n_fmt}/{total_fmt}, {elapsed} so far" + left
+            print(self, file=self.fp, flush=True)
+
+
+def duration(seconds: float) -> str:
+    """Seconds in words: `8 s`, `3 min 20 s`, `2 h 05 min`."""
+    seconds = round(seconds)
+    if seconds < 60:
+        return f"{seconds} s"
+    if seconds < 3600:
+        return f"{seconds // 60} min {seconds % 60:02d} s"
+    return f"{seconds // 3600} h {seconds % 3600 // 60:02d} min"

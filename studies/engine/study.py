@@ -22,11 +22,10 @@ from fairlib.errors import DataError, SettingsError
 from fairlib.io import read_json, write_bytes, write_json
 from fairlib.manifest import device, versions
 from fairlib.settings import digest, to_dict, unknown_key
+from studies.engine import repository
 from studies.engine.criteria import criteria_table
-from studies.engine.manifest import commit
-from studies.engine.places import repository
 from studies.engine.reach import code_digest
-from studies.engine.stage import Artifact, alone
+from studies.engine.stage import Artifact, alone, commit
 
 S = TypeVar("S")  # the settings of a study: a frozen dataclass
 Tables = dict[str, pd.DataFrame]

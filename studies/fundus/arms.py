@@ -45,9 +45,8 @@ from fairlib.methods.perturbation import (
     RandomSigma,
 )
 from fairlib.models.generator import Generator
-from studies.engine.places import accelerator
-from studies.engine.progress import Progress
-from studies.engine.stage import Artifact, stage
+from studies.engine import accelerator
+from studies.engine.stage import Artifact, Progress, stage
 from studies.engine.study import Arm
 from studies.fundus.data import Fundi, in_blocks, people, read_fundi, write_fundi
 from studies.fundus.settings import BASE, EVERYONE, REAL, UNTUNED, FundusSettings

@@ -27,8 +27,8 @@ from fairlib.models import clip as cl
 from fairlib.models import generator as gen
 from fairlib.models.training import FitSettings
 from studies.engine import recipe
-from studies.engine.progress import Progress
 from studies.engine.recipe import PixelPhase
+from studies.engine.stage import Progress
 from studies.fundus.phantom import draw_fundus
 from studies.fundus.rules import PhantomSettings
 

@@ -19,9 +19,8 @@ from fairlib.cohorts.fairgenmed import FOLDERS, USES, read_fairgenmed
 from fairlib.errors import DataError, SettingsError
 from fairlib.io import read_tensors, to_bytes, to_images, write_bytes, write_tensors
 from fairlib.settings import digest, unknown_key
-from studies.engine.manifest import training_people
-from studies.engine.progress import Progress
-from studies.engine.stage import Artifact, stage
+from studies.engine.recipe import training_people
+from studies.engine.stage import Artifact, Progress, stage
 from studies.fundus.phantom import draw_fundus, patient_of, row_of, use_of
 from studies.fundus.rules import PhantomSettings
 from studies.fundus.settings import FundusSettings

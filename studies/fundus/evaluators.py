@@ -23,9 +23,8 @@ import pandas as pd
 from fairlib.io import read_tensors, write_bytes, write_tensors
 from fairlib.models import classifier as cf
 from fairlib.models.classifier import SLIM, WIDE, Classifier, ClassifierSettings, predict
-from studies.engine.places import accelerator
-from studies.engine.progress import Progress
-from studies.engine.stage import Artifact, stage
+from studies.engine import accelerator
+from studies.engine.stage import Artifact, Progress, stage
 from studies.fundus.cup import measure_cdr
 from studies.fundus.data import Fundi, people
 from studies.fundus.settings import HEADS, TASKS, FundusSettings

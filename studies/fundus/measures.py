@@ -36,8 +36,7 @@ from fairlib.io import write_bytes
 from fairlib.measures.distances import mmd_draws
 from fairlib.measures.equity import class_counts
 from fairlib.measures.intervals import Sample, pair_table, weighted_auc
-from studies.engine.progress import Progress
-from studies.engine.stage import Artifact, stage
+from studies.engine.stage import Artifact, Progress, stage
 from studies.fundus.evaluators import Readings, stacked
 from studies.fundus.settings import BASE, HEADS, REAL, TASKS
 

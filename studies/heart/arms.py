@@ -33,9 +33,8 @@ from fairlib.methods.downstream import (
     labels_of,
     with_groups,
 )
-from studies.engine.places import accelerator
-from studies.engine.progress import Progress
-from studies.engine.stage import Artifact, stage
+from studies.engine import accelerator
+from studies.engine.stage import Artifact, Progress, stage
 from studies.engine.study import Arm, Run, Tables
 from studies.heart.data import Hearts, part
 from studies.heart.generation import generated

@@ -28,9 +28,8 @@ from fairlib.models.clip import attributes_of
 from fairlib.models.generator import save_pipeline
 from fairlib.models.training import FitSettings
 from studies.engine import recipe
-from studies.engine.progress import Progress
 from studies.engine.recipe import PixelPhase
-from studies.engine.stage import Artifact
+from studies.engine.stage import Artifact, Progress
 from studies.heart.phantom import draw_hearts
 from studies.heart.rules import PhantomSettings
 

@@ -21,10 +21,9 @@ from fairlib.io import read_tensors, to_bytes, to_images, write_bytes, write_ten
 from fairlib.methods.downstream import ImageTable
 from fairlib.models.segmenter import frames_of
 from fairlib.settings import digest
-from studies.engine.manifest import training_people
-from studies.engine.places import runs_folder
-from studies.engine.progress import Progress
-from studies.engine.stage import Artifact, stage
+from studies.engine import runs_folder
+from studies.engine.recipe import training_people
+from studies.engine.stage import Artifact, Progress, stage
 from studies.engine.study import Source
 from studies.heart.phantom import draw_hearts
 from studies.heart.rules import PhantomSettings

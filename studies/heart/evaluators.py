@@ -41,9 +41,8 @@ from fairlib.models.segmenter import (
     save_segmenter,
     segment,
 )
-from studies.engine.places import accelerator
-from studies.engine.progress import Progress
-from studies.engine.stage import Artifact, stage
+from studies.engine import accelerator
+from studies.engine.stage import Artifact, Progress, stage
 from studies.heart.data import Hearts, part, read_rows
 from studies.heart.geometry import geometry
 from studies.heart.settings import HeartSettings

@@ -20,9 +20,8 @@ from fairlib.errors import SettingsError
 from fairlib.methods.control import copies, new_combinations
 from fairlib.models.controlnet import ControlledGenerator
 from fairlib.settings import unknown_key
-from studies.engine.places import accelerator
-from studies.engine.progress import Progress
-from studies.engine.stage import Artifact, as_is, stage
+from studies.engine import accelerator
+from studies.engine.stage import Artifact, Progress, as_is, stage
 from studies.heart.data import Hearts, part, read_hearts, write_in_blocks
 from studies.heart.evaluators import Readings, evaluate, fitted_evaluators
 from studies.heart.rules import HEIGHT_CM

@@ -23,9 +23,8 @@ from fairlib.measures.intervals import Interval, Sample, bootstrap, interval
 from fairlib.measures.memorisation import blurred, memorisation
 from fairlib.models.classifier import Classifier, predict
 from fairlib.models.controlnet import ControlledGenerator
-from studies.engine.places import accelerator
-from studies.engine.progress import Progress
-from studies.engine.stage import Artifact, stage
+from studies.engine import accelerator
+from studies.engine.stage import Artifact, Progress, stage
 from studies.heart.data import Hearts, part, read_rows
 from studies.heart.evaluators import Readings, fitted
 from studies.heart.generation import (

@@ -27,7 +27,7 @@ from fairlib.errors import SettingsError
 from fairlib.measures.intervals import Interval
 from studies.engine.criteria import Criterion, Rule
 from studies.engine.profiles import settings_from
-from studies.engine.progress import Progress
+from studies.engine.stage import Progress
 from studies.engine.study import Source, Study, Table, Tables
 from studies.statistics.coverage_simulation import (
     OURS,

@@ -14,7 +14,7 @@ from fairlib.doctor import check_layout
 from fairlib.models import clip
 from fairlib.models.autoencoder import build_autoencoder
 from fairlib.models.generator import Generator, assemble, build_denoiser
-from studies.engine.manifest import write_manifest
+from studies.engine.stage import write_manifest
 
 CONFIG = {
     "embed_dim": 16,

@@ -8,7 +8,7 @@ rate: float = 0.5  # step
 sizes: list[int] = [1]  # n"""
 BODY = """
 from studies.book.glue import glue, show
-from studies.engine.progress import Progress
+from studies.engine.stage import Progress
 for _ in Progress(every=0).track(range(2)):
     pass
 glue("share", 0.25 + seed)
@@ -63,7 +63,7 @@ def tiny_heart_study(tmp_path_factory):
     from fairlib.models import generator as gen
     from fairlib.models.autoencoder import build_autoencoder
     from fairlib.settings import to_dict
-    from studies.engine.manifest import write_manifest
+    from studies.engine.stage import write_manifest
     from studies.heart.rules import PhantomSettings
     from studies.heart.settings import HeartSettings
 
@@ -115,11 +115,10 @@ def house(tmp_path, monkeypatch):
         "common: {profile: tiny, seed: 0}\n02_second: {seed: 4, rate: 1}\n"
     )
     for module in (
-        "engine.places",
+        "engine",
         "engine.profiles",
-        "engine.manifest",
+        "engine.stage",
         "book.notebooks",
-        "book.publish",
         "book.build",
     ):
         monkeypatch.setattr(f"studies.{module}.repository", lambda: tmp_path)

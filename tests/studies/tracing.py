@@ -28,7 +28,7 @@ from studies.engine import stage
 from studies.engine.reach import PROJECT, Name, file_of, names_bound, reachable, statements
 
 # the engine says how work is kept, not what it is
-ENGINE = ("studies.engine.", "fairlib.manifest")
+ENGINE = ("studies.engine", "fairlib.manifest")
 HASHING = {
     ("fairlib.io", "sha256"),
     ("fairlib.io", "write_json"),

@@ -10,7 +10,7 @@ from fairlib.models import controlnet as co
 from fairlib.models import generator as gen
 from fairlib.models.autoencoder import build_autoencoder, encode
 from fairlib.models.solvers import ddim
-from studies.engine.manifest import write_manifest
+from studies.engine.stage import write_manifest
 
 CONFIG = {
     "embed_dim": 16,

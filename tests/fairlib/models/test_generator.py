@@ -12,7 +12,7 @@ from fairlib.models import generator as gen
 from fairlib.models.autoencoder import build_autoencoder
 from fairlib.models.solvers import ddim
 from fairlib.models.training import FitSettings, Trainer, generator_for
-from studies.engine.manifest import write_manifest
+from studies.engine.stage import write_manifest
 
 CONFIG = {
     "embed_dim": 16,

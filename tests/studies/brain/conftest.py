@@ -7,7 +7,7 @@ from fairlib.models import clip as cl
 from fairlib.models import generator as gen
 from fairlib.models.autoencoder import build_autoencoder
 from studies.brain.settings import BrainSettings
-from studies.engine.manifest import write_manifest
+from studies.engine.stage import write_manifest
 
 CLIP = {
     "embed_dim": 16,

@@ -18,7 +18,7 @@ from studies.brain.phantom import PhantomSettings, write_brats
 from studies.brain.settings import BrainSettings, Tuning
 from studies.brain.study import ABLATION, STUDY, slice_readings
 from studies.engine import stage
-from studies.engine.manifest import write_manifest
+from studies.engine.stage import write_manifest
 from studies.engine.study import Run
 from tests.studies.tracing import stages_traced
 

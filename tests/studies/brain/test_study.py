@@ -17,7 +17,7 @@ from studies.brain.data import FRACTIONS, cohort, splits, target_share
 from studies.brain.evaluators import combined, tuning_classifier
 from studies.brain.settings import BrainSettings, Tuning, alignment
 from studies.brain.study import ABLATION, STUDY
-from studies.engine.places import repository
+from studies.engine import repository
 from studies.engine.study import Source, load_results, run_study, same_study, tables_of
 
 slow = pytest.mark.slow

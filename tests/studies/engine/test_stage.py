@@ -2,6 +2,9 @@
 kill.
 """
 
+import hashlib
+import io
+import json
 import os
 import signal
 import subprocess
@@ -16,9 +19,20 @@ import pytest
 import torch
 
 from fairlib import SettingsError, WeightsError
-from studies.engine.manifest import content_digest
-from studies.engine.places import accelerator
-from studies.engine.stage import WORKING, clean_working, identity, make, stage_key
+from fairlib.manifest import hashes, read_manifest, versions
+from studies.engine import accelerator
+from studies.engine.stage import (
+    WORKING,
+    Progress,
+    clean_working,
+    content_digest,
+    duration,
+    files_digest,
+    identity,
+    make,
+    stage_key,
+    write_manifest,
+)
 
 
 @dataclass(frozen=True)
@@ -125,7 +139,7 @@ WALK = '''
 import io, sys, time
 from pathlib import Path
 import numpy as np
-from studies.engine import manifest
+from studies.engine import stage
 from fairlib.io import write_bytes
 from studies.engine.stage import make
 
@@ -141,7 +155,7 @@ def build(folder, progress):
         time.sleep(float(sys.argv[2]))
     np.save(folder / "walk.npy", state)
 
-manifest.device = lambda: "cpu"  # spares each process the seconds it takes to load torch
+stage.device = lambda: "cpu"  # spares each process the seconds it takes to load torch
 print("at", make("walk", {"seed": 3}, "code", build, root=sys.argv[1]), flush=True)
 '''
 
@@ -194,3 +208,185 @@ def test_networks_run_where_one_says(monkeypatch):
     assert accelerator().type == "meta"
     monkeypatch.delenv("FAIRLIB_DEVICE")
     assert accelerator().type == ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+# ---- manifests: whatever byte changes, and whatever file goes missing, is noticed and named ----
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "unet").mkdir()
+    (tmp_path / "unet" / "w.bin").write_bytes(bytes(range(256)))
+    (tmp_path / "note.txt").write_text("hello")
+    write_manifest(tmp_path, {"seed": 7, "steps": 3}, seconds=1.234)
+    return tmp_path
+
+
+def test_hashes_are_those_of_hashlib(folder):
+    assert hashes(folder) == {
+        "note.txt": hashlib.sha256(b"hello").hexdigest(),
+        "unet/w.bin": hashlib.sha256(bytes(range(256))).hexdigest(),
+    }
+
+
+def test_manifest_tells_where_a_number_is_from(folder):
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert (
+        manifest["seed"] == 7
+        and manifest["parameters"]["steps"] == 3
+        and manifest["seconds"] == 1.23
+    )
+    assert manifest["packages"]["torch"] == versions()["torch"]
+    assert {"commit", "device", "format"} <= set(manifest)
+
+
+def test_untouched_folder_is_accepted(folder):
+    assert read_manifest(folder)["files"] == hashes(folder)
+
+
+@pytest.mark.parametrize("position", [0, 100, 255])
+def test_one_flipped_bit_is_found(folder, position):
+    data = bytearray((folder / "unet" / "w.bin").read_bytes())
+    data[position] ^= 1
+    (folder / "unet" / "w.bin").write_bytes(data)
+    with pytest.raises(WeightsError, match=r"w\.bin: sha256 .* restore it"):
+        read_manifest(folder)
+    read_manifest(folder, verify=False)  # cheap look: presence only
+
+
+def test_missing_file_is_named_even_without_verifying(folder):
+    (folder / "note.txt").unlink()
+    with pytest.raises(WeightsError, match=r"note\.txt: .* missing"):
+        read_manifest(folder, verify=False)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"files": 3}', '{"seed": 1}'])
+def test_broken_manifest(folder, text):
+    (folder / "manifest.json").write_text(text)
+    with pytest.raises(WeightsError, match="not a readable manifest"):
+        read_manifest(folder)
+
+
+def test_no_manifest(tmp_path):
+    with pytest.raises(WeightsError, match=r"no manifest\.json"):
+        read_manifest(tmp_path)
+
+
+def test_content_digest_follows_content_alone(folder, tmp_path):
+    before = content_digest(folder)
+    write_manifest(folder, {"seed": 8}, seconds=99.0)
+    assert content_digest(folder) == before
+    (folder / "note.txt").write_text("hellO")
+    write_manifest(folder, {"seed": 8}, seconds=99.0)
+    assert content_digest(folder) != before
+
+
+def test_versions_leave_out_what_is_not_installed(monkeypatch):
+    monkeypatch.setattr("fairlib.manifest.PACKAGES", ("numpy", "no-such-package-here"))
+    assert set(versions()) == {"python", "numpy"}
+
+
+# ---- what files too many to be read are known by ----
+
+
+def test_files_are_told_apart_by_name_size_and_time_in_any_order(tmp_path):
+    one, two = tmp_path / "one", tmp_path / "two"
+    for path in (one, two):
+        path.write_bytes(b"x")
+        os.utime(path, ns=(1, 1))
+    assert files_digest([one, two]) == files_digest([two, one]) != files_digest([one, one])
+
+
+# ---- progress: every item passes, lines are rare, and the estimate is the arithmetic one ----
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+@pytest.fixture
+def spent(monkeypatch):
+    """Items that take so many seconds each, by a clock that nothing else moves."""
+    now = [100.0]
+    monkeypatch.setattr("tqdm.std.time", lambda: now[0])
+
+    class Items:
+        def __init__(self, count, seconds):
+            self.count, self.seconds = count, seconds
+
+        def __len__(self):
+            return self.count
+
+        def __iter__(self):
+            for item in range(self.count):
+                now[0] += self.seconds
+                yield item
+
+    return Items
+
+
+@pytest.mark.parametrize("stream", [io.StringIO, Terminal])
+def test_items_pass_unchanged_and_in_order(stream, monkeypatch):
+    monkeypatch.setenv("TQDM_DISABLE", "1")
+    items = [object() for _ in range(50)]
+    assert list(Progress(stream=stream()).track(iter(items), 50, "x")) == items
+
+
+def test_lines_are_no_more_frequent_than_asked(spent):
+    stream = io.StringIO()
+    list(Progress(every=10, stream=stream).track(spent(20, 3), label="fit"))
+    # 20 items of 3 s: lines at 12, 24, 36, 48 and 60 s
+    assert [text.split("/")[0] for text in stream.getvalue().splitlines()] == [
+        f"fit: {n}" for n in (4, 8, 12, 16, 20)
+    ]
+
+
+def test_estimate_is_the_mean_time_times_what_is_left(spent):
+    stream = io.StringIO()
+    list(Progress(every=7, stream=stream).track(spent(4, 7), total=14, label="x", done=10))
+    assert stream.getvalue().splitlines()[0] == "x: 11/14, 00:07 so far, about 00:21 left"
+
+
+def test_the_total_of_a_resumed_run_counts_what_was_done(spent):
+    stream = io.StringIO()
+    list(Progress(every=1, stream=stream).track(spent(2, 5), done=3))
+    assert stream.getvalue().splitlines()[-1] == "5/5, 00:10 so far, about 00:00 left"
+
+
+def test_without_a_total_there_is_no_estimate(spent):
+    stream = io.StringIO()
+    list(Progress(every=0, stream=stream).track(iter(spent(5, 2)), label="read"))
+    assert stream.getvalue().splitlines()[-1] == "read: 5/?, 00:10 so far"
+
+
+def test_a_terminal_has_a_bar_and_texts_above_it(spent):
+    stream = Terminal()
+    progress = Progress(stream=stream)
+    for item in progress.track(spent(3, 2), label="fit"):
+        if item == 1:
+            progress.say("a text")
+    assert "fit:  33%" in stream.getvalue() and "\ra text\n" in stream.getvalue()
+    assert stream.getvalue().endswith("\r")
+
+
+def test_a_text_is_printed_at_once():
+    stream = io.StringIO()
+    Progress(stream=stream).say("a text")
+    assert stream.getvalue() == "a text\n"
+
+
+@pytest.mark.parametrize(
+    "seconds, words",
+    [(0.4, "0 s"), (59.6, "1 min 00 s"), (200, "3 min 20 s"), (7500, "2 h 05 min")],
+)
+def test_duration(seconds, words):
+    assert duration(seconds) == words
+
+
+def test_consumer_that_stops_early_stops_the_source():
+    seen = []
+    for item in Progress().track((seen.append(n) or n for n in range(10)), total=10):
+        if item == 3:
+            break
+    assert seen == [0, 1, 2, 3]

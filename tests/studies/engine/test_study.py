@@ -273,7 +273,7 @@ def test_functions_and_tables_have_an_identity():
 
 
 def test_foreign_weights_are_known_by_manifest_or_name(tmp_path):
-    from studies.engine.manifest import write_manifest
+    from studies.engine.stage import write_manifest
 
     assert Artifact.weights("owner/model", read).digest == "owner/model"
     (tmp_path / "a").write_text("x")

@@ -7,7 +7,7 @@ from fairlib.models import clip as cl
 from fairlib.models import generator as gen
 from fairlib.models.autoencoder import build_autoencoder
 from fairlib.settings import to_dict
-from studies.engine.manifest import write_manifest
+from studies.engine.stage import write_manifest
 from studies.fundus import FundusSettings
 from studies.fundus.rules import PhantomSettings
 

@@ -8,7 +8,7 @@ import pytest
 
 from fairlib.cohorts.attributes import ATTRIBUTES
 from fairlib.errors import DataError, SettingsError, WeightsError
-from studies.engine.manifest import write_manifest
+from studies.engine.stage import write_manifest
 from studies.fundus import FundusSettings
 from studies.fundus.data import (
     PARTS,

@@ -14,9 +14,8 @@ from fairlib.cohorts.cardiac import parse_prompt, prompt_of
 from fairlib.errors import DataError, SettingsError, WeightsError
 from fairlib.io import write_json
 from fairlib.settings import to_dict
-from studies.engine import cli
-from studies.engine.manifest import write_manifest
-from studies.engine.places import repository, stages_folder
+from studies.engine import cli, repository, stages_folder
+from studies.engine.stage import write_manifest
 from studies.engine.study import Arm, Run, load_results, run_study, same_study, settings_of
 from studies.heart import arms, report
 from studies.heart.arms import ARMS, best_synthetic, compared, excluded, ppv, subsampled

@@ -13,7 +13,7 @@ from fairlib.models.classifier import ClassifierSettings
 from fairlib.models.segmenter import SegmenterSettings
 from fairlib.models.training import device_of
 from studies.engine import recipe
-from studies.engine.progress import Progress
+from studies.engine.stage import Progress
 from studies.heart import arms, evaluators
 from studies.heart import base as heart_base
 from studies.heart.data import Hearts

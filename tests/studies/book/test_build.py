@@ -5,7 +5,7 @@ import pytest
 from nbformat import v4
 
 from fairlib import DataError
-from studies.book.publish import WIDGETS, normal_widgets, publish, without_paths
+from studies.book.build import WIDGETS, normal_widgets, publish, without_paths
 
 PNG = {"image/png": "iVBORw0KGgo="}
 ABOUT = {"alt": "Bars of equal height.", "caption": "They are **equal**.", "name": None}
@@ -94,7 +94,7 @@ def test_too_large_a_page_is_refused(tmp_path):
 def test_traces_of_the_machine_are_dropped(tmp_path):
     from pathlib import Path
 
-    from studies.engine.places import repository
+    from studies.engine import repository
 
     text = f"{repository()}/runs/a.json and {Path.home()}/x"
     output = v4.new_output("stream", name="stdout", text=text)
