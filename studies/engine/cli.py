@@ -12,36 +12,17 @@ import sys
 import types
 import typing
 from importlib import import_module
+from pkgutil import resolve_name
 from typing import Any
 
 from fairlib.errors import FairlibError
 
-STUDIES = {
-    "brain": (
-        "studies.brain.study",
-        "STUDY",
-        "the brain study (Han et al.): arms tuned, sampled and read by every evaluator",
-    ),
-    "ablation": (
-        "studies.brain.study",
-        "ABLATION",
-        "the default of the brain study, one part at a time taken away",
-    ),
-    "heart": (
-        "studies.heart.study",
-        "STUDY",
-        "the cardiac study (Skorupko et al.): images, measures, classifiers",
-    ),
-    "fundus": (
-        "studies.fundus.study",
-        "STUDY",
-        "the retinal study (Luo et al.): fine-tuning in several ways, measured by group",
-    ),
-    "statistics": (
-        "studies.statistics",
-        "STUDY",
-        "simulations of what published tests do where there is nothing to find",
-    ),
+STUDIES = {  # where it is defined, and what it is
+    "brain": ("studies.brain.study:STUDY", "brain MRI (Han et al.): arms tuned, sampled, measured"),
+    "ablation": ("studies.brain.study:ABLATION", "the brain study's default, each part taken away"),
+    "heart": ("studies.heart.study:STUDY", "cardiac MRI (Skorupko et al.): images, classifiers"),
+    "fundus": ("studies.fundus.study:STUDY", "fundus images (Luo et al.): fine-tuning, by group"),
+    "statistics": ("studies.statistics:STUDY", "what published tests do where there is no effect"),
 }
 BASES = ("brain", "heart", "fundus")
 
@@ -60,8 +41,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def study_of(name: str) -> Any:
     """The study of that name."""
-    module, attribute, _ = STUDIES[name]
-    return getattr(import_module(module), attribute)
+    return resolve_name(STUDIES[name][0])
 
 
 def run_one(options: argparse.Namespace) -> None:
@@ -69,20 +49,11 @@ def run_one(options: argparse.Namespace) -> None:
     from studies.engine.study import run_study
 
     study = study_of(options.study)
-    known = {field.name for field in dataclasses.fields(study.settings)}
-    given = {
-        name: value for name, value in vars(options).items() if name in known and value is not None
-    }
-    print(
-        run_study(
-            study,
-            study.settings(**given),
-            options.arms,
-            options.seeds,
-            options.out or None,
-            options.only,
-        )
-    )
+    names = {field.name for field in dataclasses.fields(study.settings)}
+    given = {name: v for name, v in vars(options).items() if name in names and v is not None}
+    out = options.out or None
+    settings = study.settings(**given)
+    print(run_study(study, settings, options.arms, options.seeds, out, options.only))
 
 
 def report(options: argparse.Namespace) -> int:
@@ -119,72 +90,50 @@ def html(options: argparse.Namespace) -> None:
 def _parser(arguments: list[str]) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="studies", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="command")
-    for name, (_, _, words) in STUDIES.items():
-        command = _command(commands, name, run_one, words)
+    for name, (_, words) in STUDIES.items():
+        command = _command(commands, run_one, words, name)
         command.set_defaults(study=name)
         if arguments[:1] == [name]:  # a study is imported, with torch, only when it is asked for
             _add_study(command, study_of(name))
-    _command(commands, "report", report)
-    trained = _command(commands, "base", base)
-    trained.add_argument(
-        "model", nargs="?", default="brain", choices=BASES, help="which (default: brain)"
+    _command(commands, report)
+    trained = _command(commands, base)
+    trained.add_argument("model", nargs="?", default="brain", choices=BASES, help="default: brain")
+    of_profile = argparse.ArgumentParser(add_help=False)
+    of_profile.add_argument(
+        "--profile", default="quick", help="a file in profiles/ (default: quick)"
     )
-    for name in ("run", "resume"):
-        command = _command(commands, name, run)
-        command.add_argument(
-            "--only", nargs="+", metavar="NOTEBOOK", help="these notebooks only, as 03_classifier"
-        )
-        command.add_argument(
-            "--force", action="store_true", help="run notebooks that are up to date, too"
-        )
-        command.add_argument(
-            "--jobs",
-            type=int,
-            metavar="N",
-            help="notebooks to run at the same time (default: two, but one on "
-            "a single core or a GPU)",
-        )
-        command.add_argument(
-            "--profile", default="quick", help="the name of a file in profiles/ (default: quick)"
-        )
-    book = _command(commands, "html", html)
+    notebooks = _command(commands, run, parents=[of_profile], aliases=["resume"])
+    notebooks.add_argument("--only", nargs="+", metavar="NOTEBOOK", help="these, as 03_classifier")
+    notebooks.add_argument("--force", action="store_true", help="run what is up to date, too")
+    jobs = "at the same time (default: two, but one on a single core or a GPU)"
+    notebooks.add_argument("--jobs", type=int, metavar="N", help=jobs)
+    book = _command(commands, html, parents=[of_profile])
     book.add_argument("--lenient", action="store_true", help="let warnings pass")
-    book.add_argument(
-        "--profile", default="quick", help="the name of a file in profiles/ (default: quick)"
-    )
     return parser
 
 
-def _command(commands: Any, name: str, function: Any, words: str = "") -> argparse.ArgumentParser:
+def _command(
+    commands: Any, function: Any, words: str = "", name: str = "", **options: Any
+) -> argparse.ArgumentParser:
     words = words or function.__doc__
-    command = commands.add_parser(name, help=words, description=words)
+    name = name or function.__name__
+    command = commands.add_parser(name, help=words, description=words, **options)
     command.set_defaults(command=function)
     return command
 
 
 def _add_study(command: argparse.ArgumentParser, study: Any) -> None:
     """Arms, seeds, tables, folder, and an option for every setting."""
-    defaults = study.default_arms(study.settings())
-    seeds = " ".join(map(str, study.seeds))
-    command.add_argument(
-        "--arms",
-        nargs="*",
-        metavar="ARM",
-        help=f"default: {' '.join(defaults)}; known: {' '.join(study.arms)}",
+    arms = (
+        f"default: {' '.join(study.default_arms(study.settings()))}; known: {' '.join(study.arms)}"
     )
-    command.add_argument("--seeds", nargs="+", type=int, metavar="SEED", help=f"default: {seeds}")
-    command.add_argument(
-        "--only",
-        nargs="+",
-        metavar="TABLE",
-        help=f"tables to make (default: all): {' '.join(study.tables)}",
-    )
-    command.add_argument(
-        "--out",
-        default="",
-        help=f"where the tables go (default: results/{study.results().name}, or beside it "
-        "where a setting asks for it)",
-    )
+    seeds = f"default: {' '.join(map(str, study.seeds))}"
+    tables = f"tables to make (default: all): {' '.join(study.tables)}"
+    place = f"default: results/{study.results().name}, or beside it where a setting asks for it"
+    command.add_argument("--arms", nargs="*", metavar="ARM", help=arms)
+    command.add_argument("--seeds", nargs="+", type=int, metavar="SEED", help=seeds)
+    command.add_argument("--only", nargs="+", metavar="TABLE", help=tables)
+    command.add_argument("--out", default="", help=f"where the tables go ({place})")
     hints = typing.get_type_hints(study.settings)
     for field in dataclasses.fields(study.settings):
         add_setting(command, field, hints[field.name])
@@ -194,18 +143,16 @@ def add_setting(command: argparse.ArgumentParser, field: dataclasses.Field, hint
     """An option for one field of settings, where a command line can say it: numbers, words, choices
     and lists of them.
     """
-    flag, origin = "--" + field.name.replace("_", "-"), typing.get_origin(hint)
-    words = f"default: {field.default!r}"
-    if origin in (types.UnionType, typing.Union):
+    flag, words = "--" + field.name.replace("_", "-"), f"default: {field.default!r}"
+    if typing.get_origin(hint) in (types.UnionType, typing.Union):
         [hint] = [part for part in typing.get_args(hint) if part is not type(None)]
-        origin = typing.get_origin(hint)
+    origin, parts = typing.get_origin(hint), typing.get_args(hint)
+    nargs = "*" if origin is tuple else None
+    kind = parts[0] if origin is tuple else hint
     if origin is typing.Literal:
-        command.add_argument(flag, choices=typing.get_args(hint), help=words)
+        command.add_argument(flag, choices=parts, help=words)
     elif hint is bool:
         command.add_argument(flag, action=argparse.BooleanOptionalAction, default=None, help=words)
-    elif hint in (int, float, str):
-        command.add_argument(flag, type=hint, metavar=hint.__name__.upper(), help=words)
-    elif origin is tuple and (inner := typing.get_args(hint)[0]) in (int, float, str):
-        command.add_argument(
-            flag, type=inner, nargs="*", metavar=inner.__name__.upper(), help=words
-        )
+    elif kind in (int, float, str):
+        metavar = kind.__name__.upper()
+        command.add_argument(flag, type=kind, nargs=nargs, metavar=metavar, help=words)

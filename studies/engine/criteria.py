@@ -45,19 +45,17 @@ class Rule(Enum):
         """Whether `value` meets `bound` (BETWEEN: `bound` and `upper`); None where there is no
         criterion.
         """
-        return (
-            {
-                Rule.AT_MOST: value.estimate <= bound,
-                Rule.AT_LEAST: value.estimate >= bound,
-                Rule.WHOLE_AT_MOST: value.high <= bound,
-                Rule.WHOLE_AT_LEAST: value.low >= bound,
-                Rule.NOT_ABOVE: value.low <= bound,
-                Rule.BETWEEN: bound <= value.estimate <= upper,
-                Rule.NONE: None,
-            }[self]
-            if not np.isnan(bound)
-            else None
-        )
+        if np.isnan(bound):
+            return None
+        return {
+            Rule.AT_MOST: value.estimate <= bound,
+            Rule.AT_LEAST: value.estimate >= bound,
+            Rule.WHOLE_AT_MOST: value.high <= bound,
+            Rule.WHOLE_AT_LEAST: value.low >= bound,
+            Rule.NOT_ABOVE: value.low <= bound,
+            Rule.BETWEEN: bound <= value.estimate <= upper,
+            Rule.NONE: None,
+        }[self]
 
 
 @dataclass(frozen=True)

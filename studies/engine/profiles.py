@@ -137,11 +137,8 @@ def chapters(root: Path | None = None) -> dict[str, Path]:
     """`{stem: path}` of the notebooks that the book's `_toc.yml` lists, in reading order; of all
     where there is no such list.
     """
-    contents, found = (root or repository()) / "_toc.yml", notebooks(root)
-    if not contents.is_file():
-        return found
-    listed = _listed(contents.read_text())
-    return {stem: path for stem, path in found.items() if stem in listed}
+    listed = {stem for lane in lanes(root) for stem in lane}
+    return {stem: path for stem, path in notebooks(root).items() if stem in listed}
 
 
 def lanes(root: Path | None = None) -> list[list[str]]:
@@ -150,15 +147,14 @@ def lanes(root: Path | None = None) -> list[list[str]]:
     In a part, notebooks take up what earlier ones left behind; parts share nothing, and so may run
     at the same time. All notebooks are one lane where `_toc.yml` is missing or has no captions.
     """
-    contents = (root or repository()) / "_toc.yml"
+    contents, stems = (root or repository()) / "_toc.yml", list(notebooks(root))
     if not contents.is_file():
-        return [list(chapters(root))]
-    parts = map(_listed, re.split(r"(?m)^\W*caption:", contents.read_text()))
-    return [lane for part in parts if (lane := [stem for stem in chapters(root) if stem in part])]
-
-
-def _listed(contents: str) -> set[str]:
-    return set(re.findall(r"file: *notebooks/(\S+)", contents))
+        return [stems]
+    parts = [
+        set(re.findall(r"file: *notebooks/(\S+)", part))
+        for part in re.split(r"(?m)^\W*caption:", contents.read_text())
+    ]
+    return [lane for part in parts if (lane := [stem for stem in stems if stem in part])]
 
 
 def notebook_parameters(path: Path) -> dict[str, Parameter]:

@@ -42,13 +42,6 @@ def reachable(function: Any) -> set[Name]:
     return set(_reach(*start_of(function))[0])
 
 
-def packages(function: Any) -> set[str]:
-    """The top-level names of the packages outside of the project that the reachable definitions
-    use.
-    """
-    return set(_reach(*start_of(function))[1])
-
-
 def start_of(function: Any) -> Name:
     """Where the search starts: the module, and its outermost definition that holds `function`.
 
@@ -165,14 +158,13 @@ class Source:
         known = self.imports | local
         # `solvers` in `solvers.ddim`, where it is a module: only what is taken from it counts
         skipped = set()
-        for part in ast.walk(node):
+        for part in ast.walk(node):  # an attribute before the name that it is of
             if isinstance(part, ast.Attribute):
                 module, chain = module_behind(part, known)
                 if module:
                     skipped |= chain
                     yield module, part.attr
-        for part in ast.walk(node):
-            if isinstance(part, ast.Name) and part not in skipped:
+            elif isinstance(part, ast.Name) and part not in skipped:
                 if part.id in known:
                     yield known[part.id]
                 elif part.id in self.statements:
@@ -216,9 +208,8 @@ def statements(body: list[ast.stmt]) -> Iterator[ast.stmt]:
     for node in body:
         if isinstance(node, (ast.If, ast.Try, ast.With)):
             inner = [*node.body, *getattr(node, "orelse", []), *getattr(node, "finalbody", [])]
-            yield from statements(
-                inner + [each for handler in getattr(node, "handlers", []) for each in handler.body]
-            )
+            for part in [inner, *(handler.body for handler in getattr(node, "handlers", []))]:
+                yield from statements(part)
         else:
             yield node
 
@@ -245,10 +236,8 @@ def imported(
     """
     if isinstance(node, ast.Import):
         for alias in node.names:
-            yield (
-                (alias.asname or alias.name.partition(".")[0]),
-                (alias.name if alias.asname else alias.name.partition(".")[0], ""),
-            )
+            top = alias.name.partition(".")[0]
+            yield (alias.asname, (alias.name, "")) if alias.asname else (top, (top, ""))
         return
     parts = module.split(".")
     base = parts[: len(parts) - node.level + is_package] if node.level else []
@@ -280,11 +269,8 @@ class WithoutDocstrings(ast.NodeTransformer):
 
     def visit_Expr(self, node: ast.Expr) -> ast.AST | None:
         """Keep `node` unless it is a bare string."""
-        return (
-            None
-            if isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
-            else node
-        )
+        is_text = isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+        return None if is_text else node
 
     def generic_visit(self, node: ast.AST) -> ast.AST:
         """Leave no body empty."""

@@ -17,6 +17,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -96,6 +97,26 @@ def fit(
     write_bytes(out / "losses.csv", pd.DataFrame(rows).to_csv(index=False).encode())
 
 
+def fit_weights(
+    out: Path,
+    progress: Progress,
+    model: nn.Module,
+    settings: FitSettings,
+    steps: Callable[..., Iterable[FitStep]],
+    label: str,
+) -> None:
+    """Fit a diffusers model by `steps(trainer=...)` and save the mean of its weights in `out`."""
+    trainer = Trainer(model, settings)
+    fit(out, progress, trainer, steps(trainer=trainer), label)
+    trainer.use_average()
+    model.save_pretrained(out)
+
+
+def on_accelerator(model: nn.Module) -> nn.Module:
+    """Put a network of images where networks run, its weights channels last."""
+    return model.to(accelerator(), memory_format=torch.channels_last)
+
+
 # ---- draw ----
 
 
@@ -145,13 +166,8 @@ def text_tower(
     torch.manual_seed(seed)
     tower = TextTower(cl.build_clip(out, config), prompts, split).to(accelerator())
     trainer = Trainer(tower, settings)
-    fit(
-        out,
-        progress,
-        trainer,
-        fit_clip(tower, images, captions, settings, trainer=trainer),
-        "words",
-    )
+    steps = fit_clip(tower, images, captions, settings, trainer=trainer)
+    fit(out, progress, trainer, steps, "words")
     write_tensors(out / "tower.safetensors", tower.clip.state_dict())
 
 
@@ -169,13 +185,8 @@ def distances(
 def embed(words: Words, texts: list[str]) -> Tensor:
     """Embeddings [N, L, D] of `texts`."""
     encoder, tokenizer = words
-    tokens = tokenizer(
-        texts,
-        padding="max_length",
-        truncation=True,
-        max_length=tokenizer.model_max_length,
-        return_tensors="pt",
-    )
+    length = {"max_length": tokenizer.model_max_length, "padding": "max_length"}
+    tokens = tokenizer(texts, truncation=True, return_tensors="pt", **length)
     return torch.cat([encoder(part)[0] for part in tokens.input_ids.split(256)])
 
 
@@ -196,8 +207,7 @@ def _frozen(kind: type, folder: Path) -> nn.Module:
     """A diffusers model as it was saved, but with no memory of the folder's name in its config."""
     model = kind.from_config(kind.load_config(folder))  # type: ignore[attr-defined]
     model.load_state_dict(read_tensors(folder / "diffusion_pytorch_model.safetensors"))
-    model = model.to(accelerator(), memory_format=torch.channels_last)
-    return model.requires_grad_(False).eval()
+    return on_accelerator(model).requires_grad_(False).eval()
 
 
 def load_autoencoder(folder: Path) -> nn.Module:
@@ -221,7 +231,7 @@ def pixel_phase(
     """Fit one phase of the autoencoder that `build` makes, from where the previous one ended."""
     state = None if previous is None else previous.load().state_dict()
     torch.manual_seed(seed)
-    model = build().to(accelerator(), memory_format=torch.channels_last)
+    model = on_accelerator(build())
     images = drawn.load().tensors["images"]
     if state is not None:
         model.load_state_dict(state)
@@ -231,13 +241,8 @@ def pixel_phase(
     if phase.decoder_only:
         model.encoder.requires_grad_(False)
         model.quant_conv.requires_grad_(False)
-    trainer = Trainer(model, phase.fit)
-    steps = ae.fit_autoencoder(
-        model, images, phase.fit, phase.crop, phase.decoder_only, trainer=trainer
-    )
-    fit(out, progress, trainer, steps, "pixels")
-    trainer.use_average()
-    model.save_pretrained(out)
+    inputs = (model, images, phase.fit, phase.crop, phase.decoder_only)
+    fit_weights(out, progress, model, phase.fit, partial(ae.fit_autoencoder, *inputs), "pixels")
 
 
 def autoencoder(
@@ -270,10 +275,8 @@ def latents(
     """Encode the images and, with `mirrors`, after them their mirror images."""
     images = drawn.load().tensors["images"]
     parts = [images, images.flip(-1)] if mirrors else [images]
-    write_tensors(
-        out / "latents.safetensors",
-        {"latents": torch.cat([ae.encode(model.load(), part) for part in parts])},
-    )
+    found = torch.cat([ae.encode(model.load(), part) for part in parts])
+    write_tensors(out / "latents.safetensors", {"latents": found})
 
 
 # ---- noise and control ----
@@ -304,16 +307,9 @@ def denoiser(
     chosen = np.arange(len(given)) if rows is None else rows
     embeds, places, null = embedded(words.load(), captions.iloc[chosen].tolist())
     torch.manual_seed(seed)
-    model = gen.build_denoiser(text_width=embeds.shape[-1]).to(
-        accelerator(), memory_format=torch.channels_last
-    )
-    trainer = Trainer(model, settings)
-    steps = gen.fit_denoiser(
-        model, given[list(chosen)], embeds, places, null, settings, trainer=trainer
-    )
-    fit(out, progress, trainer, steps, "noise")
-    trainer.use_average()
-    model.save_pretrained(out)
+    model = on_accelerator(gen.build_denoiser(text_width=embeds.shape[-1]))
+    inputs = (model, given[list(chosen)], embeds, places, null, settings)
+    fit_weights(out, progress, model, settings, partial(gen.fit_denoiser, *inputs), "noise")
 
 
 def load_controlnet(folder: Path) -> nn.Module:
@@ -345,25 +341,13 @@ def controlnet(
     embeds, places, null = embedded(words.load(), captions)
     base = locked.load()  # before the seed, since a model that is read draws its first weights, too
     torch.manual_seed(seed)
-    model = co.build_controlnet(base).to(accelerator(), memory_format=torch.channels_last).train()
+    model = on_accelerator(co.build_controlnet(base)).train()
     if previous is not None:
         model.load_state_dict(previous.load().state_dict())
-    trainer = Trainer(model, settings)
-    steps = fit_controlnet(
-        base,
-        model,
-        encoded.load(),
-        control_image(tensors["masks"]),
-        embeds,
-        places,
-        null,
-        settings,
-        weights=balancing_weights(captions, balance),
-        trainer=trainer,
-    )
-    fit(out, progress, trainer, steps, "control")
-    trainer.use_average()
-    model.save_pretrained(out)
+    masks, weights = control_image(tensors["masks"]), balancing_weights(captions, balance)
+    inputs = (base, model, encoded.load(), masks, embeds, places, null, settings)
+    steps = partial(fit_controlnet, *inputs, weights=weights)
+    fit_weights(out, progress, model, settings, steps, "control")
 
 
 def pipeline_of(
@@ -397,14 +381,8 @@ def write_weights_manifest(
     folder: Path, settings: Any, started: float, study: str, **more: Any
 ) -> None:
     """Say in `folder/manifest.json` what made the weights."""
-    write_manifest(
-        folder,
-        to_dict(settings),
-        time.time() - started,
-        made_by=f"python -m studies base {study}",
-        people="synthetic",
-        **more,
-    )
+    made = {"made_by": f"python -m studies base {study}", "people": "synthetic", **more}
+    write_manifest(folder, to_dict(settings), time.time() - started, **made)
 
 
 def training_people(weights: str | Path, kind: type, key: str, model: str, otherwise: str):
@@ -424,7 +402,6 @@ def training_people(weights: str | Path, kind: type, key: str, model: str, other
     if not isinstance(found, dict):
         raise WeightsError(
             f"{path}: does not say which synthetic people the generator was trained on; "
-            f"{otherwise}, or make the "
-            "weights anew"
+            f"{otherwise}, or make the weights anew"
         )
     return from_dict(kind, found)

@@ -20,6 +20,7 @@ import functools
 import hashlib
 import inspect
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -151,15 +152,11 @@ def identity(value: Any, name: str = "value") -> Any:
     if isinstance(value, dict):
         return {str(key): identity(part, f"{name}[{key!r}]") for key, part in value.items()}
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {
-            field.name: identity(getattr(value, field.name), f"{name}.{field.name}")
-            for field in dataclasses.fields(value)
-        }
+        fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+        return {key: identity(part, f"{name}.{key}") for key, part in fields.items()}
     if isinstance(value, functools.partial):
-        return {
-            "code": code_digest(value.func),
-            "args": identity([value.args, value.keywords], name),
-        }
+        given = identity([value.args, value.keywords], name)
+        return {"code": code_digest(value.func), "args": given}
     if isinstance(value, type) or inspect.isfunction(value):
         return {"code": code_digest(value)}
     if isinstance(value, (pd.DataFrame, pd.Series)):
@@ -167,17 +164,11 @@ def identity(value: Any, name: str = "value") -> Any:
     if isinstance(value, torch.Tensor):
         value = value.detach().cpu().numpy()
     if isinstance(value, (np.ndarray, np.generic)):
-        return {
-            "array": [
-                str(value.dtype),
-                list(value.shape),
-                _short(np.ascontiguousarray(value).tobytes()),
-            ]
-        }
+        data = _short(np.ascontiguousarray(value).tobytes())
+        return {"array": [str(value.dtype), list(value.shape), data]}
     raise SettingsError(
         f"{name} is a {type(value).__name__}, which has no identity; give a stage settings, "
-        "tables, functions "
-        "and artifacts"
+        "tables, functions and artifacts"
     )
 
 
@@ -213,14 +204,6 @@ def make(
 def stage_key(name: str, kept: dict[str, Any], code: str) -> str:
     """The hash that tells one variant of a stage from another."""
     return digest({"name": name, "arguments": kept, "code": code})
-
-
-def clean_working(root: str | Path | None = None) -> int:
-    """Delete the unfinished attempts below `root`; returns how many there were."""
-    attempts = list((stages_folder() if root is None else Path(root)).glob(".attempt-*"))
-    for attempt in attempts:
-        shutil.rmtree(attempt)
-    return len(attempts)
 
 
 def _make(final: Path, name: str, parameters: dict, extra: dict, build: Build) -> None:
@@ -280,11 +263,7 @@ def _flush(folder: Path) -> None:
 
 
 def _checked(name: str) -> str:
-    if (
-        not name
-        or not all(letter.isalnum() or letter in "_-." for letter in name)
-        or name.startswith(".")
-    ):
+    if not re.fullmatch(r"[\w-][\w.-]*", name):
         raise SettingsError(f"stage name {name!r}: use letters, digits, '_' and '-' only")
     return name
 

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
 
+import numpy as np
 import pandas as pd
 
 from fairlib.errors import DataError, SettingsError
@@ -147,11 +148,7 @@ class Study(Generic[S]):
         """Rows seed by seed, arms in the order of the registry."""
         order = {arm: place for place, arm in enumerate(self.arms)}
         places = table["arm"].map(order).fillna(len(order))
-        return (
-            table.assign(_=places)
-            .sort_values(["seed", "_"], kind="stable", ignore_index=True)
-            .drop(columns="_")
-        )
+        return table.iloc[np.lexsort((places, table["seed"]))].reset_index(drop=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -371,10 +368,9 @@ def merged(path: Path, new: pd.DataFrame) -> pd.DataFrame:
     is there.
     """
     if path.is_file():
-        old, done = read_table(path), set(zip(new["arm"], new["seed"], strict=True))
-        new = pd.concat(
-            [old[[key not in done for key in zip(old["arm"], old["seed"], strict=True)]], new]
-        )
+        old = read_table(path)
+        cells, made = (pd.MultiIndex.from_frame(rows[["arm", "seed"]]) for rows in (old, new))
+        new = pd.concat([old[~cells.isin(made)], new])
     return new.sort_values(["arm", "seed"], kind="stable", ignore_index=True)
 
 

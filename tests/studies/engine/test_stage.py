@@ -24,7 +24,6 @@ from studies.engine import accelerator
 from studies.engine.stage import (
     WORKING,
     Progress,
-    clean_working,
     content_digest,
     duration,
     files_digest,
@@ -126,13 +125,6 @@ def test_two_threads_build_once(tmp_path):
 def test_name_cannot_leave_the_folder(tmp_path, name):
     with pytest.raises(SettingsError, match="stage name"):
         run_stage(tmp_path, name, {}, [], write("a"))
-
-
-def test_clean_working_deletes_unfinished_attempts_only(tmp_path):
-    done = run_stage(tmp_path, "fit", {}, [], write("a"))
-    (tmp_path / ".attempt-tune-123" / WORKING).mkdir(parents=True)
-    assert clean_working(tmp_path) == 1
-    assert done.exists() and not list(tmp_path.glob(".attempt-*"))
 
 
 WALK = '''
