@@ -47,21 +47,12 @@ def build_book(profile: str, strict: bool = True) -> Path:
     index = repository() / "_build" / "html" / "index.html"
     shutil.rmtree(index.parent, ignore_errors=True)  # or pages that left the book would stay
     flags = ["-W", "-n", "--keep-going"] if strict else []
-    command = [
-        sys.executable,
-        "-c",
-        "from jupyter_book.cli.main import main; main()",
-        "build",
-        str(source),
-        "--all",
-    ]
-    result = subprocess.run(
-        [*command, "--path-output", str(repository()), "--quiet", *flags], cwd=repository()
-    )
+    builder = [sys.executable, "-c", "from jupyter_book.cli.main import main; main()", "build"]
+    options = ["--all", "--path-output", str(repository()), "--quiet", *flags]
+    result = subprocess.run([*builder, str(source), *options], cwd=repository())
     if result.returncode != 0 or not index.is_file():
         raise BookError(
-            f"the book did not build (exit {result.returncode}); the warnings above name page and "
-            "line"
+            f"the book did not build (exit {result.returncode}); warnings above name page and line"
         )
     Progress().say(f"book built in {duration(time.monotonic() - start)}: {index}")
     return index
@@ -81,11 +72,8 @@ def assemble(profile: str) -> Path:
             shutil.copy2(root / name, source / name)
     if not (source / "_toc.yml").is_file():
         raise DataError(f"{root}/_toc.yml: missing; the book has no order of chapters")
-    shutil.copytree(
-        root / "book",
-        source / "book",
-        ignore=shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints"),
-    )
+    ignore = shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints")
+    shutil.copytree(root / "book", source / "book", ignore=ignore)
     for stem in chapters():
         publish(executed_path(profile, stem), source / "notebooks" / f"{stem}.ipynb")
     return source
@@ -135,14 +123,13 @@ def _refuse_failures(notebook, path: Path) -> None:
     if notebook.metadata.get("papermill", {}).get("exception"):
         raise DataError(f"{path}: the run stopped at an error; mend the notebook and run it again")
     for index, cell in enumerate(notebook.cells):
+        place, is_code = f"{path}, cell {index}", cell.cell_type == "code"
         if "papermill-error-cell-tag" in cell.metadata.get("tags", []):
-            raise DataError(f"{path}, cell {index}: banner of a failed run; run the notebook again")
+            raise DataError(f"{place}: banner of a failed run; run the notebook again")
         if any(output.output_type == "error" for output in cell.get("outputs", [])):
-            raise DataError(
-                f"{path}, cell {index}: holds an error; mend the notebook and run it again"
-            )
-        if cell.cell_type == "code" and cell.source.strip() and cell.execution_count is None:
-            raise DataError(f"{path}, cell {index}: was never run; run the notebook again")
+            raise DataError(f"{place}: holds an error; mend the notebook and run it again")
+        if is_code and cell.source.strip() and cell.execution_count is None:
+            raise DataError(f"{place}: was never run; run the notebook again")
 
 
 def _settle_parameters(notebook) -> None:
@@ -173,7 +160,11 @@ def _settled(line: str, values: dict[str, str]) -> str:
 def _publish_cell(cell, path: Path) -> None:
     cell.metadata.pop("execution", None)
     cell.outputs = [output for output in cell.outputs if _stays(output)]
-    figures = [output for output in cell.outputs if _is_picture(output)]
+    figures = [
+        output
+        for output in cell.outputs
+        if any(kind.startswith("image/") for kind in output.get("data", {}))
+    ]
     for output in figures:
         _take_texts(cell, output, path, len(figures))
     for output in cell.outputs:
@@ -188,16 +179,11 @@ def _stays(output) -> bool:
     return not is_progress and not output.get("metadata", {}).get(ROLE, {}).get("caption_only")
 
 
-def _is_picture(output) -> bool:
-    return any(kind.startswith("image/") for kind in output.get("data", {}))
-
-
 def _take_texts(cell, output, path: Path, pictures: int) -> None:
-    about = output.metadata.pop(ROLE, None)
+    about, begin = output.metadata.pop(ROLE, None), repr(cell.source[:60])
     if about and pictures > 1:
         raise DataError(
-            f"{path}: a cell shows {pictures} figures, the book takes one; split "
-            f"{cell.source[:60]!r}"
+            f"{path}: a cell shows {pictures} figures, the book takes one; split {begin}"
         )
     options = cell.metadata.setdefault("mystnb", {})
     if about:
@@ -205,10 +191,7 @@ def _take_texts(cell, output, path: Path, pictures: int) -> None:
         kept = {key: about[key] for key in ("caption", "name") if about.get(key)}
         options["figure"] = {**options.get("figure", {}), **kept}
     if not options.get("image", {}).get("alt", "").strip():
-        raise DataError(
-            f"{path}: a picture without alt text; use studies.book.glue.show in "
-            f"{cell.source[:60]!r}"
-        )
+        raise DataError(f"{path}: image without alt text; use studies.book.glue.show in {begin}")
 
 
 def _hide_paths(output) -> None:
@@ -239,7 +222,6 @@ def normal_widgets(widgets: dict[str, Any]) -> dict[str, Any]:
     `state` level.
     """
     saved = widgets.get(WIDGETS, {})
-    state = saved.get(
-        "state", {name: model for name, model in saved.items() if isinstance(model, dict)}
-    )
+    models = {name: model for name, model in saved.items() if isinstance(model, dict)}
+    state = saved.get("state", models)
     return {WIDGETS: {"version_major": 2, "version_minor": 0, "state": state}} if state else {}

@@ -92,11 +92,8 @@ def show(figure, alt: str, caption: str, name: str | None = None, dpi: int = 100
     about = {"alt": alt.strip(), "caption": " ".join(caption.split()), "name": name}
     bundle = {"image/png": _png(figure, dpi), "text/plain": about["alt"]}
     display(bundle, raw=True, metadata={ROLE: about, "image/png": {"alt": about["alt"]}})
-    display(
-        {"text/markdown": about["caption"], "text/plain": about["caption"]},
-        raw=True,
-        metadata={ROLE: {"caption_only": True}},
-    )
+    below = dict.fromkeys(("text/markdown", "text/plain"), about["caption"])
+    display(below, raw=True, metadata={ROLE: {"caption_only": True}})
     plt.close(figure)
 
 
@@ -105,9 +102,8 @@ def _plain(name: str, value: Any) -> Any:
         with contextlib.suppress(ValueError, RuntimeError):  # more than one element
             value = value.item()
     if not isinstance(value, (bool, int, float, str)):
-        raise SettingsError(
-            f"glue {name!r}: cannot keep a {type(value).__name__}; pass a number or text"
-        )
+        kind = type(value).__name__
+        raise SettingsError(f"glue {name!r}: cannot keep a {kind}; pass a number or text")
     if isinstance(value, float) and not abs(value) < float("inf"):
         raise SettingsError(f"glue {name!r}: the value is {value}; a sentence cannot quote it")
     return value
@@ -153,17 +149,14 @@ def table(
     heads = [escape(_head(str(column), names or {})) for column in frame]
     shares = SHARES | set(percent)
     forms = {column: _form(frame[column], digits, _stem(str(column)) in shares) for column in frame}
-    styler = Styler(frame, cell_ids=False, uuid=digest([frame.to_json(), heads, caption]))
+    styles = [_aligned(place, _is_number(frame[column])) for place, column in enumerate(frame)]
     styler = (
-        styler.hide(axis="index")
+        Styler(frame, cell_ids=False, uuid=digest([frame.to_json(), heads, caption]))
+        .hide(axis="index")
         .relabel_index(heads, axis="columns")
         .set_table_attributes('class="dataframe"')
-    )
-    styler = styler.format(
-        {column: form for column, form in forms.items() if form}, na_rep=NOTHING, escape="html"
-    )
-    styler = styler.set_table_styles(
-        [_aligned(place, _is_number(frame[column])) for place, column in enumerate(frame)]
+        .format(forms, na_rep=NOTHING, escape="html")
+        .set_table_styles(styles)
     )
     return styler if caption is None else styler.set_caption(escape(caption))
 

@@ -18,12 +18,12 @@ from typing import Any
 
 from fairlib.errors import FairlibError, SettingsError
 from fairlib.io import read_json, sha256, write_json
-from fairlib.manifest import device, hashes, versions
+from fairlib.manifest import hashes
 from fairlib.settings import digest, unknown_key
 from studies.engine import PACKAGE, accelerator, repository, runs_folder
 from studies.engine.profiles import Profile, chapters, lanes, load_profile, notebooks
 from studies.engine.reach import script_digest
-from studies.engine.stage import Progress, commit, duration
+from studies.engine.stage import Progress, duration, provenance
 
 AT_MOST = 2  # a third lane saves little after the longest one, and every kernel takes memory
 
@@ -76,10 +76,7 @@ def jobs_for(jobs: int | None, parts: int) -> int:
     if jobs is None:
         jobs = 1 if cores() == 1 or accelerator().type != "cpu" else AT_MOST
     if isinstance(jobs, bool) or not isinstance(jobs, int) or jobs < 1:
-        raise SettingsError(
-            f"jobs is {jobs!r}; it is how many notebooks run at the same time: give a whole number "
-            "from 1"
-        )
+        raise SettingsError(f"jobs is {jobs!r}; notebooks at a time: give a whole number from 1")
     return max(1, min(jobs, parts))
 
 
@@ -112,18 +109,8 @@ async def run_notebook(profile: Profile, stem: str, key: str, jobs: int = 1) -> 
     found, start = sha256(source), time.monotonic()
     await execute(source, output, profile.parameters(stem), jobs)
     seconds = time.monotonic() - start
-    write_json(
-        record,
-        {
-            "key": key,
-            "source_sha256": found,
-            "parameters": profile.parameters(stem),
-            "seconds": round(seconds, 1),
-            "commit": commit(),
-            "device": device(),
-            "packages": versions(),
-        },
-    )
+    made = {"key": key, "source_sha256": found, "parameters": profile.parameters(stem)}
+    write_json(record, {**made, "seconds": round(seconds, 1), **provenance()})
     return seconds
 
 

@@ -285,10 +285,8 @@ def write_manifest(
         "parameters": parameters,
         "seed": parameters.get("seed"),
         "seconds": round(seconds, 2),
-        "commit": commit(),
-        "device": device(),
-        "packages": versions(),
         "files": hashes(folder),
+        **provenance(),
         **extra,
     }
     write_json(folder / NAME, manifest)
@@ -308,6 +306,11 @@ def files_digest(files: Iterable[Path]) -> str:
     """
     found = ((file.parent.name, file.name, file.stat()) for file in files)
     return digest(sorted((*names, stat.st_size, stat.st_mtime_ns) for *names, stat in found))
+
+
+def provenance() -> dict[str, Any]:
+    """What a number depends on beside code and settings: commit, device, package versions."""
+    return {"commit": commit(), "device": device(), "packages": versions()}
 
 
 def commit() -> str | None:

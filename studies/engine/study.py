@@ -21,12 +21,11 @@ import pandas as pd
 
 from fairlib.errors import DataError, SettingsError
 from fairlib.io import read_json, write_bytes, write_json
-from fairlib.manifest import device, versions
 from fairlib.settings import digest, to_dict, unknown_key
 from studies.engine import repository
 from studies.engine.criteria import criteria_table
 from studies.engine.reach import code_digest
-from studies.engine.stage import Artifact, alone, commit
+from studies.engine.stage import Artifact, alone, provenance
 
 S = TypeVar("S")  # the settings of a study: a frozen dataclass
 Tables = dict[str, pd.DataFrame]
@@ -342,9 +341,7 @@ def _record(study: Study[S], settings: S, out: Path, made: dict[str, Any]) -> No
             **made,
             "runs": {arm: sorted(seeds) for arm, seeds in runs.items()},
             "code": code,
-            "commit": commit(),
-            "device": device(),
-            "packages": versions(),
+            **provenance(),
             "people": study.sources[settings.cohort].people,  # type: ignore[attr-defined]
         },
     )
