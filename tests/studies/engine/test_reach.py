@@ -160,6 +160,17 @@ def test_inner_functions_stand_for_the_outermost_one():
     assert reach.reachable(outer()) >= {(__name__, name)}
 
 
+def test_a_lambda_is_known_by_what_it_does_and_not_by_its_line(toy):
+    def held(text):
+        toy("a", text)
+        sys.modules.pop("toy.a", None)
+        return reach.code_digest(importlib.import_module("toy.a").HELD[0])
+
+    first = held("HELD = [lambda x: x + 1]")
+    assert held("# words\n\nHELD = [lambda x: x + 1]  # and more") == first
+    assert held("HELD = [lambda x: x + 2]  # so that the file has another size") != first
+
+
 def test_a_name_that_cannot_be_followed_is_refused(toy):
     toy("a", "from toy.b import nothing\ndef top():\n    return nothing()")
     module = importlib.import_module("toy.b")
