@@ -64,6 +64,9 @@ def report(options: argparse.Namespace) -> int:
     tables = reports([study_of(name) for name in STUDIES])
     for folder, table in tables.items():
         print(f"{folder}\n{formatted(table).to_string(index=False)}\n")
+        if old := table.attrs.get("outdated"):
+            cells = "; ".join(f"{arm}, seeds {' '.join(map(str, old[arm]))}" for arm in old)
+            print(f"Rows of {folder} that other code made than its latest rows: {cells}\n")
     return 0 if not any(table["met"].isin([False]).any() for table in tables.values()) else 1
 
 

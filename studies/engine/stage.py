@@ -314,13 +314,14 @@ def provenance() -> dict[str, Any]:
 
 
 def commit() -> str | None:
-    """The commit of the checkout, with `+` when tracked files differ from it; None outside a
-    checkout.
+    """The commit of the checkout, with `+` when tracked files other than results differ from it;
+    None outside a checkout.
     """
     if not (repository() / ".git").exists():
         return None
     head = _git("rev-parse", "HEAD")
-    return head and head + ("+" if _git("status", "--porcelain", "--untracked-files=no") else "")
+    changes = _git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!results")
+    return head and head + ("+" if changes else "")
 
 
 def _git(*arguments: str) -> str | None:

@@ -25,7 +25,7 @@ from fairlib.settings import digest, to_dict, unknown_key
 from studies.engine import repository
 from studies.engine.criteria import criteria_table
 from studies.engine.reach import code_digest
-from studies.engine.stage import Artifact, alone, provenance
+from studies.engine.stage import Artifact, alone, commit, identity, provenance
 
 S = TypeVar("S")  # the settings of a study: a frozen dataclass
 Tables = dict[str, pd.DataFrame]
@@ -230,6 +230,8 @@ def run_study(
     chosen = study.arms_of(settings, arms, references)
     made = study.identity(settings)
     same_study(out / "study.json", made)
+    origins = origins_of(study, made)
+    whole = [name for name, _ in _chosen(study, settings, "run", None)]
     fixed = {
         name: (table, table.make(settings))
         for name, table in _chosen(study, settings, "study", only)
@@ -237,7 +239,7 @@ def run_study(
     with growing(out, made):
         for name, (table, rows) in fixed.items():
             write_table(out / table.file(name), rows, table.decimals)
-        _record(study, settings, out, made)
+        _record(study, settings, out, made, origins)
     for seed in dict.fromkeys(study.seeds if seeds is None else seeds):
         for arm in chosen:
             found = run_tables(study, settings, arm, seed, only)
@@ -246,7 +248,8 @@ def run_study(
                     table = study.tables[name]
                     path = out / table.file(name)
                     write_table(path, study.ordered(merged(path, rows)), table.decimals)
-                _record(study, settings, out, made)
+                is_whole = only is None or set(whole) <= set(only)
+                _record(study, settings, out, made, origins, (arm, seed), is_whole)
         with growing(out, made):
             summarise(study, settings, out, only)
     return out
@@ -271,14 +274,53 @@ def load_results(study: Study[S], folder: str | Path | None = None) -> Tables:
     return read_tables(study, folder)
 
 
+def origins_of(study: Study[S], made: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """What rows made now come from, by arm: the commit, whether the tree was clean, and digests of
+    the code (of the arm and of its tables), of the weights and of the cohort in `made`.
+    """
+    head, tables = commit(), {name: t for name, t in study.tables.items() if t.per == "run"}
+    tree = {"commit": head and head.rstrip("+"), "clean": head and not head.endswith("+")}
+    return {
+        name: {
+            **tree,
+            "code": digest(
+                [
+                    identity(arm.run),
+                    {t: identity(v.make) for t, v in tables.items() if v.arms(name)},
+                ]
+            ),
+            **made[INPUTS],
+        }
+        for name, arm in study.arms.items()
+    }
+
+
+def outdated(folder: Path) -> dict[str, list[int]]:
+    """Arms and seeds of a long run whose rows come from other code than its latest rows, or from
+    code that nobody noted; none where the whole folder is older than such notes.
+    """
+    record = read_json(folder / "study.json")
+    rows, latest = record.get("rows", {}), record.get("latest", {})
+    found: dict[str, list[int]] = {}
+    for arm, seeds in record["runs"].items() if rows else ():
+        for seed in seeds:
+            codes = {row["code"] for row in rows.get(arm, {}).get(str(seed), [{"code": None}])}
+            if codes != {latest.get(arm)}:
+                found.setdefault(arm, []).append(seed)
+    return found
+
+
 def criteria_of(study: Study[S], folder: str | Path | None = None) -> pd.DataFrame:
-    """The figures of a long run with their criteria, columns of `studies.engine.criteria`.
+    """The figures of a long run with their criteria, columns of `studies.engine.criteria`; in its
+    `attrs["outdated"]` the rows behind them that other code made (see `outdated`).
 
     Raises `DataError` when there are no results.
     """
     folder = Path(folder or study.results())
     tables = load_results(study, folder)
-    return criteria_table(study.criteria(tables, settings_of(study, folder)))
+    table = criteria_table(study.criteria(tables, settings_of(study, folder)))
+    table.attrs["outdated"] = outdated(folder)
+    return table
 
 
 def reports(studies: Iterable[Study[Any]]) -> Tables:
@@ -324,9 +366,18 @@ def _chosen(
     ]
 
 
-def _record(study: Study[S], settings: S, out: Path, made: dict[str, Any]) -> None:
+def _record(
+    study: Study[S],
+    settings: S,
+    out: Path,
+    made: dict[str, Any],
+    origins: dict[str, dict[str, Any]],
+    cell: tuple[str, int] | None = None,
+    is_whole: bool = True,
+) -> None:
     """What was run, with what and by what: identity, arms and seeds, code, commit, device,
-    versions.
+    versions; and of every arm and seed what made its rows (more than one thing where a few of its
+    tables were made again).
     """
     runs: dict[str, set[int]] = {}
     for name, table in study.tables.items():
@@ -334,12 +385,20 @@ def _record(study: Study[S], settings: S, out: Path, made: dict[str, Any]) -> No
         if table.per == "run" and path.is_file():
             for arm, rows in read_table(path).groupby("arm"):
                 runs.setdefault(str(arm), set()).update(map(int, rows["seed"].unique()))
+    path = out / "study.json"
+    rows = read_json(path).get("rows", {}) if path.is_file() else {}
+    if cell:
+        seeds, seed = rows.setdefault(cell[0], {}), str(cell[1])
+        earlier = [row for row in seeds.get(seed, []) if row != origins[cell[0]]]
+        seeds[seed] = [*([] if is_whole else earlier), origins[cell[0]]]
     code = digest({name: code_digest(table.make) for name, table in study.tables.items()})
     write_json(
         out / "study.json",
         {
             **made,
             "runs": {arm: sorted(seeds) for arm, seeds in runs.items()},
+            "rows": rows,
+            "latest": {arm: origins[arm]["code"] for arm in runs if arm in origins},
             "code": code,
             **provenance(),
             "people": study.sources[settings.cohort].people,  # type: ignore[attr-defined]

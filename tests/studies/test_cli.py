@@ -64,11 +64,13 @@ def test_report_prints_every_folder_and_tells_whether_all_is_met(monkeypatch, ca
 
     row = Criterion("gap", "gap", 0.03, Rule.AT_MOST).row("arm", "eye", Interval(0.02, 0.0, 0.1), 5)
     table = criteria_table([row, row]).assign(met=pd.Series(met, dtype=object))
+    table.attrs["outdated"] = {"base": [1, 2], "one": [1]}
     monkeypatch.setattr("studies.engine.cli.study_of", lambda name: name)
     monkeypatch.setattr("studies.engine.study.reports", lambda studies: {"brain": table})
     assert main(["report"]) == status
     out = capsys.readouterr().out
     assert out.startswith("brain\n") and "0.020 (0.000 to 0.100)" in out
+    assert "other code made than its latest rows: base, seeds 1 2; one, seeds 1\n" in out
 
 
 def test_every_setting_of_a_study_is_an_option(capsys):

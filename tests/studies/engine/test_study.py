@@ -236,6 +236,55 @@ def test_criteria_are_those_of_the_stored_tables_and_settings(tmp_path):
         engine.criteria_of(STUDY, tmp_path / "nothing")
 
 
+def test_every_arm_and_seed_says_what_made_its_rows(tmp_path, monkeypatch):
+    monkeypatch.setattr(engine, "commit", lambda: "abc")
+    out = engine.run_study(STUDY, Settings(), ["one"], [1], tmp_path)
+    first = read_json(out / "study.json")
+    [row] = first["rows"]["one"]["1"]
+    assert (row["commit"], row["clean"]) == ("abc", True) and len(row["code"]) == 12
+    assert row["cohort"] == cohort(3).digest
+    assert [row] != first["rows"]["base"]["1"], "an arm is part of the code of its rows"
+    monkeypatch.setattr(engine, "commit", lambda: "def+")
+    engine.run_study(STUDY, Settings(), ["one"], [2], out, references=False)
+    rows = read_json(out / "study.json")["rows"]
+    assert rows["base"] == first["rows"]["base"] and rows["one"]["1"] == [row]
+    assert rows["one"]["2"] == [row | {"commit": "def", "clean": False}]
+    assert engine.criteria_of(STUDY, out).attrs["outdated"] == {}, "another commit, the same code"
+
+
+def test_rows_of_different_code_are_told(tmp_path):
+    """By the code of the arm's latest rows, and of the other arms when these were made."""
+    out = engine.run_study(STUDY, Settings(), ["one"], [1], tmp_path)
+    arms = {**ARMS, "one": Arm(lambda s, seed: draw(s.count, 1, seed + 0), "steps of one")}
+    later = dataclasses.replace(STUDY, arms=arms)
+    engine.run_study(later, Settings(), ["two"], [1], out)
+    assert engine.outdated(out) == {"one": [1]}
+    engine.run_study(later, Settings(), ["one"], [1, 2], out, references=False)
+    assert engine.outdated(out) == {}
+
+
+def test_a_table_made_again_alone_adds_to_what_made_the_rows(tmp_path, monkeypatch):
+    two = dataclasses.replace(
+        STUDY,
+        tables={**STUDY.tables, "counts": Table(lambda run: readings(run).count().to_frame())},
+    )
+    for name, only in (("abc", None), ("def", ["counts"]), ("def", ["counts"])):
+        monkeypatch.setattr(engine, "commit", lambda name=name: name)
+        engine.run_study(two, Settings(), ["one"], [1], tmp_path, only)
+    made = [row["commit"] for row in read_json(tmp_path / "study.json")["rows"]["one"]["1"]]
+    assert made == ["abc", "def"]
+
+
+def test_results_older_than_these_notes_are_passed_over(tmp_path):
+    out = engine.run_study(STUDY, Settings(), ["one"], [1], tmp_path)
+    record = read_json(out / "study.json")
+    del record["rows"], record["latest"]
+    write_json(out / "study.json", record)
+    assert engine.outdated(out) == {}
+    engine.run_study(STUDY, Settings(), ["two"], [1], out, references=False)
+    assert engine.outdated(out) == {"base": [1], "one": [1]}
+
+
 def test_settings_are_read_back(tmp_path):
     out = engine.run_study(STUDY, Settings(count=4), ["one"], [1], tmp_path / "out")
     assert engine.settings_of(STUDY, out) == Settings(count=4)
