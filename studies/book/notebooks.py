@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import re
 import sys
 import time
@@ -20,7 +19,7 @@ from fairlib.errors import FairlibError, SettingsError
 from fairlib.io import read_json, sha256, write_json
 from fairlib.manifest import hashes
 from fairlib.settings import digest, unknown_key
-from studies.engine import PACKAGE, accelerator, repository, runs_folder
+from studies.engine import accelerator, cores, environment, repository, runs_folder
 from studies.engine.profiles import Profile, chapters, lanes, load_profile, notebooks
 from studies.engine.reach import script_digest
 from studies.engine.stage import Progress, duration, provenance
@@ -78,11 +77,6 @@ def jobs_for(jobs: int | None, parts: int) -> int:
     if isinstance(jobs, bool) or not isinstance(jobs, int) or jobs < 1:
         raise SettingsError(f"jobs is {jobs!r}; notebooks at a time: give a whole number from 1")
     return max(1, min(jobs, parts))
-
-
-def cores() -> int:
-    """The cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 async def _bring_up_to_date(profile: Profile, stem: str, head: str, force: bool, jobs: int) -> None:
@@ -146,15 +140,11 @@ async def execute(source: Path, output: Path, parameters: dict[str, Any], jobs: 
 
 
 def _environment(jobs: int) -> dict[str, str]:
-    """This very fairlib first on the path and this interpreter's kernel first among those called
-    python3; no bars of other libraries, which each leave a widget in a notebook.
+    """The environment of a process beside others, this interpreter's kernel first among those
+    called python3; no bars of other libraries, which each leave a widget in a notebook.
     """
-    path = os.pathsep.join(filter(None, [str(PACKAGE.parent), os.environ.get("PYTHONPATH")]))
     kernels = str(Path(sys.prefix, "share", "jupyter"))
-    # kernels that each take all cores keep each other from working
-    threads = {"OMP_NUM_THREADS": str(max(1, cores() // jobs))} if jobs > 1 else {}
-    ours = {"PYTHONPATH": path, "JUPYTER_PATH": kernels, "TQDM_DISABLE": "1"}
-    return {**threads, **os.environ, **ours}
+    return environment(jobs) | {"JUPYTER_PATH": kernels, "TQDM_DISABLE": "1"}
 
 
 def is_current(output: Path, key: str) -> bool:

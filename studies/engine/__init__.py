@@ -45,3 +45,17 @@ def stages_folder() -> Path:
     of its settings.
     """
     return runs_folder() / "stages"
+
+
+def cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def environment(jobs: int) -> dict[str, str]:
+    """The environment of one of `jobs` processes at a time: this very project first on the path,
+    and its part of the cores, since processes that each take all keep each other from working.
+    """
+    path = os.pathsep.join(filter(None, [str(PACKAGE.parent), os.environ.get("PYTHONPATH")]))
+    threads = {"OMP_NUM_THREADS": str(max(1, cores() // jobs))} if jobs > 1 else {}
+    return {**threads, **os.environ, "PYTHONPATH": path}

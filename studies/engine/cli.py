@@ -1,5 +1,5 @@
 """The command line of the experiments: `python -m studies brain | ablation | heart | fundus |
-statistics | report | base | run | html`.
+statistics | grid | report | base | run | html`.
 
 The options of a study are the fields of its settings, so that a new setting is an option at once.
 """
@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import json
+import os
 import sys
 import types
 import typing
@@ -15,7 +17,8 @@ from importlib import import_module
 from pkgutil import resolve_name
 from typing import Any
 
-from fairlib.errors import FairlibError
+from fairlib.errors import FairlibError, SettingsError
+from fairlib.settings import from_dict, unknown_key
 
 STUDIES = {  # where it is defined, and what it is
     "brain": ("studies.brain.study:STUDY", "brain MRI (Han et al.): arms tuned, sampled, measured"),
@@ -40,7 +43,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def study_of(name: str) -> Any:
-    """The study of that name."""
+    """The study of that name. Raises `SettingsError` when there is none."""
+    if name not in STUDIES:
+        raise SettingsError(unknown_key(name, list(STUDIES), "the studies"))
     return resolve_name(STUDIES[name][0])
 
 
@@ -54,6 +59,29 @@ def run_one(options: argparse.Namespace) -> None:
     out = options.out or None
     settings = study.settings(**given)
     print(run_study(study, settings, options.arms, options.seeds, out, options.only))
+
+
+def grid(options: argparse.Namespace) -> int:
+    """Run arms and seeds of several studies: done ones are skipped, failed ones named last."""
+    from studies.engine.study import missing, run_grid
+
+    if options.jobs < 1:
+        raise SettingsError(f"jobs is {options.jobs}; give a whole number from 1")
+    if options.device:
+        os.environ["FAIRLIB_DEVICE"] = options.device
+    cells, places = {}, {}  # without what is named twice
+    for name, _, chosen in (text.partition(":") for text in options.cells):
+        study, places[name] = study_of(name), STUDIES[name][0]
+        left = missing(study, from_dict(study.settings, options.settings), chosen)
+        cells |= dict.fromkeys((name, arm, seed) for arm, seed in left)
+    if options.list:
+        for cell in cells:
+            print(*cell, sep=":")
+        return 0
+    failed = run_grid(places, options.settings, list(cells), options.jobs)
+    for label in failed:
+        print(f"failed: {label}", file=sys.stderr)
+    return 1 if failed else 0
 
 
 def report(options: argparse.Namespace) -> int:
@@ -98,6 +126,14 @@ def _parser(arguments: list[str]) -> argparse.ArgumentParser:
         command.set_defaults(study=name)
         if arguments[:1] == [name]:  # a study is imported, with torch, only when it is asked for
             _add_study(command, study_of(name))
+    many = _command(commands, grid, fromfile_prefix_chars="@")
+    words = "as brain, brain:plain,robust:1,2 or heart::3; @FILE has one a line"
+    many.add_argument("cells", nargs="+", metavar="STUDY[:ARMS[:SEEDS]]", help=words)
+    many.add_argument("--list", action="store_true", help="print what is left, and run nothing")
+    many.add_argument("--jobs", type=int, default=1, metavar="N", help="at a time (default: 1)")
+    many.add_argument("--device", help="where networks run, as cuda:1 (default: a GPU, or the CPU)")
+    words = "of every study named, as '{\"images\": 400}' (default: those of a long run)"
+    many.add_argument("--settings", type=json.loads, default={}, metavar="JSON", help=words)
     _command(commands, report)
     trained = _command(commands, base)
     trained.add_argument("model", nargs="?", default="brain", choices=BASES, help="default: brain")

@@ -11,9 +11,15 @@ from __future__ import annotations
 import dataclasses
 import gzip
 import json
+import re
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any, Generic, Literal, TypeVar
 
 import numpy as np
@@ -21,11 +27,11 @@ import pandas as pd
 
 from fairlib.errors import DataError, SettingsError
 from fairlib.io import read_json, write_bytes, write_json
-from fairlib.settings import digest, to_dict, unknown_key
-from studies.engine import repository
+from fairlib.settings import digest, from_dict, to_dict, unknown_key
+from studies.engine import environment, repository
 from studies.engine.criteria import criteria_table
 from studies.engine.reach import code_digest
-from studies.engine.stage import Artifact, alone, commit, identity, provenance
+from studies.engine.stage import Artifact, Progress, alone, commit, duration, identity, provenance
 
 S = TypeVar("S")  # the settings of a study: a frozen dataclass
 Tables = dict[str, pd.DataFrame]
@@ -221,8 +227,9 @@ def run_study(
 ) -> Path:
     """Run every arm at every seed and write the tables; returns their folder.
 
-    Tables are written after every arm and seed. Those of arms and seeds that are in the folder
-    already are kept; made again they take the place of the old. `only`: the tables to make.
+    Tables are written after every arm and seed, summaries after every seed (or at once where there
+    are no seeds). Rows of arms and seeds that are in the folder already are kept; made again they
+    take the place of the old. `only`: the tables to make.
     `references`: whether arms that the study always has are made, too. Raises `SettingsError` on an
     unknown arm, and `DataError` when the folder holds another study.
     """
@@ -231,6 +238,7 @@ def run_study(
     made = study.identity(settings)
     same_study(out / "study.json", made)
     origins = origins_of(study, made)
+    seeds = tuple(dict.fromkeys(study.seeds if seeds is None else seeds))
     whole = [name for name, _ in _chosen(study, settings, "run", None)]
     fixed = {
         name: (table, table.make(settings))
@@ -240,7 +248,9 @@ def run_study(
         for name, (table, rows) in fixed.items():
             write_table(out / table.file(name), rows, table.decimals)
         _record(study, settings, out, made, origins)
-    for seed in dict.fromkeys(study.seeds if seeds is None else seeds):
+        if not seeds:
+            summarise(study, settings, out, only)
+    for seed in seeds:
         for arm in chosen:
             found = run_tables(study, settings, arm, seed, only)
             with growing(out, made):
@@ -253,6 +263,70 @@ def run_study(
         with growing(out, made):
             summarise(study, settings, out, only)
     return out
+
+
+def missing(study: Study[S], settings: S, text: str) -> list[tuple[str, int]]:
+    """The arms and seeds that `ARM,...:SEED,...` names (all of a long run where one of the lists is
+    empty), seed by seed, references first, but for those whose rows the present code has made.
+
+    Raises `SettingsError` on an unknown arm or a seed that is no number, and `DataError` when the
+    folder holds another study.
+    """
+    arms, _, seeds = text.partition(":")
+    if not re.fullmatch(r"(\d+(,\d+)*)?", seeds):
+        raise SettingsError(f"{study.name}:{text}: give seeds as 1,2,3")
+    numbers = map(int, seeds.split(",")) if seeds else study.seeds
+    chosen = study.arms_of(settings, arms.split(",") if arms else None)
+    record, made = study.results(settings) / "study.json", study.identity(settings)
+    same_study(record, made)
+    rows = read_json(record).get("rows", {}) if record.is_file() else {}
+    codes = {arm: [origin["code"]] for arm, origin in origins_of(study, made).items()}
+    return [
+        (arm, seed)
+        for seed in numbers
+        for arm in chosen
+        if [row["code"] for row in rows.get(arm, {}).get(str(seed), [])] != codes[arm]
+    ]
+
+
+def run_cell(place: str, settings: str, out: str, *cell: str) -> None:
+    """Make the rows of one arm and seed of the study at `place` (`module:name`) with `settings`
+    (JSON); without arm and seed, the tables that the study has once.
+    """
+    study, arms, seeds = resolve_name(place), cell[:1], map(int, cell[1:])
+    only = [name for name, table in study.tables.items() if (table.per == "run") == bool(cell)]
+    chosen = from_dict(study.settings, json.loads(settings))
+    run_study(study, chosen, arms, seeds, out, only, references=False)
+
+
+def run_grid(
+    places: dict[str, str], settings: dict[str, Any], cells: list[tuple[str, str, int]], jobs: int
+) -> list[str]:
+    """Run `cells` (study, arm, seed) with `settings`, `jobs` at a time, each in a process of its
+    own, and then make what the studies `places` (name: `module:name`) have once; returns what
+    failed. A finished cell is in the folder of its study at once; a failure ends no other cell.
+    """
+    call = "import sys; from studies.engine.study import run_cell; run_cell(*sys.argv[1:])"
+    failed = []
+
+    def run(name: str, *cell: object) -> None:
+        study, start = resolve_name(places[name]), time.monotonic()
+        out = study.results(from_dict(study.settings, settings))
+        given = [places[name], json.dumps(settings), out, *map(str, cell)]
+        label = ":".join(map(str, [name, *(cell or ["summary"])]))
+        process = subprocess.run([sys.executable, "-c", call, *given], env=environment(jobs))
+        failed.extend([label] * bool(process.returncode))
+        ended = "failed" if process.returncode else "done"
+        Progress().say(f"{label}: {ended} in {duration(time.monotonic() - start)}")
+
+    with ThreadPoolExecutor(jobs) as pool:
+        try:
+            list(pool.map(run, *zip(*cells, strict=True)))
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)  # Ctrl-C starts no other cell
+    for name in places:
+        run(name)
+    return failed
 
 
 def summarise(study: Study[S], settings: S, out: Path, only: Iterable[str] | None = None) -> None:

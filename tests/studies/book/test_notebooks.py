@@ -189,7 +189,7 @@ def test_parts_of_the_book_run_at_the_same_time(house, capfd, monkeypatch):
     they are.
     """
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    monkeypatch.setattr("studies.book.notebooks.cores", lambda: 6)
+    monkeypatch.setattr("studies.engine.cores", lambda: 6)
     write_cell(house, "01_first", MEETING.replace("MINE", "a").replace("OTHER", "b"))
     write_cell(house, "02_second", MEETING.replace("MINE", "b").replace("OTHER", "a"))
     in_two_parts(house)

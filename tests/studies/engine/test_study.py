@@ -3,6 +3,7 @@ lost, mixed or made twice.
 """
 
 import dataclasses
+import os
 import threading
 import time
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 from fairlib.errors import DataError, SettingsError
 from fairlib.io import read_json, write_json
 from fairlib.measures.intervals import Interval
+from studies.engine import cli
 from studies.engine import study as engine
 from studies.engine.criteria import Criterion, Rule
 from studies.engine.stage import Artifact, stage
@@ -90,6 +92,7 @@ STUDY = Study(
 @pytest.fixture(autouse=True)
 def fresh(tmp_path, monkeypatch):
     monkeypatch.setenv("FAIRLIB_RUNS", str(tmp_path / "runs"))
+    monkeypatch.setenv("FAIRLIB_DEVICE", "cpu")
     CALLS.clear()
 
 
@@ -292,6 +295,71 @@ def test_settings_are_read_back(tmp_path):
 
 def test_where_things_lie_is_no_part_of_the_identity():
     assert STUDY.identity(Settings(data_dir="/a")) == STUDY.identity(Settings(data_dir="/b"))
+
+
+# ---- cells of several studies
+# --------------------------------------------------------------------------------------------
+
+
+def fails(settings, seed):
+    raise ValueError(f"no images at seed {seed}")
+
+
+GRID = dataclasses.replace(
+    STUDY,
+    arms={"one": ARMS["one"], "bad": Arm(fails, "fails")},
+    references=lambda settings: (),
+    default_arms=lambda settings: ("bad", "one"),
+)
+
+
+@pytest.fixture
+def grid(tmp_path, monkeypatch):
+    """`python -m studies grid ...` with the toy study of this file; results lie in `tmp_path`."""
+    monkeypatch.setattr(cli, "STUDIES", {"toy": (f"{__name__}:GRID", "")})
+    monkeypatch.setattr(engine, "repository", lambda: tmp_path)
+    return lambda *options: cli.main(["grid", *options])
+
+
+@pytest.mark.slow
+def test_a_grid_goes_on_after_a_failure_and_resumes(grid, tmp_path, capfd):
+    assert grid("toy::1", "--jobs", "2", "--settings", '{"count": 4}') == 1
+    error = capfd.readouterr().err
+    assert error.endswith("failed: toy:bad:1\n") and "no images at seed 1" in error
+    out = tmp_path / "results" / "toy"
+    tables = engine.load_results(GRID, out)
+    assert tables["readings"]["value"].tolist() == [1, 2, 3, 4]
+    assert len(tables["people"]) == 4 and tables["means"]["value"].tolist() == [2.5]
+    assert set(read_json(out / "study.json")["rows"]) == {"one"}
+    assert grid("toy::1", "--list", "--settings", '{"count": 4}') == 0
+    assert capfd.readouterr().out == "toy:bad:1\n"
+
+
+def test_a_grid_lists_what_is_left_and_reads_the_list(grid, tmp_path, capsys, monkeypatch):
+    engine.run_study(GRID, Settings(), ["one"], [1])
+    assert grid("toy", "toy:one", "--list") == 0
+    left = capsys.readouterr().out
+    assert left == "toy:bad:1\ntoy:bad:2\ntoy:one:2\n"
+    (tmp_path / "cells").write_text(left)
+    given = []
+    monkeypatch.setattr(engine, "run_grid", lambda *options: given.append(options) or [])
+    assert grid(f"@{tmp_path / 'cells'}", "--jobs", "3", "--device", "meta") == 0
+    assert given[0][2:] == ([("toy", "bad", 1), ("toy", "bad", 2), ("toy", "one", 2)], 3)
+    assert os.environ["FAIRLIB_DEVICE"] == "meta"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["tyo"], "did you mean 'toy'"),
+        (["toy:oen"], "did you mean 'one'"),
+        (["toy:one:1-3"], "give seeds as 1,2,3"),
+        (["toy", "--jobs", "0"], "jobs is 0"),
+        (["toy", "--settings", '{"cuont": 3}'], "did you mean 'count'"),
+    ],
+)
+def test_a_cell_that_cannot_be_is_refused_before_any_runs(grid, capsys, options, message):
+    assert grid(*options) == 2 and message in capsys.readouterr().err and not CALLS
 
 
 # ---- artifacts and their identity
