@@ -39,17 +39,18 @@ def pytest_collection_modifyitems(config, items):
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
-def pytest_terminal_summary(terminalreporter):
-    """Say at the very end what was not looked at, so that nobody takes a skip for a pass."""
+def pytest_sessionfinish(session):
+    """Say in the very last line what was not looked at, so that nobody takes a skip for a pass."""
     result = yield
-    skipped = terminalreporter.stats.get("skipped", [])
-    missed = [report for report in skipped if "no chromium" in str(report.longrepr)]
-    if missed:
-        terminalreporter.write_line(
-            f"{len(missed)} browser tests skipped: no Chromium on the PATH (Debian: apt-get install "
-            "chromium)",
-            yellow=True,
-        )
+    if reporter := session.config.pluginmanager.get_plugin("terminalreporter"):
+        skipped = reporter.stats.get("skipped", [])
+        missed = [each.nodeid for each in skipped if "no chromium" in str(each.longrepr)]
+        if missed:
+            tests = dict.fromkeys(name.partition("[")[0].rpartition("::")[2] for name in missed)
+            text = (
+                f"{len(missed)} skipped, no Chromium on the PATH (Debian: apt-get install chromium)"
+            )
+            reporter.write_line(f"{text}: {', '.join(tests)}", yellow=True)
     return result
 
 

@@ -176,6 +176,16 @@ def test_make_sets_up_the_environment_for_book_and_test():
         )
 
 
+def test_the_last_line_of_the_tests_names_those_that_had_no_browser():
+    command = [sys.executable, "-m", "pytest", "-k", "leash", "tests/book/test_browser.py"]
+    result = subprocess.run(
+        command, capture_output=True, text=True, cwd=ROOT, check=True, env={"PATH": "/nowhere"}
+    )
+    assert result.stdout.splitlines()[-1] == (
+        "1 skipped, no Chromium on the PATH (Debian: apt-get install chromium): test_the_leash_holds"
+    )
+
+
 def test_licences_cover_code_and_prose():
     assert PROJECT["license"] == "MIT" and "MIT License" in (ROOT / "LICENSE").read_text()
     content = (ROOT / "LICENSE-CONTENT").read_text()
