@@ -12,23 +12,6 @@ import pandas as pd
 
 from fairlib.measures.intervals import Interval
 
-COLUMNS = (
-    "metric_id",
-    "figure",
-    "arm",
-    "evaluator",
-    "estimate",
-    "low",
-    "high",
-    "floor",
-    "criterion",
-    "upper",
-    "rule",
-    "met",
-    "n",
-    "decimals",
-)
-
 
 class Rule(Enum):
     """How an estimate and its 95 % interval meet a bound."""
@@ -89,23 +72,25 @@ class Criterion:
         bind. floor: what a perfect model would read.
         """
         bound, rule = (np.nan, Rule.NONE) if compared else (self.bound, self.rule)
-        values = (
-            self.metric_id,
-            self.figure.format(**words),
-            arm,
-            evaluator,
-            value.estimate,
-            value.low,
-            value.high,
-            floor,
-            bound,
-            np.nan if compared else self.upper,
-            rule.value,
-            rule.met(value, bound, self.upper),
-            n,
-            self.decimals,
-        )
-        return dict(zip(COLUMNS, values, strict=True))
+        return {
+            "metric_id": self.metric_id,
+            "figure": self.figure.format(**words),
+            "arm": arm,
+            "evaluator": evaluator,
+            "estimate": value.estimate,
+            "low": value.low,
+            "high": value.high,
+            "floor": floor,
+            "criterion": bound,
+            "upper": np.nan if compared else self.upper,
+            "rule": rule.value,
+            "met": rule.met(value, bound, self.upper),
+            "n": n,
+            "decimals": self.decimals,
+        }
+
+
+COLUMNS = tuple(Criterion("", "").row("", "", Interval(np.nan, np.nan, np.nan), 0))
 
 
 def criteria_table(rows: list[dict]) -> pd.DataFrame:

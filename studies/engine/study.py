@@ -235,18 +235,14 @@ def run_study(
     """
     out = Path(out or study.results(settings))
     chosen = study.arms_of(settings, arms, references)
+    seeds = tuple(dict.fromkeys(study.seeds if seeds is None else seeds))
     made = study.identity(settings)
     same_study(out / "study.json", made)
-    origins = origins_of(study, made)
-    seeds = tuple(dict.fromkeys(study.seeds if seeds is None else seeds))
-    whole = [name for name, _ in _chosen(study, settings, "run", None)]
-    fixed = {
-        name: (table, table.make(settings))
-        for name, table in _chosen(study, settings, "study", only)
-    }
+    origins = origins_of(study, made, only)
+    fixed = {name: t.make(settings) for name, t in _chosen(study, settings, "study", only)}
     with growing(out, made):
-        for name, (table, rows) in fixed.items():
-            write_table(out / table.file(name), rows, table.decimals)
+        for name, rows in fixed.items():
+            _write(study, out, name, rows)
         _record(study, settings, out, made, origins)
         if not seeds:
             summarise(study, settings, out, only)
@@ -255,11 +251,9 @@ def run_study(
             found = run_tables(study, settings, arm, seed, only)
             with growing(out, made):
                 for name, rows in found.items():
-                    table = study.tables[name]
-                    path = out / table.file(name)
-                    write_table(path, study.ordered(merged(path, rows)), table.decimals)
-                is_whole = only is None or set(whole) <= set(only)
-                _record(study, settings, out, made, origins, (arm, seed), is_whole)
+                    path = out / study.tables[name].file(name)
+                    _write(study, out, name, study.ordered(merged(path, rows)))
+                _record(study, settings, out, made, origins, (arm, seed))
         with growing(out, made):
             summarise(study, settings, out, only)
     return out
@@ -280,13 +274,14 @@ def missing(study: Study[S], settings: S, text: str) -> list[tuple[str, int]]:
     record, made = study.results(settings) / "study.json", study.identity(settings)
     same_study(record, made)
     rows = read_json(record).get("rows", {}) if record.is_file() else {}
-    codes = {arm: [origin["code"]] for arm, origin in origins_of(study, made).items()}
-    return [
-        (arm, seed)
-        for seed in numbers
-        for arm in chosen
-        if [row["code"] for row in rows.get(arm, {}).get(str(seed), [])] != codes[arm]
-    ]
+    now = origins_of(study, made)
+
+    def is_done(arm: str, seed: int) -> bool:
+        found = rows.get(arm, {}).get(str(seed), [{"code": None}])
+        whole = any("only" not in row for row in found)
+        return whole and {row["code"] for row in found} == {now[arm]["code"]}
+
+    return [(arm, seed) for seed in numbers for arm in chosen if not is_done(arm, seed)]
 
 
 def run_cell(place: str, settings: str, out: str, *cell: str) -> None:
@@ -334,7 +329,7 @@ def summarise(study: Study[S], settings: S, out: Path, only: Iterable[str] | Non
     tables = read_tables(study, out)
     for name, table in _chosen(study, settings, "summary", only):
         tables[name] = table.make(tables, settings)
-        write_table(out / table.file(name), tables[name], table.decimals)
+        _write(study, out, name, tables[name])
 
 
 def load_results(study: Study[S], folder: str | Path | None = None) -> Tables:
@@ -348,25 +343,22 @@ def load_results(study: Study[S], folder: str | Path | None = None) -> Tables:
     return read_tables(study, folder)
 
 
-def origins_of(study: Study[S], made: dict[str, Any]) -> dict[str, dict[str, Any]]:
+def origins_of(
+    study: Study[S], made: dict[str, Any], only: Iterable[str] | None = None
+) -> dict[str, dict[str, Any]]:
     """What rows made now come from, by arm: the commit, whether the tree was clean, and digests of
-    the code (of the arm and of its tables), of the weights and of the cohort in `made`.
+    the code (of the arm and of its tables), of the weights and of the cohort in `made`; and `only`,
+    where it leaves out tables of an arm and seed.
     """
     head, tables = commit(), {name: t for name, t in study.tables.items() if t.per == "run"}
-    tree = {"commit": head and head.rstrip("+"), "clean": head and not head.endswith("+")}
-    return {
-        name: {
-            **tree,
-            "code": digest(
-                [
-                    identity(arm.run),
-                    {t: identity(v.make) for t, v in tables.items() if v.arms(name)},
-                ]
-            ),
-            **made[INPUTS],
-        }
-        for name, arm in study.arms.items()
-    }
+    every = {"commit": head and head.rstrip("+"), "clean": head and not head.endswith("+")}
+    if only is not None and not set(tables) <= set(only):
+        every["only"] = sorted(only)
+    found = {}
+    for name, arm in study.arms.items():
+        makers = {each: identity(t.make) for each, t in tables.items() if t.arms(name)}
+        found[name] = {**every, "code": digest([identity(arm.run), makers]), **made[INPUTS]}
+    return found
 
 
 def outdated(folder: Path) -> dict[str, list[int]]:
@@ -440,6 +432,11 @@ def _chosen(
     ]
 
 
+def _write(study: Study[S], out: Path, name: str, rows: pd.DataFrame) -> None:
+    table = study.tables[name]
+    write_table(out / table.file(name), rows, table.decimals)
+
+
 def _record(
     study: Study[S],
     settings: S,
@@ -447,7 +444,6 @@ def _record(
     made: dict[str, Any],
     origins: dict[str, dict[str, Any]],
     cell: tuple[str, int] | None = None,
-    is_whole: bool = True,
 ) -> None:
     """What was run, with what and by what: identity, arms and seeds, code, commit, device,
     versions; and of every arm and seed what made its rows (more than one thing where a few of its
@@ -460,24 +456,21 @@ def _record(
             for arm, rows in read_table(path).groupby("arm"):
                 runs.setdefault(str(arm), set()).update(map(int, rows["seed"].unique()))
     path = out / "study.json"
-    rows = read_json(path).get("rows", {}) if path.is_file() else {}
+    origin_of = read_json(path).get("rows", {}) if path.is_file() else {}
     if cell:
-        seeds, seed = rows.setdefault(cell[0], {}), str(cell[1])
-        earlier = [row for row in seeds.get(seed, []) if row != origins[cell[0]]]
-        seeds[seed] = [*([] if is_whole else earlier), origins[cell[0]]]
-    code = digest({name: code_digest(table.make) for name, table in study.tables.items()})
-    write_json(
-        out / "study.json",
-        {
-            **made,
-            "runs": {arm: sorted(seeds) for arm, seeds in runs.items()},
-            "rows": rows,
-            "latest": {arm: origins[arm]["code"] for arm in runs if arm in origins},
-            "code": code,
-            **provenance(),
-            "people": study.sources[settings.cohort].people,  # type: ignore[attr-defined]
-        },
-    )
+        seeds, seed, new = origin_of.setdefault(cell[0], {}), str(cell[1]), origins[cell[0]]
+        earlier = seeds.get(seed, []) if "only" in new else []
+        seeds[seed] = [*(row for row in earlier if row != new), new]
+    record = {
+        **made,
+        **provenance(),
+        "runs": {arm: sorted(seeds) for arm, seeds in runs.items()},
+        "rows": origin_of,
+        "latest": {arm: origins[arm]["code"] for arm in runs if arm in origins},
+        "code": digest({name: code_digest(t.make) for name, t in study.tables.items()}),
+        "people": study.sources[settings.cohort].people,  # type: ignore[attr-defined]
+    }
+    write_json(path, record)
 
 
 def write_table(path: Path, table: pd.DataFrame, decimals: int = 5) -> None:
