@@ -310,15 +310,13 @@ def run_grid(
         given = [places[name], json.dumps(settings), out, *map(str, cell)]
         label = ":".join(map(str, [name, *(cell or ["summary"])]))
         process = subprocess.run([sys.executable, "-c", call, *given], env=environment(jobs))
-        failed.extend([label] * bool(process.returncode))
-        ended = "failed" if process.returncode else "done"
-        Progress().say(f"{label}: {ended} in {duration(time.monotonic() - start)}")
+        if process.returncode:
+            failed.append(label)
+        ended = f"{'failed' if process.returncode else 'done'} in"
+        Progress().say(f"{label}: {ended} {duration(time.monotonic() - start)}")
 
-    with ThreadPoolExecutor(jobs) as pool:
-        try:
-            list(pool.map(run, *zip(*cells, strict=True)))
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)  # Ctrl-C starts no other cell
+    with ThreadPoolExecutor(jobs) as pool:  # after Ctrl-C, `map` cancels what has not begun
+        list(pool.map(run, *zip(*cells, strict=True)))
     for name in places:
         run(name)
     return failed
