@@ -51,8 +51,7 @@ def sample(options: argparse.Namespace) -> None:
     """
     import pandas as pd
 
-    from fairlib.cohorts.images import write_image
-    from fairlib.io import write_bytes
+    from fairlib.io import write_bytes, write_image
     from fairlib.models.generator import Generator
 
     generator = Generator.load(options.pipeline, accelerator(options.device))

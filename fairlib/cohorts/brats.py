@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from fairlib.cohorts.attributes import SEX_CELLS
 from fairlib.cohorts.cohort import Cohort, report
 from fairlib.cohorts.listing import by_name, folders, missing, only, tracked
 from fairlib.cohorts.slices import (
@@ -23,7 +22,7 @@ from fairlib.cohorts.slices import (
     SubjectSlices,
     extract,
 )
-from fairlib.cohorts.tables import is_missing, named_cells, read_rows, refuse_twice
+from fairlib.cohorts.tables import SEX_CELLS, is_missing, named_cells, read_rows, refuse_twice
 from fairlib.errors import CorruptScan, DataError
 from fairlib.nifti import read_labels, read_volume, require_same_grid, scale_note
 

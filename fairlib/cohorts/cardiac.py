@@ -18,11 +18,10 @@ import numpy as np
 import pandas as pd
 from torch import Tensor
 
-from fairlib.cohorts.attributes import SEX_WORDS, known_word, require_words
 from fairlib.cohorts.cohort import Cohort, report
 from fairlib.cohorts.listing import Excluded, require_some
 from fairlib.cohorts.slices import SliceStore, require_settings, resampling
-from fairlib.cohorts.tables import typed
+from fairlib.cohorts.tables import SEX_WORDS, known_word, require_words, typed
 from fairlib.errors import DataError, SettingsError
 from fairlib.nifti import scale_note, voxel_sizes
 

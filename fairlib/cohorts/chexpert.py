@@ -12,16 +12,19 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from fairlib.cohorts.attributes import RACES, SEX_CELLS, SEX_WORDS, SEXES, require_words
 from fairlib.cohorts.cohort import Cohort, no_prompt, report, with_prompts
-from fairlib.cohorts.images import read_grey
-from fairlib.cohorts.listing import Excluded, first_of, missing, require_some
+from fairlib.cohorts.listing import Excluded, first_of, missing, read_grey, require_some
 from fairlib.cohorts.tables import (
+    RACES,
+    SEX_CELLS,
+    SEX_WORDS,
+    SEXES,
     itself,
     named_cells,
     number_of,
     read_rows,
     refuse_twice,
+    require_words,
     typed,
     word_of,
 )

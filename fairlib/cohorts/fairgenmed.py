@@ -19,27 +19,24 @@ from zipfile import BadZipFile, ZipFile
 import numpy as np
 import pandas as pd
 
-from fairlib.cohorts.attributes import (
+from fairlib.cohorts.cohort import Cohort, no_prompt, report, with_prompts
+from fairlib.cohorts.listing import by_name, listed, missing, open_image, require_some, tracked
+from fairlib.cohorts.tables import (
     ATTRIBUTES,
     ETHNICITIES,
     RACES,
     SEX_CELLS,
     SEX_WORDS,
     SEXES,
-    known_word,
-    require_words,
-)
-from fairlib.cohorts.cohort import Cohort, no_prompt, report, with_prompts
-from fairlib.cohorts.images import open_image
-from fairlib.cohorts.listing import by_name, listed, missing, require_some, tracked
-from fairlib.cohorts.tables import (
     TAKE_AGAIN,
     itself,
+    known_word,
     named_cells,
     number_of,
     read_rows,
     read_truth,
     refuse_twice,
+    require_words,
     typed,
     word_of,
 )

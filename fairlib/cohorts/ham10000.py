@@ -15,11 +15,20 @@ from pathlib import Path
 
 import numpy as np
 
-from fairlib.cohorts.attributes import SEX_CELLS, SEX_WORDS, SEXES, require_words
 from fairlib.cohorts.cohort import Cohort, no_prompt, report, with_prompts
-from fairlib.cohorts.images import read_colour
-from fairlib.cohorts.listing import first_of, folders, listed, missing, require_some
-from fairlib.cohorts.tables import named_cells, number_of, read_rows, refuse_twice, typed, word_of
+from fairlib.cohorts.listing import first_of, folders, listed, missing, read_colour, require_some
+from fairlib.cohorts.tables import (
+    SEX_CELLS,
+    SEX_WORDS,
+    SEXES,
+    named_cells,
+    number_of,
+    read_rows,
+    refuse_twice,
+    require_words,
+    typed,
+    word_of,
+)
 from fairlib.errors import DataError
 
 # the file's name has no ending in one of its two sources

@@ -13,7 +13,6 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
-from fairlib.cohorts.attributes import SEXES
 from fairlib.cohorts.cardiac import (
     FORMAT,
     STANDARD,
@@ -27,6 +26,7 @@ from fairlib.cohorts.cohort import Cohort
 from fairlib.cohorts.listing import Excluded, by_name, folders, missing, only, tracked
 from fairlib.cohorts.slices import SliceStore
 from fairlib.cohorts.tables import (
+    SEXES,
     is_missing,
     itself,
     named_cells,

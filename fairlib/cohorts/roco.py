@@ -13,8 +13,7 @@ import numpy as np
 import pandas as pd
 
 from fairlib.cohorts.cohort import Cohort, report
-from fairlib.cohorts.images import read_grey
-from fairlib.cohorts.listing import listed, require_some
+from fairlib.cohorts.listing import listed, read_grey, require_some
 from fairlib.cohorts.tables import named_cells, read_rows, read_text, read_truth, refuse_twice
 from fairlib.errors import DataError
 from fairlib.settings import unknown_key

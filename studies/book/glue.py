@@ -10,8 +10,8 @@ import os
 from base64 import b64encode
 from typing import Any
 
+from fairlib.doctor import device
 from fairlib.errors import SettingsError
-from fairlib.manifest import device
 from studies.engine.places import repository
 from studies.engine.profiles import load_parameters
 

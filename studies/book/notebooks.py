@@ -16,9 +16,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+from fairlib.doctor import device, versions
 from fairlib.errors import FairlibError, SettingsError
-from fairlib.io import read_json, sha256, write_json
-from fairlib.manifest import device, hashes, versions
+from fairlib.io import hashes, read_json, sha256, write_json
 from fairlib.settings import digest, unknown_key
 from studies.engine.manifest import commit
 from studies.engine.places import PACKAGE, accelerator, repository, runs_folder

@@ -9,9 +9,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from fairlib.doctor import device, versions
 from fairlib.errors import WeightsError
-from fairlib.io import write_json
-from fairlib.manifest import FORMAT, NAME, device, hashes, parsed, versions
+from fairlib.io import MANIFEST, hashes, parse_manifest, write_json
 from fairlib.settings import digest, from_dict
 from studies.engine.places import repository
 
@@ -26,7 +26,7 @@ def write_manifest(
     """
     folder = Path(folder)
     manifest = {
-        "format": FORMAT,
+        "format": 1,
         "parameters": parameters,
         "seed": parameters.get("seed"),
         "seconds": round(seconds, 2),
@@ -36,7 +36,7 @@ def write_manifest(
         "files": hashes(folder),
         **extra,
     }
-    write_json(folder / NAME, manifest)
+    write_json(folder / MANIFEST, manifest)
     return manifest
 
 
@@ -47,13 +47,13 @@ def training_people(weights: str | Path, kind: type, key: str, model: str, other
     model, otherwise: for the error, what to train and what to do where a manifest does not tell.
     Raises `WeightsError` when there is no manifest, or none of a model made from synthetic people.
     """
-    path = Path(weights) / NAME
+    path = Path(weights) / MANIFEST
     if not path.is_file():
         raise WeightsError(
-            f"{weights}: no {model} generator here ({NAME} is missing); make it with "
+            f"{weights}: no {model} generator here ({MANIFEST} is missing); make it with "
             f"`python -m studies base {model}`"
         )
-    found = parsed(path)["parameters"].get(key)
+    found = parse_manifest(path)["parameters"].get(key)
     if not isinstance(found, dict):
         raise WeightsError(
             f"{path}: does not say which synthetic people the generator was trained on; "
@@ -67,7 +67,7 @@ def content_digest(folder: str | Path) -> str:
     """A short hash of what `folder` holds, from its manifest: the name of this result as an input
     to the next stage.
     """
-    return digest(parsed(Path(folder) / NAME)["files"])
+    return digest(parse_manifest(Path(folder) / MANIFEST)["files"])
 
 
 def files_digest(files: Iterable[Path]) -> str:

@@ -33,7 +33,7 @@ import pandas as pd
 import torch
 
 from fairlib.errors import SettingsError
-from fairlib.manifest import read_manifest
+from fairlib.io import read_manifest
 from fairlib.settings import digest
 from studies.engine.manifest import content_digest, files_digest, write_manifest
 from studies.engine.places import stages_folder

@@ -18,9 +18,9 @@ from typing import Any, Generic, Literal, TypeVar
 
 import pandas as pd
 
+from fairlib.doctor import device, versions
 from fairlib.errors import DataError, SettingsError
 from fairlib.io import read_json, write_bytes, write_json
-from fairlib.manifest import device, versions
 from fairlib.settings import digest, to_dict, unknown_key
 from studies.engine.criteria import criteria_table
 from studies.engine.manifest import commit

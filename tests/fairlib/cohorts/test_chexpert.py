@@ -13,7 +13,6 @@ import torch
 from PIL import Image
 
 from fairlib import DataError, SettingsError
-from fairlib.cohorts.attributes import group_codes
 from fairlib.cohorts.chexpert import (
     ATTRIBUTES,
     prompt_of,
@@ -21,6 +20,7 @@ from fairlib.cohorts.chexpert import (
     read_chexpert,
     read_demographics,
 )
+from fairlib.cohorts.tables import group_codes
 from tests.fairlib.cohorts.phantoms import FINDINGS, ChestSettings, draw_chest, write_chexpert
 
 SETTINGS = ChestSettings(

@@ -13,7 +13,6 @@ import torch
 from PIL import Image
 
 from fairlib import DataError, SettingsError
-from fairlib.cohorts.attributes import group_codes
 from fairlib.cohorts.fairgenmed import (
     EXAMPLE,
     FOLDERS,
@@ -27,6 +26,7 @@ from fairlib.cohorts.fairgenmed import (
     read_npz,
     read_subjects,
 )
+from fairlib.cohorts.tables import group_codes
 
 CDR, SEVERITY = ("normal", "borderline", "abnormal"), ("normal", "mild", "moderate", "severe")
 RACES, USES = (

@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from fairlib import DataError
-from fairlib.cohorts.attributes import group_codes
 from fairlib.cohorts.ham10000 import (
     ATTRIBUTES,
     age_group,
@@ -18,6 +17,7 @@ from fairlib.cohorts.ham10000 import (
     prompt_of,
     read_ham10000,
 )
+from fairlib.cohorts.tables import group_codes
 from tests.fairlib.cohorts.phantoms import DermoscopySettings, draw_lesion, write_ham10000
 
 SETTINGS = DermoscopySettings(

@@ -6,7 +6,8 @@ import json
 import pytest
 
 from fairlib import WeightsError
-from fairlib.manifest import hashes, read_manifest, versions
+from fairlib.doctor import versions
+from fairlib.io import hashes, read_manifest
 from studies.engine.manifest import content_digest, write_manifest
 
 
@@ -79,5 +80,5 @@ def test_content_digest_follows_content_alone(folder, tmp_path):
 
 
 def test_versions_leave_out_what_is_not_installed(monkeypatch):
-    monkeypatch.setattr("fairlib.manifest.PACKAGES", ("numpy", "no-such-package-here"))
+    monkeypatch.setattr("fairlib.doctor.PACKAGES", ("numpy", "no-such-package-here"))
     assert set(versions()) == {"python", "numpy"}
