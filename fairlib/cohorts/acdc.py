@@ -8,23 +8,20 @@ hospital. Sex and age are not in the release: asking for them is an error, not a
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from fairlib.cohorts.cardiac import (
-    FORMAT,
     STANDARD,
     CardiacSettings,
     HeartSlices,
     extract,
-    heart_cohort,
+    read_hearts,
     subject_row,
 )
 from fairlib.cohorts.cohort import Cohort
-from fairlib.cohorts.listing import folders, missing, tracked
-from fairlib.cohorts.slices import SliceStore
+from fairlib.cohorts.listing import folders, missing
 from fairlib.cohorts.tables import number_of, read_text
 from fairlib.errors import DataError
 from fairlib.nifti import read_labels, read_volume, require_same_grid
@@ -57,33 +54,29 @@ def read_acdc(
     `patientNNN/Info.cfg`, `patientNNN_frameMM.nii.gz` and `patientNNN_frameMM_gt.nii.gz` for the
     frames ED and ES that Info.cfg names (counted from 1).
 
-    Columns as in `cardiac.heart_cohort`, without sex, age, decade and prompt: what needs one of
+    Columns as in `cardiac.read_hearts`, without sex, age, decade and prompt: what needs one of
     them raises `DataError`.
     Masks are in the label order of this book (1 LV, 2 MYO, 3 RV; in the files it is 1 RV, 2 MYO, 3
     LV, and that is checked on the data). The released sforms state no voxel size, so it is read
-    from pixdim, and `notes` says of whom. Left out and listed: no usable slice. Raises `DataError`
+    from pixdim, and `notes` says of whom. Left out and
+    listed: no usable slice, another label order than most. Raises `DataError`
     (layout, Info.cfg, unknown group) and `CorruptScan` (a scan that cannot be trusted).
     """
-    root, store = Path(root), SliceStore(HeartSlices, cache_dir)
-    subjects, slices, files, excluded = {}, {}, {}, []
-    for part, folder in tracked(find_subjects(root), progress):
-        subject = read_info(folder / "Info.cfg", diagnoses)
-        subjects[folder.name] = {**subject, "part": part}
-        files[folder.name] = scans = _scans(folder, subject)
-        make = partial(_read_subject, scans, settings)
-        try:
-            slices[folder.name] = store.add(folder.name, scans, make, (FORMAT, settings, ()))
-        except DataError as why:
-            excluded.append((folder.name, "no usable slice", str(why)))
-    return heart_cohort(
+    root = Path(root)
+    subjects = {
+        folder.name: {**read_info(folder / "Info.cfg", diagnoses), "part": part, "folder": folder}
+        for part, folder in find_subjects(root)
+    }
+    scans = {name: _scans(subject) for name, subject in subjects.items()}
+    return read_hearts(
         "acdc",
         root,
         subjects,
-        slices,
-        files,
-        excluded,
-        store,
+        scans,
+        read_subject,
         settings,
+        cache_dir,
+        progress,
         strata=("diagnosis",),
         not_stated=NOT_STATED,
     )
@@ -138,24 +131,17 @@ def read_info(path: Path, diagnoses: Mapping[str, str | None] = DIAGNOSES) -> di
     return subject_row(subject, diagnoses, str(path))
 
 
-def _scans(folder: Path, subject: Mapping) -> list[Path]:
-    """Image and mask of ED, image and mask of ES."""
-    paths = [
-        folder / f"{folder.name}_frame{subject[phase]:02d}{ending}.nii.gz"
-        for phase in ("ed", "es")
-        for ending in ("", "_gt")
-    ]
-    for path in paths:
-        if not path.is_file():
-            what = "is missing, but Info.cfg names its frame"
-            raise missing(path, what, "copy it from the release")
-    return paths
+def read_subject(
+    files: Sequence[Path], frames: Sequence[int], settings: CardiacSettings
+) -> HeartSlices:
+    """Read image and mask of ED and of ES (`files`), check that they lie on one grid, and draw the
+    slices.
 
-
-def _read_subject(scans: Sequence[Path], settings: CardiacSettings) -> HeartSlices:
-    first, affine = read_labels(scans[1], LABELS)
+    Raises `CorruptScan`, or `DataError` when no slice can be used.
+    """
+    first, affine = read_labels(files[1], LABELS)
     images, masks = [], []
-    for image_path, mask_path in (scans[:2], scans[2:]):
+    for image_path, mask_path in (files[:2], files[2:]):
         image, image_grid = read_volume(image_path)
         mask, mask_grid = read_labels(mask_path, LABELS)
         require_same_grid(image_path, image, image_grid, first.shape, affine)
@@ -163,3 +149,12 @@ def _read_subject(scans: Sequence[Path], settings: CardiacSettings) -> HeartSlic
         images.append(image)
         masks.append(mask)
     return extract(np.stack(images, axis=-1), np.stack(masks, axis=-1), affine, settings)
+
+
+def _scans(subject: Mapping) -> list[Path]:
+    """Image and mask of ED, image and mask of ES."""
+    return [
+        subject["folder"] / f"{subject['subject']}_frame{subject[phase]:02d}{ending}.nii.gz"
+        for phase in ("ed", "es")
+        for ending in ("", "_gt")
+    ]

@@ -22,7 +22,14 @@ from fairlib.cohorts.slices import (
     SubjectSlices,
     extract,
 )
-from fairlib.cohorts.tables import SEX_CELLS, is_missing, named_cells, read_rows, refuse_twice
+from fairlib.cohorts.tables import (
+    SEX_CELLS,
+    is_missing,
+    named_cells,
+    read_rows,
+    refuse_twice,
+    word_of,
+)
 from fairlib.errors import CorruptScan, DataError
 from fairlib.nifti import read_labels, read_volume, require_same_grid, scale_note
 
@@ -212,8 +219,11 @@ def read_biotab(path: str | Path) -> pd.DataFrame:
         )
     table = pd.DataFrame(cells[2:], columns=["tcga", "sex", "age"], dtype="string")
     refuse_twice(path, table["tcga"])
-    sex, age = table["sex"].map(partial(_sex, path)), pd.to_numeric(table["age"], errors="coerce")
-    return table.assign(sex=sex.astype("string"), age=age.astype(float))
+    # biotab writes [Not Available], [Unknown], ... where it knows nothing
+    known = table["sex"].where(~table["sex"].str.startswith("["), "")
+    sex = [word_of(str(path), "gender", text, SEX_CELLS) for text in known]
+    age = pd.to_numeric(table["age"], errors="coerce").astype(float)
+    return table.assign(sex=pd.array(sex, dtype="string"), age=age)
 
 
 def join_sex(
@@ -324,13 +334,3 @@ def _notes(
         ("fewer slices", f"{count} of {most}", count < most),
     ]
     return [(entry.subject, reason, detail) for reason, detail, applies in notes if applies]
-
-
-def _sex(path: str | Path, text: str) -> str | None:
-    # biotab writes [Not Available], [Unknown], ...
-    if is_missing(text) or text.startswith("["):
-        return None
-    if text.lower() not in SEX_CELLS:
-        what = f"gender {text!r}; expected MALE, FEMALE or a bracketed [Not Available]"
-        raise DataError(f"{path}: {what}")
-    return SEX_CELLS[text.lower()]

@@ -141,7 +141,7 @@ def read_demographics(path: str | Path) -> dict[str, dict]:
     """Read the sheet: patient -> race ("Asian", "Black", "White" or None), primary_race (the
     sheet's words or None), sex ("F", "M", None).
 
-    Reads csv, or xlsx where the package openpyxl is installed. Raises `DataError` on a missing
+    Reads csv or xlsx. Raises `DataError` on a missing
     column, another word for a sex, or a patient with two races or two sexes.
     """
     path = Path(path)
@@ -163,24 +163,15 @@ def read_demographics(path: str | Path) -> dict[str, dict]:
 def _xlsx_rows(path: Path) -> list[list[str]]:
     """Header and body of the first sheet as stripped text; rows without any value are dropped."""
     try:
-        from openpyxl import load_workbook
-    except ImportError as error:
-        what = "xlsx needs the package openpyxl, which is not installed"
-        remedy = f"install it, or save the sheet as {SHEETS[1]} with the same columns"
-        raise missing(path, what, remedy) from error
-    try:
-        book = load_workbook(path, read_only=True, data_only=True)
-        cells = [list(row) for row in book.worksheets[0].iter_rows(values_only=True)]
-        book.close()
+        cells = pd.read_excel(path, header=None, dtype=str, na_filter=False, engine="openpyxl")
     except Exception as error:  # openpyxl raises whatever its parsers below do
-        remedy = "take it from its source again, or save it as csv"
-        raise DataError(f"{path}: cannot be read as xlsx ({error}); {remedy}") from error
-    rows = [["" if value is None else str(value).strip() for value in row] for row in cells]
+        remedy = f"take it from its source again, or save it as {SHEETS[1]} with the same columns"
+        raise missing(path, f"cannot be read as xlsx ({error})", remedy) from error
+    rows = [[cell.strip() for cell in row] for row in cells.to_numpy().tolist()]
     rows = [row for row in rows if any(row)]
     if not rows:
-        raise DataError(f"{path}: is empty; take it from its source again")
-    width = len(rows[0])
-    return [(row + [""] * width)[:width] for row in rows]
+        raise missing(path, "is empty", "take it from its source again")
+    return rows
 
 
 def _read_image(folder: Path, size: int, key: str) -> np.ndarray:

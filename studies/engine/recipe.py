@@ -25,10 +25,11 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from fairlib.cohorts.cardiac import balancing_weights, control_image
+from fairlib.cohorts.cardiac import control_image
 from fairlib.errors import DataError
 from fairlib.io import read_json, read_tensors, write_bytes, write_json, write_tensors
 from fairlib.methods.control import fit_controlnet
+from fairlib.methods.resampling import balancing_weights
 from fairlib.models import autoencoder as ae
 from fairlib.models import clip as cl
 from fairlib.models import controlnet as co
