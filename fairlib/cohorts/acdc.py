@@ -17,6 +17,7 @@ from fairlib.cohorts.cardiac import (
     CardiacSettings,
     HeartSlices,
     extract,
+    frame_numbers,
     read_hearts,
     subject_row,
 )
@@ -113,9 +114,6 @@ def read_info(path: Path, diagnoses: Mapping[str, str | None] = DIAGNOSES) -> di
     keys = [key for key in KEYS if key != "Group"]
     numbers = {key: number_of(str(path), key, info[key], 0, 1e4) for key in keys}
     ed, es, frames = (numbers[key] for key in ("ED", "ES", "NbFrame"))
-    if ed == es or not all(1 <= frame <= frames and frame == int(frame) for frame in (ed, es)):
-        named = f"ED {info['ED']} and ES {info['ES']} of {info['NbFrame']} frames"
-        raise DataError(f"{path}: {named}; expected two, counted from 1")
     subject = {
         "subject": path.parent.name,
         "sex": None,
@@ -125,9 +123,7 @@ def read_info(path: Path, diagnoses: Mapping[str, str | None] = DIAGNOSES) -> di
         "pathology": info["Group"],
         "centre": "ACDC",
         "vendor": None,
-        "ed": int(ed),
-        "es": int(es),
-    }
+    } | frame_numbers(str(path), ed, es, 1, frames)
     return subject_row(subject, diagnoses, str(path))
 
 

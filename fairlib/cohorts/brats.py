@@ -36,6 +36,7 @@ from fairlib.nifti import read_labels, read_volume, require_same_grid, scale_not
 GRADES = ("HGG", "LGG")
 SCANS = (*CONTRASTS, "seg")
 NAME_MAPPING = "name_mapping.csv"
+SCAN_AGAIN = "have one .nii or .nii.gz of each scan, as the release has"
 TCGA, AGE = "TCGA_TCIA_subject_ID", "age_at_initial_pathologic_diagnosis"
 
 # What a caption says, and each wording of it (synonyms change with the template).
@@ -104,7 +105,10 @@ def read_brats(
     clinical = find_biotabs(root) if clinical is None else clinical
     table = join_sex([entry.subject for entry in entries], name_mapping, clinical)
     table = table.set_index("subject")
-    _check_grades(name_mapping, table, entries)
+    folder_of = pd.Series({entry.subject: entry.grade for entry in entries})
+    for one in table.index[table["grade"].notna() & (table["grade"] != folder_of)]:
+        differ = f"{one} is {table.at[one, 'grade']}, its folder {folder_of[one]}"
+        raise DataError(f"{name_mapping}: {differ}; move the folder")
     second = _same_patient(table)
     entries = [entry for entry in entries if entry.subject not in second]
     store = SliceStore(SubjectSlices, cache_dir)
@@ -144,7 +148,11 @@ def find_subjects(root: str | Path) -> list[SubjectFiles]:
         remedy = "give the folder of the training release"
         raise missing(root, "HGG and LGG hold no subject folders", remedy)
     return [
-        SubjectFiles(subject, grade, {scan: _find_scan(folder, scan) for scan in SCANS})
+        SubjectFiles(
+            subject,
+            grade,
+            {scan: only(folder, f"{folder.name}_{scan}.nii*", SCAN_AGAIN) for scan in SCANS},
+        )
         for subject, (grade, folder) in found.items()
     ]
 
@@ -175,16 +183,10 @@ def read_name_mapping(path: str | Path) -> pd.DataFrame:
     if not years:
         remedy = f"take {NAME_MAPPING} from BraTS 2019 or 2020"
         raise missing(path, "no column BraTS_<year>_subject_ID", remedy)
-    cells = named_cells(
-        path, rows, {"tcga": TCGA, "grade": "Grade"} | {year: year for year in years}
-    )
-    long = [
-        (row[year], row["tcga"], row["grade"])
-        for row in cells
-        for year in years
-        if not is_missing(row[year])
-    ]
-    table = pd.DataFrame(long, columns=["subject", "tcga", "grade"], dtype="string")
+    fields = {"tcga": TCGA, "grade": "Grade"}
+    cells = named_cells(path, rows, fields | {year: year for year in years})
+    table = pd.DataFrame(cells, dtype="string").melt(list(fields), years, value_name="subject")
+    table = table.loc[~table["subject"].map(is_missing), ["subject", *fields]]
     refuse_twice(path, table["subject"])
     return table.assign(tcga=table["tcga"].where(~table["tcga"].map(is_missing)))
 
@@ -267,27 +269,6 @@ def caption(
     grade_words = _GRADE.get(grade, ("", ""))[synonym]
     text = form.format(contrast=_CONTRAST[contrast][synonym], grade=grade_words, side=side)
     return f"{text} {person[:1].upper()}{person[1:]}." if person else text
-
-
-def _find_scan(folder: Path, scan: str) -> Path:
-    both = [folder / f"{folder.name}_{scan}{ending}" for ending in (".nii", ".nii.gz")]
-    present = [path for path in both if path.is_file()]
-    if not present:
-        what = f"{scan} is missing (expected {both[1].name} or .nii)"
-        raise missing(folder, what, "copy it from the release")
-    if len(present) > 1:
-        raise DataError(f"{folder}: {scan} is there twice, as .nii and .nii.gz; remove one")
-    return present[0]
-
-
-def _check_grades(
-    name_mapping: str | Path, table: pd.DataFrame, entries: Sequence[SubjectFiles]
-) -> None:
-    for entry in entries:
-        grade = table.at[entry.subject, "grade"]
-        if pd.notna(grade) and grade != entry.grade:
-            differ = f"{entry.subject} is {grade}, its folder {entry.grade}"
-            raise DataError(f"{name_mapping}: {differ}; move the folder")
 
 
 def _same_patient(table: pd.DataFrame) -> dict[str, str]:

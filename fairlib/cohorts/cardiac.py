@@ -20,7 +20,7 @@ from torch import Tensor
 
 from fairlib.cohorts.cohort import Cohort, report
 from fairlib.cohorts.listing import Excluded, missing, require_some, tracked
-from fairlib.cohorts.slices import Pixels, SliceStore, centred
+from fairlib.cohorts.slices import Pixels, SliceStore, centred, stretched
 from fairlib.cohorts.tables import SEX_WORDS, known_word, require_words, typed
 from fairlib.errors import DataError, SettingsError
 from fairlib.nifti import scale_note, voxel_sizes
@@ -173,10 +173,7 @@ def normalise(images: np.ndarray) -> np.ndarray:
     ED and ES of a slice go in together, so that blood stays as bright. Raises `DataError` when all
     values are equal.
     """
-    low, high = np.percentile(images, CLIP_PERCENTILES)
-    if not high > low:
-        raise DataError(f"the image has the single value {low:g}; export it again")
-    return (np.clip((images - low) / (high - low), 0, 1) * 2 - 1).astype(np.float32)
+    return (stretched(images, images, CLIP_PERCENTILES) * 2 - 1).astype(np.float32)
 
 
 def label_order(labels: np.ndarray) -> tuple[int, int, int]:
@@ -299,6 +296,17 @@ def subject_row(subject: Mapping, diagnoses: Mapping[str, str | None], where: st
         return {**row, "prompt": prompt_of(row) if known else None}
     except DataError as error:
         raise DataError(f"{where}: {error}") from error
+
+
+def frame_numbers(where: str, ed: float, es: float, first: int, last: float = np.inf) -> dict:
+    """The frames of end-diastole and end-systole as whole numbers: {"ed": ..., "es": ...}.
+
+    Raises `DataError` unless they are two different ones from `first` to `last`.
+    """
+    if ed == es or not all(first <= one <= last and one == int(one) for one in (ed, es)):
+        expected = f"two different frames, counted from {first} to at most {last:g}"
+        raise DataError(f"{where}: ED {ed:g} and ES {es:g}; expected {expected}")
+    return {"ed": int(ed), "es": int(es)}
 
 
 Read = Callable[[Sequence[Path], Sequence[int], CardiacSettings], HeartSlices]

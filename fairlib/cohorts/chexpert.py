@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from fairlib.cohorts.cohort import Cohort, no_prompt, report, with_prompts
+from fairlib.cohorts.cohort import Cohort, prompted
 from fairlib.cohorts.listing import Excluded, first_of, missing, read_grey, require_some
 from fairlib.cohorts.tables import (
     RACES,
@@ -83,26 +83,26 @@ def read_chexpert(
     root = Path(root)
     folder = _folder(root)
     tables = {folder / name: use for name, use in TABLES.items() if (folder / name).is_file()}
-    rows = [row for path, use in tables.items() for row in _rows(path, label, use)]
-    refuse_twice(folder, [row["image"] for row in rows])
     sheet = read_demographics(demographics or find_demographics([folder, root, root.parent]))
-    kept, excluded = _choose(folder, rows, uncertain, frontal_only)
     absent = f"non {label}"
     findings: dict[str, str | None] = {"present": label, "absent": absent}
     findings["uncertain"] = label if uncertain == "ones" else absent
     findings["not mentioned"] = absent if unmentioned == "zeros" else None
-    races = ("race", "primary_race")
-    for row in kept:
-        row |= {name: sheet.get(row["subject"], {}).get(name) for name in races}
-        row["finding"] = findings[row["mention"]]
-    table = typed(kept, ("age",))
-    return Cohort(
+    rows = [
+        _row(path, cells, label, use, sheet, findings)
+        for path, use in tables.items()
+        for cells in named_cells(path, read_rows(path), {**FIELDS, "label": label})
+    ]
+    refuse_twice(folder, [row["image"] for row in rows])
+    kept, excluded = _choose(folder, rows, uncertain, frontal_only)
+    return prompted(
         "chexpert",
-        with_prompts(table, NEEDED, partial(prompt_of, label=label)),
+        table := typed(kept, ("age",)),
+        NEEDED,
+        partial(prompt_of, label=label),
         partial(_read_image, folder, size),
-        report(excluded),
-        report(_sex_notes(table, sheet)),
-        why_no_prompt=partial(no_prompt, needed=NEEDED),
+        excluded,
+        _sex_notes(table, sheet),
     )
 
 
@@ -144,10 +144,8 @@ def read_demographics(path: str | Path) -> dict[str, dict]:
     Reads csv or xlsx. Raises `DataError` on a missing
     column, another word for a sex, or a patient with two races or two sexes.
     """
-    path = Path(path)
-    rows = _xlsx_rows(path) if path.suffix.lower() == ".xlsx" else read_rows(path)
     patients: dict[str, dict] = {}
-    for cells in named_cells(path, rows, SHEET_FIELDS):
+    for cells in named_cells(path, read_rows(path), SHEET_FIELDS):
         where = f"{path}: {cells['subject']}"
         patient = {
             "race": race_of(cells["primary_race"]),
@@ -160,31 +158,18 @@ def read_demographics(path: str | Path) -> dict[str, dict]:
     return patients
 
 
-def _xlsx_rows(path: Path) -> list[list[str]]:
-    """Header and body of the first sheet as stripped text; rows without any value are dropped."""
-    try:
-        cells = pd.read_excel(path, header=None, dtype=str, na_filter=False, engine="openpyxl")
-    except Exception as error:  # openpyxl raises whatever its parsers below do
-        remedy = f"take it from its source again, or save it as {SHEETS[1]} with the same columns"
-        raise missing(path, f"cannot be read as xlsx ({error})", remedy) from error
-    rows = [[cell.strip() for cell in row] for row in cells.to_numpy().tolist()]
-    rows = [row for row in rows if any(row)]
-    if not rows:
-        raise missing(path, "is empty", "take it from its source again")
-    return rows
-
-
 def _read_image(folder: Path, size: int, key: str) -> np.ndarray:
     return read_grey(folder / key, size)
 
 
-def _rows(path: Path, label: str, use: str) -> list[dict]:
-    """The rows of one table; race and finding are still missing."""
-    cells = named_cells(path, read_rows(path), {**FIELDS, "label": label})
-    return [_row(path, row, label, use) for row in cells]
-
-
-def _row(path: Path, cells: Mapping[str, str], label: str, use: str) -> dict:
+def _row(
+    path: Path,
+    cells: Mapping[str, str],
+    label: str,
+    use: str,
+    sheet: Mapping[str, dict],
+    findings: Mapping[str, str | None],
+) -> dict:
     match = PATH.fullmatch(cells["path"])
     if match is None:
         raise DataError(
@@ -196,16 +181,17 @@ def _row(path: Path, cells: Mapping[str, str], label: str, use: str) -> dict:
     if text not in MENTIONS:
         expected = "expected 1, 0, -1 or an empty cell"
         raise DataError(f"{where}: {label} is {cells['label']!r}; {expected}")
+    known = sheet.get(match[2], {})
     return {
         "subject": match[2],
         "sex": word_of(where, "Sex", cells["sex"], SEX_CELLS),
-        "race": None,
-        "primary_race": None,
+        "race": known.get("race"),
+        "primary_race": known.get("primary_race"),
         "age": number_of(where, "Age", cells["age"], 0, 120),
         "view": word_of(where, "Frontal/Lateral", cells["view"], VIEWS),
         "projection": cells["projection"] or None,
         "mention": MENTIONS[text],
-        "finding": None,
+        "finding": findings[MENTIONS[text]],
         "use": use,
         "image": match[1],
     }

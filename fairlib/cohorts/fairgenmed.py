@@ -19,7 +19,7 @@ from zipfile import BadZipFile, ZipFile
 import numpy as np
 import pandas as pd
 
-from fairlib.cohorts.cohort import Cohort, no_prompt, report, with_prompts
+from fairlib.cohorts.cohort import Cohort, prompted
 from fairlib.cohorts.listing import by_name, listed, missing, open_image, require_some, tracked
 from fairlib.cohorts.tables import (
     ATTRIBUTES,
@@ -142,13 +142,8 @@ def read_fairgenmed(
     kept = [subject for name, subject in subjects.items() if name not in gone]
     require_some(kept, excluded, root, "subjects", "check folder and csv")
     table = _with_truth(typed(kept, ("age", "md")), root / TRUTH)
-    return Cohort(
-        "fairgenmed",
-        with_prompts(table, list(PROMPTED), prompt_of),
-        partial(_read_image, root, size, rotate),
-        report(excluded),
-        why_no_prompt=partial(no_prompt, needed=list(PROMPTED)),
-    )
+    read_image = partial(_read_image, root, size, rotate)
+    return prompted("fairgenmed", table, PROMPTED, prompt_of, read_image, excluded)
 
 
 def cdr_status(cdr: float) -> str:

@@ -18,6 +18,7 @@ from fairlib.cohorts.cardiac import (
     HeartSlices,
     Unsegmented,
     extract,
+    frame_numbers,
     read_hearts,
     subject_row,
 )
@@ -33,7 +34,6 @@ from fairlib.cohorts.tables import (
     refuse_twice,
     word_of,
 )
-from fairlib.errors import DataError
 from fairlib.nifti import as_labels, read_frames, require_same_grid
 
 PARTS = {
@@ -158,10 +158,7 @@ def _attributes(
         name: number_of(where, FIELDS[name], row[name], 0, 1e4)
         for name in ("age", "height", "weight", "ed", "es")
     }
-    ed, es = numbers["ed"], numbers["es"]
-    if ed == es or any(not (value >= 0 and value == int(value)) for value in (ed, es)):
-        frames = f"ED {row['ed']!r} and ES {row['es']!r}"
-        raise DataError(f"{where}: {frames}; expected two different frames, counted from 0")
+    frames = frame_numbers(where, numbers["ed"], numbers["es"], 0)
     words = {name: None if is_missing(row[name]) else row[name] for name in row}
     words |= {"subject": row["subject"], "sex": word_of(where, "Sex", row["sex"], itself(SEXES))}
-    return subject_row({**words, **numbers, "ed": int(ed), "es": int(es)}, diagnoses, where)
+    return subject_row({**words, **numbers, **frames}, diagnoses, where)

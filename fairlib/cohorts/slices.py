@@ -206,13 +206,21 @@ def normalise(
     Linear between two percentiles of the brain (non-zero voxels) of the whole volume, clipped
     outside them. Raises `DataError` when the brain has but one value.
     """
-    low, high = np.percentile(volume[volume != 0], percentiles)
-    if not high > low:
-        raise DataError(
-            f"shows no contrast: its brain has the single value {low:g}; export it again"
-        )
     chosen = volume[..., index].astype(np.float64)
-    return np.where(chosen != 0, np.clip((chosen - low) / (high - low), 0, 1), 0)
+    return np.where(chosen != 0, stretched(chosen, volume[volume != 0], percentiles), 0)
+
+
+def stretched(
+    values: np.ndarray, reference: np.ndarray, percentiles: tuple[float, ...]
+) -> np.ndarray:
+    """`values` linearly to [0, 1] between two percentiles of `reference`, clipped outside them.
+
+    Raises `DataError` when the two are equal.
+    """
+    low, high = np.percentile(reference, percentiles)
+    if not high > low:
+        raise DataError(f"shows no contrast, only the single value {low:g}; export it again")
+    return np.clip((values - low) / (high - low), 0, 1)
 
 
 class Raster(Protocol):

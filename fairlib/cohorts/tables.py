@@ -46,13 +46,18 @@ def read_text(path: str | Path) -> str:
 
 
 def read_rows(path: str | Path, delimiter: str = ",") -> list[list[str]]:
-    """Read header and body as stripped cells; tab-separated files know no quotes.
+    """Read header and body as stripped cells, of text or of the first sheet of an xlsx file;
+    tab-separated files know no quotes.
 
     Raises `DataError` on a ragged row, and on a file without any.
     """
     quoting: Literal[0, 3] = csv.QUOTE_NONE if delimiter == "\t" else csv.QUOTE_MINIMAL
     try:
-        read = list(csv.reader(io.StringIO(read_text(path)), delimiter=delimiter, quoting=quoting))
+        if Path(path).suffix.lower() == ".xlsx":
+            read = _xlsx(path)
+        else:
+            text = io.StringIO(read_text(path))
+            read = list(csv.reader(text, delimiter=delimiter, quoting=quoting))
     except csv.Error as error:
         raise DataError(f"{path}: is not a table ({error}); {TAKE_AGAIN}") from error
     rows = [[cell.strip() for cell in row] for row in read if any(cell.strip() for cell in row)]
@@ -63,6 +68,15 @@ def read_rows(path: str | Path, delimiter: str = ",") -> list[list[str]]:
             counts = f"{len(row)} cells, the header {len(rows[0])}"
             raise DataError(f"{path}: row {number} has {counts}; {TAKE_AGAIN}")
     return rows
+
+
+def _xlsx(path: str | Path) -> list[list[str]]:
+    try:
+        cells = pd.read_excel(path, header=None, dtype=str, na_filter=False, engine="openpyxl")
+    except Exception as error:  # openpyxl raises whatever its parsers below do
+        remedy = f"{TAKE_AGAIN}, or save it as csv with the same columns"
+        raise DataError(f"{path}: cannot be read as xlsx ({error}); {remedy}") from error
+    return cells.to_numpy().tolist()
 
 
 def column(path: str | Path, header: Sequence[str], name: str) -> int:
