@@ -26,7 +26,7 @@ FEW: dict[str, Any] = {}  # settings of `tune` beside those of the command line,
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns the exit status: 0, 1 when something is not well, 2 on a user's
-    mistake.
+    mistake, 130 when it is interrupted.
     """
     options = _parser().parse_args(arguments)
     try:
@@ -34,6 +34,9 @@ def main(arguments: list[str] | None = None) -> int:
     except FairlibError as error:
         print(f"fairlib: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("fairlib: interrupted", file=sys.stderr)
+        return 130
 
 
 def doctor(options: argparse.Namespace) -> int:
@@ -148,7 +151,7 @@ def _classifier(name: str) -> Callable:
     """A classifier: a folder that `save_classifier` wrote, or `package.module:function` that
     returns one.
     """
-    if Path(name).is_dir():
+    if Path(name).expanduser().is_dir():
         from fairlib.models.classifier import load_classifier
 
         return load_classifier(name)

@@ -88,7 +88,7 @@ def examine(
         f"disk: {disk()}",
     ]
     machine.append(f"platform: {platform.platform(terse=True)}")
-    lines, weights_well = check_weights(Path(weights))
+    lines, weights_well = check_weights(Path(weights).expanduser())
     data, data_well = check_layout(data_dir, cohort) if data_dir else ([], True)
     return machine + lines + data, weights_well and data_well
 

@@ -24,7 +24,7 @@ MANIFEST = "manifest.json"
 
 def write_bytes(path: str | Path, data: bytes) -> Path:
     """Write `data` so that a reader sees the old file or the whole new one, never a part."""
-    path = Path(path)
+    path = Path(path).expanduser()
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
@@ -48,7 +48,7 @@ def write_json(path: str | Path, value: Any) -> Path:
 
 def read_json(path: str | Path) -> Any:
     """Read one JSON file."""
-    return json.loads(Path(path).read_text())
+    return json.loads(Path(path).expanduser().read_text())
 
 
 def write_tensors(path: str | Path, tensors: dict, metadata: dict[str, str] | None = None) -> Path:
@@ -68,7 +68,7 @@ def read_tensors(path: str | Path) -> dict:
     from safetensors.torch import load
 
     try:
-        tensors = load(Path(path).read_bytes())
+        tensors = load(Path(path).expanduser().read_bytes())
     except SafetensorError as error:
         raise WeightsError(
             f"{path}: not a readable safetensors file ({error}); make it again"
@@ -117,7 +117,7 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
     """Yield a temporary sibling folder that takes the place of `path` only when the block
     succeeds.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
     try:

@@ -63,7 +63,7 @@ def read_acdc(
     listed: no usable slice, another label order than most. Raises `DataError`
     (layout, Info.cfg, unknown group) and `CorruptScan` (a scan that cannot be trusted).
     """
-    root = Path(root)
+    root = Path(root).expanduser()
     subjects = {
         folder.name: {**read_info(folder / "Info.cfg", diagnoses), "part": part, "folder": folder}
         for part, folder in find_subjects(root)

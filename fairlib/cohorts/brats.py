@@ -99,7 +99,7 @@ def read_brats(
     subject. Raises `DataError` (layout, missing scan, ids, tables) and `CorruptScan` (a scan that
     cannot be trusted).
     """
-    root = Path(root)
+    root = Path(root).expanduser()
     entries = find_subjects(root)
     name_mapping = root / NAME_MAPPING if name_mapping is None else name_mapping
     clinical = find_biotabs(root) if clinical is None else clinical

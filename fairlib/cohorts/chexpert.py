@@ -80,7 +80,7 @@ def read_chexpert(
     missing column or sheet, a Path, label, sex or age that is none, and a patient of two races.
     """
     _check_policies(uncertain, unmentioned)
-    root = Path(root)
+    root = Path(root).expanduser()
     folder = _folder(root)
     tables = {folder / name: use for name, use in TABLES.items() if (folder / name).is_file()}
     sheet = read_demographics(demographics or find_demographics([folder, root, root.parent]))

@@ -123,7 +123,7 @@ def read_fairgenmed(
     layout, a missing column, an unknown word, a file name twice, an npz that is broken, or one
     whose arrays are pickled objects (they are never unpickled).
     """
-    root = Path(root)
+    root = Path(root).expanduser()
     subjects, files = read_subjects(root / TABLE), find_npz(root)
     excluded = [
         (name, "not in the table", part)

@@ -54,7 +54,7 @@ def read_ham10000(root: str | Path, *, size: int = 128) -> Cohort:
     or age is unknown. Raises `DataError` on another layout, a missing column, an image listed
     twice, another diagnosis or sex, and an age that is none.
     """
-    root = Path(root)
+    root = Path(root).expanduser()
     what, remedy = f"neither {TABLES[0]} nor {TABLES[1]} is there", "give the folder of the release"
     path = first_of((root / name for name in TABLES), missing(root, what, remedy))
     fields = {name: name for name in FIELDS}

@@ -83,7 +83,7 @@ def read_mnms(
     cannot be trusted, mask and image on different grids, label outside 0 to 3, ED or ES out of
     range).
     """
-    root = Path(root)
+    root = Path(root).expanduser()
     root = root / "OpenDataset" if (root / "OpenDataset").is_dir() else root
     table = only(root, "*Dataset_information*.csv", "take the table from the release")
     subjects, parts = read_subjects(table, diagnoses), find_subjects(root)

@@ -37,7 +37,7 @@ def read_roco(root: str | Path, *, split: str = "train", size: int = 128) -> Coh
     never fetched are listed in `excluded`. Raises `DataError` on another layout.
     """
     _check_split(split, ["train", "validation", "test"], "ROCO")
-    root = Path(root)
+    root = Path(root).expanduser()
     root = root / "data" if (root / "data").is_dir() else root
     folder = root / split / "radiology"
     captions = _tabbed_captions(folder / "captions.txt")
@@ -53,7 +53,7 @@ def read_rocov2(root: str | Path, *, split: str = "train", size: int = 128) -> C
     `split`: "train", "valid" or "test". The rest as `read_roco`; the subject is the image.
     """
     _check_split(split, ["train", "valid", "test"], "ROCOv2")
-    root = Path(root)
+    root = Path(root).expanduser()
     captions = _csv_captions(root / f"{split}_captions.csv")
     images, truth = root / f"{split}_images", root / "truth.csv"
     return _cohort("rocov2", captions, images, split, size, {}, truth)

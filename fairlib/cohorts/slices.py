@@ -101,7 +101,8 @@ class SliceStore:
             self._kept[subject] = slices = make()
             return slices
         marks = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-        path = Path(self.folder) / f"{subject}.{digest([FORMAT, key, marks])}.safetensors"
+        name = f"{subject}.{digest([FORMAT, key, marks])}.safetensors"
+        path = Path(self.folder).expanduser() / name
         self._kept[subject] = path
         slices = self._cached(path)
         if slices is None:

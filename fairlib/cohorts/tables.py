@@ -37,7 +37,7 @@ def read_text(path: str | Path) -> str:
     Raises `DataError` naming the file.
     """
     try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
+        with Path(path).expanduser().open(encoding="utf-8-sig", newline="") as file:
             return file.read().replace("\r\n", "\n")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(
@@ -72,7 +72,8 @@ def read_rows(path: str | Path, delimiter: str = ",") -> list[list[str]]:
 
 def _xlsx(path: str | Path) -> list[list[str]]:
     try:
-        cells = pd.read_excel(path, header=None, dtype=str, na_filter=False, engine="openpyxl")
+        sheet = Path(path).expanduser()
+        cells = pd.read_excel(sheet, header=None, dtype=str, na_filter=False, engine="openpyxl")
     except Exception as error:  # openpyxl raises whatever its parsers below do
         remedy = f"{TAKE_AGAIN}, or save it as csv with the same columns"
         raise DataError(f"{path}: cannot be read as xlsx ({error}); {remedy}") from error

@@ -7,6 +7,7 @@ latents to images. What it saves, `DiffusionPipeline.from_pretrained` reads in a
 from __future__ import annotations
 
 import copy
+import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -260,7 +261,7 @@ class Generator:
                 if name != "text_encoder":  # convolutions are a third faster that way on a CPU
                     part.to(memory_format=torch.channels_last)
         pipeline.set_progress_bar_config(disable=True)
-        path = Path(folder) / MEAN_LATENT
+        path = Path(folder).expanduser() / MEAN_LATENT
         return cls(pipeline, device, read_tensors(path)["mean"] if path.is_file() else None)
 
     def save(self, folder: str | Path, half: bool = False) -> None:
@@ -501,6 +502,7 @@ def read_pretrained(kind: Any, name: str | Path, check: bool, local: bool) -> An
     import diffusers
     import transformers
 
+    name = os.path.expanduser(name)
     if check and (Path(name) / "manifest.json").is_file():
         check_hashes(name)
     diffusers.utils.logging.disable_progress_bar()
@@ -545,7 +547,7 @@ def save_pipeline(
     half: in float16. A pipeline that is in `folder` is replaced, with everything beside it. Raises
     `SettingsError` when `folder` holds something else.
     """
-    folder = Path(folder)
+    folder = Path(folder).expanduser()
     if folder.is_dir() and any(folder.iterdir()) and not (folder / "model_index.json").is_file():
         raise SettingsError(f"{folder} holds something that is no pipeline; choose another folder")
     if half:

@@ -147,6 +147,11 @@ def test_the_table_without_an_ending_is_read_too(root, cohort):
     pd.testing.assert_frame_equal(read_ham10000(root).table, cohort.table)
 
 
+def test_a_tilde_is_the_home_folder(root, cohort, monkeypatch):
+    monkeypatch.setenv("HOME", str(root.parent))
+    pd.testing.assert_frame_equal(read_ham10000(f"~/{root.name}").table, cohort.table)
+
+
 def test_images_that_are_not_there_are_counted(root, cohort):
     gone = cohort.table["image"][0]
     next(root.glob(f"*/{gone}.jpg")).unlink()
