@@ -51,17 +51,42 @@ def read_acdc(
     cache_dir: str | Path | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Cohort:
-    """Read the patients of `root` (`training`, `testing`, or the folder that holds them):
-    `patientNNN/Info.cfg`, `patientNNN_frameMM.nii.gz` and `patientNNN_frameMM_gt.nii.gz` for the
-    frames ED and ES that Info.cfg names (counted from 1).
+    """Read the short-axis hearts of ACDC: `patientNNN/Info.cfg`, `patientNNN_frameMM.nii.gz` and
+    `patientNNN_frameMM_gt.nii.gz` for the frames ED and ES that Info.cfg names (counted from 1).
 
-    Columns as in `cardiac.read_hearts`, without sex, age, decade and prompt: what needs one of
-    them raises `DataError`.
-    Masks are in the label order of this book (1 LV, 2 MYO, 3 RV; in the files it is 1 RV, 2 MYO, 3
-    LV, and that is checked on the data). The released sforms state no voxel size, so it is read
-    from pixdim, and `notes` says of whom. Left out and
-    listed: no usable slice, another label order than most. Raises `DataError`
-    (layout, Info.cfg, unknown group) and `CorruptScan` (a scan that cannot be trusted).
+    Masks are in the label order of this book (in the files it is 1 RV, 2 MYO, 3 LV, and that is
+    checked on the data). The released sforms state no voxel size, so it is read from pixdim, and
+    `notes` says of whom.
+
+    Parameters
+    ----------
+    root
+        `training`, `testing`, or the folder that holds them.
+    diagnoses
+        Group of Info.cfg to "healthy", "heart failure", or None for neither.
+    settings
+        Size in pixels, width of a pixel in mm, and slices a subject.
+    cache_dir
+        Where the drawn slices are kept, one file a subject, keyed by settings, file size and time;
+        in memory when None.
+    progress
+        Called as `progress(done, subjects)` after each subject.
+
+    Returns
+    -------
+    Cohort
+        One row is one slice position; columns as in `cardiac.read_hearts`, without sex, age, decade
+        and prompt, which ACDC does not state. Images are float32 `[N, 3, size, size]` (ED, ES, ED)
+        in [-1, 1], masks uint8 `[N, 2, size, size]` (0 background, 1 LV, 2 MYO, 3 RV). In
+        `excluded` are subjects without a usable slice or with another label order than most.
+
+    Raises
+    ------
+    DataError
+        Another layout, an Info.cfg that is incomplete, an unknown group; later, whatever needs sex,
+        age, decade or prompt.
+    CorruptScan
+        A scan that cannot be trusted.
     """
     root = Path(root).expanduser()
     subjects = {

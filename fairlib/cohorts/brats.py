@@ -82,22 +82,45 @@ def read_brats(
     cache_dir: str | Path | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Cohort:
-    """Read informative axial slices of
-    `root/{HGG,LGG}/<id>/<id>_{flair,t1,t1ce,t2,seg}.nii[.gz]`.
+    """Read informative axial slices of `root/{HGG,LGG}/<id>/<id>_{flair,t1,t1ce,t2,seg}.nii[.gz]`.
 
-    One row is one (subject, slice, contrast): subject, sex, grade, contrast, slice (axial index
-    from the feet), side (of the tumour in that slice, the patient's), caption, age (years or NaN),
-    image. A slice without visible tumour has side "none" and a caption that names none; `grade`
-    stays the subject's. Row 0 of an image is anterior, column 0 the patient's right. Subjects whose
-    sex is not known stay, with sex missing and the reason in `notes`; a second scan of the same
-    patient is left out (`excluded`), since it could fall on both sides of a split. On the released
-    training data 166 of 285 subjects find a sex, 76 of them female.
+    Every volume is opened once. A slice without visible tumour has side "none" and a caption that
+    names none; `grade` stays the subject's. On the released training data 166 of 285 subjects have
+    a recorded sex, 76 of them female.
 
-    `name_mapping` and the tables `clinical` are by default looked for in `root`. Every volume is
-    opened once: the slices go to `cache_dir` (one file a subject, keyed by settings, file size and
-    time), or stay in memory when it is None. `progress(done, subjects)` is called after each
-    subject. Raises `DataError` (layout, missing scan, ids, tables) and `CorruptScan` (a scan that
-    cannot be trusted).
+    Parameters
+    ----------
+    root
+        The folder of the BraTS 2018 training data, which holds HGG and LGG.
+    name_mapping
+        The official map of BraTS ids to TCGA ids; by default `root/name_mapping.csv`.
+    clinical
+        TCGA's patient tables, which state sex and age; by default the two in `root` whose names end
+        in `clinical_patient_gbm.txt` and `clinical_patient_lgg.txt`.
+    settings
+        How slices are chosen and drawn, such as the size in pixels and the field of view in mm.
+    cache_dir
+        Where the drawn slices are kept, one file a subject, keyed by settings, file size and time;
+        in memory when None.
+    progress
+        Called as `progress(done, subjects)` after each subject.
+
+    Returns
+    -------
+    Cohort
+        One row is one (subject, slice, contrast): subject, sex, grade, contrast, slice (axial index
+        from the feet), side (of the tumour in that slice, the patient's), caption, age (years or
+        NaN), image. Images are float32 `[N, 1, size, size]` in [-1, 1]; row 0 is anterior, column 0
+        the patient's right. Subjects without a recorded sex stay, with the reason in `notes`; a
+        second scan of the same patient is in `excluded`, since it could fall on both sides of a
+        split.
+
+    Raises
+    ------
+    DataError
+        Another layout, a missing or doubled scan, ids or tables that do not fit.
+    CorruptScan
+        A scan that cannot be trusted.
     """
     root = Path(root).expanduser()
     entries = find_subjects(root)

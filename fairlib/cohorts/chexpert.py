@@ -59,25 +59,47 @@ def read_chexpert(
     demographics: str | Path | None = None,
     size: int = 128,
 ) -> Cohort:
-    """Read the radiographs of `root` (CheXpert-v1.0 or CheXpert-v1.0-small, or the folder that
-    holds it).
+    """Read the chest radiographs of CheXpert: `train.csv` and `valid.csv` (those that are there),
+    with race joined from the demographic sheet.
 
-    Reads `train.csv` and `valid.csv` (those that are there). `uncertain` is the policy for the
-    label -1 and must be given: "zeros" (absent, as the paper's code), "ones" (present) or "exclude"
-    (left out and listed). A blank cell means not mentioned: `unmentioned` "exclude" leaves the
-    finding missing, "zeros" takes it as absent. Race is joined from the demographic sheet
-    (`demographics`; by default `CHEXPERT DEMO.xlsx` or `.csv` in one of the two folders).
+    Parameters
+    ----------
+    root
+        CheXpert-v1.0 or CheXpert-v1.0-small, or the folder that holds it.
+    uncertain
+        The policy for the label -1, which must be given: "zeros" (absent, as the paper's code),
+        "ones" (present) or "exclude" (left out and listed).
+    unmentioned
+        The policy for a blank cell: "exclude" leaves the finding missing, "zeros" takes it as
+        absent.
+    label
+        The finding: a column of the tables.
+    frontal_only
+        Whether lateral views are left out.
+    demographics
+        The sheet, csv or xlsx; by default `CHEXPERT DEMO.xlsx` or `.csv` beside the tables, in
+        `root` or beside it.
+    size
+        Pixels a side; images are padded to a square with black.
 
-    One row is one image: subject (the patient, so that `split()` is by patient), sex, race (Asian,
-    Black, White or missing), primary_race (the sheet's words), age (years), view, projection,
-    mention (what the label says), finding (`label`, "non " and `label`, or missing), use
-    (training/validation, the release's split), image, prompt. `with_prompt()` drops and counts
-    those without sex, race or finding. Images are read when loaded: grey, padded to a square.
+    Returns
+    -------
+    Cohort
+        One row is one image: subject (the patient, so that `split()` is by patient), sex, race
+        (Asian, Black, White or missing), primary_race (the sheet's words), age (years), view,
+        projection, mention (what the label says), finding (`label`, "non " and `label`, or
+        missing), use (training or validation, the release's split), image, prompt. Images are read
+        when loaded: grey float32 `[N, 1, size, size]` in [-1, 1]. `with_prompt()` drops and counts
+        those without sex, race or finding. Images that are not on the disk are in `excluded`;
+        patients of whom csv and sheet state another sex are in `notes`.
 
-    Lateral views are left out unless `frontal_only` is False; images that are not on the disk are
-    listed in `excluded`. Patients of whom csv and sheet state another sex are listed in `notes`.
-    Raises `SettingsError` on a policy that is missing or unknown, `DataError` on another layout, a
-    missing column or sheet, a Path, label, sex or age that is none, and a patient of two races.
+    Raises
+    ------
+    SettingsError
+        A policy that is missing or unknown.
+    DataError
+        Another layout, a missing column or sheet, a Path, label, sex or age that is none, and a
+        patient of two races.
     """
     _check_policies(uncertain, unmentioned)
     root = Path(root).expanduser()

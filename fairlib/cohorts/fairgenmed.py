@@ -107,21 +107,41 @@ def read_fairgenmed(
     size: int = 128,
     progress: Callable[[int, int], None] | None = None,
 ) -> Cohort:
-    """Read the subjects of `root`: `data_summary.csv`, and
+    """Read the fundus images of FairGenMed: `data_summary.csv`, and
     `{Training,Validation,Test}/data_XXXXX.npz` by its column `use`.
 
-    One row is one subject: subject, age (years), sex, race, ethnicity, glaucoma, md (dB),
-    md_severity, cdr_status, rnflt_status, refraction, use, image, prompt (missing where one of its
-    attributes is: `with_prompt()` counts and drops those), and the truth of a phantom (`truth.csv`:
-    cdr, disc_diameter, ...). `parts()` is the release's split. Images are read when loaded (see
-    `fundus_image`; `rotate` turns them by -90 degrees as the paper's code does); each npz is opened
-    once here for its codes alone. `progress(done, subjects)`.
+    Images are read when loaded (see `fundus_image`); each npz is opened once here for its codes
+    alone.
 
-    Left out and listed in `excluded`: a row without its npz, an npz without a row, a race,
-    glaucoma, male or hispanic code outside of the release's, csv and npz that disagree on one of
-    them. With `strict`, the first of these is a `DataError` instead. Always a `DataError`: another
-    layout, a missing column, an unknown word, a file name twice, an npz that is broken, or one
-    whose arrays are pickled objects (they are never unpickled).
+    Parameters
+    ----------
+    root
+        The folder that holds `data_summary.csv`.
+    rotate
+        Whether images are turned by -90 degrees, as the paper's code does.
+    strict
+        Whether the first row that would be left out is a `DataError` instead.
+    size
+        Pixels a side.
+    progress
+        Called as `progress(done, subjects)` after each subject.
+
+    Returns
+    -------
+    Cohort
+        One row is one subject: subject, age (years), sex, race, ethnicity, glaucoma, md (dB),
+        md_severity, cdr_status, rnflt_status, refraction, use, image, prompt (missing where one of
+        its attributes is: `with_prompt()` counts and drops those), and the truth of a phantom
+        (`truth.csv`: cdr, disc_diameter, ...). Images are float32 `[N, 1, size, size]` in [-1, 1];
+        `parts()` is the release's split. In `excluded` are a row without its npz, an npz without a
+        row, a code outside of the release's, and csv and npz that disagree on race, glaucoma, sex
+        or ethnicity.
+
+    Raises
+    ------
+    DataError
+        Another layout, a missing column, an unknown word, a file name twice, an npz that is broken,
+        or one whose arrays are pickled objects (they are never unpickled).
     """
     root = Path(root).expanduser()
     subjects, files = read_subjects(root / TABLE), find_npz(root)

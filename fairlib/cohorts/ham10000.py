@@ -44,15 +44,29 @@ FIELDS = ("lesion_id", "image_id", "sex", "age", "dx", "dx_type", "localization"
 
 
 def read_ham10000(root: str | Path, *, size: int = 128) -> Cohort:
-    """Read the images of `root`: `HAM10000_metadata(.csv)` and
+    """Read the dermoscopic images of HAM10000: `HAM10000_metadata(.csv)` and
     `HAM10000_images_part_1|2/<image_id>.jpg`.
 
-    One row is one image: subject (the lesion, so that `split()` never parts two images of one),
-    sex, age (years), age_group, dx, category ("benign"/"malignant"), dx_type, localization, image,
-    prompt. Images are read when loaded: float32 [3, size, size] in [-1, 1], cut to the square in
-    the middle. Left out and listed in `excluded`: an image that is in no part, and rows whose sex
-    or age is unknown. Raises `DataError` on another layout, a missing column, an image listed
-    twice, another diagnosis or sex, and an age that is none.
+    Parameters
+    ----------
+    root
+        The folder that holds the table and both parts.
+    size
+        Pixels a side; the square in the middle of each image is taken.
+
+    Returns
+    -------
+    Cohort
+        One row is one image: subject (the lesion, so that `split()` never parts two images of one),
+        sex, age (years), age_group, dx, category ("benign" or "malignant"), dx_type, localization,
+        image, prompt. Images are read when loaded: float32 `[N, 3, size, size]` in [-1, 1]. In
+        `excluded` are images that are in no part, and rows whose sex or age is unknown.
+
+    Raises
+    ------
+    DataError
+        Another layout, a missing column, an image listed twice, another diagnosis or sex, and an
+        age that is none.
     """
     root = Path(root).expanduser()
     what, remedy = f"neither {TABLES[0]} nor {TABLES[1]} is there", "give the folder of the release"

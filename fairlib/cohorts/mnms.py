@@ -68,20 +68,45 @@ def read_mnms(
     cache_dir: str | Path | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Cohort:
-    """Read the subjects of `root` (OpenDataset, or the folder that holds it):
-    `*Dataset_information*.csv` and, under Training/{Labeled,Unlabeled}, Validation and Testing,
-    `<code>/<code>_sa.nii.gz` and `<code>_sa_gt.nii.gz` (x, y, slice, frame).
+    """Read the short-axis hearts of M&Ms: `*Dataset_information*.csv` and, under
+    Training/{Labeled,Unlabeled}, Validation and Testing, `<code>/<code>_sa.nii.gz` and
+    `<code>_sa_gt.nii.gz` (x, y, slice, frame).
 
-    One row is one slice position; see `cardiac.read_hearts` for the columns. ED and ES count
-    frames from 0. Sources contradict each other on what the labels 1 to 3 mean, so it is decided on
-    each subject's masks (the myocardium encloses the left ventricle). Subjects stay when height,
-    weight or a diagnosis is missing (`with_prompt()` counts and drops them); left out and listed in
-    `excluded` are those with empty masks ("Unlabeled"), without images, without a row in the table,
-    without a slice that shows everything, or with another label order than most. The slices go to
-    `cache_dir`, or stay in memory when it is None. `progress(done, subjects)`. Raises `DataError`
-    (layout, missing column, id twice, unknown pathology, units) and `CorruptScan` (a scan that
-    cannot be trusted, mask and image on different grids, label outside 0 to 3, ED or ES out of
-    range).
+    ED and ES count frames from 0. Sources contradict each other on what the labels 1 to 3 mean, so
+    it is decided on each subject's masks (the myocardium encloses the left ventricle).
+
+    Parameters
+    ----------
+    root
+        OpenDataset, or the folder that holds it.
+    diagnoses
+        Pathology code of the table to "healthy", "heart failure", or None for neither.
+    settings
+        Size in pixels, width of a pixel in mm, and slices a subject.
+    cache_dir
+        Where the drawn slices are kept, one file a subject, keyed by settings, file size and time;
+        in memory when None.
+    progress
+        Called as `progress(done, subjects)` after each subject.
+
+    Returns
+    -------
+    Cohort
+        One row is one slice position; columns as in `cardiac.read_hearts`. Images are float32 `[N,
+        3, size, size]` (ED, ES, ED) in [-1, 1], masks uint8 `[N, 2, size, size]` (0 background, 1
+        LV, 2 MYO, 3 RV). Subjects stay when height, weight or a diagnosis is missing
+        (`with_prompt()` counts and drops them). In `excluded` are those with empty masks
+        ("Unlabeled"), without images, without a row in the table, without a slice that shows
+        everything, or with another label order than most.
+
+    Raises
+    ------
+    DataError
+        Another layout, a missing column, an id twice, an unknown pathology, heights or weights
+        outside of human cm and kg.
+    CorruptScan
+        A scan that cannot be trusted, mask and image on different grids, a label outside 0 to 3, ED
+        or ES out of range.
     """
     root = Path(root).expanduser()
     root = root / "OpenDataset" if (root / "OpenDataset").is_dir() else root
