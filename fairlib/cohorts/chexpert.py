@@ -5,7 +5,7 @@ al. (arXiv 2412.20374). The demographic sheet gives race, which the release's cs
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from functools import partial
 from pathlib import Path
 
@@ -116,10 +116,10 @@ def read_chexpert(
         for cells in named_cells(path, read_rows(path), {**FIELDS, "label": label})
     ]
     refuse_twice(folder, [row["image"] for row in rows])
-    kept, excluded = _choose(folder, rows, uncertain, frontal_only)
+    table, excluded = _choose(folder, typed(rows, ("age",)), uncertain, frontal_only)
     return prompted(
         "chexpert",
-        table := typed(kept, ("age",)),
+        table,
         NEEDED,
         partial(prompt_of, label=label),
         partial(_read_image, folder, size),
@@ -163,8 +163,8 @@ def read_demographics(path: str | Path) -> dict[str, dict]:
     """Read the sheet: patient -> race ("Asian", "Black", "White" or None), primary_race (the
     sheet's words or None), sex ("F", "M", None).
 
-    Reads csv or xlsx. Raises `DataError` on a missing
-    column, another word for a sex, or a patient with two races or two sexes.
+    Reads csv or xlsx. Raises `DataError` on a missing column, another word for a sex, or a patient
+    with two races or two sexes.
     """
     patients: dict[str, dict] = {}
     for cells in named_cells(path, read_rows(path), SHEET_FIELDS):
@@ -220,20 +220,17 @@ def _row(
 
 
 def _choose(
-    folder: Path, rows: Sequence[dict], uncertain: str | None, frontal_only: bool
-) -> tuple[list[dict], list[Excluded]]:
-    kept, excluded = [], []
-    for row in rows:
-        reasons = {
-            "not frontal": frontal_only and row["view"] != "frontal",
-            "label uncertain": uncertain == "exclude" and row["mention"] == "uncertain",
-            "image missing": not (folder / row["image"]).is_file(),
-        }
-        why = next((reason for reason, met in reasons.items() if met), None)
-        if why is None:
-            kept.append(row)
-        else:
-            excluded.append((row["image"], why, ""))
+    folder: Path, table: pd.DataFrame, uncertain: str | None, frontal_only: bool
+) -> tuple[pd.DataFrame, list[Excluded]]:
+    reasons = {
+        "not frontal": ~table["view"].eq("frontal").fillna(False) & frontal_only,
+        "label uncertain": table["mention"].eq("uncertain") & (uncertain == "exclude"),
+        "image missing": ~table["image"].map(lambda key: (folder / key).is_file()).astype(bool),
+    }
+    why = np.select([met.to_numpy(bool) for met in reasons.values()], list(reasons), "")
+    kept = table[why == ""]
+    pairs = zip(table["image"], why.tolist(), strict=True)
+    excluded = [(image, reason, "") for image, reason in pairs if reason]
     require_some(kept, excluded, folder, "listed images", "check the folder")
     return kept, excluded
 

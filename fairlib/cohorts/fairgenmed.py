@@ -87,12 +87,12 @@ VALUES: dict[str, Any] = {
     | itself(REFRACTIONS),
     "use": itself(USES),
 }
-# of an npz: our column, and its words in the order of the codes
-CODES = {
-    "race": ("race", RACES),
-    "glaucoma": ("glaucoma", GLAUCOMA),
-    "male": ("sex", SEXES),
-    "hispanic": ("ethnicity", ETHNICITIES),
+# of an npz: our column, and the words of its codes
+CODES: dict[str, tuple[str, dict]] = {
+    "race": ("race", dict(enumerate(RACES)) | RACE_WORDS),
+    "glaucoma": ("glaucoma", dict(enumerate(GLAUCOMA))),
+    "male": ("sex", dict(enumerate(SEXES)) | {-1: None}),
+    "hispanic": ("ethnicity", dict(enumerate(ETHNICITIES)) | {-1: None}),
 }
 MAX_BYTES = 1 << 27  # of one array
 BROKEN = (OSError, ValueError, EOFError, KeyError, RuntimeError, MemoryError)
@@ -389,13 +389,10 @@ def _read_image(root: Path, size: int, rotate: bool, key: str) -> np.ndarray:
 
 
 def _decoded(path: str | Path, name: str, value: np.ndarray) -> str | None:
-    _, words = CODES[name]
-    code = value.item() if value.size == 1 else value.tolist()
-    if name == "race" and isinstance(code, str) and code.lower() in RACE_WORDS:
-        return RACE_WORDS[code.lower()]
-    if name in ("male", "hispanic") and code == -1:
-        return None
-    if not isinstance(code, (bool, int, float)) or code not in range(len(words)):
-        expected = f"expected 0 to {len(words) - 1} ({', '.join(words)})"
-        raise UnknownCode(f"{path}: {name} {code!r}; {expected}")
-    return words[int(code)]
+    words = CODES[name][1]
+    code = value.item() if value.size == 1 else str(value)
+    code = code.lower() if isinstance(code, str) else code
+    if code not in words:
+        known = ", ".join(f"{one} ({word})" for one, word in words.items() if isinstance(one, int))
+        raise UnknownCode(f"{path}: {name} {code!r}; expected {known}")
+    return words[code]

@@ -86,7 +86,7 @@ def require_some(
     kept: Sized, excluded: Sequence[Excluded], where: str | Path, what: str, remedy: str
 ) -> None:
     """Raise `DataError` when every one of the `what` was excluded, with the first reason."""
-    if not kept:
+    if not len(kept):
         raise missing(
             where, f"none of the {len(excluded)} {what} can be used, such as {excluded[:1]}", remedy
         )
