@@ -304,8 +304,8 @@ def frame_numbers(where: str, ed: float, es: float, first: int, last: float = np
     Raises `DataError` unless they are two different ones from `first` to `last`.
     """
     if ed == es or not all(first <= one <= last and one == int(one) for one in (ed, es)):
-        expected = f"two different frames, counted from {first} to at most {last:g}"
-        raise DataError(f"{where}: ED {ed:g} and ES {es:g}; expected {expected}")
+        stated = f"ED {ed:g} and ES {es:g}" + (f" of {last:g} frames" if last < np.inf else "")
+        raise DataError(f"{where}: {stated}; expected two different frames, counted from {first}")
     return {"ed": int(ed), "es": int(es)}
 
 
@@ -385,7 +385,8 @@ def _read_slices(
     store: SliceStore,
 ) -> tuple[dict[str, HeartSlices], list[Excluded]]:
     """The slices of the subjects that have some, and why the others have none."""
-    slices, excluded = {}, []
+    slices: dict[str, HeartSlices] = {}
+    excluded: list[Excluded] = []
     for subject, files in scans:
         part, *frames = (subjects[subject][name] for name in ("part", "ed", "es"))
         make = partial(read, files, frames, settings)
