@@ -13,92 +13,66 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from fairlib.errors import CorruptScan, DataError, FairlibError, SettingsError, WeightsError
+from fairlib.errors import CorruptScan as CorruptScan
+from fairlib.errors import DataError as DataError
+from fairlib.errors import FairlibError as FairlibError
+from fairlib.errors import SettingsError as SettingsError
+from fairlib.errors import WeightsError as WeightsError
 
 if TYPE_CHECKING:
-    from fairlib.cohorts.acdc import read_acdc
-    from fairlib.cohorts.brats import read_brats
-    from fairlib.cohorts.chexpert import read_chexpert
-    from fairlib.cohorts.cohort import Cohort, split_subjects
-    from fairlib.cohorts.fairgenmed import read_fairgenmed
-    from fairlib.cohorts.ham10000 import read_ham10000
-    from fairlib.cohorts.mnms import read_mnms
-    from fairlib.cohorts.roco import read_roco, read_rocov2
-    from fairlib.measures.equity import equity_report, equity_table
-    from fairlib.measures.intervals import Interval
-    from fairlib.measures.shares import Evaluator, share_table
-    from fairlib.methods.alignment import tune
-    from fairlib.methods.finetuning import FinetuneSettings, finetune
-    from fairlib.methods.settings import AlignmentSettings
-    from fairlib.methods.targets import Target
-    from fairlib.models.classifier import Classifier, fit_classifier, predict
-    from fairlib.models.controlnet import ControlledGenerator
-    from fairlib.models.generator import Generator
+    from fairlib.cohorts.acdc import read_acdc as read_acdc
+    from fairlib.cohorts.brats import read_brats as read_brats
+    from fairlib.cohorts.chexpert import read_chexpert as read_chexpert
+    from fairlib.cohorts.cohort import Cohort as Cohort
+    from fairlib.cohorts.cohort import split_subjects as split_subjects
+    from fairlib.cohorts.fairgenmed import read_fairgenmed as read_fairgenmed
+    from fairlib.cohorts.ham10000 import read_ham10000 as read_ham10000
+    from fairlib.cohorts.mnms import read_mnms as read_mnms
+    from fairlib.cohorts.roco import read_roco as read_roco
+    from fairlib.cohorts.roco import read_rocov2 as read_rocov2
+    from fairlib.measures.equity import equity_report as equity_report
+    from fairlib.measures.equity import equity_table as equity_table
+    from fairlib.measures.intervals import Interval as Interval
+    from fairlib.measures.shares import Evaluator as Evaluator
+    from fairlib.measures.shares import share_table as share_table
+    from fairlib.methods.alignment import tune as tune
+    from fairlib.methods.finetuning import FinetuneSettings as FinetuneSettings
+    from fairlib.methods.finetuning import finetune as finetune
+    from fairlib.methods.settings import AlignmentSettings as AlignmentSettings
+    from fairlib.methods.targets import Target as Target
+    from fairlib.models.classifier import Classifier as Classifier
+    from fairlib.models.classifier import fit_classifier as fit_classifier
+    from fairlib.models.classifier import predict as predict
+    from fairlib.models.controlnet import ControlledGenerator as ControlledGenerator
+    from fairlib.models.generator import Generator as Generator
 
 __version__ = "0.1.0"
 
-# where each name is; the same as the imports above, which only type checkers see
-_MODULES = {
-    "AlignmentSettings": "methods.settings",
-    "Classifier": "models.classifier",
-    "Cohort": "cohorts.cohort",
-    "ControlledGenerator": "models.controlnet",
-    "Evaluator": "measures.shares",
-    "FinetuneSettings": "methods.finetuning",
-    "Generator": "models.generator",
-    "Interval": "measures.intervals",
-    "Target": "methods.targets",
-    "equity_report": "measures.equity",
-    "equity_table": "measures.equity",
-    "finetune": "methods.finetuning",
-    "fit_classifier": "models.classifier",
-    "predict": "models.classifier",
-    "read_acdc": "cohorts.acdc",
-    "read_brats": "cohorts.brats",
-    "read_chexpert": "cohorts.chexpert",
-    "read_fairgenmed": "cohorts.fairgenmed",
-    "read_ham10000": "cohorts.ham10000",
-    "read_mnms": "cohorts.mnms",
-    "read_roco": "cohorts.roco",
-    "read_rocov2": "cohorts.roco",
-    "share_table": "measures.shares",
-    "split_subjects": "cohorts.cohort",
-    "tune": "methods.alignment",
+# where each name is: the same as the imports above, which only type checkers see
+_NAMES = {
+    "cohorts.acdc": ["read_acdc"],
+    "cohorts.brats": ["read_brats"],
+    "cohorts.chexpert": ["read_chexpert"],
+    "cohorts.cohort": ["Cohort", "split_subjects"],
+    "cohorts.fairgenmed": ["read_fairgenmed"],
+    "cohorts.ham10000": ["read_ham10000"],
+    "cohorts.mnms": ["read_mnms"],
+    "cohorts.roco": ["read_roco", "read_rocov2"],
+    "measures.equity": ["equity_report", "equity_table"],
+    "measures.intervals": ["Interval"],
+    "measures.shares": ["Evaluator", "share_table"],
+    "methods.alignment": ["tune"],
+    "methods.finetuning": ["FinetuneSettings", "finetune"],
+    "methods.settings": ["AlignmentSettings"],
+    "methods.targets": ["Target"],
+    "models.classifier": ["Classifier", "fit_classifier", "predict"],
+    "models.controlnet": ["ControlledGenerator"],
+    "models.generator": ["Generator"],
 }
+_MODULES = {name: module for module, names in _NAMES.items() for name in names}
+_ERRORS = ["CorruptScan", "DataError", "FairlibError", "SettingsError", "WeightsError"]
 
-__all__ = [
-    "AlignmentSettings",
-    "Classifier",
-    "Cohort",
-    "ControlledGenerator",
-    "CorruptScan",
-    "DataError",
-    "Evaluator",
-    "FairlibError",
-    "FinetuneSettings",
-    "Generator",
-    "Interval",
-    "SettingsError",
-    "Target",
-    "WeightsError",
-    "__version__",
-    "equity_report",
-    "equity_table",
-    "finetune",
-    "fit_classifier",
-    "predict",
-    "read_acdc",
-    "read_brats",
-    "read_chexpert",
-    "read_fairgenmed",
-    "read_ham10000",
-    "read_mnms",
-    "read_roco",
-    "read_rocov2",
-    "share_table",
-    "split_subjects",
-    "tune",
-]
+__all__ = sorted(["__version__", *_ERRORS, *_MODULES])
 
 
 def __getattr__(name: str) -> Any:

@@ -18,15 +18,15 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from fairlib.doctor import LAYOUTS, examine
 from fairlib.errors import DataError, FairlibError, SettingsError
 
 FEW: dict[str, Any] = {}  # settings of `tune` beside those of the command line, for tests
-COHORTS = ("brats", "roco", "rocov2", "mnms", "acdc", "fairgenmed", "ham10000", "chexpert")
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns the exit status: 0, 1 when something is not well, 2 on a user's
-    mistake.
+    mistake, 130 when it is interrupted.
     """
     options = _parser().parse_args(arguments)
     try:
@@ -34,12 +34,13 @@ def main(arguments: list[str] | None = None) -> int:
     except FairlibError as error:
         print(f"fairlib: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("fairlib: interrupted", file=sys.stderr)
+        return 130
 
 
 def doctor(options: argparse.Namespace) -> int:
     """Print versions, device, memory, and whether weights and data are whole."""
-    from fairlib.doctor import examine
-
     lines, well = examine(options.weights, options.data_dir, options.cohort)
     print("\n".join(lines))
     return 0 if well else 1
@@ -51,8 +52,7 @@ def sample(options: argparse.Namespace) -> None:
     """
     import pandas as pd
 
-    from fairlib.cohorts.images import write_image
-    from fairlib.io import write_bytes
+    from fairlib.io import write_bytes, write_image
     from fairlib.models.generator import Generator
 
     generator = Generator.load(options.pipeline, accelerator(options.device))
@@ -113,15 +113,9 @@ def accelerator(name: str = "") -> str:
 def _prompts(given: list[str]) -> list[str]:
     """Prompts as they are given, or the lines of a text file."""
     if len(given) == 1 and given[0].endswith(".txt"):
-        path = Path(given[0]).expanduser()
-        if not path.is_file():
-            raise DataError(
-                f"{path}: no such file; give a text file with one prompt a line, or the prompts "
-                "themselves"
-            )
-        given = [
-            line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()
-        ]
+        path = _file(given[0], "a text file with one prompt a line, or the prompts themselves")
+        lines = path.read_text(encoding="utf-8").splitlines()
+        given = [line.strip() for line in lines if line.strip()]
     if not given:
         raise SettingsError("no prompts; give at least one")
     return given
@@ -141,20 +135,23 @@ def _scores(path: str) -> Any:
     """Logits of the classifier on real images: a CSV of one column, or of one column a group."""
     import pandas as pd
 
-    file = Path(path).expanduser()
-    if not file.is_file():
-        raise DataError(
-            f"{file}: no such file; give a CSV with the classifier's logits on real images"
-        )
+    file = _file(path, "a CSV with the classifier's logits on real images")
     table = pd.read_csv(file).to_numpy(float)
     return table[:, 0] if table.shape[1] == 1 else table
+
+
+def _file(name: str, expected: str) -> Path:
+    path = Path(name).expanduser()
+    if not path.is_file():
+        raise DataError(f"{path}: no such file; give {expected}")
+    return path
 
 
 def _classifier(name: str) -> Callable:
     """A classifier: a folder that `save_classifier` wrote, or `package.module:function` that
     returns one.
     """
-    if Path(name).is_dir():
+    if Path(name).expanduser().is_dir():
         from fairlib.models.classifier import load_classifier
 
         return load_classifier(name)
@@ -174,16 +171,16 @@ def _parser() -> argparse.ArgumentParser:
         prog="fairlib", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     commands = parser.add_subparsers(required=True, metavar="command")
-    examine = _command(commands, doctor)
-    examine.add_argument(
+    check = _command(commands, doctor)
+    check.add_argument(
         "--weights",
         default="weights",
         help="a folder of weights, to check their hashes (default: weights)",
     )
-    examine.add_argument(
+    check.add_argument(
         "--data-dir", default="", help="the folder of a real cohort, to check its layout"
     )
-    examine.add_argument("--cohort", default="brats", choices=COHORTS)
+    check.add_argument("--cohort", default="brats", choices=tuple(LAYOUTS))
     _add_work(_command(commands, sample), _command(commands, tune))
     return parser
 

@@ -7,10 +7,23 @@ from __future__ import annotations
 import os
 import platform
 import shutil
+from importlib import metadata
 from pathlib import Path
 
 from fairlib.errors import FairlibError
-from fairlib.manifest import device, read_manifest, versions
+from fairlib.io import MANIFEST, read_manifest
+
+PACKAGES = (
+    "torch",
+    "numpy",
+    "scipy",
+    "scikit-learn",
+    "pandas",
+    "diffusers",
+    "transformers",
+    "open_clip_torch",
+    "peft",
+)
 
 # Of each cohort, what its reader looks for and where: a pattern, or several of which one is enough.
 LAYOUTS: dict[str, dict[str, str | tuple[str, ...]]] = {
@@ -75,14 +88,14 @@ def examine(
         f"disk: {disk()}",
     ]
     machine.append(f"platform: {platform.platform(terse=True)}")
-    lines, weights_well = check_weights(Path(weights))
+    lines, weights_well = check_weights(Path(weights).expanduser())
     data, data_well = check_layout(data_dir, cohort) if data_dir else ([], True)
     return machine + lines + data, weights_well and data_well
 
 
 def check_weights(folder: Path) -> tuple[list[str], bool]:
     """One line for each folder of weights, its hashes recomputed."""
-    manifests = sorted(folder.rglob("manifest.json"))
+    manifests = sorted(folder.rglob(MANIFEST))
     if not manifests:
         return [f"weights: none in {folder}; `make base` trains them"], False
     lines, well = [], True
@@ -115,6 +128,28 @@ def _found(root: Path, pattern: str | tuple[str, ...]) -> tuple[str, bool]:
     if count > 1 and pattern in ONE:
         return f"{count}, expected one", False
     return str(count), True
+
+
+def versions() -> dict[str, str]:
+    """The versions of Python and of the packages that can change a number."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def device() -> str:
+    """The accelerator's name, or the machine type of the processor."""
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    if torch.backends.mps.is_available():
+        return "Apple GPU"
+    return f"cpu ({platform.machine()}, {torch.get_num_threads()} threads)"
 
 
 def memory() -> str:

@@ -1,4 +1,6 @@
-"""Atomic files: JSON and safetensors, never pickle; and images as bytes."""
+"""Atomic files: JSON and safetensors, never pickle; images as bytes; and the manifest of a folder,
+with the hashes of its files.
+"""
 
 from __future__ import annotations
 
@@ -17,10 +19,12 @@ from fairlib.errors import WeightsError
 if TYPE_CHECKING:
     from torch import Tensor
 
+MANIFEST = "manifest.json"
+
 
 def write_bytes(path: str | Path, data: bytes) -> Path:
     """Write `data` so that a reader sees the old file or the whole new one, never a part."""
-    path = Path(path)
+    path = Path(path).expanduser()
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
@@ -44,7 +48,7 @@ def write_json(path: str | Path, value: Any) -> Path:
 
 def read_json(path: str | Path) -> Any:
     """Read one JSON file."""
-    return json.loads(Path(path).read_text())
+    return json.loads(Path(path).expanduser().read_text())
 
 
 def write_tensors(path: str | Path, tensors: dict, metadata: dict[str, str] | None = None) -> Path:
@@ -64,7 +68,7 @@ def read_tensors(path: str | Path) -> dict:
     from safetensors.torch import load
 
     try:
-        tensors = load(Path(path).read_bytes())
+        tensors = load(Path(path).expanduser().read_bytes())
     except SafetensorError as error:
         raise WeightsError(
             f"{path}: not a readable safetensors file ({error}); make it again"
@@ -87,6 +91,18 @@ def to_images(values: Tensor) -> Tensor:
     return values.float() / 127.5 - 1
 
 
+def write_image(path: Path, image: Tensor) -> None:
+    """Write an image, float [C, H, W] in [-1, 1] of one channel or three, as PNG."""
+    from io import BytesIO
+
+    from PIL import Image
+
+    pixels = to_bytes(image).cpu().permute(1, 2, 0).numpy()
+    stream = BytesIO()
+    Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).save(stream, "PNG")
+    write_bytes(path, stream.getvalue())
+
+
 def sha256(path: str | Path) -> str:
     """SHA-256 of a file, in hexadecimal."""
     digest = hashlib.sha256()
@@ -101,7 +117,7 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
     """Yield a temporary sibling folder that takes the place of `path` only when the block
     succeeds.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
     try:
@@ -113,3 +129,55 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+
+
+def read_manifest(folder: str | Path, verify: bool = True) -> dict[str, Any]:
+    """Read `folder/manifest.json`; with `verify`, recompute the hash of every file it names.
+
+    Raises `WeightsError` naming the file that is missing or was changed; without `verify` only
+    absence is noticed.
+    """
+    path = Path(folder) / MANIFEST
+    if not path.is_file():
+        raise WeightsError(
+            f"{folder}: no {MANIFEST}; the folder is incomplete: delete it and make it again"
+        )
+    manifest = parse_manifest(path)
+    for name, expected in manifest["files"].items():
+        _check_hash(Path(folder) / name, expected, verify)
+    return manifest
+
+
+def hashes(folder: str | Path) -> dict[str, str]:
+    """`{relative path: sha256}` of every file below `folder`, the manifest itself left out."""
+    folder = Path(folder)
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {
+        path.relative_to(folder).as_posix(): sha256(path)
+        for path in files
+        if path != folder / MANIFEST
+    }
+
+
+def parse_manifest(path: Path) -> dict[str, Any]:
+    """The manifest at `path`. Raises `WeightsError` when it cannot be read."""
+    try:
+        manifest = read_json(path)
+        if isinstance(manifest["files"], dict):
+            return manifest
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    raise WeightsError(f"{path}: not a readable manifest; delete the folder and make it again")
+
+
+def _check_hash(file: Path, expected: str, verify: bool) -> None:
+    if not file.is_file():
+        raise WeightsError(
+            f"{file}: named in {MANIFEST} but missing; delete {file.parent} and make it again"
+        )
+    if verify and (found := sha256(file)) != expected:
+        raise WeightsError(
+            f"{file}: sha256 {found[:12]}... is not the {expected[:12]}... of its {MANIFEST}; "
+            f"the file was changed or cut short: restore it, or delete {file.parent} and make it "
+            "again"
+        )

@@ -8,23 +8,21 @@ hospital. Sex and age are not in the release: asking for them is an error, not a
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from fairlib.cohorts.cardiac import (
-    FORMAT,
     STANDARD,
     CardiacSettings,
     HeartSlices,
     extract,
-    heart_cohort,
+    frame_numbers,
+    read_hearts,
     subject_row,
 )
 from fairlib.cohorts.cohort import Cohort
-from fairlib.cohorts.listing import folders, missing, tracked
-from fairlib.cohorts.slices import SliceStore
+from fairlib.cohorts.listing import folders, missing
 from fairlib.cohorts.tables import number_of, read_text
 from fairlib.errors import DataError
 from fairlib.nifti import read_labels, read_volume, require_same_grid
@@ -53,37 +51,58 @@ def read_acdc(
     cache_dir: str | Path | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Cohort:
-    """Read the patients of `root` (`training`, `testing`, or the folder that holds them):
-    `patientNNN/Info.cfg`, `patientNNN_frameMM.nii.gz` and `patientNNN_frameMM_gt.nii.gz` for the
-    frames ED and ES that Info.cfg names (counted from 1).
+    """Read the short-axis hearts of ACDC: `patientNNN/Info.cfg`, `patientNNN_frameMM.nii.gz` and
+    `patientNNN_frameMM_gt.nii.gz` for the frames ED and ES that Info.cfg names (counted from 1).
 
-    Columns as in `cardiac.heart_cohort`, without sex, age, decade and prompt: what needs one of
-    them raises `DataError`.
-    Masks are in the label order of this book (1 LV, 2 MYO, 3 RV; in the files it is 1 RV, 2 MYO, 3
-    LV, and that is checked on the data). The released sforms state no voxel size, so it is read
-    from pixdim, and `notes` says of whom. Left out and listed: no usable slice. Raises `DataError`
-    (layout, Info.cfg, unknown group) and `CorruptScan` (a scan that cannot be trusted).
+    Masks are in the label order of this book (in the files it is 1 RV, 2 MYO, 3 LV, and that is
+    checked on the data). The released sforms state no voxel size, so it is read from pixdim, and
+    `notes` says of whom.
+
+    Parameters
+    ----------
+    root
+        `training`, `testing`, or the folder that holds them.
+    diagnoses
+        Group of Info.cfg to "healthy", "heart failure", or None for neither.
+    settings
+        Size in pixels, width of a pixel in mm, and slices a subject.
+    cache_dir
+        Where the drawn slices are kept, one file a subject, keyed by settings, file size and time;
+        in memory when None.
+    progress
+        Called as `progress(done, subjects)` after each subject.
+
+    Returns
+    -------
+    Cohort
+        One row is one slice position; columns as in `cardiac.read_hearts`, without sex, age, decade
+        and prompt, which ACDC does not state. Images are float32 `[N, 3, size, size]` (ED, ES, ED)
+        in [-1, 1], masks uint8 `[N, 2, size, size]` (0 background, 1 LV, 2 MYO, 3 RV). In
+        `excluded` are subjects without a usable slice or with another label order than most.
+
+    Raises
+    ------
+    DataError
+        Another layout, an Info.cfg that is incomplete, an unknown group; later, whatever needs sex,
+        age, decade or prompt.
+    CorruptScan
+        A scan that cannot be trusted.
     """
-    root, store = Path(root), SliceStore(HeartSlices, cache_dir)
-    subjects, slices, files, excluded = {}, {}, {}, []
-    for part, folder in tracked(find_subjects(root), progress):
-        subject = read_info(folder / "Info.cfg", diagnoses)
-        subjects[folder.name] = {**subject, "part": part}
-        files[folder.name] = scans = _scans(folder, subject)
-        make = partial(_read_subject, scans, settings)
-        try:
-            slices[folder.name] = store.add(folder.name, scans, make, (FORMAT, settings, ()))
-        except DataError as why:
-            excluded.append((folder.name, "no usable slice", str(why)))
-    return heart_cohort(
+    root = Path(root).expanduser()
+    subjects = {
+        folder.name: {**read_info(folder / "Info.cfg", diagnoses), "part": part, "folder": folder}
+        for part, folder in find_subjects(root)
+    }
+    scans = {name: _scans(subject) for name, subject in subjects.items()}
+    return read_hearts(
         "acdc",
         root,
         subjects,
-        slices,
-        files,
-        excluded,
-        store,
+        scans,
+        read_subject,
         settings,
+        cache_dir,
+        progress,
         strata=("diagnosis",),
         not_stated=NOT_STATED,
     )
@@ -120,9 +139,6 @@ def read_info(path: Path, diagnoses: Mapping[str, str | None] = DIAGNOSES) -> di
     keys = [key for key in KEYS if key != "Group"]
     numbers = {key: number_of(str(path), key, info[key], 0, 1e4) for key in keys}
     ed, es, frames = (numbers[key] for key in ("ED", "ES", "NbFrame"))
-    if ed == es or not all(1 <= frame <= frames and frame == int(frame) for frame in (ed, es)):
-        named = f"ED {info['ED']} and ES {info['ES']} of {info['NbFrame']} frames"
-        raise DataError(f"{path}: {named}; expected two, counted from 1")
     subject = {
         "subject": path.parent.name,
         "sex": None,
@@ -132,30 +148,21 @@ def read_info(path: Path, diagnoses: Mapping[str, str | None] = DIAGNOSES) -> di
         "pathology": info["Group"],
         "centre": "ACDC",
         "vendor": None,
-        "ed": int(ed),
-        "es": int(es),
-    }
+    } | frame_numbers(str(path), ed, es, 1, frames)
     return subject_row(subject, diagnoses, str(path))
 
 
-def _scans(folder: Path, subject: Mapping) -> list[Path]:
-    """Image and mask of ED, image and mask of ES."""
-    paths = [
-        folder / f"{folder.name}_frame{subject[phase]:02d}{ending}.nii.gz"
-        for phase in ("ed", "es")
-        for ending in ("", "_gt")
-    ]
-    for path in paths:
-        if not path.is_file():
-            what = "is missing, but Info.cfg names its frame"
-            raise missing(path, what, "copy it from the release")
-    return paths
+def read_subject(
+    files: Sequence[Path], frames: Sequence[int], settings: CardiacSettings
+) -> HeartSlices:
+    """Read image and mask of ED and of ES (`files`), check that they lie on one grid, and draw the
+    slices.
 
-
-def _read_subject(scans: Sequence[Path], settings: CardiacSettings) -> HeartSlices:
-    first, affine = read_labels(scans[1], LABELS)
+    Raises `CorruptScan`, or `DataError` when no slice can be used.
+    """
+    first, affine = read_labels(files[1], LABELS)
     images, masks = [], []
-    for image_path, mask_path in (scans[:2], scans[2:]):
+    for image_path, mask_path in (files[:2], files[2:]):
         image, image_grid = read_volume(image_path)
         mask, mask_grid = read_labels(mask_path, LABELS)
         require_same_grid(image_path, image, image_grid, first.shape, affine)
@@ -163,3 +170,12 @@ def _read_subject(scans: Sequence[Path], settings: CardiacSettings) -> HeartSlic
         images.append(image)
         masks.append(mask)
     return extract(np.stack(images, axis=-1), np.stack(masks, axis=-1), affine, settings)
+
+
+def _scans(subject: Mapping) -> list[Path]:
+    """Image and mask of ED, image and mask of ES."""
+    return [
+        subject["folder"] / f"{subject['subject']}_frame{subject[phase]:02d}{ending}.nii.gz"
+        for phase in ("ed", "es")
+        for ending in ("", "_gt")
+    ]

@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from fairlib.cohorts.attributes import SEX_CELLS
 from fairlib.cohorts.cohort import Cohort, report
 from fairlib.cohorts.listing import by_name, folders, missing, only, tracked
 from fairlib.cohorts.slices import (
@@ -23,13 +22,21 @@ from fairlib.cohorts.slices import (
     SubjectSlices,
     extract,
 )
-from fairlib.cohorts.tables import is_missing, named_cells, read_rows, refuse_twice
+from fairlib.cohorts.tables import (
+    SEX_CELLS,
+    is_missing,
+    named_cells,
+    read_rows,
+    refuse_twice,
+    word_of,
+)
 from fairlib.errors import CorruptScan, DataError
 from fairlib.nifti import read_labels, read_volume, require_same_grid, scale_note
 
 GRADES = ("HGG", "LGG")
 SCANS = (*CONTRASTS, "seg")
 NAME_MAPPING = "name_mapping.csv"
+SCAN_AGAIN = "have one .nii or .nii.gz of each scan, as the release has"
 TCGA, AGE = "TCGA_TCIA_subject_ID", "age_at_initial_pathologic_diagnosis"
 
 # What a caption says, and each wording of it (synonyms change with the template).
@@ -75,30 +82,56 @@ def read_brats(
     cache_dir: str | Path | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Cohort:
-    """Read informative axial slices of
-    `root/{HGG,LGG}/<id>/<id>_{flair,t1,t1ce,t2,seg}.nii[.gz]`.
+    """Read informative axial slices of `root/{HGG,LGG}/<id>/<id>_{flair,t1,t1ce,t2,seg}.nii[.gz]`.
 
-    One row is one (subject, slice, contrast): subject, sex, grade, contrast, slice (axial index
-    from the feet), side (of the tumour in that slice, the patient's), caption, age (years or NaN),
-    image. A slice without visible tumour has side "none" and a caption that names none; `grade`
-    stays the subject's. Row 0 of an image is anterior, column 0 the patient's right. Subjects whose
-    sex is not known stay, with sex missing and the reason in `notes`; a second scan of the same
-    patient is left out (`excluded`), since it could fall on both sides of a split. On the released
-    training data 166 of 285 subjects find a sex, 76 of them female.
+    Every volume is opened once. A slice without visible tumour has side "none" and a caption that
+    names none; `grade` stays the subject's. On the released training data 166 of 285 subjects have
+    a recorded sex, 76 of them female.
 
-    `name_mapping` and the tables `clinical` are by default looked for in `root`. Every volume is
-    opened once: the slices go to `cache_dir` (one file a subject, keyed by settings, file size and
-    time), or stay in memory when it is None. `progress(done, subjects)` is called after each
-    subject. Raises `DataError` (layout, missing scan, ids, tables) and `CorruptScan` (a scan that
-    cannot be trusted).
+    Parameters
+    ----------
+    root
+        The folder of the BraTS 2018 training data, which holds HGG and LGG.
+    name_mapping
+        The official map of BraTS ids to TCGA ids; by default `root/name_mapping.csv`.
+    clinical
+        TCGA's patient tables, which state sex and age; by default the two in `root` whose names end
+        in `clinical_patient_gbm.txt` and `clinical_patient_lgg.txt`.
+    settings
+        How slices are chosen and drawn, such as the size in pixels and the field of view in mm.
+    cache_dir
+        Where the drawn slices are kept, one file a subject, keyed by settings, file size and time;
+        in memory when None.
+    progress
+        Called as `progress(done, subjects)` after each subject.
+
+    Returns
+    -------
+    Cohort
+        One row is one (subject, slice, contrast): subject, sex, grade, contrast, slice (axial index
+        from the feet), side (of the tumour in that slice, the patient's), caption, age (years or
+        NaN), image. Images are float32 `[N, 1, size, size]` in [-1, 1]; row 0 is anterior, column 0
+        the patient's right. Subjects without a recorded sex stay, with the reason in `notes`; a
+        second scan of the same patient is in `excluded`, since it could fall on both sides of a
+        split.
+
+    Raises
+    ------
+    DataError
+        Another layout, a missing or doubled scan, ids or tables that do not fit.
+    CorruptScan
+        A scan that cannot be trusted.
     """
-    root = Path(root)
+    root = Path(root).expanduser()
     entries = find_subjects(root)
     name_mapping = root / NAME_MAPPING if name_mapping is None else name_mapping
     clinical = find_biotabs(root) if clinical is None else clinical
     table = join_sex([entry.subject for entry in entries], name_mapping, clinical)
     table = table.set_index("subject")
-    _check_grades(name_mapping, table, entries)
+    folder_of = pd.Series({entry.subject: entry.grade for entry in entries})
+    for one in table.index[table["grade"].notna() & (table["grade"] != folder_of)]:
+        differ = f"{one} is {table.at[one, 'grade']}, its folder {folder_of[one]}"
+        raise DataError(f"{name_mapping}: {differ}; move the folder")
     second = _same_patient(table)
     entries = [entry for entry in entries if entry.subject not in second]
     store = SliceStore(SubjectSlices, cache_dir)
@@ -138,7 +171,11 @@ def find_subjects(root: str | Path) -> list[SubjectFiles]:
         remedy = "give the folder of the training release"
         raise missing(root, "HGG and LGG hold no subject folders", remedy)
     return [
-        SubjectFiles(subject, grade, {scan: _find_scan(folder, scan) for scan in SCANS})
+        SubjectFiles(
+            subject,
+            grade,
+            {scan: only(folder, f"{folder.name}_{scan}.nii*", SCAN_AGAIN) for scan in SCANS},
+        )
         for subject, (grade, folder) in found.items()
     ]
 
@@ -169,16 +206,10 @@ def read_name_mapping(path: str | Path) -> pd.DataFrame:
     if not years:
         remedy = f"take {NAME_MAPPING} from BraTS 2019 or 2020"
         raise missing(path, "no column BraTS_<year>_subject_ID", remedy)
-    cells = named_cells(
-        path, rows, {"tcga": TCGA, "grade": "Grade"} | {year: year for year in years}
-    )
-    long = [
-        (row[year], row["tcga"], row["grade"])
-        for row in cells
-        for year in years
-        if not is_missing(row[year])
-    ]
-    table = pd.DataFrame(long, columns=["subject", "tcga", "grade"], dtype="string")
+    fields = {"tcga": TCGA, "grade": "Grade"}
+    cells = named_cells(path, rows, fields | {year: year for year in years})
+    table = pd.DataFrame(cells, dtype="string").melt(list(fields), years, value_name="subject")
+    table = table.loc[~table["subject"].map(is_missing), ["subject", *fields]]
     refuse_twice(path, table["subject"])
     return table.assign(tcga=table["tcga"].where(~table["tcga"].map(is_missing)))
 
@@ -213,8 +244,11 @@ def read_biotab(path: str | Path) -> pd.DataFrame:
         )
     table = pd.DataFrame(cells[2:], columns=["tcga", "sex", "age"], dtype="string")
     refuse_twice(path, table["tcga"])
-    sex, age = table["sex"].map(partial(_sex, path)), pd.to_numeric(table["age"], errors="coerce")
-    return table.assign(sex=sex.astype("string"), age=age.astype(float))
+    # biotab writes [Not Available], [Unknown], ... where it knows nothing
+    known = table["sex"].where(~table["sex"].str.startswith("["), "")
+    sex = [word_of(str(path), "gender", text, SEX_CELLS) for text in known]
+    age = pd.to_numeric(table["age"], errors="coerce").astype(float)
+    return table.assign(sex=pd.array(sex, dtype="string"), age=age)
 
 
 def join_sex(
@@ -258,27 +292,6 @@ def caption(
     grade_words = _GRADE.get(grade, ("", ""))[synonym]
     text = form.format(contrast=_CONTRAST[contrast][synonym], grade=grade_words, side=side)
     return f"{text} {person[:1].upper()}{person[1:]}." if person else text
-
-
-def _find_scan(folder: Path, scan: str) -> Path:
-    both = [folder / f"{folder.name}_{scan}{ending}" for ending in (".nii", ".nii.gz")]
-    present = [path for path in both if path.is_file()]
-    if not present:
-        what = f"{scan} is missing (expected {both[1].name} or .nii)"
-        raise missing(folder, what, "copy it from the release")
-    if len(present) > 1:
-        raise DataError(f"{folder}: {scan} is there twice, as .nii and .nii.gz; remove one")
-    return present[0]
-
-
-def _check_grades(
-    name_mapping: str | Path, table: pd.DataFrame, entries: Sequence[SubjectFiles]
-) -> None:
-    for entry in entries:
-        grade = table.at[entry.subject, "grade"]
-        if pd.notna(grade) and grade != entry.grade:
-            differ = f"{entry.subject} is {grade}, its folder {entry.grade}"
-            raise DataError(f"{name_mapping}: {differ}; move the folder")
 
 
 def _same_patient(table: pd.DataFrame) -> dict[str, str]:
@@ -325,13 +338,3 @@ def _notes(
         ("fewer slices", f"{count} of {most}", count < most),
     ]
     return [(entry.subject, reason, detail) for reason, detail, applies in notes if applies]
-
-
-def _sex(path: str | Path, text: str) -> str | None:
-    # biotab writes [Not Available], [Unknown], ...
-    if is_missing(text) or text.startswith("["):
-        return None
-    if text.lower() not in SEX_CELLS:
-        what = f"gender {text!r}; expected MALE, FEMALE or a bracketed [Not Available]"
-        raise DataError(f"{path}: {what}")
-    return SEX_CELLS[text.lower()]

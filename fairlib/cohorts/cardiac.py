@@ -9,7 +9,7 @@ inverse-frequency sampling).
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,13 +18,13 @@ import numpy as np
 import pandas as pd
 from torch import Tensor
 
-from fairlib.cohorts.attributes import SEX_WORDS, known_word, require_words
 from fairlib.cohorts.cohort import Cohort, report
-from fairlib.cohorts.listing import Excluded, require_some
-from fairlib.cohorts.slices import SliceStore, require_settings, resampling
-from fairlib.cohorts.tables import typed
+from fairlib.cohorts.listing import Excluded, missing, require_some, tracked
+from fairlib.cohorts.slices import Pixels, SliceStore, centred, stretched
+from fairlib.cohorts.tables import SEX_WORDS, known_word, require_words, typed
 from fairlib.errors import DataError, SettingsError
 from fairlib.nifti import scale_note, voxel_sizes
+from fairlib.settings import Count, Positive, check_bounds
 
 FORMAT = 2  # of the cached slices; raise it when they are read or drawn otherwise
 SIZE, PIXEL_MM = 64, 2.0
@@ -51,19 +51,12 @@ class CardiacSettings:
     the myocardium.
     """
 
-    size: int = SIZE
-    pixel_mm: float = PIXEL_MM
-    slices_per_subject: int = 1
+    size: Pixels = SIZE
+    pixel_mm: Positive = PIXEL_MM
+    slices_per_subject: Count = 1
 
     def __post_init__(self) -> None:
-        require_settings(
-            self,
-            {
-                "size must be at least 8": self.size >= 8,
-                "pixel_mm must be positive": self.pixel_mm > 0,
-                "slices_per_subject must be at least 1": self.slices_per_subject >= 1,
-            },
-        )
+        check_bounds(self)
 
     @property
     def field_of_view_mm(self) -> float:
@@ -157,20 +150,6 @@ def parse_prompt(text: str) -> dict[str, str]:
     }
 
 
-def balancing_weights(prompts: Sequence[str], clip: float = 20) -> np.ndarray:
-    """Sampling weight of each image, float64 [N]: min(1 / count of its full prompt, 1 / (9 *
-    clip)).
-
-    Inverse frequency, capped so that a class of fewer than 9 * clip images is not drawn beyond
-    that. The paper's code takes clip 20 in training and 5 in generation.
-    """
-    if clip <= 0:
-        paper = "the paper takes 20 in training, 5 in generation"
-        raise SettingsError(f"clip {clip}: must be positive; {paper}")
-    keys = pd.Series([str(prompt) for prompt in prompts], dtype="object")
-    return np.minimum(1 / keys.map(keys.value_counts()).to_numpy(), 1 / (9 * clip))
-
-
 def stack(images: Tensor) -> Tensor:
     """ED and ES [N, 2, H, W] as three channels (ED, ES, ED) [N, 3, H, W]; the type is kept."""
     if images.ndim != 4 or images.shape[1] != 2:
@@ -194,10 +173,7 @@ def normalise(images: np.ndarray) -> np.ndarray:
     ED and ES of a slice go in together, so that blood stays as bright. Raises `DataError` when all
     values are equal.
     """
-    low, high = np.percentile(images, CLIP_PERCENTILES)
-    if not high > low:
-        raise DataError(f"the image has the single value {low:g}; export it again")
-    return (np.clip((images - low) / (high - low), 0, 1) * 2 - 1).astype(np.float32)
+    return (stretched(images, images, CLIP_PERCENTILES) * 2 - 1).astype(np.float32)
 
 
 def label_order(labels: np.ndarray) -> tuple[int, int, int]:
@@ -265,19 +241,13 @@ def _draw(
     heart exceeds them.
     """
     sizes = voxel_sizes(affine)[:2]
-    boxes = [np.flatnonzero((labels > 0).any(axis=(1 - axis, 2))) for axis in (0, 1)]
-    drawers = [
-        resampling(labels.shape[axis], sizes[axis], (box[0] + box[-1]) / 2, settings)
-        for axis, box in enumerate(boxes)
-    ]
-    grey = np.einsum("cx,xyp,ry->prc", drawers[0], images, drawers[1], optimize=True)
-    parts = np.einsum(
-        "cx,xypk,ry->kprc", drawers[0], labels[..., None] == np.arange(4), drawers[1], optimize=True
-    )
+    (across, along), _, cropped = centred(labels > 0, sizes, settings)
+    grey = np.einsum("cx,xyp,ry->prc", across, images, along, optimize=True)
+    inside = labels[..., None] == np.arange(4)
+    parts = np.einsum("cx,xypk,ry->kprc", across, inside, along, optimize=True)
     parts[0] += 1 - parts.sum(axis=0)  # beyond the volume there is background
     grey, masks = upright(grey, parts.argmax(axis=0).astype(np.uint8), affine)
-    widths = [(box[-1] - box[0] + 1) * size for box, size in zip(boxes, sizes, strict=True)]
-    return normalise(grey), masks, bool(max(widths) > settings.field_of_view_mm)
+    return normalise(grey), masks, cropped
 
 
 def upright(
@@ -328,29 +298,61 @@ def subject_row(subject: Mapping, diagnoses: Mapping[str, str | None], where: st
         raise DataError(f"{where}: {error}") from error
 
 
-def heart_cohort(
+def frame_numbers(where: str, ed: float, es: float, first: int, last: float = np.inf) -> dict:
+    """The frames of end-diastole and end-systole as whole numbers: {"ed": ..., "es": ...}.
+
+    Raises `DataError` unless they are two different ones from `first` to `last`.
+    """
+    if ed == es or not all(first <= one <= last and one == int(one) for one in (ed, es)):
+        stated = f"ED {ed:g} and ES {es:g}" + (f" of {last:g} frames" if last < np.inf else "")
+        raise DataError(f"{where}: {stated}; expected two different frames, counted from {first}")
+    return {"ed": int(ed), "es": int(es)}
+
+
+Read = Callable[[Sequence[Path], Sequence[int], CardiacSettings], HeartSlices]
+
+
+class Unsegmented(DataError):
+    """Masks that are absent, or empty in ED and ES, as those of the folder "Unlabeled" of M&Ms."""
+
+
+def read_hearts(
     name: str,
     root: Path,
     subjects: Mapping[str, Mapping],
-    slices: Mapping[str, HeartSlices],
-    files: Mapping[str, Iterable[Path]],
-    excluded: Sequence[Excluded],
-    store: SliceStore,
+    scans: Mapping[str, Sequence[Path]],
+    read: Read,
     settings: CardiacSettings,
+    cache_dir: str | Path | None,
+    progress: Callable[[int, int], None] | None,
+    excluded: Sequence[Excluded] = (),
     strata: tuple[str, ...] = ("sex", "diagnosis"),
     not_stated: Mapping[str, str] | None = None,
 ) -> Cohort:
-    """The cohort of the subjects that have `slices`: one row is one slice position of one subject,
-    in end-diastole and end-systole.
+    """Read the subjects that have `scans`: one row is one slice position of one subject, in
+    end-diastole and end-systole.
+
+    subjects: attributes (see `subject_row`) with part and the frames ed and es. scans: the files
+    from which `read(files, (ed, es), settings)` makes the slices of a subject; they are kept in
+    `cache_dir`, or in memory. Subjects without a usable slice or segmentation, or with another
+    order of the labels than most, join `excluded`.
 
     Columns: subject, sex, age (years), height (cm), weight (kg), bmi, diagnosis ("healthy", "heart
     failure" or missing), pathology (the raw code), centre, vendor, part, slice, decade, bmi_class,
     prompt (missing where one of sex, age, bmi, diagnosis is), image. Images float32 [3, H, W] (ED,
     ES, ED), masks uint8 [2, H, W] (ED, ES). `notes` lists the subjects whose segmentation is wider
-    than the image, and those whose scans' voxel size (`files`) comes from pixdim, because the sform
-    states another (see `fairlib.nifti.read_affine`). The columns that `not_stated` names are not in
-    the table. Raises `DataError` when no subject is left.
+    than the image, and those whose scans' voxel size comes from pixdim, because the sform states
+    another (see `fairlib.nifti.read_affine`). The columns that `not_stated` names are not in the
+    table. Raises `DataError` when a scan is missing or no subject is left.
     """
+    for path in [path for files in scans.values() for path in files]:
+        if not path.is_file():
+            raise missing(path, "is missing", "copy it from the release")
+    store = SliceStore(HeartSlices, cache_dir)
+    slices, left_out = _read_slices(
+        subjects, tracked(scans.items(), progress), read, settings, store
+    )
+    excluded = [*excluded, *left_out]
     require_some(slices, excluded, root, "subjects", "check their images and masks")
     rows = [
         {**subjects[subject], "slice": index, "image": f"{subject}/{number}"}
@@ -359,7 +361,7 @@ def heart_cohort(
     ]
     table = typed(rows, ("age", "height", "weight", "bmi"), ("slice",))[[*OF_SUBJECT, *OF_SLICE]]
     width = f"wider than {settings.field_of_view_mm:g} mm"
-    scales = {subject: scale_note(files[subject]) for subject in slices}
+    scales = {subject: scale_note(scans[subject]) for subject in slices}
     notes = [(subject, "heart cropped", width) for subject, one in slices.items() if one.cropped]
     notes += [(one, "voxel size from pixdim", note) for one, note in scales.items() if note]
     return Cohort(
@@ -373,6 +375,42 @@ def heart_cohort(
         strata,
         not_stated or {},
     )
+
+
+def _read_slices(
+    subjects: Mapping[str, Mapping],
+    scans: Iterable[tuple[str, Sequence[Path]]],
+    read: Read,
+    settings: CardiacSettings,
+    store: SliceStore,
+) -> tuple[dict[str, HeartSlices], list[Excluded]]:
+    """The slices of the subjects that have some, and why the others have none."""
+    slices: dict[str, HeartSlices] = {}
+    excluded: list[Excluded] = []
+    for subject, files in scans:
+        part, *frames = (subjects[subject][name] for name in ("part", "ed", "es"))
+        make = partial(read, files, frames, settings)
+        try:
+            slices[subject] = store.add(subject, files, make, (FORMAT, settings, frames))
+        except Unsegmented as why:
+            excluded.append((subject, "no segmentation", f"{why}, {part}"))
+        except DataError as why:
+            excluded.append((subject, "no usable slice", str(why)))
+    unusual = _unusual_orders(slices)
+    excluded += [(one, "another label order", detail) for one, detail in unusual.items()]
+    return {one: had for one, had in slices.items() if one not in unusual}, excluded
+
+
+def _unusual_orders(slices: Mapping[str, HeartSlices]) -> dict[str, str]:
+    """Subject -> detail, where the order of the labels is another one than in most subjects."""
+    orders = [one.order for one in slices.values()]
+    usual = max(sorted(set(orders)), key=orders.count, default=None)
+    detail = "(LV, MYO, RV) are {}, in most subjects {}"
+    return {
+        subject: detail.format(one.order, usual)
+        for subject, one in slices.items()
+        if one.order != usual
+    }
 
 
 def _read(store: SliceStore, name: str, key: str) -> np.ndarray:

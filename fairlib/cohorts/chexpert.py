@@ -5,23 +5,26 @@ al. (arXiv 2412.20374). The demographic sheet gives race, which the release's cs
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from fairlib.cohorts.attributes import RACES, SEX_CELLS, SEX_WORDS, SEXES, require_words
-from fairlib.cohorts.cohort import Cohort, no_prompt, report, with_prompts
-from fairlib.cohorts.images import read_grey
-from fairlib.cohorts.listing import Excluded, first_of, missing, require_some
+from fairlib.cohorts.cohort import Cohort, prompted
+from fairlib.cohorts.listing import Excluded, first_of, missing, read_grey, require_some
 from fairlib.cohorts.tables import (
+    RACES,
+    SEX_CELLS,
+    SEX_WORDS,
+    SEXES,
     itself,
     named_cells,
     number_of,
     read_rows,
     refuse_twice,
+    require_words,
     typed,
     word_of,
 )
@@ -56,50 +59,72 @@ def read_chexpert(
     demographics: str | Path | None = None,
     size: int = 128,
 ) -> Cohort:
-    """Read the radiographs of `root` (CheXpert-v1.0 or CheXpert-v1.0-small, or the folder that
-    holds it).
+    """Read the chest radiographs of CheXpert: `train.csv` and `valid.csv` (those that are there),
+    with race joined from the demographic sheet.
 
-    Reads `train.csv` and `valid.csv` (those that are there). `uncertain` is the policy for the
-    label -1 and must be given: "zeros" (absent, as the paper's code), "ones" (present) or "exclude"
-    (left out and listed). A blank cell means not mentioned: `unmentioned` "exclude" leaves the
-    finding missing, "zeros" takes it as absent. Race is joined from the demographic sheet
-    (`demographics`; by default `CHEXPERT DEMO.xlsx` or `.csv` in one of the two folders).
+    Parameters
+    ----------
+    root
+        CheXpert-v1.0 or CheXpert-v1.0-small, or the folder that holds it.
+    uncertain
+        The policy for the label -1, which must be given: "zeros" (absent, as the paper's code),
+        "ones" (present) or "exclude" (left out and listed).
+    unmentioned
+        The policy for a blank cell: "exclude" leaves the finding missing, "zeros" takes it as
+        absent.
+    label
+        The finding: a column of the tables.
+    frontal_only
+        Whether lateral views are left out.
+    demographics
+        The sheet, csv or xlsx; by default `CHEXPERT DEMO.xlsx` or `.csv` beside the tables, in
+        `root` or beside it.
+    size
+        Pixels a side; images are padded to a square with black.
 
-    One row is one image: subject (the patient, so that `split()` is by patient), sex, race (Asian,
-    Black, White or missing), primary_race (the sheet's words), age (years), view, projection,
-    mention (what the label says), finding (`label`, "non " and `label`, or missing), use
-    (training/validation, the release's split), image, prompt. `with_prompt()` drops and counts
-    those without sex, race or finding. Images are read when loaded: grey, padded to a square.
+    Returns
+    -------
+    Cohort
+        One row is one image: subject (the patient, so that `split()` is by patient), sex, race
+        (Asian, Black, White or missing), primary_race (the sheet's words), age (years), view,
+        projection, mention (what the label says), finding (`label`, "non " and `label`, or
+        missing), use (training or validation, the release's split), image, prompt. Images are read
+        when loaded: grey float32 `[N, 1, size, size]` in [-1, 1]. `with_prompt()` drops and counts
+        those without sex, race or finding. Images that are not on the disk are in `excluded`;
+        patients of whom csv and sheet state another sex are in `notes`.
 
-    Lateral views are left out unless `frontal_only` is False; images that are not on the disk are
-    listed in `excluded`. Patients of whom csv and sheet state another sex are listed in `notes`.
-    Raises `SettingsError` on a policy that is missing or unknown, `DataError` on another layout, a
-    missing column or sheet, a Path, label, sex or age that is none, and a patient of two races.
+    Raises
+    ------
+    SettingsError
+        A policy that is missing or unknown.
+    DataError
+        Another layout, a missing column or sheet, a Path, label, sex or age that is none, and a
+        patient of two races.
     """
     _check_policies(uncertain, unmentioned)
-    root = Path(root)
+    root = Path(root).expanduser()
     folder = _folder(root)
     tables = {folder / name: use for name, use in TABLES.items() if (folder / name).is_file()}
-    rows = [row for path, use in tables.items() for row in _rows(path, label, use)]
-    refuse_twice(folder, [row["image"] for row in rows])
     sheet = read_demographics(demographics or find_demographics([folder, root, root.parent]))
-    kept, excluded = _choose(folder, rows, uncertain, frontal_only)
     absent = f"non {label}"
     findings: dict[str, str | None] = {"present": label, "absent": absent}
     findings["uncertain"] = label if uncertain == "ones" else absent
     findings["not mentioned"] = absent if unmentioned == "zeros" else None
-    races = ("race", "primary_race")
-    for row in kept:
-        row |= {name: sheet.get(row["subject"], {}).get(name) for name in races}
-        row["finding"] = findings[row["mention"]]
-    table = typed(kept, ("age",))
-    return Cohort(
+    rows = [
+        _row(path, cells, label, use, sheet, findings)
+        for path, use in tables.items()
+        for cells in named_cells(path, read_rows(path), {**FIELDS, "label": label})
+    ]
+    refuse_twice(folder, [row["image"] for row in rows])
+    table, excluded = _choose(folder, typed(rows, ("age",)), uncertain, frontal_only)
+    return prompted(
         "chexpert",
-        with_prompts(table, NEEDED, partial(prompt_of, label=label)),
+        table,
+        NEEDED,
+        partial(prompt_of, label=label),
         partial(_read_image, folder, size),
-        report(excluded),
-        report(_sex_notes(table, sheet)),
-        why_no_prompt=partial(no_prompt, needed=NEEDED),
+        excluded,
+        _sex_notes(table, sheet),
     )
 
 
@@ -138,13 +163,11 @@ def read_demographics(path: str | Path) -> dict[str, dict]:
     """Read the sheet: patient -> race ("Asian", "Black", "White" or None), primary_race (the
     sheet's words or None), sex ("F", "M", None).
 
-    Reads csv, or xlsx where the package openpyxl is installed. Raises `DataError` on a missing
-    column, another word for a sex, or a patient with two races or two sexes.
+    Reads csv or xlsx. Raises `DataError` on a missing column, another word for a sex, or a patient
+    with two races or two sexes.
     """
-    path = Path(path)
-    rows = _xlsx_rows(path) if path.suffix.lower() == ".xlsx" else read_rows(path)
     patients: dict[str, dict] = {}
-    for cells in named_cells(path, rows, SHEET_FIELDS):
+    for cells in named_cells(path, read_rows(path), SHEET_FIELDS):
         where = f"{path}: {cells['subject']}"
         patient = {
             "race": race_of(cells["primary_race"]),
@@ -157,40 +180,18 @@ def read_demographics(path: str | Path) -> dict[str, dict]:
     return patients
 
 
-def _xlsx_rows(path: Path) -> list[list[str]]:
-    """Header and body of the first sheet as stripped text; rows without any value are dropped."""
-    try:
-        from openpyxl import load_workbook
-    except ImportError as error:
-        what = "xlsx needs the package openpyxl, which is not installed"
-        remedy = f"install it, or save the sheet as {SHEETS[1]} with the same columns"
-        raise missing(path, what, remedy) from error
-    try:
-        book = load_workbook(path, read_only=True, data_only=True)
-        cells = [list(row) for row in book.worksheets[0].iter_rows(values_only=True)]
-        book.close()
-    except Exception as error:  # openpyxl raises whatever its parsers below do
-        remedy = "take it from its source again, or save it as csv"
-        raise DataError(f"{path}: cannot be read as xlsx ({error}); {remedy}") from error
-    rows = [["" if value is None else str(value).strip() for value in row] for row in cells]
-    rows = [row for row in rows if any(row)]
-    if not rows:
-        raise DataError(f"{path}: is empty; take it from its source again")
-    width = len(rows[0])
-    return [(row + [""] * width)[:width] for row in rows]
-
-
 def _read_image(folder: Path, size: int, key: str) -> np.ndarray:
     return read_grey(folder / key, size)
 
 
-def _rows(path: Path, label: str, use: str) -> list[dict]:
-    """The rows of one table; race and finding are still missing."""
-    cells = named_cells(path, read_rows(path), {**FIELDS, "label": label})
-    return [_row(path, row, label, use) for row in cells]
-
-
-def _row(path: Path, cells: Mapping[str, str], label: str, use: str) -> dict:
+def _row(
+    path: Path,
+    cells: Mapping[str, str],
+    label: str,
+    use: str,
+    sheet: Mapping[str, dict],
+    findings: Mapping[str, str | None],
+) -> dict:
     match = PATH.fullmatch(cells["path"])
     if match is None:
         raise DataError(
@@ -202,36 +203,34 @@ def _row(path: Path, cells: Mapping[str, str], label: str, use: str) -> dict:
     if text not in MENTIONS:
         expected = "expected 1, 0, -1 or an empty cell"
         raise DataError(f"{where}: {label} is {cells['label']!r}; {expected}")
+    known = sheet.get(match[2], {})
     return {
         "subject": match[2],
         "sex": word_of(where, "Sex", cells["sex"], SEX_CELLS),
-        "race": None,
-        "primary_race": None,
+        "race": known.get("race"),
+        "primary_race": known.get("primary_race"),
         "age": number_of(where, "Age", cells["age"], 0, 120),
         "view": word_of(where, "Frontal/Lateral", cells["view"], VIEWS),
         "projection": cells["projection"] or None,
         "mention": MENTIONS[text],
-        "finding": None,
+        "finding": findings[MENTIONS[text]],
         "use": use,
         "image": match[1],
     }
 
 
 def _choose(
-    folder: Path, rows: Sequence[dict], uncertain: str | None, frontal_only: bool
-) -> tuple[list[dict], list[Excluded]]:
-    kept, excluded = [], []
-    for row in rows:
-        reasons = {
-            "not frontal": frontal_only and row["view"] != "frontal",
-            "label uncertain": uncertain == "exclude" and row["mention"] == "uncertain",
-            "image missing": not (folder / row["image"]).is_file(),
-        }
-        why = next((reason for reason, met in reasons.items() if met), None)
-        if why is None:
-            kept.append(row)
-        else:
-            excluded.append((row["image"], why, ""))
+    folder: Path, table: pd.DataFrame, uncertain: str | None, frontal_only: bool
+) -> tuple[pd.DataFrame, list[Excluded]]:
+    reasons = {
+        "not frontal": ~table["view"].eq("frontal").fillna(False) & frontal_only,
+        "label uncertain": table["mention"].eq("uncertain") & (uncertain == "exclude"),
+        "image missing": ~table["image"].map(lambda key: (folder / key).is_file()).astype(bool),
+    }
+    why = np.select([met.to_numpy(bool) for met in reasons.values()], list(reasons), "")
+    kept = table[why == ""]
+    pairs = zip(table["image"], why.tolist(), strict=True)
+    excluded = [(image, reason, "") for image, reason in pairs if reason]
     require_some(kept, excluded, folder, "listed images", "check the folder")
     return kept, excluded
 

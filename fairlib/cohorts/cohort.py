@@ -8,7 +8,7 @@ import hashlib
 import math
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from statistics import NormalDist
+from functools import partial
 from typing import TypeAlias
 
 import numpy as np
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from fairlib.errors import DataError, SettingsError
+from fairlib.measures.intervals import wilson
 from fairlib.settings import unknown_key
 
 REPORT_COLUMNS = ("item", "reason", "detail")
@@ -39,20 +40,33 @@ def no_prompt(row: Mapping, needed: Sequence[str] = ()) -> tuple[str, str, str]:
 class Cohort:
     """Subjects, their images and what is known of them.
 
-    name: of the data set, and of the part.
-    table: one row an image, with at least `subject` and `image` (a key); its index is always
-    0..N-1. Further columns are the data set's (see its reader), among them `sex` ("F", "M" or
-    missing), `prompt` (a text, missing where the row cannot state all of it), and `use` (the
-    release's own split).
-    read_image: key -> float32 [H, W] or [C, H, W] in [-1, 1]; only `load` calls it.
-    excluded: what was left out; notes: what was kept but wants a word (columns item, reason,
-    detail).
-    read_mask: key -> uint8 [C, H, W], where the data set has masks; only `load_masks` calls it.
-    why_no_prompt: row without prompt -> (item, reason, detail) for `excluded`.
-    strata: columns by which `split` stratifies unless it is told otherwise.
-    not_stated: column that the data set does not have -> what to do instead.
+    Parameters
+    ----------
+    name
+        Of the data set, and of the part.
+    table
+        One row an image, with at least `subject` and `image` (a key); its index is always 0..N-1.
+        Further columns are the data set's (see its reader), among them `sex` ("F", "M" or missing),
+        `prompt` (a text, missing where the row cannot state all of it), and `use` (the release's
+        own split).
+    read_image
+        A key of `image` to float32 `[H, W]` or `[C, H, W]` in [-1, 1]; only `load` calls it.
+    excluded, notes
+        What was left out, and what was kept but needs a remark: columns item, reason, detail.
+    read_mask
+        A key of `image` to uint8 `[C, H, W]`, where the data set has masks; only `load_masks` calls
+        it.
+    why_no_prompt
+        A row without prompt to (item, reason, detail) for `excluded`.
+    strata
+        Columns by which `split` stratifies by default.
+    not_stated
+        A column that the data set does not have, to what to do instead.
 
-    Raises `DataError` on a missing column, another word for a sex, or an image named twice.
+    Raises
+    ------
+    DataError
+        A missing column, another word for a sex, or an image named twice.
     """
 
     name: str
@@ -170,24 +184,58 @@ class Cohort:
     def split(
         self, fractions: dict[str, float], seed: int, stratify: Sequence[str] | None = None
     ) -> dict[str, Cohort]:
-        """Disjoint cohorts by subject, stratified (by `strata` unless told otherwise): in each
-        stratum every part is within one subject of its fraction.
+        """Split into disjoint cohorts by subject; the same for the same seed whatever the order of
+        rows.
 
-        The same for the same seed whatever the order of rows. Raises `SettingsError` when the
-        fractions do not sum to one, `DataError` naming the stratum when it holds too few subjects
-        to give every part at least one.
+        Parameters
+        ----------
+        fractions
+            Part to its fraction, above 0; 1 in all.
+        seed
+            Of the order of subjects; see `split_subjects`.
+        stratify
+            Columns within whose values every part is within one subject of its fraction; by default
+            `strata`.
+
+        Returns
+        -------
+        dict
+            Part to its cohort.
+
+        Raises
+        ------
+        SettingsError
+            Fractions that are not positive or do not sum to 1.
+        DataError
+            A stratum (named) with too few subjects to give every part at least one.
         """
         stratify = list(self.strata if stratify is None else stratify)
         part = split_subjects(self.by_subject(stratify), fractions, seed, stratify)
         return _parts(self, self.table["subject"].map(part), fractions)
 
     def shares(self, by: str | Sequence[str] | None = None, unit: str = "subject") -> pd.DataFrame:
-        """Female share with a 95 % Wilson interval, one row per group of `by` (one row in all when
-        None).
+        """Count the female share with its 95 % Wilson interval.
 
-        Columns: those of `by`, then female, n (known sex, in `unit` "subject" or "image"), unknown,
-        share, low, high. Images of one subject are not independent, so the interval for images uses
-        Kish's effective number of subjects, (sum w)^2 / sum w^2 with w the images of each.
+        Images of one subject are not independent, so the interval for images uses Kish's effective
+        number of subjects, (sum w)^2 / sum w^2 with w the images of each.
+
+        Parameters
+        ----------
+        by
+            Columns that define groups; None counts all rows as one.
+        unit
+            What is counted: "subject" or "image".
+
+        Returns
+        -------
+        DataFrame
+            One row a group: the columns of `by`, then female, n (known sex, in `unit`), unknown,
+            share, low and high (in [0, 1]; NaN where n is 0).
+
+        Raises
+        ------
+        DataError
+            A missing column, or another unit.
         """
         by = [] if by is None else [by] if isinstance(by, str) else list(by)
         _require(self, ["sex", *by])
@@ -201,27 +249,62 @@ class Cohort:
         )
 
 
-def with_prompts(
-    table: pd.DataFrame, needed: Sequence[str], prompt_of: Callable[[Mapping], str]
-) -> pd.DataFrame:
-    """The table with a column `prompt` (string): `prompt_of(row)` where every column `needed` is
-    known, else missing.
+def prompted(
+    name: str,
+    table: pd.DataFrame,
+    needed: Iterable[str],
+    prompt_of: Callable[[Mapping], str],
+    read_image: Callable[[Hashable], np.ndarray],
+    excluded: Sequence[tuple[str, str, str]],
+    notes: Sequence[tuple[str, str, str]] = (),
+) -> Cohort:
+    """Make a cohort whose column `prompt` is `prompt_of(row)` where every column `needed` is known,
+    else missing.
     """
-    known = table[list(needed)].notna().all(axis=1)
-    rows = table[list(needed)].to_dict("records")
+    columns = list(needed)
+    known, rows = table[columns].notna().all(axis=1), table[columns].to_dict("records")
     prompts = [prompt_of(row) if whole else pd.NA for row, whole in zip(rows, known, strict=True)]
-    return table.assign(prompt=pd.array(prompts, dtype="string"))
+    return Cohort(
+        name,
+        table.assign(prompt=pd.array(prompts, dtype="string")),
+        read_image,
+        report(excluded),
+        report(notes),
+        why_no_prompt=partial(no_prompt, needed=columns),
+    )
 
 
 def split_subjects(
     subjects: pd.DataFrame, fractions: dict[str, float], seed: int, stratify: Sequence[str]
 ) -> dict[str, str]:
-    """Give each row of `subjects` (columns `subject` and `stratify`) one of the parts named in
-    `fractions`: subject -> part. Subjects are split, never slices.
+    """Assign each subject to a part, stratified; subjects are split, never slices.
 
     Subjects are ordered by a hash of seed and id, so neither the order of rows nor the other
-    subjects matter to it. Raises `SettingsError` on bad fractions, `DataError` naming a stratum
-    with too few subjects.
+    subjects matter to it.
+
+    Parameters
+    ----------
+    subjects
+        One row a subject: columns `subject` and those of `stratify`.
+    fractions
+        Part to its fraction, above 0; 1 in all.
+    seed
+        Of the hash.
+    stratify
+        Columns: in each combination of their values every part is within one subject of its
+        fraction.
+
+    Returns
+    -------
+    dict
+        Subject to part.
+
+    Raises
+    ------
+    SettingsError
+        Fractions that are not positive or do not sum to 1.
+    DataError
+        A stratum (named) with too few subjects to give every part at least one.
     """
     total = sum(fractions.values())
     if not fractions or min(fractions.values()) <= 0 or abs(total - 1) > 1e-6:
@@ -280,26 +363,13 @@ def allot(n: int, fractions: dict[str, float], ahead: dict[str, float]) -> dict[
     return counts
 
 
-def wilson(successes: float, n: float, confidence: float = 0.95) -> tuple[float, float]:
-    """Wilson's score interval of a proportion; (nan, nan) when n is 0. Source: Wilson, JASA
-    1927.
-    """
-    if n <= 0:
-        return math.nan, math.nan
-    z = NormalDist().inv_cdf(0.5 + confidence / 2)
-    share, weight = successes / n, z * z / n
-    centre = (share + weight / 2) / (1 + weight)
-    half = z * math.sqrt(share * (1 - share) / n + weight / (4 * n)) / (1 + weight)
-    return max(0.0, centre - half), min(1.0, centre + half)
-
-
 def _share(rows: pd.DataFrame) -> dict[str, float]:
     known = rows[rows["sex"].notna()]
     female, n = int((known["sex"] == "F").sum()), len(known)
     weights = known["subject"].value_counts().to_numpy(dtype=float)
     effective = weights.sum() ** 2 / (weights**2).sum() if n else 0
     share = female / n if n else math.nan
-    low, high = wilson(share * effective, effective)
+    low, high = map(float, wilson(share * effective, effective)) if n else (math.nan, math.nan)
     counts = {"female": female, "n": n, "unknown": len(rows) - n}
     return counts | {"share": share, "low": low, "high": high}
 

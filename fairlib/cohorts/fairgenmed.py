@@ -19,27 +19,24 @@ from zipfile import BadZipFile, ZipFile
 import numpy as np
 import pandas as pd
 
-from fairlib.cohorts.attributes import (
+from fairlib.cohorts.cohort import Cohort, prompted
+from fairlib.cohorts.listing import by_name, listed, missing, open_image, require_some, tracked
+from fairlib.cohorts.tables import (
     ATTRIBUTES,
     ETHNICITIES,
     RACES,
     SEX_CELLS,
     SEX_WORDS,
     SEXES,
-    known_word,
-    require_words,
-)
-from fairlib.cohorts.cohort import Cohort, no_prompt, report, with_prompts
-from fairlib.cohorts.images import open_image
-from fairlib.cohorts.listing import by_name, listed, missing, require_some, tracked
-from fairlib.cohorts.tables import (
     TAKE_AGAIN,
     itself,
+    known_word,
     named_cells,
     number_of,
     read_rows,
     read_truth,
     refuse_twice,
+    require_words,
     typed,
     word_of,
 )
@@ -90,12 +87,12 @@ VALUES: dict[str, Any] = {
     | itself(REFRACTIONS),
     "use": itself(USES),
 }
-# of an npz: our column, and its words in the order of the codes
-CODES = {
-    "race": ("race", RACES),
-    "glaucoma": ("glaucoma", GLAUCOMA),
-    "male": ("sex", SEXES),
-    "hispanic": ("ethnicity", ETHNICITIES),
+# of an npz: our column, and the words of its codes
+CODES: dict[str, tuple[str, dict]] = {
+    "race": ("race", dict(enumerate(RACES)) | RACE_WORDS),
+    "glaucoma": ("glaucoma", dict(enumerate(GLAUCOMA))),
+    "male": ("sex", dict(enumerate(SEXES)) | {-1: None}),
+    "hispanic": ("ethnicity", dict(enumerate(ETHNICITIES)) | {-1: None}),
 }
 MAX_BYTES = 1 << 27  # of one array
 BROKEN = (OSError, ValueError, EOFError, KeyError, RuntimeError, MemoryError)
@@ -110,23 +107,43 @@ def read_fairgenmed(
     size: int = 128,
     progress: Callable[[int, int], None] | None = None,
 ) -> Cohort:
-    """Read the subjects of `root`: `data_summary.csv`, and
+    """Read the fundus images of FairGenMed: `data_summary.csv`, and
     `{Training,Validation,Test}/data_XXXXX.npz` by its column `use`.
 
-    One row is one subject: subject, age (years), sex, race, ethnicity, glaucoma, md (dB),
-    md_severity, cdr_status, rnflt_status, refraction, use, image, prompt (missing where one of its
-    attributes is: `with_prompt()` counts and drops those), and the truth of a phantom (`truth.csv`:
-    cdr, disc_diameter, ...). `parts()` is the release's split. Images are read when loaded (see
-    `fundus_image`; `rotate` turns them by -90 degrees as the paper's code does); each npz is opened
-    once here for its codes alone. `progress(done, subjects)`.
+    Images are read when loaded (see `fundus_image`); each npz is opened once here for its codes
+    alone.
 
-    Left out and listed in `excluded`: a row without its npz, an npz without a row, a race,
-    glaucoma, male or hispanic code outside of the release's, csv and npz that disagree on one of
-    them. With `strict`, the first of these is a `DataError` instead. Always a `DataError`: another
-    layout, a missing column, an unknown word, a file name twice, an npz that is broken, or one
-    whose arrays are pickled objects (they are never unpickled).
+    Parameters
+    ----------
+    root
+        The folder that holds `data_summary.csv`.
+    rotate
+        Whether images are turned by -90 degrees, as the paper's code does.
+    strict
+        Whether the first row that would be left out is a `DataError` instead.
+    size
+        Pixels a side.
+    progress
+        Called as `progress(done, subjects)` after each subject.
+
+    Returns
+    -------
+    Cohort
+        One row is one subject: subject, age (years), sex, race, ethnicity, glaucoma, md (dB),
+        md_severity, cdr_status, rnflt_status, refraction, use, image, prompt (missing where one of
+        its attributes is: `with_prompt()` counts and drops those), and the truth of a phantom
+        (`truth.csv`: cdr, disc_diameter, ...). Images are float32 `[N, 1, size, size]` in [-1, 1];
+        `parts()` is the release's split. In `excluded` are a row without its npz, an npz without a
+        row, a code outside of the release's, and csv and npz that disagree on race, glaucoma, sex
+        or ethnicity.
+
+    Raises
+    ------
+    DataError
+        Another layout, a missing column, an unknown word, a file name twice, an npz that is broken,
+        or one whose arrays are pickled objects (they are never unpickled).
     """
-    root = Path(root)
+    root = Path(root).expanduser()
     subjects, files = read_subjects(root / TABLE), find_npz(root)
     excluded = [
         (name, "not in the table", part)
@@ -145,13 +162,8 @@ def read_fairgenmed(
     kept = [subject for name, subject in subjects.items() if name not in gone]
     require_some(kept, excluded, root, "subjects", "check folder and csv")
     table = _with_truth(typed(kept, ("age", "md")), root / TRUTH)
-    return Cohort(
-        "fairgenmed",
-        with_prompts(table, list(PROMPTED), prompt_of),
-        partial(_read_image, root, size, rotate),
-        report(excluded),
-        why_no_prompt=partial(no_prompt, needed=list(PROMPTED)),
-    )
+    read_image = partial(_read_image, root, size, rotate)
+    return prompted("fairgenmed", table, PROMPTED, prompt_of, read_image, excluded)
 
 
 def cdr_status(cdr: float) -> str:
@@ -377,13 +389,10 @@ def _read_image(root: Path, size: int, rotate: bool, key: str) -> np.ndarray:
 
 
 def _decoded(path: str | Path, name: str, value: np.ndarray) -> str | None:
-    _, words = CODES[name]
-    code = value.item() if value.size == 1 else value.tolist()
-    if name == "race" and isinstance(code, str) and code.lower() in RACE_WORDS:
-        return RACE_WORDS[code.lower()]
-    if name in ("male", "hispanic") and code == -1:
-        return None
-    if not isinstance(code, (bool, int, float)) or code not in range(len(words)):
-        expected = f"expected 0 to {len(words) - 1} ({', '.join(words)})"
-        raise UnknownCode(f"{path}: {name} {code!r}; {expected}")
-    return words[int(code)]
+    words = CODES[name][1]
+    code = value.item() if value.size == 1 else str(value)
+    code = code.lower() if isinstance(code, str) else code
+    if code not in words:
+        known = ", ".join(f"{one} ({word})" for one, word in words.items() if isinstance(one, int))
+        raise UnknownCode(f"{path}: {name} {code!r}; expected {known}")
+    return words[code]

@@ -15,18 +15,28 @@ from pathlib import Path
 
 import numpy as np
 
-from fairlib.cohorts.attributes import SEX_CELLS, SEX_WORDS, SEXES, require_words
-from fairlib.cohorts.cohort import Cohort, no_prompt, report, with_prompts
-from fairlib.cohorts.images import read_colour
-from fairlib.cohorts.listing import first_of, folders, listed, missing, require_some
-from fairlib.cohorts.tables import named_cells, number_of, read_rows, refuse_twice, typed, word_of
+from fairlib.cohorts.cohort import Cohort, prompted
+from fairlib.cohorts.listing import first_of, folders, listed, missing, read_colour, require_some
+from fairlib.cohorts.tables import (
+    SEX_CELLS,
+    SEX_WORDS,
+    SEXES,
+    named_cells,
+    number_of,
+    read_rows,
+    refuse_twice,
+    require_words,
+    typed,
+    word_of,
+)
 from fairlib.errors import DataError
 
 # the file's name has no ending in one of its two sources
 TABLES = ("HAM10000_metadata.csv", "HAM10000_metadata")
 PARTS = ("ham10000_images_part_1", "ham10000_images_part_2")  # in any case
-MALIGNANT, BENIGN = ("akiec", "bcc", "mel"), ("bkl", "df", "nv", "vasc")
 CATEGORIES, AGE_GROUPS = ("benign", "malignant"), ("under 60", "60 or older")
+MALIGNANT, BENIGN = ("akiec", "bcc", "mel"), ("bkl", "df", "nv", "vasc")
+CATEGORY_OF = dict.fromkeys(MALIGNANT, "malignant") | dict.fromkeys(BENIGN, "benign")
 ATTRIBUTES = {"sex": SEXES, "age_group": AGE_GROUPS}  # four groups for the perturbation
 PROMPTED = {**ATTRIBUTES, "category": CATEGORIES}  # what a prompt states, in its order
 AGE_WORDS = {"under 60": "Age under 60", "60 or older": "Age equal 60 or older"}
@@ -34,17 +44,31 @@ FIELDS = ("lesion_id", "image_id", "sex", "age", "dx", "dx_type", "localization"
 
 
 def read_ham10000(root: str | Path, *, size: int = 128) -> Cohort:
-    """Read the images of `root`: `HAM10000_metadata(.csv)` and
+    """Read the dermoscopic images of HAM10000: `HAM10000_metadata(.csv)` and
     `HAM10000_images_part_1|2/<image_id>.jpg`.
 
-    One row is one image: subject (the lesion, so that `split()` never parts two images of one),
-    sex, age (years), age_group, dx, category ("benign"/"malignant"), dx_type, localization, image,
-    prompt. Images are read when loaded: float32 [3, size, size] in [-1, 1], cut to the square in
-    the middle. Left out and listed in `excluded`: an image that is in no part, and rows whose sex
-    or age is unknown. Raises `DataError` on another layout, a missing column, an image listed
-    twice, another diagnosis or sex, and an age that is none.
+    Parameters
+    ----------
+    root
+        The folder that holds the table and both parts.
+    size
+        Pixels a side; the square in the middle of each image is taken.
+
+    Returns
+    -------
+    Cohort
+        One row is one image: subject (the lesion, so that `split()` never parts two images of one),
+        sex, age (years), age_group, dx, category ("benign" or "malignant"), dx_type, localization,
+        image, prompt. Images are read when loaded: float32 `[N, 3, size, size]` in [-1, 1]. In
+        `excluded` are images that are in no part, and rows whose sex or age is unknown.
+
+    Raises
+    ------
+    DataError
+        Another layout, a missing column, an image listed twice, another diagnosis or sex, and an
+        age that is none.
     """
-    root = Path(root)
+    root = Path(root).expanduser()
     what, remedy = f"neither {TABLES[0]} nor {TABLES[1]} is there", "give the folder of the release"
     path = first_of((root / name for name in TABLES), missing(root, what, remedy))
     fields = {name: name for name in FIELDS}
@@ -58,13 +82,8 @@ def read_ham10000(root: str | Path, *, size: int = 128) -> Cohort:
         if row["image"] not in files
     ]
     require_some(kept, excluded, root, f"images of {path.name}", "unpack part 1 and part 2")
-    return Cohort(
-        "ham10000",
-        with_prompts(typed(kept, ("age",)), list(PROMPTED), prompt_of),
-        partial(_read_image, files, size),
-        report(excluded),
-        why_no_prompt=partial(no_prompt, needed=list(PROMPTED)),
-    ).with_prompt()
+    table, read_image = typed(kept, ("age",)), partial(_read_image, files, size)
+    return prompted("ham10000", table, PROMPTED, prompt_of, read_image, excluded).with_prompt()
 
 
 def age_group(age: float) -> str:
@@ -76,16 +95,6 @@ def age_group(age: float) -> str:
         expected = "years between 0 and 120; leave images without an age out"
         raise DataError(f"age {age}: expected {expected}")
     return AGE_GROUPS[int(age >= 60)]
-
-
-def category(dx: str) -> str:
-    """ "benign" or "malignant", of one of the seven diagnoses. Raises `DataError` on another
-    one.
-    """
-    if dx not in MALIGNANT + BENIGN:
-        known = ", ".join(sorted(MALIGNANT + BENIGN))
-        raise DataError(f"dx {dx!r}: HAM10000 knows {known}; correct the table")
-    return CATEGORIES[int(dx in MALIGNANT)]
 
 
 def prompt_of(row: Mapping) -> str:
@@ -119,17 +128,16 @@ def _attributes(path: Path, cells: Mapping[str, str]) -> dict:
         why = "a split by lesion needs both"
         raise DataError(f"{where}: lesion_id or image_id is empty; {why}")
     age = number_of(where, "age", cells["age"], 0, 120)
-    try:
-        kind = category(cells["dx"])
-    except DataError as error:
-        raise DataError(f"{where}: {error}") from error
+    if cells["dx"] not in CATEGORY_OF:
+        known = ", ".join(sorted(CATEGORY_OF))
+        raise DataError(f"{where}: dx {cells['dx']!r}: HAM10000 knows {known}; correct the table")
     return {
         "subject": cells["lesion_id"],
         "sex": word_of(where, "sex", cells["sex"], SEX_CELLS),
         "age": age,
         "age_group": None if np.isnan(age) else age_group(age),
         "dx": cells["dx"],
-        "category": kind,
+        "category": CATEGORY_OF[cells["dx"]],
         "dx_type": cells["dx_type"],
         "localization": cells["localization"],
         "image": cells["image_id"],

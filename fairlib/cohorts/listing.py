@@ -1,4 +1,6 @@
-"""List the files of a release, and say what is not there: every reader looks for its files here."""
+"""List the files of a release, say what is not there, and read its JPEG and PNG images as squares
+of one size: every reader looks for its files here.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +8,16 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Siz
 from pathlib import Path
 from typing import TypeVar
 
+import numpy as np
+import torch
+from PIL import Image
+
 from fairlib.errors import DataError
+from fairlib.io import to_images
 
 T = TypeVar("T")
 Excluded = tuple[str, str, str]  # item, reason, detail
+MAX_PIXELS = 1 << 26
 
 
 def listed(folder: Path, pattern: str = "*") -> list[Path]:
@@ -78,7 +86,7 @@ def require_some(
     kept: Sized, excluded: Sequence[Excluded], where: str | Path, what: str, remedy: str
 ) -> None:
     """Raise `DataError` when every one of the `what` was excluded, with the first reason."""
-    if not kept:
+    if not len(kept):
         raise missing(
             where, f"none of the {len(excluded)} {what} can be used, such as {excluded[:1]}", remedy
         )
@@ -91,3 +99,55 @@ def tracked(items: Iterable[T], progress: Callable[[int, int], None] | None) -> 
         yield item
         if progress is not None:
             progress(done, len(items))
+
+
+def open_image(path: Path, mode: str = "L") -> Image.Image:
+    """Open one file as a PIL image in `mode` ("L" grey, "RGB" colour).
+
+    Raises `DataError` naming a file that cannot be decoded or is too large.
+    """
+    bomb = (Image.DecompressionBombError, Image.DecompressionBombWarning)
+    try:
+        with Image.open(path) as image:
+            if image.width * image.height > MAX_PIXELS:
+                size = f"{image.width} x {image.height}"
+                raise DataError(f"{path}: {size} pixels; make it smaller")
+            return image.convert(mode)
+    except DataError:
+        raise
+    except (OSError, SyntaxError, ValueError, *bomb) as error:
+        raise DataError(
+            f"{path}: cannot be decoded ({error}); fetch it again or delete it, then it is "
+            "counted as missing"
+        ) from error
+
+
+def read_grey(path: Path, size: int) -> np.ndarray:
+    """Read one image as grey float32 [size, size] in [-1, 1]: padded to a square with black, then
+    resized.
+
+    Raises `DataError` as `open_image`.
+    """
+    grey = open_image(path)
+    side = max(grey.size)
+    square = Image.new("L", (side, side))
+    square.paste(grey, ((side - grey.width) // 2, (side - grey.height) // 2))
+    return _resized(square, size)
+
+
+def read_colour(path: Path, size: int) -> np.ndarray:
+    """Read one image as float32 [3, size, size] (red, green, blue) in [-1, 1]: the square in its
+    middle, then resized.
+
+    Raises `DataError` as `open_image`.
+    """
+    image = open_image(path, "RGB")
+    side = min(image.size)
+    left, top = (image.width - side) // 2, (image.height - side) // 2
+    square = image.crop((left, top, left + side, top + side))
+    return _resized(square, size).transpose(2, 0, 1)
+
+
+def _resized(square: Image.Image, size: int) -> np.ndarray:
+    small = square.resize((size, size), Image.Resampling.BILINEAR)
+    return to_images(torch.from_numpy(np.array(small))).numpy()

@@ -10,23 +10,22 @@ thick wall; the other diseases are neither.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 
-from fairlib.cohorts.attributes import SEXES
 from fairlib.cohorts.cardiac import (
-    FORMAT,
     STANDARD,
     CardiacSettings,
     HeartSlices,
+    Unsegmented,
     extract,
-    heart_cohort,
+    frame_numbers,
+    read_hearts,
     subject_row,
 )
 from fairlib.cohorts.cohort import Cohort
-from fairlib.cohorts.listing import Excluded, by_name, folders, missing, only, tracked
-from fairlib.cohorts.slices import SliceStore
+from fairlib.cohorts.listing import by_name, folders, missing, only
 from fairlib.cohorts.tables import (
+    SEXES,
     is_missing,
     itself,
     named_cells,
@@ -35,7 +34,6 @@ from fairlib.cohorts.tables import (
     refuse_twice,
     word_of,
 )
-from fairlib.errors import DataError
 from fairlib.nifti import as_labels, read_frames, require_same_grid
 
 PARTS = {
@@ -70,44 +68,63 @@ def read_mnms(
     cache_dir: str | Path | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Cohort:
-    """Read the subjects of `root` (OpenDataset, or the folder that holds it):
-    `*Dataset_information*.csv` and, under Training/{Labeled,Unlabeled}, Validation and Testing,
-    `<code>/<code>_sa.nii.gz` and `<code>_sa_gt.nii.gz` (x, y, slice, frame).
+    """Read the short-axis hearts of M&Ms: `*Dataset_information*.csv` and, under
+    Training/{Labeled,Unlabeled}, Validation and Testing, `<code>/<code>_sa.nii.gz` and
+    `<code>_sa_gt.nii.gz` (x, y, slice, frame).
 
-    One row is one slice position; see `cardiac.heart_cohort` for the columns. ED and ES count
-    frames from 0. Sources contradict each other on what the labels 1 to 3 mean, so it is decided on
-    each subject's masks (the myocardium encloses the left ventricle). Subjects stay when height,
-    weight or a diagnosis is missing (`with_prompt()` counts and drops them); left out and listed in
-    `excluded` are those with empty masks ("Unlabeled"), without images, without a row in the table,
-    without a slice that shows everything, or with another label order than most. The slices go to
-    `cache_dir`, or stay in memory when it is None. `progress(done, subjects)`. Raises `DataError`
-    (layout, missing column, id twice, unknown pathology, units) and `CorruptScan` (a scan that
-    cannot be trusted, mask and image on different grids, label outside 0 to 3, ED or ES out of
-    range).
+    ED and ES count frames from 0. Sources contradict each other on what the labels 1 to 3 mean, so
+    it is decided on each subject's masks (the myocardium encloses the left ventricle).
+
+    Parameters
+    ----------
+    root
+        OpenDataset, or the folder that holds it.
+    diagnoses
+        Pathology code of the table to "healthy", "heart failure", or None for neither.
+    settings
+        Size in pixels, width of a pixel in mm, and slices a subject.
+    cache_dir
+        Where the drawn slices are kept, one file a subject, keyed by settings, file size and time;
+        in memory when None.
+    progress
+        Called as `progress(done, subjects)` after each subject.
+
+    Returns
+    -------
+    Cohort
+        One row is one slice position; columns as in `cardiac.read_hearts`. Images are float32 `[N,
+        3, size, size]` (ED, ES, ED) in [-1, 1], masks uint8 `[N, 2, size, size]` (0 background, 1
+        LV, 2 MYO, 3 RV). Subjects stay when height, weight or a diagnosis is missing
+        (`with_prompt()` counts and drops them). In `excluded` are those with empty masks
+        ("Unlabeled"), without images, without a row in the table, without a slice that shows
+        everything, or with another label order than most.
+
+    Raises
+    ------
+    DataError
+        Another layout, a missing column, an id twice, an unknown pathology, heights or weights
+        outside of human cm and kg.
+    CorruptScan
+        A scan that cannot be trusted, mask and image on different grids, a label outside 0 to 3, ED
+        or ES out of range.
     """
-    root = Path(root)
+    root = Path(root).expanduser()
     root = root / "OpenDataset" if (root / "OpenDataset").is_dir() else root
     table = only(root, "*Dataset_information*.csv", "take the table from the release")
     subjects, parts = read_subjects(table, diagnoses), find_subjects(root)
-    store = SliceStore(HeartSlices, cache_dir)
     excluded = [(one, "no images", "in the table only") for one in subjects if one not in parts]
     excluded += [
         (one, "not in the table", part) for one, (part, _) in parts.items() if one not in subjects
     ]
-    slices, files = {}, {}
-    for subject in tracked([one for one in subjects if one in parts], progress):
+    scans = {}
+    for subject in [one for one in subjects if one in parts]:
         part, folder = parts[subject]
         subjects[subject]["part"] = part
-        files[subject] = [folder / f"{subject}_sa.nii.gz", folder / f"{subject}_sa_gt.nii.gz"]
-        outcome = _read(store, subjects[subject], files[subject], settings)
-        if isinstance(outcome, HeartSlices):
-            slices[subject] = outcome
-        else:
-            excluded.append((subject, *outcome))
-    unusual = _unusual_orders(slices)
-    slices = {one: slices[one] for one in slices if one not in {item for item, *_ in unusual}}
-    return heart_cohort(
-        "mnms", root, subjects, slices, files, [*excluded, *unusual], store, settings
+        scans[subject] = [folder / f"{subject}_sa.nii.gz", folder / f"{subject}_sa_gt.nii.gz"]
+        if part == "unlabelled" and not scans[subject][1].is_file():
+            del scans[subject][1]
+    return read_hearts(
+        "mnms", root, subjects, scans, read_subject, settings, cache_dir, progress, excluded
     )
 
 
@@ -138,18 +155,16 @@ def find_subjects(root: Path) -> dict[str, tuple[str, Path]]:
     return by_name(root, {part: folders(folder) for part, folder in parts.items()})
 
 
-class Unsegmented(DataError):
-    """Masks that are empty in ED and ES, as those of the folder "Unlabeled" are."""
-
-
 def read_subject(
-    files: Sequence[Path], frames: tuple[int, int], settings: CardiacSettings
+    files: Sequence[Path], frames: Sequence[int], settings: CardiacSettings
 ) -> HeartSlices:
-    """Read frames ED and ES of image and masks (`files`), check that they lie on one grid, and draw
-    the slices.
+    """Read frames ED and ES of image and masks (`files`; the masks may be absent), check that they
+    lie on one grid, and draw the slices.
 
     Raises `CorruptScan`, `Unsegmented`, or `DataError` when no slice can be used.
     """
+    if len(files) == 1:
+        raise Unsegmented("no mask file")
     image_path, mask_path = files
     values, affine = read_frames(mask_path, frames)
     labels = as_labels(mask_path, values, LABELS)
@@ -160,36 +175,6 @@ def read_subject(
     return extract(images, labels, affine, settings)
 
 
-def _read(
-    store: SliceStore, subject: Mapping, files: Sequence[Path], settings: CardiacSettings
-) -> HeartSlices | tuple[str, str]:
-    """The slices of a subject, or (reason, detail) why there are none."""
-    part, frames = subject["part"], (subject["ed"], subject["es"])
-    if part == "unlabelled" and not files[1].is_file():
-        return "no segmentation", f"no mask file, {part}"
-    for path in files:
-        if not path.is_file():
-            raise missing(path, "is missing", "copy it from the release")
-    try:
-        make = partial(read_subject, files, frames, settings)
-        return store.add(subject["subject"], files, make, (FORMAT, settings, frames))
-    except Unsegmented as why:
-        return "no segmentation", f"{why}, {part}"
-    except DataError as why:
-        return "no usable slice", str(why)
-
-
-def _unusual_orders(slices: Mapping[str, HeartSlices]) -> list[Excluded]:
-    orders = [one.order for one in slices.values()]
-    usual = max(sorted(set(orders)), key=orders.count, default=None)
-    detail = "(LV, MYO, RV) are {}, in most subjects {}"
-    return [
-        (subject, "another label order", detail.format(one.order, usual))
-        for subject, one in slices.items()
-        if one.order != usual
-    ]
-
-
 def _attributes(
     path: str | Path, row: Mapping[str, str], diagnoses: Mapping[str, str | None]
 ) -> dict:
@@ -198,10 +183,7 @@ def _attributes(
         name: number_of(where, FIELDS[name], row[name], 0, 1e4)
         for name in ("age", "height", "weight", "ed", "es")
     }
-    ed, es = numbers["ed"], numbers["es"]
-    if ed == es or any(not (value >= 0 and value == int(value)) for value in (ed, es)):
-        frames = f"ED {row['ed']!r} and ES {row['es']!r}"
-        raise DataError(f"{where}: {frames}; expected two different frames, counted from 0")
+    frames = frame_numbers(where, numbers["ed"], numbers["es"], 0)
     words = {name: None if is_missing(row[name]) else row[name] for name in row}
     words |= {"subject": row["subject"], "sex": word_of(where, "Sex", row["sex"], itself(SEXES))}
-    return subject_row({**words, **numbers, "ed": int(ed), "es": int(es)}, diagnoses, where)
+    return subject_row({**words, **numbers, **frames}, diagnoses, where)

@@ -13,8 +13,7 @@ import numpy as np
 import pandas as pd
 
 from fairlib.cohorts.cohort import Cohort, report
-from fairlib.cohorts.images import read_grey
-from fairlib.cohorts.listing import listed, require_some
+from fairlib.cohorts.listing import listed, read_grey, require_some
 from fairlib.cohorts.tables import named_cells, read_rows, read_text, read_truth, refuse_twice
 from fairlib.errors import DataError
 from fairlib.settings import unknown_key
@@ -31,14 +30,31 @@ def read_roco(root: str | Path, *, split: str = "train", size: int = 128) -> Coh
     """Read ROCO's radiology part: `root/data/<split>/radiology/captions.txt` (id, tab, caption) and
     `images/<id>.jpg`.
 
-    `split`: "train", "validation" or "test". One row an image; columns as in a brain cohort, and
-    split, mentions_sex (bool) and sex_in_caption ("F", "M", "both", "none"). `subject` is the
-    article (PMC id) of `licences.txt` where that file is there, else the image. Sex and other
-    truths come from `truth.csv` (phantoms only), else they are missing. Captions whose image was
-    never fetched are listed in `excluded`. Raises `DataError` on another layout.
+    Parameters
+    ----------
+    root
+        The folder of the release, or its folder `data`.
+    split
+        "train", "validation" or "test".
+    size
+        Pixels a side; images are padded to a square with black.
+
+    Returns
+    -------
+    Cohort
+        One row is one image: the columns of a brain cohort (see `read_brats`), split, mentions_sex
+        (bool) and sex_in_caption ("F", "M", "both", "none"). `subject` is the article (PMC id) of
+        `licences.txt` where that file is there, else the image. Sex and other truths come from
+        `truth.csv` (phantoms only), else they are missing. Images are read when loaded: grey
+        float32 `[N, 1, size, size]` in [-1, 1]. Captions without an image are in `excluded`.
+
+    Raises
+    ------
+    DataError
+        Another layout, or an unknown split.
     """
     _check_split(split, ["train", "validation", "test"], "ROCO")
-    root = Path(root)
+    root = Path(root).expanduser()
     root = root / "data" if (root / "data").is_dir() else root
     folder = root / split / "radiology"
     captions = _tabbed_captions(folder / "captions.txt")
@@ -51,10 +67,27 @@ def read_rocov2(root: str | Path, *, split: str = "train", size: int = 128) -> C
     """Read ROCOv2's csv form: `root/<split>_captions.csv` (ID, Caption) and
     `root/<split>_images/<id>.jpg`.
 
-    `split`: "train", "valid" or "test". The rest as `read_roco`; the subject is the image.
+    Parameters
+    ----------
+    root
+        The folder that holds them.
+    split
+        "train", "valid" or "test".
+    size
+        Pixels a side; images are padded to a square with black.
+
+    Returns
+    -------
+    Cohort
+        As `read_roco`; the subject is the image.
+
+    Raises
+    ------
+    DataError
+        Another layout, or an unknown split.
     """
     _check_split(split, ["train", "valid", "test"], "ROCOv2")
-    root = Path(root)
+    root = Path(root).expanduser()
     captions = _csv_captions(root / f"{split}_captions.csv")
     images, truth = root / f"{split}_images", root / "truth.csv"
     return _cohort("rocov2", captions, images, split, size, {}, truth)

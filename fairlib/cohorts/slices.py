@@ -7,28 +7,30 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol
 
 import nibabel
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 
-from fairlib.errors import DataError, SettingsError, WeightsError
+from fairlib.errors import DataError, WeightsError
 from fairlib.io import read_tensors, write_tensors
 from fairlib.nifti import voxel_sizes
-from fairlib.settings import digest
+from fairlib.settings import Bound, Count, Positive, Weight, check_bounds, digest
 
 FORMAT = 1  # of the store's files; raise it when slices are chosen or drawn otherwise
 CONTRASTS = ("t1", "t1ce", "t2", "flair")
 SIDES = ("none", "left", "right")
 
 
-def require_settings(settings: object, rules: dict[str, bool]) -> None:
-    """Raise `SettingsError` naming the rules that `settings` break."""
-    broken = [rule for rule, met in rules.items() if not met]
-    if broken:
-        raise SettingsError(f"{settings}: {', '.join(broken)}")
+def _growing(limits: tuple[float, ...]) -> bool:
+    return len(limits) == 2 and 0 <= limits[0] < limits[1] <= 100
+
+
+Pixels = Annotated[int, Bound(lambda value: value >= 8, "at least 8")]
+Part = Annotated[float, Bound(lambda value: 0 < value <= 1, "in (0, 1]")]
+Limits = Annotated[tuple[float, ...], Bound(_growing, "two growing numbers from 0 to 100")]
 
 
 @dataclass(frozen=True)
@@ -43,29 +45,16 @@ class SliceSettings:
     tumour. clip_percentiles: grey limits, of the brain of the whole volume.
     """
 
-    size: int = 128
-    field_of_view_mm: float = 204.8
-    slices_per_subject: int = 4
-    minimum_area: float = 0.85
-    minimum_gap_mm: float = 5.0
-    minimum_tumour_mm2: float = 50.0
-    clip_percentiles: tuple[float, ...] = (0.5, 99.5)
+    size: Pixels = 128
+    field_of_view_mm: Positive = 204.8
+    slices_per_subject: Count = 4
+    minimum_area: Part = 0.85
+    minimum_gap_mm: Weight = 5.0
+    minimum_tumour_mm2: Weight = 50.0
+    clip_percentiles: Limits = (0.5, 99.5)
 
     def __post_init__(self) -> None:
-        limits = self.clip_percentiles
-        growing = len(limits) == 2 and 0 <= limits[0] < limits[1] <= 100
-        require_settings(
-            self,
-            {
-                "size must be at least 8": self.size >= 8,
-                "slices_per_subject must be at least 1": self.slices_per_subject >= 1,
-                "field_of_view_mm must be positive": self.field_of_view_mm > 0,
-                "minimum_area must lie in (0, 1]": 0 < self.minimum_area <= 1,
-                "minimum_gap_mm must be 0 or more": self.minimum_gap_mm >= 0,
-                "minimum_tumour_mm2 must be 0 or more": self.minimum_tumour_mm2 >= 0,
-                "clip_percentiles must be two growing numbers from 0 to 100": growing,
-            },
-        )
+        check_bounds(self)
 
 
 STANDARD = SliceSettings()
@@ -112,7 +101,8 @@ class SliceStore:
             self._kept[subject] = slices = make()
             return slices
         marks = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-        path = Path(self.folder) / f"{subject}.{digest([FORMAT, key, marks])}.safetensors"
+        name = f"{subject}.{digest([FORMAT, key, marks])}.safetensors"
+        path = Path(self.folder).expanduser() / name
         self._kept[subject] = path
         slices = self._cached(path)
         if slices is None:
@@ -166,20 +156,14 @@ def extract(
             raise DataError(f"the {name} volume shows no brain: every voxel is 0; export it again")
     tumour, sizes = to_canonical(labels, affine)
     tumour, brain = tumour > 0, np.logical_or.reduce([volume != 0 for volume in turned.values()])
-    boxes = [_extent(brain, axis) for axis in (0, 1)]
+    matrices, middles, cropped = centred(brain, sizes, settings)
     index = choose_slices(_areas(brain, sizes), _areas(tumour, sizes), sizes[2], settings)
-    drawers = [
-        resampling(brain.shape[axis], sizes[axis], sum(boxes[axis]) / 2, settings)
-        for axis in (0, 1)
-    ]
     grey = [normalise(part, index, settings.clip_percentiles) for part in turned.values()]
     images = np.stack(
-        [[draw(volume[..., k], *drawers) for volume in grey] for k in range(len(index))]
+        [[draw(volume[..., k], *matrices) for volume in grey] for k in range(len(index))]
     )
-    middle, least = sum(boxes[0]) / 2, settings.minimum_tumour_mm2
-    sides = [SIDES.index(side_of(tumour[..., z], middle, sizes, least)) for z in index]
-    widths = [(high - low + 1) * sizes[axis] for axis, (low, high) in enumerate(boxes)]
-    cropped = bool(max(widths) > settings.field_of_view_mm)
+    least = settings.minimum_tumour_mm2
+    sides = [SIDES.index(side_of(tumour[..., z], middles[0], sizes, least)) for z in index]
     return SubjectSlices(images, tuple(index), tuple(sides), cropped)
 
 
@@ -223,13 +207,21 @@ def normalise(
     Linear between two percentiles of the brain (non-zero voxels) of the whole volume, clipped
     outside them. Raises `DataError` when the brain has but one value.
     """
-    low, high = np.percentile(volume[volume != 0], percentiles)
-    if not high > low:
-        raise DataError(
-            f"shows no contrast: its brain has the single value {low:g}; export it again"
-        )
     chosen = volume[..., index].astype(np.float64)
-    return np.where(chosen != 0, np.clip((chosen - low) / (high - low), 0, 1), 0)
+    return np.where(chosen != 0, stretched(chosen, volume[volume != 0], percentiles), 0)
+
+
+def stretched(
+    values: np.ndarray, reference: np.ndarray, percentiles: tuple[float, ...]
+) -> np.ndarray:
+    """`values` linearly to [0, 1] between two percentiles of `reference`, clipped outside them.
+
+    Raises `DataError` when the two are equal.
+    """
+    low, high = np.percentile(reference, percentiles)
+    if not high > low:
+        raise DataError(f"shows no contrast, only the single value {low:g}; export it again")
+    return np.clip((values - low) / (high - low), 0, 1)
 
 
 class Raster(Protocol):
@@ -266,6 +258,21 @@ def resampling(n: int, spacing: float, centre: float, settings: Raster) -> np.nd
     return matrix
 
 
+def centred(
+    mask: np.ndarray, sizes: np.ndarray, raster: Raster
+) -> tuple[list[np.ndarray], list[float], bool]:
+    """Centre an image on the bounding box of `mask` [X, Y, Z] along its first two axes.
+
+    sizes: of a voxel, in mm. Returns the matrices of `resampling` for X and for Y, the middle of
+    the box along each (in voxels), and whether the box is wider than the image.
+    """
+    shown = [np.flatnonzero(mask.any(axis=(1 - axis, 2))) for axis in (0, 1)]
+    middles = [(int(one[0]) + int(one[-1])) / 2 for one in shown]
+    widths = [(one[-1] - one[0] + 1) * sizes[axis] for axis, one in enumerate(shown)]
+    matrices = [resampling(mask.shape[k], sizes[k], middles[k], raster) for k in (0, 1)]
+    return matrices, middles, bool(max(widths) > raster.field_of_view_mm)
+
+
 def draw(grey: np.ndarray, across: np.ndarray, along: np.ndarray) -> np.ndarray:
     """One RAS slice [X, Y] of grey in [0, 1] as an image float32 [size, size] in [-1, 1].
 
@@ -288,8 +295,3 @@ def side_of(tumour: np.ndarray, midline: float, sizes: np.ndarray, minimum_mm2: 
 
 def _areas(mask: np.ndarray, sizes: np.ndarray) -> np.ndarray:
     return np.count_nonzero(mask, axis=(0, 1)) * sizes[0] * sizes[1]
-
-
-def _extent(mask: np.ndarray, axis: int) -> tuple[int, int]:
-    present = np.flatnonzero(mask.any(axis=tuple(other for other in range(3) if other != axis)))
-    return int(present[0]), int(present[-1])

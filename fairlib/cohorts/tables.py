@@ -1,5 +1,10 @@
 """Small text tables, read strictly: rows as long as the header, every needed column there, no id
 twice. Missing cells stay missing, and an unknown word is an error.
+
+Several data sets share attributes of subjects: their vocabularies, the words in which a prompt
+states them, and groups as integer codes. The order of each vocabulary is that of the codes in
+FairGenMed's npz files. Source of the seven groups (3 race, 2 sex, 2 ethnicity): Luo et al., arXiv
+2412.20374 (FairDiffusion).
 """
 
 from __future__ import annotations
@@ -13,9 +18,15 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 
-from fairlib.errors import DataError
+from fairlib.errors import DataError, SettingsError
 from fairlib.settings import unknown_key
 
+SEXES = ("F", "M")
+SEX_WORDS = {"F": "Female", "M": "Male"}
+SEX_CELLS = {"female": "F", "male": "M"}  # of a release's table, in lower case
+RACES = ("Asian", "Black", "White")
+ETHNICITIES = ("Non-Hispanic", "Hispanic")
+ATTRIBUTES = {"race": RACES, "sex": SEXES, "ethnicity": ETHNICITIES}
 MISSING = {"", "-", "-1", "na", "n/a", "nan", "none", "unknown"}
 TAKE_AGAIN = "take the file from its release again"
 
@@ -26,7 +37,7 @@ def read_text(path: str | Path) -> str:
     Raises `DataError` naming the file.
     """
     try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
+        with Path(path).expanduser().open(encoding="utf-8-sig", newline="") as file:
             return file.read().replace("\r\n", "\n")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(
@@ -35,13 +46,18 @@ def read_text(path: str | Path) -> str:
 
 
 def read_rows(path: str | Path, delimiter: str = ",") -> list[list[str]]:
-    """Read header and body as stripped cells; tab-separated files know no quotes.
+    """Read header and body as stripped cells, of text or of the first sheet of an xlsx file;
+    tab-separated files know no quotes.
 
     Raises `DataError` on a ragged row, and on a file without any.
     """
     quoting: Literal[0, 3] = csv.QUOTE_NONE if delimiter == "\t" else csv.QUOTE_MINIMAL
     try:
-        read = list(csv.reader(io.StringIO(read_text(path)), delimiter=delimiter, quoting=quoting))
+        if Path(path).suffix.lower() == ".xlsx":
+            read = _xlsx(path)
+        else:
+            text = io.StringIO(read_text(path))
+            read = list(csv.reader(text, delimiter=delimiter, quoting=quoting))
     except csv.Error as error:
         raise DataError(f"{path}: is not a table ({error}); {TAKE_AGAIN}") from error
     rows = [[cell.strip() for cell in row] for row in read if any(cell.strip() for cell in row)]
@@ -52,6 +68,16 @@ def read_rows(path: str | Path, delimiter: str = ",") -> list[list[str]]:
             counts = f"{len(row)} cells, the header {len(rows[0])}"
             raise DataError(f"{path}: row {number} has {counts}; {TAKE_AGAIN}")
     return rows
+
+
+def _xlsx(path: str | Path) -> list[list[str]]:
+    try:
+        sheet = Path(path).expanduser()
+        cells = pd.read_excel(sheet, header=None, dtype=str, na_filter=False, engine="openpyxl")
+    except Exception as error:  # openpyxl raises whatever its parsers below do
+        remedy = f"{TAKE_AGAIN}, or save it as csv with the same columns"
+        raise DataError(f"{path}: cannot be read as xlsx ({error}); {remedy}") from error
+    return cells.to_numpy().tolist()
 
 
 def column(path: str | Path, header: Sequence[str], name: str) -> int:
@@ -154,3 +180,57 @@ def number_of(where: str, column: str, text: str, low: float, high: float) -> fl
         expected = f"{low:g} to {high:g}, or an empty cell; correct the table"
         raise DataError(f"{where}: {column} is {text}; expected {expected}")
     return value
+
+
+def require_words(row: Mapping, vocabularies: Mapping[str, Sequence[str]]) -> None:
+    """Raise `DataError` unless a row states each of the attributes of a prompt in a word of its
+    vocabulary.
+    """
+    for name, words in vocabularies.items():
+        if name not in row:
+            raise DataError(f"the row has no {name!r}; a prompt states {', '.join(vocabularies)}")
+        if pd.isna(row[name]) or row[name] not in words:
+            known = f"the prompt knows {', '.join(words)}"
+            raise DataError(f"{name} {row[name]!r}: {known}; leave rows without one out")
+
+
+def known_word(prompt: str, word: str, words: Sequence[str]) -> str:
+    """`word`, a part of `prompt`, where it is one of `words`.
+
+    Raises `SettingsError` naming the nearest one where it is not.
+    """
+    if word not in words:
+        raise SettingsError(unknown_key(word, list(words), f"prompt {prompt!r}"))
+    return word
+
+
+def group_codes(
+    table: pd.DataFrame, attributes: Mapping[str, Sequence[str]] = ATTRIBUTES
+) -> np.ndarray:
+    """The group of each row in each attribute: int64 [N, A], code = position in the attribute's
+    vocabulary.
+
+    `attributes`: column -> its known values, in the order of the codes. Raises `DataError` on a
+    missing column, or a value that is missing or not in the vocabulary (naming the column, the
+    value and the row).
+    """
+    return np.stack([_codes(table, name, words) for name, words in attributes.items()], axis=1)
+
+
+def group_names(attributes: Mapping[str, Sequence[str]] = ATTRIBUTES) -> list[tuple[str, str]]:
+    """(attribute, value) of every group, attribute after attribute: seven for FairGenMed."""
+    return [(name, value) for name, words in attributes.items() for value in words]
+
+
+def _codes(table: pd.DataFrame, name: str, words: Sequence[str]) -> np.ndarray:
+    if name not in table:
+        raise DataError(f"no groups: {unknown_key(name, list(table.columns), 'the table')}")
+    codes = pd.Index(list(words)).get_indexer(table[name].astype("object")).astype(np.int64)
+    unknown = np.flatnonzero(codes < 0)
+    if len(unknown):
+        first = f"{name} of row {unknown[0]} is {table[name].iloc[unknown[0]]!r}"
+        raise DataError(
+            f"{first} ({len(unknown)} such rows of {len(table)}); a group is one of "
+            f"{', '.join(words)}; leave the others out"
+        )
+    return codes

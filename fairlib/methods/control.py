@@ -24,7 +24,6 @@ from torch.nn import functional as F
 from fairlib.cohorts.cardiac import (
     BMI_CLASSES,
     DIAGNOSES,
-    balancing_weights,
     bmi_class,
     control_image,
     decade,
@@ -32,7 +31,7 @@ from fairlib.cohorts.cardiac import (
 )
 from fairlib.errors import DataError, SettingsError
 from fairlib.methods.finetuning import prediction_target, prediction_type
-from fairlib.methods.resampling import draw_rows, rows_of_step
+from fairlib.methods.resampling import balancing_weights, draw_rows, rows_of_step
 from fairlib.models.controlnet import controlled_noise
 from fairlib.models.generator import add_noise, drop_words
 from fairlib.models.training import FitSettings, FitStep, Trainer, generator_for
@@ -64,7 +63,7 @@ def fit_controlnet(
     latents: scaled, [N, 4, h, w]; control: [N, 3, H, W] in [0, 1], one a row of `latents`; embeds:
     distinct prompt embeddings [M, L, D]; caption_of: [N] rows of `embeds`; null: embedding [1, L,
     D] of the empty prompt, used with probability `dropout`. `weights` [N] (see
-    `cohorts.cardiac.balancing_weights`) draws rows in proportion, with replacement; without them
+    `methods.resampling.balancing_weights`) draws rows in proportion, with replacement; without them
     every row comes once an epoch. scheduler: of the denoiser's pipeline, for its prediction type;
     without it the denoiser predicts noise. Raises `DataError` when the lengths differ,
     `SettingsError` when the scheduler's schedule of noise is not this library's.

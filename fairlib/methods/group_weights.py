@@ -4,7 +4,7 @@ These are what Fair Bayesian Perturbation (`methods.perturbation`) is compared w
 knows every one of them by the protocol `SampleWeights`; methods of one seed see the same batches,
 time steps and noises.
 
-Groups are integer codes `[N, A]`, one column an attribute, as `cohorts.attributes.group_codes`
+Groups are integer codes `[N, A]`, one column an attribute, as `cohorts.tables.group_codes`
 gives them; `sizes` says how many values each attribute has. Where all values stand in one row
 (sigma, group means), attributes follow one another: with sizes (3, 2, 2) column 3 is the first
 value of the second attribute.

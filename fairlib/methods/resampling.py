@@ -8,6 +8,7 @@ images, no networks. Source: Skorupko et al., arXiv 2403.19508, and its released
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,7 +16,7 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from fairlib.errors import DataError
+from fairlib.errors import DataError, SettingsError
 from fairlib.models.training import FitSettings, batch_indices, generator_for
 
 if TYPE_CHECKING:
@@ -30,14 +31,31 @@ def inverse_frequency(groups: pd.DataFrame, cap: float) -> np.ndarray:
     weight. `cap` bounds a weight as a multiple of the mean, before the mean is set to one again, so
     that a handful of images cannot dominate.
     """
-    counts = (
-        groups.groupby(list(groups.columns), dropna=False, observed=True)[groups.columns[0]]
-        .transform("size")
-        .to_numpy()
-    )
-    weights = 1 / counts
+    weights = 1 / _sizes(groups)
     weights = np.minimum(weights / weights.mean(), cap)
     return weights / weights.mean()
+
+
+def balancing_weights(prompts: Sequence[str], clip: float = 20) -> np.ndarray:
+    """Sampling weight of each image, float64 [N]: min(1 / count of its full prompt, 1 / (9 *
+    clip)).
+
+    Inverse frequency, capped so that a class of fewer than 9 * clip images is not drawn beyond
+    that. The paper's code takes clip 20 in training and 5 in generation.
+    """
+    import pandas as pd
+
+    if clip <= 0:
+        paper = "the paper takes 20 in training, 5 in generation"
+        raise SettingsError(f"clip {clip}: must be positive; {paper}")
+    return np.minimum(1 / _sizes(pd.DataFrame({"prompt": list(prompts)})), 1 / (9 * clip))
+
+
+def _sizes(groups: pd.DataFrame) -> np.ndarray:
+    """The size of each row's group."""
+    names = list(groups.columns)
+    grouped = groups.groupby(names, dropna=False, observed=True)[names[0]]
+    return grouped.transform("size").to_numpy()
 
 
 def draw_rows(weights: ArrayLike, count: int, seed: int, *keys: int) -> Tensor:
@@ -50,8 +68,7 @@ def draw_rows(weights: ArrayLike, count: int, seed: int, *keys: int) -> Tensor:
     usable = bool((chances.isfinite() & (chances >= 0)).all()) and float(chances.sum()) > 0
     if not usable:
         raise DataError(
-            "sampling weights must be finite, at least 0 and not all 0; see "
-            "cohorts.cardiac.balancing_weights"
+            "sampling weights must be finite, at least 0 and not all 0; see balancing_weights"
         )
     return torch.multinomial(chances, count, replacement=True, generator=generator_for(seed, *keys))
 

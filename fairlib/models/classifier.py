@@ -599,7 +599,7 @@ def load_classifier(folder: str | Path) -> Classifier:
 
     Raises `WeightsError` when it is not one, or the weights do not fit the architecture.
     """
-    path = Path(folder) / "classifier.json"
+    path = Path(folder).expanduser() / "classifier.json"
     if not path.is_file():
         raise WeightsError(f"{folder}: no classifier here ({path.name} is missing); fit one first")
     about = read_json(path)

@@ -275,7 +275,7 @@ def save_clip(
     folder: str | Path, clip: Clip, merges: list[tuple[str, str]], config: dict = SMALL
 ) -> None:
     """Write vocabulary, configuration and fp16 weights."""
-    folder = Path(folder)
+    folder = Path(folder).expanduser()
     write_vocabulary(folder, merges)
     write_json(folder / "config.json", config)
     write_tensors(
@@ -290,7 +290,7 @@ def load_clip(folder: str | Path) -> Clip:
     Raises `WeightsError` when the folder lacks a file or the weights do not fit their
     configuration.
     """
-    folder = Path(folder)
+    folder = Path(folder).expanduser()
     if not (folder / "config.json").is_file():
         raise WeightsError(
             f"{folder}: no CLIP here (config.json is missing); make it with `make base`"

@@ -7,6 +7,7 @@ latents to images. What it saves, `DiffusionPipeline.from_pretrained` reads in a
 from __future__ import annotations
 
 import copy
+import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fairlib.errors import SettingsError, WeightsError
-from fairlib.io import atomic_folder, read_json, read_tensors, sha256, write_tensors
+from fairlib.io import MANIFEST, atomic_folder, read_manifest, read_tensors, write_tensors
 from fairlib.models.solvers import Solver, dpm_solver_2m
 from fairlib.models.training import (
     FitSettings,
@@ -260,7 +261,7 @@ class Generator:
                 if name != "text_encoder":  # convolutions are a third faster that way on a CPU
                     part.to(memory_format=torch.channels_last)
         pipeline.set_progress_bar_config(disable=True)
-        path = Path(folder) / MEAN_LATENT
+        path = Path(folder).expanduser() / MEAN_LATENT
         return cls(pipeline, device, read_tensors(path)["mean"] if path.is_file() else None)
 
     def save(self, folder: str | Path, half: bool = False) -> None:
@@ -501,8 +502,9 @@ def read_pretrained(kind: Any, name: str | Path, check: bool, local: bool) -> An
     import diffusers
     import transformers
 
-    if check and (Path(name) / "manifest.json").is_file():
-        check_hashes(name)
+    name = os.path.expanduser(name)
+    if check and (Path(name) / MANIFEST).is_file():
+        read_manifest(name)
     diffusers.utils.logging.disable_progress_bar()
     transformers.utils.logging.disable_progress_bar()
     options = {} if issubclass(kind, nn.Module) else {"safety_checker": None}
@@ -518,21 +520,6 @@ def read_pretrained(kind: Any, name: str | Path, check: bool, local: bool) -> An
         ) from error
 
 
-def check_hashes(folder: str | Path) -> None:
-    """Compare the weights in `folder` with its manifest.
-
-    Raises `WeightsError` naming the file that differs.
-    """
-    for name, expected in read_json(Path(folder) / "manifest.json")["files"].items():
-        path = Path(folder) / name
-        found = sha256(path) if path.is_file() else "that of no file"
-        if found != expected:
-            raise WeightsError(
-                f"{path}: its hash is {found}, but manifest.json says {expected}; fetch the folder "
-                "again or `make base`"
-            )
-
-
 def save_pipeline(
     folder: str | Path,
     pipeline: DiffusionPipeline,
@@ -545,7 +532,7 @@ def save_pipeline(
     half: in float16. A pipeline that is in `folder` is replaced, with everything beside it. Raises
     `SettingsError` when `folder` holds something else.
     """
-    folder = Path(folder)
+    folder = Path(folder).expanduser()
     if folder.is_dir() and any(folder.iterdir()) and not (folder / "model_index.json").is_file():
         raise SettingsError(f"{folder} holds something that is no pipeline; choose another folder")
     if half:

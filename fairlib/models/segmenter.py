@@ -217,7 +217,7 @@ def load_segmenter(folder: str | Path) -> Segmenter:
 
     Raises `WeightsError` when it is not one.
     """
-    folder = Path(folder)
+    folder = Path(folder).expanduser()
     if not (folder / "segmenter.json").is_file():
         raise WeightsError(
             f"{folder}: no segmenter here (segmenter.json is missing); fit one first"

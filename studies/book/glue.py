@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from fairlib.doctor import device
 from fairlib.errors import SettingsError
-from fairlib.manifest import device
 from fairlib.settings import digest
 from studies.engine import repository
 from studies.engine.profiles import load_parameters

@@ -16,8 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from fairlib.errors import FairlibError, SettingsError
-from fairlib.io import read_json, sha256, write_json
-from fairlib.manifest import hashes
+from fairlib.io import hashes, read_json, sha256, write_json
 from fairlib.settings import digest, unknown_key
 from studies.engine import accelerator, cores, environment, repository, runs_folder
 from studies.engine.profiles import Profile, chapters, lanes, load_profile, notebooks

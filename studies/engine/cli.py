@@ -32,14 +32,17 @@ BASES = ("brain", "heart", "fundus")
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns the exit status: 0, 1 when a criterion is not met, 2 on a user's
-    mistake.
+    mistake, 130 when it is interrupted.
     """
-    options = _parser(sys.argv[1:] if arguments is None else arguments).parse_args(arguments)
     try:
+        options = _parser(sys.argv[1:] if arguments is None else arguments).parse_args(arguments)
         return options.command(options) or 0
     except FairlibError as error:
         print(f"studies: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("studies: interrupted; run the same command again to resume", file=sys.stderr)
+        return 130
 
 
 def study_of(name: str) -> Any:
@@ -51,12 +54,13 @@ def study_of(name: str) -> Any:
 
 def run_one(options: argparse.Namespace) -> None:
     """Run a study over arms and seeds and write its tables (hours on slow cores; it resumes)."""
+    from studies.engine.profiles import at_home
     from studies.engine.study import run_study
 
     study = study_of(options.study)
     names = {field.name for field in dataclasses.fields(study.settings)}
-    given = {name: v for name, v in vars(options).items() if name in names and v is not None}
-    out = options.out or None
+    given = {n: at_home(v) for n, v in vars(options).items() if n in names and v is not None}
+    out = at_home(options.out) or None
     settings = study.settings(**given)
     print(run_study(study, settings, options.arms, options.seeds, out, options.only))
 

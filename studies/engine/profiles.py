@@ -77,11 +77,15 @@ def load_parameters(notebook: str, namespace: dict[str, Any]) -> Any:
         value = namespace[name]
         if name in chosen and name not in injected and value == usual.get(name):
             value = chosen[name]
-        value = typed(value, parameter.type, f"{notebook}.{name}")
-        is_home = isinstance(value, str) and value.startswith("~")
-        values[name] = str(Path(value).expanduser()) if is_home else value
+        values[name] = at_home(typed(value, parameter.type, f"{notebook}.{name}"))
     kind = make_dataclass("Parameters", [(n, type(v)) for n, v in values.items()], frozen=True)
     return kind(**values)
+
+
+def at_home(value: Any) -> Any:
+    """`value`; a text that begins with `~` lies in the home folder."""
+    is_home = isinstance(value, str) and value.startswith("~")
+    return str(Path(value).expanduser()) if is_home else value
 
 
 def settings_from(kind: type[T], parameters: Any, **others: Any) -> T:

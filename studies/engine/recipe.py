@@ -26,11 +26,19 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from fairlib.cohorts.cardiac import balancing_weights, control_image
+from fairlib.cohorts.cardiac import control_image
 from fairlib.errors import DataError, WeightsError
-from fairlib.io import read_json, read_tensors, write_bytes, write_json, write_tensors
-from fairlib.manifest import NAME, parsed
+from fairlib.io import (
+    MANIFEST,
+    parse_manifest,
+    read_json,
+    read_tensors,
+    write_bytes,
+    write_json,
+    write_tensors,
+)
 from fairlib.methods.control import fit_controlnet
+from fairlib.methods.resampling import balancing_weights
 from fairlib.models import autoencoder as ae
 from fairlib.models import clip as cl
 from fairlib.models import controlnet as co
@@ -392,13 +400,13 @@ def training_people(weights: str | Path, kind: type, key: str, model: str, other
     model, otherwise: for the error, what to train and what to do where a manifest does not tell.
     Raises `WeightsError` when there is no manifest, or none of a model made from synthetic people.
     """
-    path = Path(weights) / NAME
+    path = Path(weights) / MANIFEST
     if not path.is_file():
         raise WeightsError(
-            f"{weights}: no {model} generator here ({NAME} is missing); make it with "
+            f"{weights}: no {model} generator here ({MANIFEST} is missing); make it with "
             f"`python -m studies base {model}`"
         )
-    found = parsed(path)["parameters"].get(key)
+    found = parse_manifest(path)["parameters"].get(key)
     if not isinstance(found, dict):
         raise WeightsError(
             f"{path}: does not say which synthetic people the generator was trained on; "

@@ -35,9 +35,9 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
+from fairlib.doctor import device, versions
 from fairlib.errors import SettingsError
-from fairlib.io import write_json
-from fairlib.manifest import FORMAT, NAME, device, hashes, parsed, read_manifest, versions
+from fairlib.io import MANIFEST, hashes, parse_manifest, read_manifest, write_json
 from fairlib.settings import digest
 from studies.engine import repository, stages_folder
 from studies.engine.reach import code_digest
@@ -281,7 +281,7 @@ def write_manifest(
     """
     folder = Path(folder)
     manifest = {
-        "format": FORMAT,
+        "format": 1,
         "parameters": parameters,
         "seed": parameters.get("seed"),
         "seconds": round(seconds, 2),
@@ -289,7 +289,7 @@ def write_manifest(
         **provenance(),
         **extra,
     }
-    write_json(folder / NAME, manifest)
+    write_json(folder / MANIFEST, manifest)
     return manifest
 
 
@@ -297,7 +297,7 @@ def content_digest(folder: str | Path) -> str:
     """A short hash of what `folder` holds, from its manifest: the name of this result as an input
     to the next stage.
     """
-    return digest(parsed(Path(folder) / NAME)["files"])
+    return digest(parse_manifest(Path(folder) / MANIFEST)["files"])
 
 
 def files_digest(files: Iterable[Path]) -> str:

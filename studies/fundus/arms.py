@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fairlib.cohorts.attributes import ATTRIBUTES, group_names
+from fairlib.cohorts.tables import ATTRIBUTES, group_names
 from fairlib.errors import SettingsError
 from fairlib.io import read_tensors, to_images, write_bytes, write_tensors
 from fairlib.methods.finetuning import (

@@ -13,9 +13,9 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from fairlib.cohorts.attributes import RACES, group_codes
 from fairlib.cohorts.cohort import Cohort
 from fairlib.cohorts.fairgenmed import FOLDERS, USES, read_fairgenmed
+from fairlib.cohorts.tables import RACES, group_codes
 from fairlib.errors import DataError, SettingsError
 from fairlib.io import read_tensors, to_bytes, to_images, write_bytes, write_tensors
 from fairlib.settings import digest, unknown_key

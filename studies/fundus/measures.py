@@ -30,7 +30,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import t
 
-from fairlib.cohorts.attributes import ATTRIBUTES, RACES
+from fairlib.cohorts.tables import ATTRIBUTES, RACES
 from fairlib.errors import DataError
 from fairlib.io import write_bytes
 from fairlib.measures.distances import mmd_draws

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from fairlib.cohorts.attributes import ETHNICITIES, RACES, SEX_WORDS, SEXES
 from fairlib.cohorts.fairgenmed import FOLDERS, GLAUCOMA, TABLE
 from fairlib.cohorts.fairgenmed import TRUTH as TRUTH_TABLE
+from fairlib.cohorts.tables import ETHNICITIES, RACES, SEX_WORDS, SEXES
 from fairlib.io import write_bytes
 from studies.fundus.phantom import TRUTH, draw_fundus
 from studies.fundus.rules import PhantomSettings

@@ -7,7 +7,7 @@ from itertools import product
 import numpy as np
 import pandas as pd
 
-from fairlib.cohorts.attributes import RACES
+from fairlib.cohorts.tables import RACES
 from fairlib.errors import DataError
 from fairlib.measures.intervals import Interval
 from studies.engine.criteria import Criterion, Rule

@@ -33,7 +33,6 @@ import pandas as pd
 from scipy.special import ndtr, ndtri
 from scipy.stats import truncnorm
 
-from fairlib.cohorts.attributes import ETHNICITIES
 from fairlib.cohorts.fairgenmed import (
     CDR_EDGES,
     CDR_STATUSES,
@@ -44,6 +43,7 @@ from fairlib.cohorts.fairgenmed import (
     SEVERITIES,
     cdr_status,
 )
+from fairlib.cohorts.tables import ETHNICITIES
 from fairlib.errors import DataError, SettingsError
 from fairlib.settings import unknown_key
 

@@ -18,8 +18,8 @@ from pathlib import Path
 import pandas as pd
 from torch import Tensor, nn
 
-from fairlib.cohorts.attributes import SEXES
 from fairlib.cohorts.cardiac import BMI_CLASSES, DIAGNOSES, prompt_of
+from fairlib.cohorts.tables import SEXES
 from fairlib.io import to_bytes
 from fairlib.methods.control import TYPICAL_BMI
 from fairlib.models import autoencoder as ae

@@ -90,6 +90,23 @@ def test_a_mistake_is_one_line_and_status_two(pipeline, tmp_path, capsys, change
     assert error.startswith("fairlib: ") and error.count("\n") == 1 and message in error
 
 
+def test_an_interrupt_is_one_line_and_status_130(monkeypatch, capsys):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("fairlib.cli.examine", interrupted)
+    assert main(["doctor"]) == 130
+    assert capsys.readouterr().err == "fairlib: interrupted\n"
+
+
+def test_doctor_looks_into_the_home_folder(monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "data" / "HGG" / "one").mkdir(parents=True)
+    assert main(["doctor", "--weights", "~/weights", "--data-dir", "~/data"]) == 1
+    out = capsys.readouterr().out
+    assert f"weights: none in {tmp_path}/weights" in out and "(HGG/*/): 1" in out
+
+
 def test_doctor_finds_whole_weights(tmp_path, capsys):
     (tmp_path / "brain").mkdir()
     (tmp_path / "brain" / "w.bin").write_bytes(b"abc")

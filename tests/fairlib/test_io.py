@@ -67,6 +67,16 @@ def test_nobody_sees_half_a_file(tmp_path, monkeypatch):
     assert seen == [b"old"] and path.read_bytes() == b"new" * 10_000
 
 
+def test_a_tilde_is_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert write_json("~/v.json", [1]) == tmp_path / "v.json" and read_json("~/v.json") == [1]
+    write_tensors("~/t.safetensors", {"a": torch.ones(1)})
+    assert read_tensors("~/t.safetensors")["a"].item() == 1
+    with atomic_folder("~/out") as folder:
+        (folder / "x").write_text("")
+    assert (tmp_path / "out" / "x").is_file()
+
+
 def test_tensors_come_back_bit_for_bit(tmp_path):
     generator = torch.Generator().manual_seed(0)
     tensors = {

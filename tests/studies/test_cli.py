@@ -55,6 +55,25 @@ def test_base_trains(monkeypatch, arguments, trained):
     assert main(["base", *arguments]) == 0 and calls == [trained]
 
 
+def test_an_interrupt_is_one_line_and_status_130(monkeypatch, capsys):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("studies.book.notebooks.run_profile", interrupted)
+    assert main(["run"]) == 130
+    error = "studies: interrupted; run the same command again to resume\n"
+    assert capsys.readouterr().err == error
+
+
+def test_a_tilde_in_a_setting_is_the_home_folder(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    runs = []
+    monkeypatch.setattr("studies.engine.study.run_study", lambda *given: runs.append(given))
+    assert main(["heart", "--data-dir", "~/MnM", "--out", "~/out"]) == 0
+    [(_, settings, _, _, out, _)] = runs
+    assert settings.data_dir == f"{tmp_path}/MnM" and out == f"{tmp_path}/out"
+
+
 @pytest.mark.parametrize(("met", "status"), [([True, None], 0), ([True, False], 1)])
 def test_report_prints_every_folder_and_tells_whether_all_is_met(monkeypatch, capsys, met, status):
     import pandas as pd

@@ -1,7 +1,5 @@
 """Classes, prompts, weights and channels of the heart cohorts."""
 
-from collections import Counter
-
 import numpy as np
 import pytest
 import torch
@@ -12,7 +10,6 @@ from fairlib import DataError, SettingsError
 from fairlib.cohorts.cardiac import (
     BMI_CLASSES,
     DIAGNOSES,
-    balancing_weights,
     bmi_class,
     body_mass_index,
     control_image,
@@ -100,17 +97,6 @@ def test_a_row_without_an_attribute_has_no_prompt(change, match):
 def test_metres_are_not_taken_for_centimetres():
     with pytest.raises(DataError, match="convert the units"):
         body_mass_index(1.84, 95)
-
-
-def test_weights_are_inverse_frequencies_under_a_cap():
-    prompts = ["a"] * 300 + ["b"] * 60 + ["c"]
-    counts = Counter(prompts)
-    for clip in (5, 20):
-        expected = [min(1 / counts[prompt], 1 / (9 * clip)) for prompt in prompts]
-        assert balancing_weights(prompts, clip).tolist() == expected
-    assert set(balancing_weights(prompts)) == {1 / 300, 1 / 180}
-    with pytest.raises(SettingsError, match="clip"):
-        balancing_weights(prompts, 0)
 
 
 def test_channels_are_ed_es_ed():

@@ -13,7 +13,6 @@ import torch
 from PIL import Image
 
 from fairlib import DataError, SettingsError
-from fairlib.cohorts.attributes import group_codes
 from fairlib.cohorts.fairgenmed import (
     EXAMPLE,
     FOLDERS,
@@ -27,6 +26,7 @@ from fairlib.cohorts.fairgenmed import (
     read_npz,
     read_subjects,
 )
+from fairlib.cohorts.tables import group_codes
 
 CDR, SEVERITY = ("normal", "borderline", "abnormal"), ("normal", "mild", "moderate", "severe")
 RACES, USES = (
@@ -241,7 +241,7 @@ def test_codes_outside_the_release_are_counted(root):
     lost = found.excluded.set_index("item")
     assert sorted(lost.index) == [f"data_0000{index}.npz" for index in (0, 1, 2, 6, 7)]
     assert set(lost["reason"]) == {"unknown code"}
-    assert "race 7; expected 0 to 2 (Asian, Black, White)" in lost["detail"]["data_00000.npz"]
+    assert "race 7; expected 0 (Asian), 1 (Black), 2 (White)" in lost["detail"]["data_00000.npz"]
     with pytest.raises(DataError, match=r"data_00000\.npz: unknown code .*race 7"):
         read_fairgenmed(root, strict=True)
 

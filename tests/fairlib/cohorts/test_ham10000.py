@@ -10,14 +10,14 @@ import pytest
 import torch
 
 from fairlib import DataError
-from fairlib.cohorts.attributes import group_codes
 from fairlib.cohorts.ham10000 import (
     ATTRIBUTES,
+    CATEGORY_OF,
     age_group,
-    category,
     prompt_of,
     read_ham10000,
 )
+from fairlib.cohorts.tables import group_codes
 from tests.fairlib.cohorts.phantoms import DermoscopySettings, draw_lesion, write_ham10000
 
 SETTINGS = DermoscopySettings(
@@ -133,9 +133,7 @@ def test_the_age_group_begins_at_60(age, group):
 def test_what_has_no_group_is_refused():
     with pytest.raises(DataError, match="age nan"):
         age_group(np.nan)
-    with pytest.raises(DataError, match="dx 'scc'"):
-        category("scc")
-    assert [category(dx) for dx in ("mel", "bcc", "akiec", "nv", "bkl", "df", "vasc")] == [
+    assert [CATEGORY_OF[dx] for dx in ("mel", "bcc", "akiec", "nv", "bkl", "df", "vasc")] == [
         "malignant"
     ] * 3 + ["benign"] * 4
 
@@ -147,6 +145,11 @@ def test_the_table_without_an_ending_is_read_too(root, cohort):
     pd.read_csv(edited).drop(columns="dataset").to_csv(edited, index=False)
     (root / "HAM10000_images_part_2").rename(root / "ham10000_images_part_2")
     pd.testing.assert_frame_equal(read_ham10000(root).table, cohort.table)
+
+
+def test_a_tilde_is_the_home_folder(root, cohort, monkeypatch):
+    monkeypatch.setenv("HOME", str(root.parent))
+    pd.testing.assert_frame_equal(read_ham10000(f"~/{root.name}").table, cohort.table)
 
 
 def test_images_that_are_not_there_are_counted(root, cohort):

@@ -5,11 +5,11 @@ import pandas as pd
 import pytest
 import torch
 
-from fairlib.cohorts.cardiac import balancing_weights, control_image, parse_prompt, prompt_of
+from fairlib.cohorts.cardiac import control_image, parse_prompt, prompt_of
 from fairlib.errors import DataError, SettingsError
 from fairlib.io import read_tensors, write_tensors
 from fairlib.methods.control import copies, fit_controlnet, new_combinations
-from fairlib.methods.resampling import rows_of_step
+from fairlib.methods.resampling import balancing_weights, rows_of_step
 from fairlib.models.controlnet import build_controlnet, controlled_noise
 from fairlib.models.generator import add_noise, alphas_cumprod, build_denoiser
 from fairlib.models.training import FitSettings, Trainer, generator_for

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 import torch
 
-from fairlib.cohorts.attributes import ATTRIBUTES, group_codes
+from fairlib.cohorts.tables import ATTRIBUTES, group_codes
 from fairlib.errors import DataError, SettingsError, WeightsError
 from fairlib.io import read_tensors, write_tensors
 from fairlib.methods.group_weights import (

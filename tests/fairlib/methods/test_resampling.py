@@ -1,12 +1,19 @@
 """Weights that balance groups, and rows drawn in proportion to weights."""
 
+from collections import Counter
+
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 
-from fairlib.errors import DataError
-from fairlib.methods.resampling import draw_rows, inverse_frequency, rows_of_step
+from fairlib.errors import DataError, SettingsError
+from fairlib.methods.resampling import (
+    balancing_weights,
+    draw_rows,
+    inverse_frequency,
+    rows_of_step,
+)
 from fairlib.models.training import FitSettings
 
 
@@ -24,6 +31,17 @@ def test_balancing_is_capped():
     weights = inverse_frequency(groups, cap=10)
     assert weights[0] / weights[1:].mean() == pytest.approx(10 / (0.5 * 200 / 199))
     assert weights.mean() == pytest.approx(1) and (inverse_frequency(groups, cap=1) > 0).all()
+
+
+def test_weights_are_inverse_frequencies_under_a_cap():
+    prompts = ["a"] * 300 + ["b"] * 60 + ["c"]
+    counts = Counter(prompts)
+    for clip in (5, 20):
+        expected = [min(1 / counts[prompt], 1 / (9 * clip)) for prompt in prompts]
+        assert balancing_weights(prompts, clip).tolist() == expected
+    assert set(balancing_weights(prompts)) == {1 / 300, 1 / 180}
+    with pytest.raises(SettingsError, match="clip"):
+        balancing_weights(prompts, 0)
 
 
 def test_rows_are_drawn_in_proportion_and_are_a_function_of_seed_and_step():

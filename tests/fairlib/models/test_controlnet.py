@@ -255,7 +255,7 @@ def test_folders_that_are_not_it_are_named(folder, tmp_path):
     data = bytearray(weights.read_bytes())
     data[-1] ^= 1
     weights.write_bytes(bytes(data))
-    with pytest.raises(WeightsError, match="hash"):
+    with pytest.raises(WeightsError, match="sha256"):
         co.ControlledGenerator.load(tmp_path / "heart")
 
 

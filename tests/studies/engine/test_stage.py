@@ -19,7 +19,8 @@ import pytest
 import torch
 
 from fairlib import SettingsError, WeightsError
-from fairlib.manifest import hashes, read_manifest, versions
+from fairlib.doctor import versions
+from fairlib.io import hashes, read_manifest
 from studies.engine import accelerator
 from studies.engine.stage import (
     WORKING,
@@ -274,7 +275,7 @@ def test_content_digest_follows_content_alone(folder, tmp_path):
 
 
 def test_versions_leave_out_what_is_not_installed(monkeypatch):
-    monkeypatch.setattr("fairlib.manifest.PACKAGES", ("numpy", "no-such-package-here"))
+    monkeypatch.setattr("fairlib.doctor.PACKAGES", ("numpy", "no-such-package-here"))
     assert set(versions()) == {"python", "numpy"}
 
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 
-from fairlib.cohorts.attributes import ATTRIBUTES
+from fairlib.cohorts.tables import ATTRIBUTES
 from fairlib.errors import DataError, SettingsError, WeightsError
 from studies.engine.stage import write_manifest
 from studies.fundus import FundusSettings

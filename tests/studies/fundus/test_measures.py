@@ -7,8 +7,8 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from fairlib.cohorts.attributes import ATTRIBUTES, RACES
 from fairlib.cohorts.fairgenmed import CDR_STATUSES, SEVERITIES
+from fairlib.cohorts.tables import ATTRIBUTES, RACES
 from fairlib.errors import DataError
 from fairlib.measures.equity import equity_report
 from studies.fundus import measures, report

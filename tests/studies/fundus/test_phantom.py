@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from fairlib import DataError, SettingsError
-from fairlib.cohorts.attributes import RACES
 from fairlib.cohorts.fairgenmed import (
     CDR_STATUSES,
     GLAUCOMA,
@@ -17,6 +16,7 @@ from fairlib.cohorts.fairgenmed import (
     parse_prompt,
     read_fairgenmed,
 )
+from fairlib.cohorts.tables import RACES
 from studies.fundus.phantom import (
     _depth,
     draw_fundi,

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from fairlib import DataError
-from fairlib.cohorts.attributes import ATTRIBUTES, group_codes, group_names
+from fairlib.cohorts.tables import ATTRIBUTES, group_codes, group_names
 
 
 def test_groups_are_positions_in_the_vocabulary():
