@@ -8,7 +8,6 @@ import hashlib
 import math
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from statistics import NormalDist
 from typing import TypeAlias
 
 import numpy as np
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor
 
 from fairlib.errors import DataError, SettingsError
+from fairlib.measures.intervals import wilson
 from fairlib.settings import unknown_key
 
 REPORT_COLUMNS = ("item", "reason", "detail")
@@ -280,26 +280,13 @@ def allot(n: int, fractions: dict[str, float], ahead: dict[str, float]) -> dict[
     return counts
 
 
-def wilson(successes: float, n: float, confidence: float = 0.95) -> tuple[float, float]:
-    """Wilson's score interval of a proportion; (nan, nan) when n is 0. Source: Wilson, JASA
-    1927.
-    """
-    if n <= 0:
-        return math.nan, math.nan
-    z = NormalDist().inv_cdf(0.5 + confidence / 2)
-    share, weight = successes / n, z * z / n
-    centre = (share + weight / 2) / (1 + weight)
-    half = z * math.sqrt(share * (1 - share) / n + weight / (4 * n)) / (1 + weight)
-    return max(0.0, centre - half), min(1.0, centre + half)
-
-
 def _share(rows: pd.DataFrame) -> dict[str, float]:
     known = rows[rows["sex"].notna()]
     female, n = int((known["sex"] == "F").sum()), len(known)
     weights = known["subject"].value_counts().to_numpy(dtype=float)
     effective = weights.sum() ** 2 / (weights**2).sum() if n else 0
     share = female / n if n else math.nan
-    low, high = wilson(share * effective, effective)
+    low, high = map(float, wilson(share * effective, effective)) if n else (math.nan, math.nan)
     counts = {"female": female, "n": n, "unknown": len(rows) - n}
     return counts | {"share": share, "low": low, "high": high}
 

@@ -9,11 +9,11 @@ import numpy as np
 import pandas as pd
 
 from fairlib.io import read_json
+from fairlib.measures.gaps import gap_table
 from fairlib.measures.intervals import Interval
 from fairlib.measures.shares import (
     Evaluator,
     ambiguity_table,
-    gap_table,
     group_table,
     share_table,
     within_sex_table,

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy.stats import binomtest
 
 from fairlib import DataError, SettingsError
-from fairlib.cohorts.cohort import Cohort, allot, no_prompt, wilson
+from fairlib.cohorts.cohort import Cohort, allot, no_prompt
 
 REAL = {("M", "HGG"): 63, ("F", "HGG"): 38, ("M", "LGG"): 27, ("F", "LGG"): 38}
 PARTS = {"train": 0.6, "validation": 0.2, "test": 0.2}
@@ -120,13 +120,6 @@ def test_shares_are_those_of_the_real_joined_cohort(make_cohort):
     )
     by_grade = cohort.shares("grade").set_index("grade")
     assert by_grade["share"].to_dict() == pytest.approx({"HGG": 38 / 101, "LGG": 38 / 65})
-
-
-@given(n=st.integers(1, 300), share=st.floats(0, 1), confidence=st.sampled_from([0.8, 0.95, 0.99]))
-def test_wilson_is_scipys(n, share, confidence):
-    k = round(share * n)
-    expected = binomtest(k, n).proportion_ci(confidence, method="wilson")
-    assert wilson(k, n, confidence) == pytest.approx((expected.low, expected.high), abs=1e-12)
 
 
 def test_image_interval_counts_people_not_pictures(make_cohort):

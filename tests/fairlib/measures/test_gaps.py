@@ -6,13 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fairlib.errors import DataError
-from fairlib.measures.shares import (
-    CalibrationSet,
-    beyond_chance,
-    corrected_share,
-    per_prompt_gap,
-    sampling_floor,
-)
+from fairlib.measures.gaps import beyond_chance, per_prompt_gap, sampling_floor
+from fairlib.measures.shares import CalibrationSet, corrected_share
 
 RNG = np.random.default_rng
 # an evaluator that is always right
