@@ -113,7 +113,8 @@ def strip_plot(
     ax = axes(ax, figsize=(6.4, 1.0 + 0.55 * len(lanes)))
     shift = (table.groupby(by).cumcount() * 0.618 % 1 - 0.5) * 0.5
     scatter(table.assign(lane=table[group].map(lanes.index) + shift), value, "lane", by, ax=ax)
-    means, style = table.groupby(group)[value].mean(), {"markersize": 22, "markeredgewidth": 2}
+    means = table.groupby(group)[value].mean()
+    style: Style = {"markersize": 22, "markeredgewidth": 2}
     ax.plot(means[lanes], range(len(lanes)), "|", color=INK, label="mean", **style)
     category_axis(ax, lanes)
     ax.set(xlabel=label or value, ylabel="")

@@ -313,8 +313,9 @@ def _among_real(divided: list[dict], made: dict, measure: str) -> dict[tuple, li
     """
 
     def distance(one: Part, two: Part) -> float:
-        clusters = (one[1], two[1]) if measure == "mmd" else ()
-        return (mmd if measure == "mmd" else frechet)(one[0], two[0], *clusters, n_min=2)
+        if measure == "frechet":
+            return frechet(one[0], two[0], n_min=2)
+        return mmd(one[0], two[0], one[1], two[1], n_min=2)
 
     return {
         (one, two): [distance(halves[one][0], halves[two][1]) for halves in divided]

@@ -16,7 +16,7 @@ a table with one row an image of known sex: `subject, sex` ("F"/"M") and the eva
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -464,7 +464,7 @@ def share_table(
 
 
 def checked_targets(
-    target: float | dict[str, float], names: Sequence[str], kind: str = "prompt"
+    target: float | dict[str, float], names: Iterable[str], kind: str = "prompt"
 ) -> np.ndarray:
     """One target share a name. Raises `DataError` on a name without one or a share outside
     [0, 1].
