@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
+from scipy.optimize import brentq
 from scipy.stats import binom
 
 from fairlib.errors import DataError
@@ -20,7 +21,6 @@ from fairlib.measures.shares import (
     BY,
     CalibrationSet,
     Evaluator,
-    Numbers,
     Part,
     Tables,
     check_probabilities,
@@ -28,22 +28,28 @@ from fairlib.measures.shares import (
     class_accuracies,
     each_part,
     rogan_gladen,
+    unclipped,
 )
+
+TAILS = (0.035, 0.02)
+"""Chances that the truth lies below and above the interval of a gap: the lower one is the larger,
+since without gaps there is none above. Simulated, it covers 94 to 98 %.
+"""
 
 
 @dataclass(frozen=True)
 class Gap:
-    """Mean over prompts of |share - target|.
+    """Gaps over prompts, |share - target|.
 
-    mean: with a 95 % interval; floor: the mean that a generator exactly on target would show at
-    this number of images; beyond_chance: root mean square gap with the noise of sampling taken out,
-    at least the noise-free mean gap; prompts: one row a prompt with `prompt, n, target, raw, share,
-    low, high, gap, floor`.
+    mean: of the observed gaps; floor: the mean that a generator exactly on target would show at
+    this number of images; beyond_chance: root mean square gap with the noise of sampling taken
+    out, and a 95 % interval that carries the calibration set's too; prompts: one row a prompt with
+    `prompt, n, target, raw, share, low, high, gap, floor`.
     """
 
-    mean: Interval
+    mean: float
     floor: float
-    beyond_chance: float
+    beyond_chance: Interval
     prompts: pd.DataFrame
 
 
@@ -56,13 +62,13 @@ def per_prompt_gap(
     replicates: int = 1000,
     strata: Labels = None,
 ) -> Gap:
-    """The mean over prompts of the distance between female share and target.
+    """The distances between female share and target over prompts, and what chance makes of them.
 
     p_female: [N] in [0, 1]; prompts: [N] labels; target: one share, or `{prompt: share}`. Shares
     are corrected (Rogan and Gladen), by `strata` [N] of which each prompt lies in one. Images are
     drawn again within each prompt, the calibration set by subject. A mean of absolute values is
-    biased upward by noise, and its bootstrap twice; so the low end is reflected, and zero where
-    chance alone could make the mean, and `floor` is given beside it.
+    biased upward by noise; so `floor` is given with it, and the interval is that of the root mean
+    square without noise, see `beyond_chance`.
 
     Raises `DataError` as `corrected_share` does: on an evaluator no better than chance on the
     calibration set, or in more than 5 % of the bootstrap replicates.
@@ -89,20 +95,22 @@ def per_prompt_gap(
         a_f, a_m = rates(*labelled)
         usable = a_f + a_m > 1
         shares = np.bincount(code, read) / np.bincount(code)
-        return np.where(usable, rogan_gladen(shares, *np.where(usable, (a_f, a_m), 1)), np.nan)
+        return np.where(usable, unclipped(shares, *np.where(usable, (a_f, a_m), 1)), np.nan)
 
     accuracies = rates(*labelled.arrays)
     raw = np.bincount(codes, read) / count
     share = rogan_gladen(raw, *accuracies)
     draws = bootstrap(corrected, [images, labelled], rng, replicates)
     check_defined(draws)
-    low, high = np.nanquantile(draws, [0.025, 0.975], axis=0)
+    low, high = np.clip(np.nanquantile(draws, [0.025, 0.975], axis=0), 0, 1)
     floors = [sampling_floor(*row) for row in zip(targets, count, *accuracies, strict=True)]
     columns = {"prompt": names, "n": count, "target": targets, "raw": raw, "share": share}
     gaps = {"low": low, "high": high, "gap": np.abs(share - targets), "floor": floors}
-    excess = beyond_chance(raw, count, targets, *accuracies)
-    mean = _mean_gap(draws, share, targets)
-    return Gap(mean, float(np.mean(floors)), excess, pd.DataFrame(columns | gaps))
+    observed, certain = unclipped(raw, *accuracies), np.add(*accuracies) - 1
+    variance = raw * (1 - raw) / np.maximum(count - 1, 1) / certain**2
+    noise = draws[~np.isnan(draws).any(axis=1)] - observed
+    excess, mean = beyond_chance(observed - targets, variance, noise), np.mean(gaps["gap"])
+    return Gap(float(mean), float(np.mean(floors)), excess, pd.DataFrame(columns | gaps))
 
 
 def sampling_floor(target: float, n: int, a_f: float = 1.0, a_m: float = 1.0) -> float:
@@ -116,29 +124,36 @@ def sampling_floor(target: float, n: int, a_f: float = 1.0, a_m: float = 1.0) ->
     return float(binom.pmf(counts, n, read) @ np.abs(rogan_gladen(counts / n, a_f, a_m) - target))
 
 
-def beyond_chance(
-    raw: ArrayLike, n: ArrayLike, target: Numbers, a_f: Numbers = 1.0, a_m: Numbers = 1.0
-) -> float:
-    """Root of the mean over prompts of (share - target)^2 less its sampling variance; zero where
-    chance explains all.
+def beyond_chance(gaps: np.ndarray, variance: np.ndarray, noise: np.ndarray) -> Interval:
+    """Root mean square of the true gaps behind `gaps` [prompts], with a 95 % interval; `variance`
+    [prompts]: of each gap by the sampling of images; `noise` [B, prompts]: bootstrap draws of
+    images and calibration set, less what they were drawn from.
 
-    raw, n, target: [prompts]. The mean square is unbiased, and a root mean square is never below
-    the mean of |gap|.
+    Estimate: the root of the mean square less the mean variance, at least 0. Ends:
+    the root mean squares at which as large, or as small, a mean square as the observed one has a
+    chance of `TAILS` (an inverted test; Carpenter, Statistics in Medicine 1999). How much the mean
+    square varies depends on where gaps and noise point together: for the low end the observed
+    pattern of gaps is taken, for the high end that or equal gaps, whichever reaches further, since
+    errors of the calibration set move all prompts alike.
     """
-    raw, n = np.asarray(raw), np.asarray(n)
-    gap = (raw + a_m - 1) / (a_f + a_m - 1) - target
-    noise = raw * (1 - raw) / np.maximum(n - 1, 1) / (a_f + a_m - 1) ** 2
-    return float(np.sqrt(max(0.0, np.mean(gap**2 - noise))))
+    square, noise_square = np.mean(gaps**2), np.mean(noise**2, axis=1)
+    size = np.sqrt(square)
+    most = 2 * size + 10 * np.sqrt(noise_square.mean())
 
+    def end(quantile: float, pattern: np.ndarray) -> float:
+        cross = 2 * noise @ pattern / len(gaps)
 
-def _mean_gap(draws: np.ndarray, share: np.ndarray, targets: np.ndarray) -> Interval:
-    """Interval of the mean gap: percentile above; below reflected, and zero where noise alone
-    reaches as far.
-    """
-    estimate = float(np.abs(share - targets).mean())
-    high = float(np.nanquantile(np.abs(draws - targets).mean(1), 0.975))
-    chance = np.nanquantile(np.abs(draws - share).mean(1), 0.975)
-    return Interval(estimate, 0.0 if estimate <= chance else max(0.0, 2 * estimate - high), high)
+        def excess(true: float) -> float:
+            drawn = true**2 + true * cross + noise_square
+            return float(np.quantile(drawn, quantile) - square)
+
+        return 0.0 if excess(0.0) >= 0 else float(brentq(excess, 0.0, most))
+
+    equal = np.full(len(gaps), -1.0 if gaps.mean() < 0 else 1.0)
+    pattern = gaps / size if size else equal
+    estimate = float(np.sqrt(max(0.0, square - np.mean(variance))))
+    high = max(end(TAILS[1], pattern), end(TAILS[1], equal))
+    return Interval(estimate, end(1 - TAILS[0], pattern), high)
 
 
 def _gap(part: Part, target: float | dict[str, float], rng: Rng, replicates: int) -> Gap:
@@ -155,17 +170,18 @@ def gap_table(
     by: Sequence[str] = BY,
     replicates: int = 500,
 ) -> pd.DataFrame:
-    """Mean over prompts of |corrected share - target|.
+    """Mean over prompts of |corrected share - target|, and the gap beyond chance.
 
-    Columns: `*by, evaluator, n, unreadable, gap, gap_low, gap_high, floor, beyond_chance`.
-    target: one share, or `{prompt: share}`. `floor` is what chance alone makes of a generator on
-    target. Other arguments as in `share_table`.
+    Columns: `*by, evaluator, n, unreadable, gap, floor` and `beyond_chance` with `_low` and
+    `_high`. target: one share, or `{prompt: share}`. `floor` is the mean gap that chance alone
+    makes of a generator on target; `beyond_chance` the root mean square gap without noise. Other
+    arguments as in `share_table`.
     """
     rows = []
     for part in each_part(readings, calibration, evaluators, by):
         gap = _gap(part, target, rng, replicates)
-        chance = {"floor": gap.floor, "beyond_chance": gap.beyond_chance}
-        rows.append(part.cells | gap.mean.columns("gap") | chance)
+        observed = {"gap": gap.mean, "floor": gap.floor}
+        rows.append(part.cells | observed | gap.beyond_chance.columns("beyond_chance"))
     return pd.DataFrame(rows)
 
 

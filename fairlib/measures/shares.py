@@ -168,10 +168,11 @@ def rogan_gladen(share: ArrayLike, a_f: Numbers, a_m: Numbers) -> np.ndarray:
 
     book/fairness.md, Eq. (eq-rogan-gladen).
     """
-    return np.clip(_unclipped(share, a_f, a_m), 0, 1)
+    return np.clip(unclipped(share, a_f, a_m), 0, 1)
 
 
-def _unclipped(share: ArrayLike, a_f: Numbers, a_m: Numbers) -> np.ndarray:
+def unclipped(share: ArrayLike, a_f: Numbers, a_m: Numbers) -> np.ndarray:
+    """As `rogan_gladen`, but also beyond 0 and 1, where noise alone can take a share."""
     if not np.all(np.add(a_f, a_m) > 1):
         raise DataError(
             f"the evaluator is right on {np.round(a_f, 3)} of female and {np.round(a_m, 3)} of "
@@ -273,7 +274,7 @@ def corrected_share(
 
     def share(p: np.ndarray, labelled_p: np.ndarray, truth: np.ndarray) -> float:
         (a_f,), (a_m,) = class_accuracies(labelled_p > calibration.threshold, truth)
-        return float(_unclipped((p > calibration.threshold).mean(), a_f, a_m))
+        return float(unclipped((p > calibration.threshold).mean(), a_f, a_m))
 
     return _over_strata(share, p_female, calibration, rng, replicates, strata)
 
