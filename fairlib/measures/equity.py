@@ -77,7 +77,7 @@ class EquityReport:
 def equity_table(
     label: ArrayLike, score: ArrayLike, groups: pd.DataFrame, **options: Any
 ) -> pd.DataFrame:
-    """Equity of one classifier on one test set, for each attribute on its own.
+    """Tabulate the equity of one classifier on one test set, for each attribute on its own.
 
     Parameters
     ----------
@@ -167,15 +167,40 @@ def equity_report(
     n_min: int = N_MIN,
     small: str = "exclude",
 ) -> EquityReport:
-    """Equity of one classifier on one test set, for each attribute on its own.
+    """Measure the equity of one classifier on one test set, for each attribute on its own.
 
-    label: [N], classes 0..K-1. score: [N], probability of class 1 (answer 1 from `threshold` on),
-    or [N, K], one column a class (answer: the highest; AUC: mean over classes of one against the
-    rest). groups: [N] rows, one column an attribute. subject: [N] ids, one a row by default. n_min:
-    subjects of every class that a group must have, at least 1; `small`: "exclude" or "error".
-    Demographic parity and equalised odds of more than two classes are means over classes, one
-    against the rest. Raises `DataError` on bad input, on a small group under "error", or when an
-    attribute keeps fewer than two groups.
+    Parameters
+    ----------
+    label
+        [N], classes 0..K-1.
+    score
+        [N], probability of class 1 (answer 1 from `threshold` on), or [N, K], one column a class
+        (answer: the highest; AUC: mean over classes of one against the rest).
+    groups
+        [N] rows, one column an attribute.
+    subject
+        [N] ids, one a row by default.
+    threshold
+        In [0, 1], from which on class 1 is answered.
+    alpha
+        Weight of the differences between groups in equity-scaled measures, at least 0.
+    n_min
+        Subjects of every class that a group must have, at least 1.
+    small
+        What becomes of smaller groups: "exclude" (listed in `excluded`) or "error".
+
+    Returns
+    -------
+    EquityReport
+        Metrics of everybody and by group, the table of `equity_table`, and excluded groups.
+        Demographic parity and equalised odds of more than two classes are means over classes, one
+        against the rest.
+
+    Raises
+    ------
+    DataError
+        On bad input, on a small group under "error", or when an attribute keeps fewer than two
+        groups.
     """
     label, score = _checked(label, score, groups)
     classes = score.shape[1]

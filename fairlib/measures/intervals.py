@@ -34,7 +34,17 @@ Added = tuple[float, float]
 
 @dataclass(frozen=True)
 class Interval:
-    """An estimate with the ends of its interval, all three in the unit of the measure."""
+    """An estimate with the ends of its interval, all three in the unit of the measure.
+
+    `value in interval` asks whether a value lies between the ends, which are part of it.
+
+    Parameters
+    ----------
+    estimate
+        The value measured on the data.
+    low, high
+        The ends of its 95 % interval, unless a function says otherwise; NaN where it has none.
+    """
 
     estimate: float
     low: float

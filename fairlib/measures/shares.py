@@ -5,7 +5,8 @@ An evaluator that reads a share `s` of images as female, right on a share `a_F` 
 Gladen 1978; the same correction as CLEAM, NeurIPS 2023). Saerens, Latinne and Decaestecker (2002)
 estimate `p` by EM from calibrated probabilities. Both corrections assume that the evaluator errs on
 generated images as on its calibration set, and carry its errors into the interval: the generated
-images and the calibration set (by subject) are drawn again.
+images and the calibration set (by subject) are drawn again. Where some generated images have labels
+of their own, `ppi_share` needs no such assumption.
 
 Readings are a table with one row a generated image: `arm, seed, prompt, group`, for each evaluator
 a column of probabilities of female in [0, 1], and where anatomy is compared a size. An image that
@@ -50,10 +51,19 @@ class Evaluator:
     """How a share is measured: a column of the readings, read at a threshold, and the errors that
     are taken out of it.
 
-    name: as tables show it. column: of the readings and of the calibration set, p in [0, 1].
-    calibration: name of the calibration set on which errors are counted. threshold: read as female
-    above it. stratum: columns (of both tables) within which errors are counted, each stratum of the
-    images being corrected by its own; none: one pair of error rates for all.
+    Parameters
+    ----------
+    name
+        As tables show it.
+    column
+        Of the readings and of the calibration set: probabilities of female in [0, 1].
+    calibration
+        Name of the calibration set on which errors are counted.
+    threshold
+        An image is read as female above it.
+    stratum
+        Columns (of both tables) within which errors are counted, each stratum of the images being
+        corrected by its own. None: one pair of error rates for all.
     """
 
     name: str
@@ -336,6 +346,70 @@ def _over_strata(
     return interval(mean(p, codes, *labelled.arrays), bootstrap(drawn, samples, rng, replicates))
 
 
+def ppi_share(
+    labels: ArrayLike,
+    readings_labelled: ArrayLike,
+    readings_unlabelled: ArrayLike,
+    level: float = 0.95,
+) -> Interval:
+    """Estimate a female share from a few labelled images and an evaluator's readings of many
+    (prediction-powered inference).
+
+    Unlike the corrections by a calibration set, it makes no assumption about the evaluator: the
+    labelled images are a random sample of the same images, and measure its errors there. A poor
+    evaluator costs only width: the weight of its readings is tuned to the smallest variance, and
+    with a weight of 0 the labels alone decide.
+
+    Parameters
+    ----------
+    labels
+        [n], 1 = female, 0 = male, as an expert sees the labelled images. The interval is normal:
+        give 30 or more, several of each sex.
+    readings_labelled
+        [n] probabilities or decisions in [0, 1] of the evaluator on the labelled images.
+    readings_unlabelled
+        [N] the same on the other images, which are many more.
+    level
+        Coverage of the interval, in (0, 1).
+
+    Returns
+    -------
+    Interval
+        The share with its interval, cut to [0, 1].
+
+    Raises
+    ------
+    DataError
+        On labels other than 0 and 1, fewer than two labels or not one for each reading, or readings
+        outside [0, 1].
+
+    Notes
+    -----
+    Angelopoulos et al., Science 2023; tuned as in PPI++ (Angelopoulos, Duchi and Zrnic 2023): the
+    weight is cov(label, reading) / ((1 + n / N) var(reading)), in [0, 1].
+    """
+    from scipy.special import ndtri
+
+    check_probabilities(readings_labelled)
+    check_probabilities(readings_unlabelled)
+    truth, read, rest = (
+        np.asarray(part, float) for part in (labels, readings_labelled, readings_unlabelled)
+    )
+    if len(truth) != len(read) or len(truth) < 2 or not np.isin(truth, (0, 1)).all():
+        raise DataError(
+            f"{len(truth)} labels for {len(read)} readings; give at least two, each 0 or 1, and "
+            "one for each reading of a labelled image"
+        )
+    variance = (1 + len(read) / len(rest)) * np.var(np.concatenate([read, rest]), ddof=1)
+    shared = np.cov(truth, read, ddof=0)[0, 1]
+    weight = np.clip(shared / variance, 0, 1) if variance > 0 else 0.0
+    residual = truth - weight * read
+    estimate = weight * rest.mean() + residual.mean()
+    error = np.sqrt(weight**2 * rest.var() / len(rest) + residual.var() / len(read))
+    reach = ndtri((1 + level) / 2) * error
+    return Interval(*(float(end) for end in np.clip(estimate + [0, -reach, reach], 0, 1)))
+
+
 def ambiguous(p_female: ArrayLike, band: tuple[float, float] = BAND) -> np.ndarray:
     """[N] booleans: p strictly inside the band. Hard class targets make such images vanish,
     mean-probability targets make all images so.
@@ -422,7 +496,7 @@ def share_table(
     by: Sequence[str] = BY,
     replicates: int = 500,
 ) -> pd.DataFrame:
-    """Female shares of every part of the readings by every evaluator.
+    """Measure the female share of every part of the readings by every evaluator.
 
     Parameters
     ----------
