@@ -485,11 +485,10 @@ def worst_auc(
     """
     value, error = np.asarray(value, float), np.asarray(error, float)
     people = np.asarray(fewer) + np.zeros_like(value)
-    near = contenders(
-        value, np.where(error > 0, error, share_error(np.round(value * people), people))
-    )
+    right = np.round(value * people)
+    near = contenders(value, np.where(error > 0, error, share_error(right, people)))
     lower, upper = tails(near, level)
-    shares = jeffreys(np.round(value * people), people, lower, upper)
+    shares = jeffreys(right, people, lower, upper)
     bounds = zip(logit_bounds(value, error, lower, upper), shares, strict=True)
     low, high = (np.where(error > 0, bound, share).min(-1) for bound, share in bounds)
     return low, high, near

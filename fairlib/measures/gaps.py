@@ -93,9 +93,8 @@ def per_prompt_gap(
 
     def corrected(read: np.ndarray, code: np.ndarray, *labelled: np.ndarray) -> np.ndarray:
         a_f, a_m = rates(*labelled)
-        usable = a_f + a_m > 1
-        shares = np.bincount(code, read) / np.bincount(code)
-        return np.where(usable, unclipped(shares, *np.where(usable, (a_f, a_m), 1)), np.nan)
+        certain = np.where(a_f + a_m > 1, a_f + a_m - 1, np.nan)
+        return (np.bincount(code, read) / np.bincount(code) + a_m - 1) / certain
 
     accuracies = rates(*labelled.arrays)
     raw = np.bincount(codes, read) / count

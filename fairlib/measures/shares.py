@@ -414,14 +414,14 @@ def ambiguous(p_female: ArrayLike, band: tuple[float, float] = BAND) -> np.ndarr
     """[N] booleans: p strictly inside the band. Hard class targets make such images vanish,
     mean-probability targets make all images so.
     """
+    check_probabilities(p_female)
     p = np.asarray(p_female, float)
     return (p > band[0]) & (p < band[1])
 
 
 def ambiguous_share(p_female: ArrayLike, rng: Rng, replicates: int = 1000) -> Interval:
     """The share of images with p inside `BAND`; images are drawn again."""
-    check_probabilities(p_female)
-    return bootstrap_interval(np.mean, [Sample(ambiguous(p_female))], rng, replicates)
+    return raw_share(ambiguous(p_female), rng, replicates)
 
 
 def ambiguity_difference(
@@ -430,7 +430,6 @@ def ambiguity_difference(
     """Ambiguous share of the images [N] less that of the calibration set, in percentage points;
     images, and subjects of the calibration set, are drawn again.
     """
-    check_probabilities(p_female)
     labelled = Sample(ambiguous(calibration.p_female), clusters=calibration.subjects)
     samples = [Sample(ambiguous(p_female)), labelled]
     return bootstrap_interval(
