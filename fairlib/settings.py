@@ -11,9 +11,10 @@ import typing
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, TypeVar
 
-from fairlib.errors import SettingsError
+from fairlib.errors import DataError, SettingsError
 
 if TYPE_CHECKING:
+    import pandas as pd
     from _typeshed import DataclassInstance
 
 T = TypeVar("T", bound="DataclassInstance")
@@ -116,3 +117,15 @@ def unknown_key(key: str, known: list[str], where: str) -> str:
     near = difflib.get_close_matches(key, known, n=1)
     hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}"
     return f"unknown key {key!r} in {where}; {hint}"
+
+
+def need(table: pd.DataFrame, *columns: str, name: str = "the table") -> None:
+    """Raise `DataError` unless `table`, called `name`, has rows and all `columns`."""
+    missing = [column for column in columns if column not in table]
+    if missing:
+        raise DataError(
+            f"{name} ({len(table)} rows) lacks column {missing[0]!r}; "
+            + unknown_key(missing[0], [str(column) for column in table], "its columns")
+        )
+    if len(table) == 0:
+        raise DataError(f"{name} is empty; it needs at least one row")

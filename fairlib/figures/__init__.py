@@ -9,18 +9,16 @@ from fairlib.figures.charts import (
     group_bars,
     line_panels,
     line_plot,
+    logit_distributions,
+    reliability,
+    reliability_diagram,
+    roc_curves,
     scatter,
     strip_plot,
     training_curves,
     training_panels,
 )
-from fairlib.figures.distributions import (
-    logit_distributions,
-    reliability,
-    reliability_diagram,
-    roc_curves,
-)
-from fairlib.figures.images import before_after, image_grid, maps, outlines
+from fairlib.figures.images import before_after, heart_grid, image_grid, maps, outlines
 from fairlib.figures.style import LOOKS, NAMED, house_style, looks
 
 __all__ = [
@@ -31,6 +29,7 @@ __all__ = [
     "cohort_bars",
     "dot_plot",
     "group_bars",
+    "heart_grid",
     "house_style",
     "image_grid",
     "line_panels",

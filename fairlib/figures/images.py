@@ -1,4 +1,6 @@
-"""Sheets of images: grids with labels, and same-noise pairs with what changed between them."""
+"""Sheets of images: grids with labels, same-noise pairs with what changed between them, and cardiac
+MRI with the outlines of masks.
+"""
 
 from __future__ import annotations
 
@@ -12,9 +14,11 @@ from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
 from fairlib.errors import DataError
-from fairlib.figures.style import GREY, NAMED
+from fairlib.figures.style import GREY, LOOKS, NAMED
+from fairlib.measures.dice import STRUCTURES
 
 PAGE_WIDTH = 6.4  # inches
+OUTLINES = dict(zip(STRUCTURES, (LOOKS[1].colour, LOOKS[3].colour, LOOKS[4].colour), strict=True))
 
 
 class Outline(Protocol):
@@ -102,6 +106,33 @@ def maps(images: ArrayLike, layers: dict[str, np.ndarray], cell: float = 1.25) -
         for panel, value, image in zip(row, values, images[:, 0], strict=True):
             panel.imshow(value, cmap="PuOr_r", vmin=-limit, vmax=limit)
             panel.contour(image > -0.98, levels=[0.5], colors=GREY, linewidths=0.5)
+    return figure
+
+
+def heart_grid(
+    images: ArrayLike,
+    masks: ArrayLike | None = None,
+    titles: Sequence[str] | None = None,
+    columns: int = 6,
+    cell: float = 1.5,
+) -> Figure:
+    """Draw hearts [N, 3, H, W] (ED, ES, ED) in [-1, 1] as columns, with outlines of `masks`.
+
+    masks: uint8 [N, 2, H, W] (ED, ES). columns: at most so many hearts; cell: side in inches.
+    Raises `DataError` on another shape, or without images.
+    """
+    images = np.asarray(images)
+    if images.ndim != 4 or images.shape[1] != 3 or not len(images):
+        raise DataError(f"images of shape {images.shape}; expected [N, 3, H, W]")
+    rows = ("end-diastole", "end-systole")
+    figure, grid = _sheet(2, min(columns, len(images)), cell, 0, rows, titles)
+    frames = np.stack([(images[:, 0] + images[:, 2]) / 2, images[:, 1]], axis=1)
+    for (frame, heart), panel in np.ndenumerate(grid):
+        panel.imshow(frames[heart, frame], cmap="gray", vmin=-1, vmax=1)
+        for label, colour in enumerate(OUTLINES.values(), 1):
+            inside = masks is not None and np.asarray(masks)[heart, frame] == label
+            if np.any(inside):
+                panel.contour(inside, levels=[0.5], colors=colour, linewidths=1.1)
     return figure
 
 

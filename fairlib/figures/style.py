@@ -17,8 +17,6 @@ from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
-from fairlib.errors import DataError
-
 BLUE, ORANGE, SKY, PURPLE, YELLOW = "#0072B2", "#D98200", "#56B4E9", "#A4508B", "#C9A800"
 Style = dict[str, Any]
 """Keyword arguments of a drawing function of matplotlib."""
@@ -109,18 +107,6 @@ def looks(names: Iterable[str]) -> dict[str, Look]:
 def axes(ax: Axes | None, **size: Any) -> Axes:
     """`ax`, or the only Axes of a new figure."""
     return plt.subplots(layout="constrained", **size)[1] if ax is None else ax
-
-
-def need(table: pd.DataFrame, *columns: str) -> None:
-    """Raise `DataError` unless `table` has rows and all `columns`."""
-    missing = [column for column in columns if column not in table]
-    if missing:
-        raise DataError(
-            f"nothing to draw: the table lacks column {missing[0]!r}; it has "
-            f"{', '.join(map(str, table))}"
-        )
-    if len(table) == 0:
-        raise DataError("nothing to draw: the table is empty")
 
 
 def percent_text(share: float) -> str:

@@ -36,14 +36,10 @@ class Reference:
     def of(self, attribute: str, group: object) -> tuple[np.ndarray, np.ndarray]:
         """Scores and subjects of the same subgroup; empty where it has no subject."""
         scores, subjects = np.asarray(self.scores), np.asarray(self.subjects)
-        chosen = np.ones(len(scores), bool)
-        if self.groups is not None and attribute != "all":
-            same = (
-                rows
-                for name, label, rows in each_group(self.groups, len(scores))
-                if (name, label) == (attribute, group)
-            )
-            chosen = next(same, ~chosen)
+        if self.groups is None or attribute == "all":
+            return scores, subjects
+        of_group = {tuple(key): rows for *key, rows in each_group(self.groups, len(scores))}
+        chosen = of_group.get((attribute, group), np.zeros(len(scores), bool))
         return scores[chosen], subjects[chosen]
 
 

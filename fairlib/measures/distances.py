@@ -10,14 +10,24 @@ the same n: what real images of other people reach.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
 from fairlib.errors import DataError, SettingsError
-from fairlib.measures.intervals import Interval, Labels, Rng, Sample, cluster_codes, interval
+from fairlib.measures.intervals import (
+    Interval,
+    Labels,
+    Rng,
+    Sample,
+    bootstrap,
+    cluster_codes,
+    interval,
+)
 
 N_MIN = 50
 Part = tuple[np.ndarray, np.ndarray]
@@ -101,11 +111,7 @@ def mmd_interval(
 
 
 def mmd_draws(
-    x: np.ndarray,
-    y: np.ndarray,
-    x_times: ArrayLike,
-    y_times: ArrayLike,
-    n_min: int = N_MIN,
+    x: np.ndarray, y: np.ndarray, x_times: np.ndarray, y_times: np.ndarray, n_min: int = N_MIN
 ) -> np.ndarray:
     """`mmd` [R] of draws in which row i of x [N, D] was drawn x_times[r, i] times, and of y alike.
     Copies of one image never form a pair. With draws that several arms share, differences between
@@ -113,12 +119,7 @@ def mmd_draws(
     """
     check_sets(x, y, n_min=n_min)
     terms = _Terms(x, y, None, None)
-    return np.array(
-        [
-            terms.value(*times)
-            for times in zip(np.asarray(x_times), np.asarray(y_times), strict=True)
-        ]
-    )
+    return np.array([terms.value(*times) for times in zip(x_times, y_times, strict=True)])
 
 
 class _Terms:
@@ -164,9 +165,8 @@ def frechet(x: ArrayLike, y: ArrayLike, n_min: int = N_MIN) -> float:
     values, vectors = np.linalg.eigh(first)
     root = (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T
     cross = np.sqrt(np.maximum(np.linalg.eigvalsh(root @ second @ root), 0)).sum()
-    return float(
-        ((x.mean(0) - y.mean(0)) ** 2).sum() + np.trace(first) + np.trace(second) - 2 * cross
-    )
+    means = ((x.mean(0) - y.mean(0)) ** 2).sum()
+    return float(means + np.trace(first) + np.trace(second) - 2 * cross)
 
 
 def frechet_interval(
@@ -290,7 +290,9 @@ def subgroup_distances(
         {name: _chosen(rows, *disjoint(rows[1], n, rng)) for name, rows in people.items()}
         for _ in range(splits)
     ]
-    drawn = {name: _chosen(rows, _take(rows[0], n, rng))[0] for name, rows in made.items()}
+    drawn = {
+        name: _chosen(rows, rng.permutation(len(rows[0]))[:n])[0] for name, rows in made.items()
+    }
     spread = mmd_interval if measure == "mmd" else frechet_interval
     among_real = _among_real(divided, made, measure)
     rows = []
@@ -311,9 +313,9 @@ def _among_real(divided: list[dict], made: dict, measure: str) -> dict[tuple, li
     """
 
     def distance(one: Part, two: Part) -> float:
-        if measure == "mmd":
-            return mmd(one[0], two[0], one[1], two[1], n_min=2)
-        return frechet(one[0], two[0], n_min=2)
+        if measure == "frechet":
+            return frechet(one[0], two[0], n_min=2)
+        return mmd(one[0], two[0], one[1], two[1], n_min=2)
 
     return {
         (one, two): [distance(halves[one][0], halves[two][1]) for halves in divided]
@@ -385,8 +387,159 @@ def _common_n(people: dict, made: dict, n: int | None, n_min: int) -> int:
     return n
 
 
-def _take(features: np.ndarray, n: int, rng: Rng) -> np.ndarray:
-    """Rows of `n` images, without replacement."""
-    if len(features) < n:
-        raise DataError(f"{len(features)} images do not give {n}; ask for fewer")
-    return rng.permutation(len(features))[:n]
+# --- memorisation --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Nearest:
+    """The nearest training image of each query: `distance` [N] and its row `index` [N] in the
+    training set.
+    """
+
+    distance: np.ndarray
+    index: np.ndarray
+
+
+@dataclass(frozen=True)
+class Memorisation:
+    """How synthetic images lie to the training set, compared with real people outside it.
+
+    shares: one row a quantile with `quantile, threshold, share, low, high`. `share` of the
+    synthetic images lies nearer to a training image than that quantile of the real ones does;
+    without copying it is about the quantile itself.
+    median_ratio: median nearest distance of synthetic over that of real images; below 1 they are
+    nearer.
+    """
+
+    shares: pd.DataFrame
+    median_ratio: Interval
+    synthetic: Nearest
+    heldout: Nearest
+
+    def closest(self, count: int = 8) -> pd.DataFrame:
+        """The `count` nearest pairs, most suspicious first: columns synthetic, training (row
+        numbers), distance.
+        """
+        order = np.argsort(self.synthetic.distance, kind="stable")[:count]
+        training, distance = self.synthetic.index[order], self.synthetic.distance[order]
+        return pd.DataFrame({"synthetic": order, "training": training, "distance": distance})
+
+
+def blurred(images: ArrayLike, sigma: float = 1.0) -> np.ndarray:
+    """Images [N, C, H, W] under a Gaussian blur of `sigma` pixels, float32: noise alone should not
+    keep a copy apart.
+    """
+    from scipy import ndimage
+
+    width = (0, 0, sigma, sigma)
+    return ndimage.gaussian_filter(np.asarray(images, np.float32), width, mode="nearest")
+
+
+def nearest(
+    queries: ArrayLike,
+    training: ArrayLike,
+    query_subjects: Labels = None,
+    training_subjects: Labels = None,
+    chunk: int = 256,
+) -> Nearest:
+    """The exact nearest row of `training` [M, ...] to each row of `queries` [N, ...], in L2,
+    `chunk` queries at a time.
+
+    With subjects, pairs of one subject are left out. Raises `DataError` on rows of different
+    shapes, NaN, or a query whose subject is everybody in the training set.
+    """
+    queries, training = _rows(queries, "queries"), _rows(training, "training images")
+    if queries.shape[1] != training.shape[1]:
+        raise DataError(
+            f"queries with {queries.shape[1]} and training images with {training.shape[1]} values "
+            "each cannot be compared; bring both to one grid"
+        )
+    index = np.empty(len(queries), int)
+    for start in range(0, len(queries), chunk):
+        rows = slice(start, start + chunk)
+        squared = squared_distances(queries[rows], training)
+        if query_subjects is not None:
+            same = np.asarray(query_subjects)[rows, None] == np.asarray(training_subjects)[None]
+            if same.all(1).any():
+                raise DataError(
+                    "a query has no training image of another subject; give a training set of "
+                    "several subjects"
+                )
+            squared[same] = np.inf
+        index[rows] = squared.argmin(1)
+    # taken again as a difference: the expanded square loses the digits that tell a copy (0) from a
+    # near copy
+    pairs = zip(queries, index, strict=True)
+    return Nearest(np.array([np.linalg.norm(query - training[i]) for query, i in pairs]), index)
+
+
+def memorisation(
+    synthetic: ArrayLike,
+    heldout: ArrayLike,
+    training: ArrayLike,
+    rng: Rng,
+    quantiles: tuple[float, ...] = (0.01, 0.05),
+    synthetic_subjects: Labels = None,
+    heldout_subjects: Labels = None,
+    training_subjects: Labels = None,
+    replicates: int = 1000,
+) -> Memorisation:
+    """Compare the nearest training image of `synthetic` [N, ...] with that of `heldout` real
+    images [K, ...].
+
+    All of one kind: blurred images (see `blurred`) or features [., D]. Subjects, where given, are
+    drawn whole by the bootstrap, which draws the real images too: a quantile of few images is
+    itself uncertain. With `synthetic_subjects` (the person whose mask was requested) and
+    `training_subjects`, pairs of one subject are left out. Raises `DataError` when the held-out
+    images are too few for the smallest quantile, or share a subject with the training.
+    """
+    _check_heldout(heldout, heldout_subjects, training_subjects, quantiles)
+    left_out = synthetic_subjects if training_subjects is not None else None
+    made = nearest(synthetic, training, left_out, training_subjects)
+    real = nearest(heldout, training)
+    samples = [
+        Sample(made.distance, clusters=synthetic_subjects),
+        Sample(real.distance, clusters=heldout_subjects),
+    ]
+
+    def statistic(made: np.ndarray, real: np.ndarray) -> list[float]:
+        shares = (made[:, None] < np.quantile(real, quantiles)).mean(0)
+        return [*shares, np.median(made) / np.median(real)]
+
+    draws = bootstrap(statistic, samples, rng, replicates)
+    values = statistic(made.distance, real.distance)
+    *shares, ratio = (interval(*pair) for pair in zip(values, draws.T, strict=True))
+    table = pd.DataFrame([share.columns("share", "") for share in shares])
+    table.insert(0, "quantile", quantiles)
+    table.insert(1, "threshold", np.quantile(real.distance, quantiles))
+    return Memorisation(table, ratio, made, real)
+
+
+def _check_heldout(
+    heldout: Any, heldout_subjects: Any, training_subjects: Any, quantiles: Sequence[float]
+) -> None:
+    needed = int(np.ceil(1 / min(quantiles)))
+    if len(heldout) < needed:
+        raise DataError(
+            f"{len(heldout)} held-out images do not fix a quantile of {min(quantiles):g}; give at "
+            f"least {needed}, or ask for larger quantiles"
+        )
+    if heldout_subjects is not None and training_subjects is not None:
+        shared = sorted(set(map(str, heldout_subjects)) & set(map(str, training_subjects)))
+        if shared:
+            raise DataError(
+                f"subject {shared[0]!r} (of {len(shared)}) is both held out and in the training "
+                "set; split by subject"
+            )
+
+
+def _rows(values: ArrayLike, name: str) -> np.ndarray:
+    values = np.asarray(values, np.float64)
+    if values.ndim < 2 or len(values) == 0:
+        raise DataError(
+            f"{name} of shape {values.shape}; give at least one row, as images [N, C, H, W] or "
+            "features [N, D]"
+        )
+    if not np.isfinite(values).all():
+        raise DataError(f"{name} hold NaN or infinity; look at the images they came from")
+    return values.reshape(len(values), -1)

@@ -26,13 +26,25 @@ Labels = ArrayLike | None
 LEVEL = 0.95  # of every bootstrap interval
 Ends = tuple[np.ndarray, np.ndarray]
 """The low and the high ends of many intervals, or their bounds."""
+Tails = tuple[ArrayLike, ArrayLike]
+"""The chances that the truth lies below the low and above the high end."""
 Added = tuple[float, float]
 """What is added to the counts of successes and failures."""
 
 
 @dataclass(frozen=True)
 class Interval:
-    """An estimate with the ends of its interval, all three in the unit of the measure."""
+    """An estimate with the ends of its interval, all three in the unit of the measure.
+
+    `value in interval` asks whether a value lies between the ends, which are part of it.
+
+    Parameters
+    ----------
+    estimate
+        The value measured on the data.
+    low, high
+        The ends of its 95 % interval, unless a function says otherwise; NaN where it has none.
+    """
 
     estimate: float
     low: float
@@ -73,7 +85,8 @@ def clopper_pearson(right: ArrayLike, n: ArrayLike, level: float = 0.95) -> Ends
     """Exact interval (Clopper and Pearson 1934): covers at least `level` for every share, and
     mostly more.
     """
-    return _beta(right, n, (1 - level) / 2, (1 - level) / 2, (0, 1), (1, 0))
+    tail = (1 - level) / 2
+    return _beta(right, n, (tail, tail), (0, 1), (1, 0))
 
 
 def jeffreys(right: ArrayLike, n: ArrayLike, lower_tail: ArrayLike, upper_tail: ArrayLike) -> Ends:
@@ -84,25 +97,18 @@ def jeffreys(right: ArrayLike, n: ArrayLike, lower_tail: ArrayLike, upper_tail: 
     one of about `upper_tail`; on average over shares, in both tails alike, which Wilson's interval
     does not reach one-sidedly.
     """
-    return _beta(right, n, lower_tail, upper_tail, (0.5, 0.5), (0.5, 0.5))
+    return _beta(right, n, (lower_tail, upper_tail), (0.5, 0.5), (0.5, 0.5))
 
 
-def _beta(
-    right: ArrayLike,
-    n: ArrayLike,
-    lower_tail: ArrayLike,
-    upper_tail: ArrayLike,
-    below: Added,
-    above: Added,
-) -> Ends:
+def _beta(right: ArrayLike, n: ArrayLike, tails: Tails, below: Added, above: Added) -> Ends:
     """Quantiles of two Beta distributions, with (successes, failures) added to the counts; 0 and 1
     where none or all are right.
     """
     from scipy.special import betaincinv
 
     right, n = counted(right, n)
-    low = betaincinv(np.maximum(right + below[0], 1e-9), n - right + below[1], lower_tail)
-    upper = 1 - np.asarray(upper_tail)
+    low = betaincinv(np.maximum(right + below[0], 1e-9), n - right + below[1], tails[0])
+    upper = 1 - np.asarray(tails[1])
     high = betaincinv(right + above[0], np.maximum(n - right + above[1], 1e-9), upper)
     return np.where(right == 0, 0.0, low), np.where(right == n, 1.0, high)
 

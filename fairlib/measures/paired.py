@@ -20,6 +20,7 @@ its draws than in truth.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -38,7 +39,7 @@ from fairlib.measures.intervals import (
     pair_table,
     weighted_auc,
 )
-from fairlib.settings import unknown_key
+from fairlib.settings import need, unknown_key
 
 METRICS = ("balanced_accuracy", "tpr", "fpr", "selection_rate")
 ALL, WORST, GAP = "all", "worst", "gap"
@@ -82,11 +83,7 @@ def paired_answers(predictions: pd.DataFrame, by: Sequence[str]) -> PairedAnswer
     Raises `DataError` on a missing column, or when an arm and seed lacks an image, has one twice,
     or calls its subject, label or group otherwise than another does.
     """
-    for column in ("arm", "seed", "subject", "image", "label", "positive", *by):
-        if column not in predictions:
-            raise DataError(
-                unknown_key(column, [str(name) for name in predictions.columns], "the predictions")
-            )
+    need(predictions, "arm", "seed", "subject", "image", "label", "positive", *by, name="answers")
     arms, seeds = tuple(predictions["arm"].unique()), tuple(predictions["seed"].unique())
     parts = {
         key: part.sort_values("image").reset_index(drop=True)
@@ -95,15 +92,13 @@ def paired_answers(predictions: pd.DataFrame, by: Sequence[str]) -> PairedAnswer
     shared = ["image", "subject", "label", *by]
     first = parts[arms[0], seeds[0]][shared]
     once = not first["image"].duplicated().any()
-    for arm in arms:
-        for seed in seeds:
-            part = parts.get((arm, seed))
-            if part is None or not once or not part[shared].equals(first):
-                raise DataError(
-                    f"arm {arm!r}, seed {seed}: not the same images, subjects, labels and groups "
-                    f"as arm {arms[0]!r}, seed {seeds[0]}, each image once; read one test set with "
-                    "all"
-                )
+    for arm, seed in itertools.product(arms, seeds):
+        part = parts.get((arm, seed))
+        if part is None or not once or not part[shared].equals(first):
+            raise DataError(
+                f"arm {arm!r}, seed {seed}: not the same images, subjects, labels and groups as "
+                f"arm {arms[0]!r}, seed {seeds[0]}, each image once; read one test set with all"
+            )
     answer = [[parts[arm, seed]["positive"].to_numpy(float) for seed in seeds] for arm in arms]
     label, subject = first["label"].to_numpy(int), first["subject"].to_numpy()
     return PairedAnswers(arms, seeds, label, subject, first[list(by)], np.array(answer))
@@ -175,12 +170,11 @@ def _table(
     """Rows from (arm, estimates [metrics, groups], draws [K, R, metrics, groups])."""
     rows = []
     for arm, estimate, draws in parts:
-        for m, metric in enumerate(METRICS):
-            for g, name in enumerate(names):
-                if name == WORST and metric == "selection_rate":  # neither end of it is the bad one
-                    continue
-                ends = crossed_interval(float(estimate[m, g]), draws[:, :, m, g], seeds)
-                rows.append({"arm": arm, "group": name, "metric_id": metric, **vars(ends)})
+        for (m, metric), (g, name) in itertools.product(enumerate(METRICS), enumerate(names)):
+            if name == WORST and metric == "selection_rate":  # neither end of it is the bad one
+                continue
+            ends = crossed_interval(float(estimate[m, g]), draws[:, :, m, g], seeds)
+            rows.append({"arm": arm, "group": name, "metric_id": metric, **vars(ends)})
     table = pd.DataFrame(rows)
     # plain, so that pandas can compare it when tables are joined
     table.attrs["excluded"] = excluded.to_dict("records")
@@ -315,16 +309,9 @@ class PairedAreas:
             )
         if not np.isfinite(scores).all():
             raise DataError("scores hold NaN or infinity; look at the classifier that gave them")
-        counts = class_counts(label, group, np.arange(len(label)))
-        small = counts[counts.min(axis=1) < max(n_min, 1)]
-        if len(small) or len(counts) < 2:
-            raise DataError(
-                f"{len(counts)} groups, {', '.join(map(repr, small.index)) or 'none'} with fewer "
-                f"than {n_min} people of a class; two large ones are needed: leave the others out "
-                "first, by name"
-            )
+        names, _ = keep_large(class_counts(label, group, np.arange(len(label))), n_min, "error")
         self.strata = [
-            np.flatnonzero((group == name) & (label == c)) for name in counts.index for c in (1, 0)
+            np.flatnonzero((group == name) & (label == c)) for name in names for c in (1, 0)
         ]
         # table[i][j]: a positive scored by arm i against a negative scored by arm j; everybody
         # first, then each group

@@ -5,7 +5,8 @@ An evaluator that reads a share `s` of images as female, right on a share `a_F` 
 Gladen 1978; the same correction as CLEAM, NeurIPS 2023). Saerens, Latinne and Decaestecker (2002)
 estimate `p` by EM from calibrated probabilities. Both corrections assume that the evaluator errs on
 generated images as on its calibration set, and carry its errors into the interval: the generated
-images and the calibration set (by subject) are drawn again.
+images and the calibration set (by subject) are drawn again. Where some generated images have labels
+of their own, `ppi_share` needs no such assumption.
 
 Readings are a table with one row a generated image: `arm, seed, prompt, group`, for each evaluator
 a column of probabilities of female in [0, 1], and where anatomy is compared a size. An image that
@@ -15,14 +16,14 @@ a table with one row an image of known sex: `subject, sex` ("F"/"M") and the eva
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
-from scipy.stats import binom
 
 from fairlib.errors import DataError
 from fairlib.measures.intervals import (
@@ -32,9 +33,9 @@ from fairlib.measures.intervals import (
     Sample,
     bootstrap,
     bootstrap_interval,
-    check_defined,
     interval,
 )
+from fairlib.settings import need
 
 Tables: TypeAlias = pd.DataFrame | Mapping[str, pd.DataFrame]
 """A calibration set, or several by name."""
@@ -50,10 +51,19 @@ class Evaluator:
     """How a share is measured: a column of the readings, read at a threshold, and the errors that
     are taken out of it.
 
-    name: as tables show it. column: of the readings and of the calibration set, p in [0, 1].
-    calibration: name of the calibration set on which errors are counted. threshold: read as female
-    above it. stratum: columns (of both tables) within which errors are counted, each stratum of the
-    images being corrected by its own; none: one pair of error rates for all.
+    Parameters
+    ----------
+    name
+        As tables show it.
+    column
+        Of the readings and of the calibration set: probabilities of female in [0, 1].
+    calibration
+        Name of the calibration set on which errors are counted.
+    threshold
+        An image is read as female above it.
+    stratum
+        Columns (of both tables) within which errors are counted, each stratum of the images being
+        corrected by its own. None: one pair of error rates for all.
     """
 
     name: str
@@ -120,7 +130,8 @@ def calibration_set(table: pd.DataFrame, evaluator: Evaluator) -> CalibrationSet
 
     Raises `DataError` on a missing column.
     """
-    need(table, ["subject", "sex", evaluator.column, *evaluator.stratum], evaluator.calibration)
+    columns = ("subject", "sex", evaluator.column, *evaluator.stratum)
+    need(table, *columns, name=evaluator.calibration)
     rows = table[table[evaluator.column].notna()]
     return CalibrationSet(
         rows[evaluator.column].to_numpy(float),
@@ -167,10 +178,11 @@ def rogan_gladen(share: ArrayLike, a_f: Numbers, a_m: Numbers) -> np.ndarray:
 
     book/fairness.md, Eq. (eq-rogan-gladen).
     """
-    return np.clip(_unclipped(share, a_f, a_m), 0, 1)
+    return np.clip(unclipped(share, a_f, a_m), 0, 1)
 
 
-def _unclipped(share: ArrayLike, a_f: Numbers, a_m: Numbers) -> np.ndarray:
+def unclipped(share: ArrayLike, a_f: Numbers, a_m: Numbers) -> np.ndarray:
+    """As `rogan_gladen`, but also beyond 0 and 1, where noise alone can take a share."""
     if not np.all(np.add(a_f, a_m) > 1):
         raise DataError(
             f"the evaluator is right on {np.round(a_f, 3)} of female and {np.round(a_m, 3)} of "
@@ -270,27 +282,11 @@ def corrected_share(
     calibration set.
     """
 
-    def corrected(
-        p: np.ndarray,
-        codes: np.ndarray,
-        labelled_p: np.ndarray,
-        truth: np.ndarray,
-        labelled_codes: np.ndarray,
-        *,
-        strict: bool = False,
-    ) -> float:
-        size = np.bincount(codes)
-        rates = class_accuracies(
-            labelled_p > calibration.threshold, truth, labelled_codes, len(size)
-        )
-        if not strict and not (rates[0] + rates[1] > 1).all():
-            return np.nan
-        raw = np.bincount(codes, p > calibration.threshold) / size
-        return float(np.clip(size / size.sum() @ _unclipped(raw, *rates), 0, 1))
+    def share(p: np.ndarray, labelled_p: np.ndarray, truth: np.ndarray) -> float:
+        (a_f,), (a_m,) = class_accuracies(labelled_p > calibration.threshold, truth)
+        return float(unclipped((p > calibration.threshold).mean(), a_f, a_m))
 
-    samples = _samples(p_female, calibration, strata)
-    estimate = corrected(*samples[0].arrays, *samples[1].arrays, strict=True)
-    return interval(estimate, bootstrap(corrected, samples, rng, replicates))
+    return _over_strata(share, p_female, calibration, rng, replicates, strata)
 
 
 def em_share(
@@ -307,49 +303,125 @@ def em_share(
     """
 
     def share(p_female: np.ndarray, labelled_p: np.ndarray, truth: np.ndarray) -> float:
-        prior = np.array([1 - truth.mean(), truth.mean()]) if len(truth) else np.zeros(2)
+        check_probabilities(labelled_p)
+        prior = np.array([1 - truth.mean(), truth.mean()])
         if not prior.all():
-            return np.nan
+            raise DataError("EM needs images of both sexes with a known sex")
         slope, intercept = platt(logit(labelled_p), truth)
         p = sigmoid(slope * logit(p_female) + intercept)
         return float(saerens_em(np.stack([1 - p, p], 1), prior)[1])
 
-    def estimate(
-        p: np.ndarray,
-        codes: np.ndarray,
-        labelled_p: np.ndarray,
-        truth: np.ndarray,
-        labelled_codes: np.ndarray,
-    ) -> float:
-        size = np.bincount(codes)
-        strata = [(codes == k, labelled_codes == k) for k in range(len(size))]
-        parts = [share(p[mine], labelled_p[labelled], truth[labelled]) for mine, labelled in strata]
-        return float(size / size.sum() @ np.array(parts))
-
-    samples = _samples(p_female, calibration, strata)
-    return bootstrap_interval(estimate, samples, rng, replicates)
+    return _over_strata(share, p_female, calibration, rng, replicates, strata)
 
 
-def _samples(p_female: ArrayLike, calibration: CalibrationSet, strata: Labels) -> list[Sample]:
-    """The images (p, code of the stratum) and the calibration set (p, truth, code)."""
+def _over_strata(
+    share: Callable[[np.ndarray, np.ndarray, np.ndarray], float],
+    p_female: ArrayLike,
+    calibration: CalibrationSet,
+    rng: Rng,
+    replicates: int,
+    strata: Labels,
+) -> Interval:
+    """The mean of `share(p, p of the calibration set, truth)` over strata, each weighted by its
+    images, in [0, 1]; a bootstrap draw in which a share raises `DataError` is undefined.
+    """
     check_probabilities(p_female)
     p = np.asarray(p_female)
     codes, labelled = calibration.matched(strata, len(p))
-    return [Sample(p, codes, strata=codes), labelled]
+    size = np.bincount(codes)
+
+    def mean(p: np.ndarray, codes: np.ndarray, *labelled: np.ndarray) -> float:
+        labelled_p, truth, place = labelled
+        rows = [(codes == k, place == k) for k in range(len(size))]
+        parts = [share(p[mine], labelled_p[known], truth[known]) for mine, known in rows]
+        return float(np.clip(size / size.sum() @ np.array(parts), 0, 1))
+
+    def drawn(*arrays: np.ndarray) -> float:
+        try:
+            return mean(*arrays)
+        except DataError:
+            return np.nan
+
+    samples = [Sample(p, codes, strata=codes), labelled]
+    return interval(mean(p, codes, *labelled.arrays), bootstrap(drawn, samples, rng, replicates))
+
+
+def ppi_share(
+    labels: ArrayLike,
+    readings_labelled: ArrayLike,
+    readings_unlabelled: ArrayLike,
+    level: float = 0.95,
+) -> Interval:
+    """Estimate a female share from a few labelled images and an evaluator's readings of many
+    (prediction-powered inference).
+
+    Unlike the corrections by a calibration set, it makes no assumption about the evaluator: the
+    labelled images are a random sample of the same images, and measure its errors there. A poor
+    evaluator costs only width: the weight of its readings is tuned to the smallest variance, and
+    with a weight of 0 the labels alone decide.
+
+    Parameters
+    ----------
+    labels
+        [n], 1 = female, 0 = male, as an expert sees the labelled images. The interval is normal:
+        give 30 or more, several of each sex.
+    readings_labelled
+        [n] probabilities or decisions in [0, 1] of the evaluator on the labelled images.
+    readings_unlabelled
+        [N] the same on the other images, which are many more.
+    level
+        Coverage of the interval, in (0, 1).
+
+    Returns
+    -------
+    Interval
+        The share with its interval, cut to [0, 1].
+
+    Raises
+    ------
+    DataError
+        On labels other than 0 and 1, fewer than two labels or not one for each reading, or readings
+        outside [0, 1].
+
+    Notes
+    -----
+    Angelopoulos et al., Science 2023; tuned as in PPI++ (Angelopoulos, Duchi and Zrnic 2023): the
+    weight is cov(label, reading) / ((1 + n / N) var(reading)), in [0, 1].
+    """
+    from scipy.special import ndtri
+
+    check_probabilities(readings_labelled)
+    check_probabilities(readings_unlabelled)
+    truth, read, rest = (
+        np.asarray(part, float) for part in (labels, readings_labelled, readings_unlabelled)
+    )
+    if len(truth) != len(read) or len(truth) < 2 or not np.isin(truth, (0, 1)).all():
+        raise DataError(
+            f"{len(truth)} labels for {len(read)} readings; give at least two, each 0 or 1, and "
+            "one for each reading of a labelled image"
+        )
+    variance = (1 + len(read) / len(rest)) * np.var(np.concatenate([read, rest]), ddof=1)
+    shared = np.cov(truth, read, ddof=0)[0, 1]
+    weight = np.clip(shared / variance, 0, 1) if variance > 0 else 0.0
+    residual = truth - weight * read
+    estimate = weight * rest.mean() + residual.mean()
+    error = np.sqrt(weight**2 * rest.var() / len(rest) + residual.var() / len(read))
+    reach = ndtri((1 + level) / 2) * error
+    return Interval(*(float(end) for end in np.clip(estimate + [0, -reach, reach], 0, 1)))
 
 
 def ambiguous(p_female: ArrayLike, band: tuple[float, float] = BAND) -> np.ndarray:
     """[N] booleans: p strictly inside the band. Hard class targets make such images vanish,
     mean-probability targets make all images so.
     """
+    check_probabilities(p_female)
     p = np.asarray(p_female, float)
     return (p > band[0]) & (p < band[1])
 
 
 def ambiguous_share(p_female: ArrayLike, rng: Rng, replicates: int = 1000) -> Interval:
     """The share of images with p inside `BAND`; images are drawn again."""
-    check_probabilities(p_female)
-    return bootstrap_interval(np.mean, [Sample(ambiguous(p_female))], rng, replicates)
+    return raw_share(ambiguous(p_female), rng, replicates)
 
 
 def ambiguity_difference(
@@ -358,7 +430,6 @@ def ambiguity_difference(
     """Ambiguous share of the images [N] less that of the calibration set, in percentage points;
     images, and subjects of the calibration set, are drawn again.
     """
-    check_probabilities(p_female)
     labelled = Sample(ambiguous(calibration.p_female), clusters=calibration.subjects)
     samples = [Sample(ambiguous(p_female)), labelled]
     return bootstrap_interval(
@@ -366,140 +437,11 @@ def ambiguity_difference(
     )
 
 
-# --- gaps over prompts -------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Gap:
-    """Mean over prompts of |share - target|.
-
-    mean: with a 95 % interval; floor: the mean that a generator exactly on target would show at
-    this number of images; beyond_chance: root mean square gap with the noise of sampling taken out,
-    at least the noise-free mean gap; prompts: one row a prompt with `prompt, n, target, raw, share,
-    low, high, gap, floor`.
-    """
-
-    mean: Interval
-    floor: float
-    beyond_chance: float
-    prompts: pd.DataFrame
-
-
-def per_prompt_gap(
-    p_female: ArrayLike,
-    prompts: ArrayLike,
-    target: float | dict[str, float],
-    calibration: CalibrationSet,
-    rng: Rng,
-    replicates: int = 1000,
-    strata: Labels = None,
-) -> Gap:
-    """The mean over prompts of the distance between female share and target.
-
-    p_female: [N] in [0, 1]; prompts: [N] labels; target: one share, or `{prompt: share}`. Shares
-    are corrected (Rogan and Gladen), by `strata` [N] of which each prompt lies in one. Images are
-    drawn again within each prompt, the calibration set by subject. A mean of absolute values is
-    biased upward by noise, and its bootstrap twice; so the low end is reflected, and zero where
-    chance alone could make the mean, and `floor` is given beside it.
-
-    Raises `DataError` as `corrected_share` does: on an evaluator no better than chance on the
-    calibration set, or in more than 5 % of the bootstrap replicates.
-    """
-    check_probabilities(p_female)
-    names, codes = np.unique(np.asarray(prompts), return_inverse=True)
-    targets, count = _targets(target, names), np.bincount(codes)
-    read = (np.asarray(p_female) > calibration.threshold).astype(float)
-    images = Sample(read, codes, strata=codes)
-    of_image, labelled = calibration.matched(strata, len(codes))
-    place = np.zeros(len(names), int)  # the stratum of each prompt
-    place[codes] = of_image
-    if (place[codes] != of_image).any():
-        raise DataError("a prompt lies in two strata; give each prompt images of one")
-
-    def rates(
-        labelled_p: np.ndarray, truth: np.ndarray, labelled_codes: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray]:
-        read = labelled_p > calibration.threshold
-        a_f, a_m = class_accuracies(read, truth, labelled_codes, place.max() + 1)
-        return a_f[place], a_m[place]
-
-    def corrected(read: np.ndarray, code: np.ndarray, *labelled: np.ndarray) -> np.ndarray:
-        a_f, a_m = rates(*labelled)
-        usable = a_f + a_m > 1
-        shares = np.bincount(code, read) / np.bincount(code)
-        return np.where(usable, rogan_gladen(shares, *np.where(usable, (a_f, a_m), 1)), np.nan)
-
-    accuracies = rates(*labelled.arrays)
-    raw = np.bincount(codes, read) / count
-    share = rogan_gladen(raw, *accuracies)
-    draws = bootstrap(corrected, [images, labelled], rng, replicates)
-    check_defined(draws)
-    low, high = np.nanquantile(draws, [0.025, 0.975], axis=0)
-    floors = [sampling_floor(*row) for row in zip(targets, count, *accuracies, strict=True)]
-    columns = {"prompt": names, "n": count, "target": targets, "raw": raw, "share": share}
-    gaps = {"low": low, "high": high, "gap": np.abs(share - targets), "floor": floors}
-    excess = beyond_chance(raw, count, targets, *accuracies)
-    mean = _mean_gap(draws, share, targets)
-    return Gap(mean, float(np.mean(floors)), excess, pd.DataFrame(columns | gaps))
-
-
-def sampling_floor(target: float, n: int, a_f: float = 1.0, a_m: float = 1.0) -> float:
-    """E|corrected share - target| when the true share is `target` and `n` images are read: an exact
-    binomial sum.
-
-    book/fairness.md, Eq. (eq-read).
-    """
-    read = a_f * target + (1 - a_m) * (1 - target)
-    counts = np.arange(n + 1)
-    return float(binom.pmf(counts, n, read) @ np.abs(rogan_gladen(counts / n, a_f, a_m) - target))
-
-
-def beyond_chance(
-    raw: ArrayLike, n: ArrayLike, target: Numbers, a_f: Numbers = 1.0, a_m: Numbers = 1.0
-) -> float:
-    """Root of the mean over prompts of (share - target)^2 less its sampling variance; zero where
-    chance explains all.
-
-    raw, n, target: [prompts]. The mean square is unbiased, and a root mean square is never below
-    the mean of |gap|.
-    """
-    raw, n = np.asarray(raw), np.asarray(n)
-    gap = (raw + a_m - 1) / (a_f + a_m - 1) - target
-    noise = raw * (1 - raw) / np.maximum(n - 1, 1) / (a_f + a_m - 1) ** 2
-    return float(np.sqrt(max(0.0, np.mean(gap**2 - noise))))
-
-
-def _targets(target: float | dict[str, float], names: np.ndarray) -> np.ndarray:
-    """One target share a prompt. Raises `DataError` on a prompt without one or a share outside
-    [0, 1].
-    """
-    target = target if isinstance(target, dict) else dict.fromkeys(names, target)
-    missing = [str(name) for name in names if name not in target]
-    if missing:
-        raise DataError(
-            f"no target share for prompt {missing[0]!r}; give one share, or one for each prompt"
-        )
-    values = np.array([target[name] for name in names], float)
-    if not ((values >= 0) & (values <= 1)).all():
-        raise DataError(f"target shares {values.tolist()} do not all lie in [0, 1]")
-    return values
-
-
-def _mean_gap(draws: np.ndarray, share: np.ndarray, targets: np.ndarray) -> Interval:
-    """Interval of the mean gap: percentile above; below reflected, and zero where noise alone
-    reaches as far.
-    """
-    estimate = float(np.abs(share - targets).mean())
-    high = float(np.nanquantile(np.abs(draws - targets).mean(1), 0.975))
-    chance = np.nanquantile(np.abs(draws - share).mean(1), 0.975)
-    return Interval(estimate, 0.0 if estimate <= chance else max(0.0, 2 * estimate - high), high)
-
-
 # --- tables ------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class _Part:
+class Part:
     """One evaluator's readable images of one part of the readings, and its calibration set."""
 
     cells: dict  # the first cells of the part's row
@@ -517,15 +459,15 @@ def _strata(table: pd.DataFrame, evaluator: Evaluator) -> np.ndarray | None:
     return table[list(evaluator.stratum)].astype(str).agg(", ".join, axis=1).to_numpy(str)
 
 
-def _parts(
+def each_part(
     readings: pd.DataFrame, calibration: Tables, evaluators: Sequence[Evaluator], by: Sequence[str]
-) -> Iterator[_Part]:
+) -> Iterator[Part]:
     """Every part of the readings with every evaluator."""
-    need(readings, [*by, "prompt"], "readings")
+    need(readings, *by, "prompt", name="readings")
     sets = calibration if isinstance(calibration, Mapping) else {"calibration": calibration}
     calibrations = {}
     for one in evaluators:
-        need(readings, [one.column, *one.stratum], "readings")
+        need(readings, one.column, *one.stratum, name="readings")
         if one.calibration not in sets:
             raise DataError(
                 f"evaluator {one.name!r} needs the calibration set {one.calibration!r}; given: "
@@ -542,7 +484,7 @@ def _parts(
             cells = keys | {"evaluator": one.name} | count
             p, labelled = images[one.column].to_numpy(float), sets[one.calibration]
             strata = _strata(images, one)
-            yield _Part(cells, one, images, p, labelled, calibrations[one], strata)
+            yield Part(cells, one, images, p, labelled, calibrations[one], strata)
 
 
 def share_table(
@@ -553,7 +495,7 @@ def share_table(
     by: Sequence[str] = BY,
     replicates: int = 500,
 ) -> pd.DataFrame:
-    """Female shares of every part of the readings by every evaluator.
+    """Measure the female share of every part of the readings by every evaluator.
 
     Parameters
     ----------
@@ -585,7 +527,7 @@ def share_table(
     """
 
     rows = []
-    for part in _parts(readings, calibration, evaluators, by):
+    for part in each_part(readings, calibration, evaluators, by):
         labelled, strata = part.calibration, part.strata
         raw = raw_share(part.p, rng, replicates, part.evaluator.threshold)
         corrected = corrected_share(part.p, labelled, rng, replicates, strata)
@@ -595,50 +537,22 @@ def share_table(
     return pd.DataFrame(rows)
 
 
-def _gap(part: _Part, target: float | dict[str, float], rng: Rng, replicates: int) -> Gap:
-    prompts = part.images.prompt.to_numpy()
-    return per_prompt_gap(part.p, prompts, target, part.calibration, rng, replicates, part.strata)
-
-
-def gap_table(
-    readings: pd.DataFrame,
-    calibration: Tables,
-    evaluators: Sequence[Evaluator],
-    target: float | dict[str, float],
-    rng: Rng,
-    by: Sequence[str] = BY,
-    replicates: int = 500,
-) -> pd.DataFrame:
-    """Mean over prompts of |corrected share - target|.
-
-    Columns: `*by, evaluator, n, unreadable, gap, gap_low, gap_high, floor, beyond_chance`.
-    target: one share, or `{prompt: share}`. `floor` is what chance alone makes of a generator on
-    target. Other arguments as in `share_table`.
+def checked_targets(
+    target: float | dict[str, float], names: Iterable[str], kind: str = "prompt"
+) -> np.ndarray:
+    """One target share a name. Raises `DataError` on a name without one or a share outside
+    [0, 1].
     """
-    rows = []
-    for part in _parts(readings, calibration, evaluators, by):
-        gap = _gap(part, target, rng, replicates)
-        chance = {"floor": gap.floor, "beyond_chance": gap.beyond_chance}
-        rows.append(part.cells | gap.mean.columns("gap") | chance)
-    return pd.DataFrame(rows)
-
-
-def prompt_table(
-    readings: pd.DataFrame,
-    calibration: Tables,
-    evaluators: Sequence[Evaluator],
-    target: float | dict[str, float],
-    rng: Rng,
-    by: Sequence[str] = ("arm",),
-    replicates: int = 500,
-) -> pd.DataFrame:
-    """Corrected share of every prompt: `*by, evaluator` and the columns of `Gap.prompts`."""
-    tables = []
-    for part in _parts(readings, calibration, evaluators, by):
-        keys = {name: part.cells[name] for name in (*by, "evaluator")}
-        tables.append(_gap(part, target, rng, replicates).prompts.assign(**keys))
-    table = pd.concat(tables, ignore_index=True)
-    return table[[*by, "evaluator", *table.columns.drop([*by, "evaluator"])]]
+    target = target if isinstance(target, dict) else dict.fromkeys(names, target)
+    missing = [str(name) for name in names if name not in target]
+    if missing:
+        raise DataError(
+            f"no target share for {kind} {missing[0]!r}; give one share, or one for each {kind}"
+        )
+    values = np.array([target[name] for name in names], float)
+    if not ((values >= 0) & (values <= 1)).all():
+        raise DataError(f"target shares {values.tolist()} do not all lie in [0, 1]")
+    return values
 
 
 def group_table(
@@ -655,13 +569,9 @@ def group_table(
     Columns: `*by, group, evaluator, n, unreadable, share, share_low, share_high, target, gap`.
     `gap` is signed, share less target. Raises `DataError` for a group without a target.
     """
-    missing = sorted(set(readings["group"]) - set(targets))
-    if missing:
-        raise DataError(
-            f"no target share for prompt group {missing[0]!r}; given: {', '.join(targets)}"
-        )
+    checked_targets(targets, sorted(set(readings["group"])), "prompt group")
     rows = []
-    for part in _parts(readings, calibration, evaluators, (*by, "group")):
+    for part in each_part(readings, calibration, evaluators, (*by, "group")):
         share = corrected_share(part.p, part.calibration, rng, replicates, part.strata)
         rows.append(part.cells | share.columns("share"))
     table = pd.DataFrame(rows)
@@ -681,7 +591,7 @@ def ambiguity_table(
     each with `_low` and `_high`.
     """
     rows = []
-    for part in _parts(readings, calibration, evaluators, by):
+    for part in each_part(readings, calibration, evaluators, by):
         points = ambiguity_difference(part.p, part.calibration, rng, replicates=replicates)
         share = ambiguous_share(part.p, rng, replicates=replicates)
         rows.append(part.cells | share.columns("share") | points.columns("points"))
@@ -707,19 +617,16 @@ def within_sex_table(
     ten images on a side give NaN.
     """
     rows = []
-    for part in _parts(readings, calibration, evaluators, by):
+    for part in each_part(readings, calibration, evaluators, by):
         images = part.images[part.images[value].notna()]
         real = part.labelled[part.labelled[[part.evaluator.column, value]].notna().all(axis=1)]
-        for sex in ("F", "M"):
+        labels = {"truth": real.sex, "reading": _read_as(real, part.evaluator)}
+        for sex, against in itertools.product(("F", "M"), labels):
             mine = images[_read_as(images, part.evaluator) == sex]
-            for against, labels in (
-                ("truth", real.sex),
-                ("reading", _read_as(real, part.evaluator)),
-            ):
-                theirs = real[labels == sex]
-                cells = {"sex": sex, "against": against, "n": len(mine), "n_real": len(theirs)}
-                difference = _size_difference(mine, theirs, value, rng, replicates)
-                rows.append(part.cells | cells | difference.columns("difference"))
+            theirs = real[labels[against] == sex]
+            cells = {"sex": sex, "against": against, "n": len(mine), "n_real": len(theirs)}
+            difference = _size_difference(mine, theirs, value, rng, replicates)
+            rows.append(part.cells | cells | difference.columns("difference"))
     return pd.DataFrame(rows).drop(columns="unreadable")
 
 
@@ -742,15 +649,3 @@ def _size_difference(
         return Interval(np.nan, np.nan, np.nan)
     samples = [Sample(images[value]), Sample(real[value], clusters=real.subject.to_numpy(str))]
     return bootstrap_interval(standardised_difference, samples, rng, replicates)
-
-
-def need(table: pd.DataFrame, columns: Sequence[str], name: str) -> None:
-    """Raise `DataError` unless `table` has rows and all `columns`."""
-    missing = [column for column in columns if column not in table]
-    if missing:
-        raise DataError(
-            f"the table of {name} ({len(table)} rows) lacks column {missing[0]!r}; it has "
-            f"{', '.join(table)}"
-        )
-    if len(table) == 0:
-        raise DataError(f"the table of {name} is empty; generate and read images first")

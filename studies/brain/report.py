@@ -9,11 +9,11 @@ import numpy as np
 import pandas as pd
 
 from fairlib.io import read_json
+from fairlib.measures.gaps import gap_table
 from fairlib.measures.intervals import Interval
 from fairlib.measures.shares import (
     Evaluator,
     ambiguity_table,
-    gap_table,
     group_table,
     share_table,
     within_sex_table,
@@ -134,11 +134,11 @@ def _prompt_gaps(readings, slices, evaluators, tuned, rng, replicates) -> Iterat
         joined, apart = joined.set_index("evaluator"), apart.set_index("evaluator")
         for name in GAP:
             one, each, compared = joined.loc[name], apart.loc[name], arm == BASE
-            beyond = Interval(each.beyond_chance, np.nan, np.nan)
-            gap = _interval(each, "gap")
+            beyond = _interval(each, "beyond_chance")
+            gap, gap_joined = (Interval(row.gap, np.nan, np.nan) for row in (each, one))
             yield GAP[name].row(arm, name, gap, each.n, each.floor, compared)
             yield GAP_BEYOND_CHANCE[name].row(arm, name, beyond, each.n, compared=compared)
-            yield GAP_JOINED.row(arm, name, _interval(one, "gap"), one.n, one.floor)
+            yield GAP_JOINED.row(arm, name, gap_joined, one.n, one.floor)
 
 
 def _conditional(readings, slices, evaluators, tuned, rng, replicates) -> Iterator[dict]:

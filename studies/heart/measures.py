@@ -18,9 +18,8 @@ from torch.nn import functional as F
 from fairlib.errors import DataError
 from fairlib.io import write_bytes
 from fairlib.measures.dice import Reference, dice, dice_table
-from fairlib.measures.distances import frechet_by_n, subgroup_distances
+from fairlib.measures.distances import blurred, frechet_by_n, memorisation, subgroup_distances
 from fairlib.measures.intervals import Interval, Sample, bootstrap, interval
-from fairlib.measures.memorisation import blurred, memorisation
 from fairlib.models.classifier import Classifier, predict
 from fairlib.models.controlnet import ControlledGenerator
 from studies.engine import accelerator

@@ -1,9 +1,9 @@
 """Does the interval for the worst group hold what it says? Simulated test sets whose true worst
 value is known.
 
-Beside `measures.worst_group` stand the two intervals one meets in papers: the percentile bootstrap
-of the minimum over groups, and the 95 % interval of whichever group came out lowest, as if it had
-been named beforehand.
+Beside `measures.equity.worst_group` stand the two intervals one meets in papers: the percentile
+bootstrap of the minimum over groups, and the 95 % interval of whichever group came out lowest, as
+if it had been named beforehand.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import pandas as pd
 from scipy.stats import binom
 
 from fairlib.errors import DataError
+from fairlib.measures.equity import logit_bounds, worst_auc, worst_share
 from fairlib.measures.intervals import (
     clopper_pearson,
     counted,
@@ -26,7 +27,6 @@ from fairlib.measures.intervals import (
     weighted_auc,
     wilson,
 )
-from fairlib.measures.worst_group import logit_bounds, worst_auc, worst_share
 from studies.statistics.null_simulation import separation
 
 Ends = tuple[np.ndarray, np.ndarray]  # of intervals

@@ -60,6 +60,17 @@ class TestImages:
     def test_equal_pairs_can_be_drawn(self):
         draw(figures.before_after(self.IMAGES, self.IMAGES))
 
+    def test_hearts_show_both_frames_with_the_outlines_of_their_masks(self):
+        hearts, masks = RNG(1).uniform(-1, 1, (3, 3, 8, 8)), np.zeros((3, 2, 8, 8), int)
+        masks[0, 0, 2:5, 2:5] = 1
+        figure = draw(figures.heart_grid(hearts, masks, list("abc"), columns=2))
+        shown = self.shown(figure)
+        assert len(shown) == 4 and np.allclose(shown[0].get_array(), hearts[0, [0, 2]].mean(0))
+        assert np.allclose(shown[3].get_array(), hearts[1, 1])
+        assert [len(panel.collections) for panel in figure.axes] == [1, 0, 0, 0]
+        with pytest.raises(DataError, match="expected .N, 3, H, W."):
+            figures.heart_grid(hearts[:, :2])
+
     def test_bad_images_are_refused(self):
         with pytest.raises(DataError, match="laid out"):
             figures.image_grid(self.IMAGES[:, 0])

@@ -2,6 +2,8 @@
 known.
 """
 
+import warnings
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -69,6 +71,15 @@ class TestSaerens:
             options={"xatol": 1e-10},
         ).x
         assert found[1] == pytest.approx(best, abs=1e-5)
+
+    def test_another_library_agrees(self):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of its imports
+            quantification = pytest.importorskip("quapy.method.aggregative")
+        p = RNG(4).dirichlet([0.6, 0.8, 0.5], 500)
+        prior = np.array([0.5, 0.2, 0.3])
+        theirs, _ = quantification.EMQ.EM(prior, p, epsilon=1e-7)
+        assert pr.saerens_em(p, prior) == pytest.approx(theirs, abs=1e-4)
 
     def test_recovers_a_moved_prior(self):
         """Two normal populations, probabilities calibrated at 50 %, tested at 20 %."""

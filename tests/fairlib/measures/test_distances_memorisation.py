@@ -7,7 +7,7 @@ import pytest
 from scipy.spatial.distance import cdist
 
 from fairlib.errors import DataError
-from fairlib.measures.memorisation import blurred, memorisation, nearest
+from fairlib.measures.distances import blurred, memorisation, nearest
 
 RNG = np.random.default_rng
 

@@ -6,13 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fairlib.errors import DataError
-from fairlib.measures.shares import (
-    CalibrationSet,
-    beyond_chance,
-    corrected_share,
-    per_prompt_gap,
-    sampling_floor,
-)
+from fairlib.measures.gaps import beyond_chance, per_prompt_gap, sampling_floor
+from fairlib.measures.shares import CalibrationSet, corrected_share
 
 RNG = np.random.default_rng
 # an evaluator that is always right
@@ -27,7 +22,7 @@ def readings(counts, n=100):
 
 def test_hand_worked():
     found = per_prompt_gap(*readings({"a": 50, "b": 30}), 0.45, EXACT, RNG(0), replicates=50)
-    assert found.mean.estimate == pytest.approx((0.05 + 0.15) / 2)
+    assert found.mean == pytest.approx((0.05 + 0.15) / 2)
     assert found.prompts.set_index("prompt").share.to_dict() == pytest.approx({"a": 0.5, "b": 0.3})
     assert (found.prompts.low <= found.prompts.share).all() and (
         found.prompts.share <= found.prompts.high
@@ -38,7 +33,7 @@ def test_a_target_for_each_prompt():
     found = per_prompt_gap(
         *readings({"a": 50, "b": 30}), {"a": 0.5, "b": 0.3}, EXACT, RNG(0), replicates=50
     )
-    assert found.mean.estimate == pytest.approx(0) and found.mean.low == 0
+    assert found.mean == pytest.approx(0) and found.beyond_chance.estimate == 0
 
 
 def test_correction_uses_the_held_out_accuracies():
@@ -49,7 +44,7 @@ def test_correction_uses_the_held_out_accuracies():
     )
     found = per_prompt_gap(*readings({"a": 60, "b": 45}), 0.5, real, RNG(0), 50)
     assert found.prompts.share.tolist() == pytest.approx([0.7, 0.4])
-    assert found.mean.estimate == pytest.approx(0.15)
+    assert found.mean == pytest.approx(0.15)
 
 
 def test_floor_against_simulation():
@@ -78,32 +73,69 @@ def test_a_generator_on_target_shows_its_floor_and_nothing_beyond():
     found = per_prompt_gap(
         (rng.random(20000) < 0.458).astype(float), prompts, 0.458, EXACT, rng, replicates=50
     )
-    assert found.mean.estimate == pytest.approx(found.floor, rel=0.1)
-    assert found.beyond_chance < 0.015 < found.floor
-    assert found.mean.low == 0
+    assert found.mean == pytest.approx(found.floor, rel=0.1)
+    assert found.beyond_chance.estimate < 0.015 < found.floor and 0 in found.beyond_chance
+
+
+def observed(rng, share, n=125, people=186, draws=200, target=0.458, rates=(0.87, 0.9)):
+    """Gaps [K] of prompts with true `share` [K], their variance [K] and noise [draws, K]: counts of `n` images and of
+    `people` of each sex in the calibration set, drawn as the bootstrap draws them.
+    """
+
+    def corrected(raw, a_f, a_m):
+        return (raw + a_m - 1) / (a_f + a_m - 1)
+
+    a_f, a_m = rates
+    real = [rng.binomial(n, a_f * share + (1 - a_m) * (1 - share)) / n]
+    real += [rng.binomial(people, rate) / people for rate in rates]
+    again = [rng.binomial(n, real[0], (draws, len(share))) / n]
+    again += [rng.binomial(people, rate, (draws, 1)) / people for rate in real[1:]]
+    variance = real[0] * (1 - real[0]) / (n - 1) / (real[1] + real[2] - 1) ** 2
+    return corrected(*real) - target, variance, corrected(*again) - corrected(*real)
 
 
 def test_beyond_chance_recovers_the_true_gap():
     """Half of the prompts 0.1 above, half 0.1 below: root mean square 0.1, whatever the number of
     images.
     """
-    rng = RNG(2)
-    share = np.tile([0.558, 0.358], 400)
     for n in (30, 300):
-        raw = rng.binomial(n, 0.85 * share + 0.1 * (1 - share)) / n
-        assert beyond_chance(raw, np.full(800, n), np.full(800, 0.458), 0.85, 0.9) == pytest.approx(
-            0.1, abs=0.012
-        )
+        gaps = observed(RNG(2), np.tile([0.558, 0.358], 400), n, 10**6)
+        assert beyond_chance(*gaps).estimate == pytest.approx(0.1, abs=0.012)
 
 
-@pytest.mark.parametrize("gap", [0.0, 0.05, 0.15])
-def test_interval_covers_the_true_mean_gap(gap):
+def test_beyond_chance_without_noise_is_the_root_mean_square():
+    found = beyond_chance(np.array([0.3, -0.1]), np.zeros(2), np.zeros((20, 2)))
+    assert (found.estimate, found.low, found.high) == pytest.approx([np.sqrt(0.05)] * 3)
+    assert beyond_chance(np.zeros(3), np.zeros(3), np.zeros((20, 3))).high == 0
+
+
+def test_one_prompt_has_the_interval_of_its_gap():
+    """Normal noise of 0.02 about a gap of 0.1: the ends are its quantiles."""
+    noise = RNG(0).normal(0, 0.02, (20_000, 1))
+    found = beyond_chance(np.array([-0.1]), np.array([0.0004]), noise)
+    assert found.low == pytest.approx(0.1 - 1.812 * 0.02, abs=1e-3)
+    assert found.high == pytest.approx(0.1 + 2.054 * 0.02, abs=1e-3)
+
+
+@pytest.mark.parametrize("spread, shift", [(0, 0), (0.04, 0), (0.15, 0), (0, 0.04)])
+def test_interval_covers_the_true_gap(spread, shift):
+    """On target, where prompts truly spread by 4 or 15 points, and where all are off alike."""
+    rng, hits, repeats = RNG(3), 0, 400
+    for _ in range(repeats):
+        gaps = spread * rng.normal(size=8) + shift
+        true = np.sqrt(np.mean(gaps**2))
+        hits += true in beyond_chance(*observed(rng, 0.458 + gaps))
+    assert 0.93 <= hits / repeats <= 0.975
+
+
+def test_interval_covers_the_true_gap_of_images():
+    """The same through the readings of images, drawn again by prompt and by subject."""
     rng, hits = RNG(3), 0
-    share = 0.458 + gap * np.array([1, -1, 1, -1])
+    share = 0.458 + 0.06 * np.array([1, -1, 1, -1])
     for _ in range(60):
         p = (rng.random((4, 200)) < share[:, None]).astype(float).ravel()
-        found = per_prompt_gap(p, np.repeat(np.arange(4), 200), 0.458, EXACT, rng, replicates=60)
-        hits += found.mean.low <= gap <= found.mean.high
+        found = per_prompt_gap(p, np.repeat(np.arange(4), 200), 0.458, EXACT, rng, replicates=100)
+        hits += 0.06 in found.beyond_chance
     assert hits >= 53
 
 
@@ -132,7 +164,7 @@ def test_relabelling_prompts_changes_nothing(counts, target):
     other = per_prompt_gap(
         p[::-1], np.char.add("z", prompts[::-1]), target, EXACT, RNG(0), replicates=5
     )
-    assert one.mean.estimate == pytest.approx(other.mean.estimate) and 0 <= one.mean.estimate <= 1
+    assert one.mean == pytest.approx(other.mean) and 0 <= one.mean <= 1
 
 
 @pytest.mark.parametrize(

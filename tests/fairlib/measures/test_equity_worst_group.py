@@ -7,8 +7,7 @@ import pytest
 from scipy.special import ndtri
 
 from fairlib.errors import DataError
-from fairlib.measures.intervals import delong
-from fairlib.measures.worst_group import (
+from fairlib.measures.equity import (
     contenders,
     logit_bounds,
     reach,
@@ -17,6 +16,7 @@ from fairlib.measures.worst_group import (
     worst_group,
     worst_share,
 )
+from fairlib.measures.intervals import delong
 from studies.statistics.coverage_simulation import (
     NAIVE,
     OURS,
