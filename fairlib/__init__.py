@@ -27,9 +27,8 @@ if TYPE_CHECKING:
     from fairlib.measures.equity import equity_report, equity_table
     from fairlib.measures.intervals import Interval
     from fairlib.measures.shares import Evaluator, share_table
-    from fairlib.methods.alignment import tune
+    from fairlib.methods.alignment import AlignmentSettings, tune
     from fairlib.methods.finetuning import FinetuneSettings, finetune
-    from fairlib.methods.settings import AlignmentSettings
     from fairlib.methods.targets import Target
     from fairlib.models.classifier import Classifier, fit_classifier, predict
     from fairlib.models.controlnet import ControlledGenerator
@@ -39,7 +38,7 @@ __version__ = "0.1.0"
 
 # where each name is; the same as the imports above, which only type checkers see
 _MODULES = {
-    "AlignmentSettings": "methods.settings",
+    "AlignmentSettings": "methods.alignment",
     "Classifier": "models.classifier",
     "Cohort": "cohorts.cohort",
     "ControlledGenerator": "models.controlnet",

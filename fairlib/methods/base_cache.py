@@ -9,7 +9,7 @@ in any run.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -19,9 +19,7 @@ from torch import Tensor
 
 from fairlib.errors import SettingsError
 from fairlib.methods.replay import chunks, join
-from fairlib.methods.settings import AlignmentSettings
 from fairlib.methods.targets import class_logits
-from fairlib.models import solvers
 from fairlib.models.solvers import Solver
 
 ImageFunction = Callable[[Tensor], Tensor]
@@ -296,30 +294,3 @@ class BaseCache:
             lambda latents, t: self.base.predict_noise(latents, t, embeds, self.guidance_scale),
             noise,
         )
-
-
-def cache_base(
-    base: TunableModel,
-    classifier: ImageFunction,
-    prompts: Sequence[str],
-    *,
-    embed: ImageFunction | None = None,
-    settings: AlignmentSettings,
-) -> BaseCache:
-    """The empty cache of what `base`, the untuned model, makes, which `tune` fills as it goes."""
-    make = getattr(solvers, settings.solver)
-    solver = make(
-        base.alphas_cumprod, settings.sampling_steps, prediction_type=base.prediction_type
-    )
-    return BaseCache(
-        base,
-        classifier,
-        embed or no_embedding,
-        tuple(prompts),
-        solver,
-        settings.seed if settings.noise_seed is None else settings.noise_seed,
-        settings.cache_size,
-        settings.cache_block,
-        settings.guidance_scale,
-        settings.micro_batch,
-    )

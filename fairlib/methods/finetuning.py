@@ -36,7 +36,13 @@ from fairlib.methods.group_weights import (
     loss_gap,
     offsets,
 )
-from fairlib.models.generator import TRAINING_STEPS, add_noise, alphas_cumprod, drop_words
+from fairlib.models.generator import (
+    TRAINING_STEPS,
+    denoising_task,
+    diffuse,
+    prediction_target,
+    prediction_type,
+)
 from fairlib.models.training import (
     FitSettings,
     FitStep,
@@ -44,6 +50,7 @@ from fairlib.models.training import (
     batch_indices,
     device_of,
     generator_for,
+    same_length,
 )
 from fairlib.settings import BelowOne, Count, Natural, Positive, Weight, check_bounds
 
@@ -76,17 +83,7 @@ class FinetuneSettings:
     @property
     def fit(self) -> FitSettings:
         """The same as settings of the training loop that all networks share."""
-        return FitSettings(
-            self.steps,
-            self.batch_size,
-            self.learning_rate,
-            self.warmup,
-            self.weight_decay,
-            self.gradient_clip,
-            self.ema_decay,
-            self.seed,
-            anneal=self.anneal,
-        )
+        return FitSettings.of(self)
 
 
 @dataclass(frozen=True, eq=False)
@@ -181,16 +178,13 @@ def finetune(
     def loss(step: int) -> Tensor:
         rows = batch_indices(settings.seed, step, len(data.latents), settings.batch_size)
         rng = generator_for(settings.seed, 21, step)
-        parts = data.noised(rows, prediction, settings.prompt_dropout, rng)
-        *inputs, target = (part.to(device) for part in parts)
-        each = sample_losses(denoiser(*inputs).sample, target)
-        given = weights.weights(data.groups[rows], step)
-        batch.update(
-            losses=each.detach().cpu(),
-            groups=data.groups[rows],
-            weights=given,
-            sigma=weights.sigma(step),
+        words, dropout = data.embeds[data.prompts[rows]], settings.prompt_dropout
+        *inputs, target = denoising_task(
+            data.latents[rows], words, data.null, dropout, rng, prediction, device
         )
+        each, groups = sample_losses(denoiser(*inputs).sample, target), data.groups[rows]
+        given, sigma = weights.weights(groups, step), weights.sigma(step)
+        batch.update(losses=each.detach().cpu(), groups=groups, weights=given, sigma=sigma)
         return _finite((given.to(each) * each).mean(), step)
 
     for done in state.run(loss):
@@ -227,9 +221,7 @@ class _Data:
         latents, embeds = latents.detach().cpu(), embeds.detach().cpu()
         rows = prompts if isinstance(prompts, Tensor) else torch.as_tensor(np.asarray(prompts))
         rows, codes = rows.cpu().long(), checked_groups(groups, sizes)
-        counts = {"latents": len(latents), "prompt_rows": len(rows), "group_codes": len(codes)}
-        if len(set(counts.values())) > 1 or not len(latents):
-            raise DataError(f"one row each is needed, and at least one; the counts are {counts}")
+        same_length(latents=latents, prompt_rows=rows, group_codes=codes)
         if int(rows.min()) < 0 or int(rows.max()) >= len(embeds):
             raise DataError(
                 f"prompt_rows run from {int(rows.min())} to {int(rows.max())}, "
@@ -237,15 +229,6 @@ class _Data:
             )
         null = torch.zeros_like(embeds[:1]) if null is None else null.detach().cpu()
         return cls(latents, embeds, rows, codes, null)
-
-    def noised(
-        self, rows: Tensor, prediction: str, dropout: float, rng: torch.Generator
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Noisy latents, time steps, prompt embeddings and what to predict, of `rows`."""
-        clean, prompts = self.latents[rows], self.embeds[self.prompts[rows]]
-        noisy, time, noise = add_noise(clean, rng)
-        words = drop_words(prompts, self.null, dropout, rng)
-        return noisy, time, words, prediction_target(prediction, clean, noise, time)
 
 
 def _check(
@@ -330,12 +313,9 @@ class Probe:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        lengths = len(self.latents), len(self.prompt_rows), len(self.group_codes)
-        if len(set(lengths)) > 1 or not lengths[0]:
-            raise DataError(
-                f"a probe of {lengths[0]} latents, {lengths[1]} prompts and {lengths[2]} rows of "
-                "groups; one of each is needed for every sample"
-            )
+        same_length(
+            latents=self.latents, prompt_rows=self.prompt_rows, group_codes=self.group_codes
+        )
         if not 1 <= self.times <= TRAINING_STEPS:
             raise SettingsError(f"Probe.times is {self.times}; expected 1 to {TRAINING_STEPS}")
 
@@ -393,27 +373,22 @@ def probe_losses(
     prompt_embeds: distinct prompt embeddings [M, L, D]; prediction: as in `prediction_target`.
     """
     device, losses = device_of(denoiser), []
+    noises = [
+        torch.randn(probe.latents.shape[1:], generator=generator_for(probe.seed, 27, level))
+        for level in range(probe.times)
+    ]
     for rows in torch.arange(len(probe.latents)).split(batch_size):
         clean, words = probe.latents[rows], prompt_embeds[probe.prompt_rows[rows]].to(device)
-        each = [
-            _losses_at(denoiser, probe, level, clean, words, prediction)
-            for level in range(probe.times)
-        ]
+        each = []
+        for level, one in enumerate(noises):
+            time = torch.full((len(clean),), int((level + 0.5) / probe.times * TRAINING_STEPS))
+            noise = one.expand_as(clean)
+            target = prediction_target(prediction, clean, noise, time).to(device)
+            noisy = diffuse(clean, noise, time).to(device)
+            predicted = denoiser(noisy, time.to(device), words).sample
+            each.append(sample_losses(predicted, target).cpu().double())
         losses.append(torch.stack(each).mean(0))
     return torch.cat(losses)
-
-
-def _losses_at(
-    denoiser: nn.Module, probe: Probe, level: int, clean: Tensor, words: Tensor, prediction: str
-) -> Tensor:
-    device, rng = words.device, generator_for(probe.seed, 27, level)
-    time = torch.full((len(clean),), int((level + 0.5) / probe.times * TRAINING_STEPS))
-    noise = torch.randn(clean.shape[1:], generator=rng).expand_as(clean)
-    alpha = alphas_cumprod().float()[time].view(-1, 1, 1, 1)
-    noisy = alpha.sqrt() * clean + (1 - alpha).sqrt() * noise
-    target = prediction_target(prediction, clean, noise, time).to(device)
-    predicted = denoiser(noisy.to(device), time.to(device), words).sample
-    return sample_losses(predicted, target).cpu().double()
 
 
 def sample_losses(prediction: Tensor, target: Tensor) -> Tensor:
@@ -422,38 +397,3 @@ def sample_losses(prediction: Tensor, target: Tensor) -> Tensor:
     book/diffusion.md, Eq. (eq-denoise).
     """
     return (prediction - target).square().flatten(1).mean(1)
-
-
-def prediction_target(prediction: str, clean: Tensor, noise: Tensor, time: Tensor) -> Tensor:
-    """What the denoiser is to predict, [N, 4, h, w]: the noise ("epsilon"), the velocity sqrt(a)
-    noise - sqrt(1 - a) clean ("v_prediction", Salimans & Ho 2022), or the clean latents ("sample").
-    Raises `SettingsError` on another word.
-    """
-    if prediction == "epsilon":
-        return noise
-    if prediction == "sample":
-        return clean
-    if prediction == "v_prediction":
-        alpha = alphas_cumprod().float()[time].view(-1, 1, 1, 1)
-        return alpha.sqrt() * noise - (1 - alpha).sqrt() * clean
-    raise SettingsError(
-        f"prediction type {prediction!r}; expected 'epsilon', 'v_prediction' or 'sample'"
-    )
-
-
-def prediction_type(scheduler: Any) -> str:
-    """Return "epsilon", "v_prediction" or "sample" of a diffusers scheduler; "epsilon" for None.
-
-    Raises `SettingsError` when its schedule is not the scaled-linear one of Stable Diffusion that
-    this library noises with.
-    """
-    if scheduler is None:
-        return "epsilon"
-    theirs = torch.as_tensor(scheduler.alphas_cumprod).double().cpu()
-    ours = alphas_cumprod()
-    if theirs.shape != ours.shape or not torch.allclose(theirs, ours, rtol=1e-3, atol=1e-5):
-        raise SettingsError(
-            f"{type(scheduler).__name__} has another noise schedule than Stable Diffusion's "
-            "scaled-linear one (0.00085 to 0.012 in 1000 steps); this loop knows that one alone"
-        )
-    return scheduler.config.prediction_type

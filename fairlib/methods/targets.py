@@ -275,8 +275,7 @@ def ranks(logits: Tensor, pool: Tensor | None = None) -> tuple[np.ndarray, int]:
     values = logits.detach().double().cpu().numpy()
     others = np.empty(0) if pool is None else pool.detach().double().cpu().numpy()
     everything = np.concatenate([others, values])
-    rank = np.empty(len(everything), dtype=int)
-    rank[np.argsort(everything, kind="stable")] = np.arange(len(everything))
+    rank = np.argsort(np.argsort(everything, kind="stable"))
     return rank[len(others) :], len(everything)
 
 

@@ -20,17 +20,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fairlib.errors import DataError, WeightsError
-from fairlib.io import read_json, write_json, write_tensors
+from fairlib.errors import DataError
+from fairlib.io import to_images, write_json, write_tensors
 from fairlib.measures.shares import platt
 from fairlib.models.training import (
     FitSettings,
     FitStep,
     Trainer,
-    batch_indices,
+    crops,
     device_of,
     generator_for,
     load_weights,
+    read_description,
+    rows_of_step,
 )
 
 Heads = Mapping[str, str | Sequence[str]]
@@ -359,11 +361,11 @@ def fit_classifier(
     trainer, device = trainer or Trainer(classifier, settings), device_of(classifier)
 
     def loss(step: int) -> Tensor:
-        rows = _rows(settings, step, len(images), probabilities)
+        rows = rows_of_step(settings, step, len(images), probabilities, 11)
         rng = generator_for(settings.seed, settings.stream, step)
         if classifier.architecture.dropout:  # which has no generator of its own
             torch.manual_seed(int(torch.randint(2**31, (), generator=rng)))
-        batch = augment(in_range(images[rows]), rng, settings.augmentation).to(device)
+        batch = augment(to_images(images[rows]), rng, settings.augmentation).to(device)
         if settings.radius:
             half = len(batch) // 2
             classifier.eval()
@@ -383,17 +385,6 @@ def fit_classifier(
     classifier.eval()
 
 
-def _rows(
-    settings: ClassifierSettings, step: int, count: int, probabilities: Tensor | None
-) -> Tensor:
-    if probabilities is None:
-        return batch_indices(settings.seed, step, count, settings.batch_size)
-    rng = generator_for(settings.seed, 11, step)
-    return torch.multinomial(
-        probabilities.double(), settings.batch_size, replacement=True, generator=rng
-    )
-
-
 def _check_factors(count: int, **factors: Tensor | None) -> None:
     for name, values in factors.items():
         if values is not None and not (
@@ -402,11 +393,6 @@ def _check_factors(count: int, **factors: Tensor | None) -> None:
             and values.min() >= 0 < values.sum()
         ):
             raise DataError(f"{name}: expected {count} finite numbers, none negative, not all zero")
-
-
-def in_range(images: Tensor) -> Tensor:
-    """Images in [-1, 1], of uint8 or of that range already."""
-    return images.float() / 127.5 - 1 if images.dtype == torch.uint8 else images
 
 
 def augment(images: Tensor, rng: torch.Generator, kind: Augmentation = "mirror") -> Tensor:
@@ -420,15 +406,9 @@ def augment(images: Tensor, rng: torch.Generator, kind: Augmentation = "mirror")
     if kind == "none":
         return images
     if kind == "light":
-        size = images.shape[-2:]
-        images = F.pad(images, (3, 3, 3, 3), mode="replicate")
+        wider = F.pad(images, (3, 3, 3, 3), mode="replicate")
         corners = torch.randint(0, 7, (n, 2), generator=rng).tolist()
-        images = torch.stack(
-            [
-                image[:, y : y + size[0], x : x + size[1]]
-                for image, (y, x) in zip(images, corners, strict=True)
-            ]
-        )
+        images = crops(wider, corners, *images.shape[-2:])
         level = 0.05 * torch.randn(n, 1, 1, 1, generator=rng)
         noise = 0.05 * torch.rand(n, 1, 1, 1, generator=rng)
         return images + level + noise * torch.randn(images.shape, generator=rng)
@@ -515,7 +495,7 @@ def predict(classifier: Classifier | Ensemble, images: Tensor, batch_size: int =
     if not bool(images.isfinite().all()):
         raise DataError("images hold NaN or infinity; look at the generator that made them")
     device = device_of(classifier)
-    parts = [classifier.read(in_range(part).to(device)) for part in images.split(batch_size)]
+    parts = [classifier.read(to_images(part).to(device)) for part in images.split(batch_size)]
     logits = {
         name: torch.cat([found[name].cpu() for found, _ in parts]) for name in classifier.heads
     }
@@ -600,9 +580,7 @@ def load_classifier(folder: str | Path) -> Classifier:
     Raises `WeightsError` when it is not one, or the weights do not fit the architecture.
     """
     path = Path(folder) / "classifier.json"
-    if not path.is_file():
-        raise WeightsError(f"{folder}: no classifier here ({path.name} is missing); fit one first")
-    about = read_json(path)
+    about = read_description(path, "classifier")
     layers = tuple(tuple(layer) for layer in about["architecture"]["layers"])
     architecture = Architecture(**{**about["architecture"], "layers": layers})
     classifier = Classifier(dict(about["heads"]), architecture)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import copy
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -36,11 +35,7 @@ if TYPE_CHECKING:
 
 TRAINING_STEPS = 1000
 MEAN_LATENT = "mean_latent.safetensors"
-SCHEDULE: dict[str, Any] = {
-    "beta_start": 0.00085,
-    "beta_end": 0.012,
-    "beta_schedule": "scaled_linear",
-}
+SCHEDULE: Any = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 
 
 def build_denoiser(channels: tuple[int, ...] = (64, 96, 128), text_width: int = 128) -> nn.Module:
@@ -99,12 +94,8 @@ def alphas_cumprod() -> Tensor:
     """Cumulative product of alphas, float64 [1000], of Stable Diffusion's scaled-linear
     schedule.
     """
-    root = torch.linspace(
-        SCHEDULE["beta_start"] ** 0.5,
-        SCHEDULE["beta_end"] ** 0.5,
-        TRAINING_STEPS,
-        dtype=torch.float64,
-    )
+    first, last = SCHEDULE["beta_start"] ** 0.5, SCHEDULE["beta_end"] ** 0.5
+    root = torch.linspace(first, last, TRAINING_STEPS, dtype=torch.float64)
     return torch.cumprod(1 - root**2, dim=0)
 
 
@@ -131,13 +122,35 @@ def fit_denoiser(
     def loss(step: int) -> Tensor:
         rows = batch_indices(settings.seed, step, len(latents), settings.batch_size)
         rng = generator_for(settings.seed, 3, step)
-        noisy, time, noise = add_noise(latents[rows], rng)
-        words = drop_words(embeds[caption_of[rows]], null, dropout, rng)
-        return F.mse_loss(
-            denoiser(noisy.to(device), time.to(device), words.to(device)).sample, noise.to(device)
-        )
+        words = embeds[caption_of[rows]]
+        *inputs, noise = denoising_task(latents[rows], words, null, dropout, rng, device=device)
+        return F.mse_loss(denoiser(*inputs).sample, noise)
 
     yield from trainer.run(loss)
+
+
+def denoising_task(
+    clean: Tensor,
+    words: Tensor,
+    null: Tensor,
+    dropout: float,
+    rng: torch.Generator,
+    prediction: str = "epsilon",
+    device: torch.device | str = "cpu",
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Noisy latents, time steps, prompt embeddings and what to predict (`prediction_target`) of
+    `clean` latents [N, 4, h, w] with prompt embeddings `words` [N, L, D], on `device`.
+    """
+    noisy, time, noise = add_noise(clean, rng)
+    words = drop_words(words, null, dropout, rng)
+    target = prediction_target(prediction, clean, noise, time)
+    return noisy.to(device), time.to(device), words.to(device), target.to(device)
+
+
+def diffuse(clean: Tensor, noise: Tensor, time: Tensor) -> Tensor:
+    """sqrt(a) clean + sqrt(1 - a) noise, a at the time steps [N]; both [N, 4, h, w]."""
+    alpha = alphas_cumprod().float()[time].view(-1, 1, 1, 1)
+    return alpha.sqrt() * clean + (1 - alpha).sqrt() * noise
 
 
 def add_noise(clean: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
@@ -150,13 +163,43 @@ def add_noise(clean: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor, Tens
     # Stratified time steps: the same average as uniform ones with less variance. In single
     # precision the last can round up to one, which is a step too far.
     spread = (torch.arange(len(clean)) + torch.rand(len(clean), generator=rng)) / len(clean)
-    time = (
-        (spread * TRAINING_STEPS)
-        .long()
-        .clamp(max=TRAINING_STEPS - 1)[torch.randperm(len(clean), generator=rng)]
+    time = (spread * TRAINING_STEPS).long().clamp(max=TRAINING_STEPS - 1)
+    time = time[torch.randperm(len(clean), generator=rng)]
+    return diffuse(clean, noise, time), time, noise
+
+
+def prediction_target(prediction: str, clean: Tensor, noise: Tensor, time: Tensor) -> Tensor:
+    """What the denoiser is to predict, [N, 4, h, w]: the noise ("epsilon"), the velocity sqrt(a)
+    noise - sqrt(1 - a) clean ("v_prediction", Salimans & Ho 2022), or the clean latents ("sample").
+    Raises `SettingsError` on another word.
+    """
+    if prediction == "epsilon":
+        return noise
+    if prediction == "sample":
+        return clean
+    if prediction == "v_prediction":
+        return diffuse(noise, -clean, time)
+    raise SettingsError(
+        f"prediction type {prediction!r}; expected 'epsilon', 'v_prediction' or 'sample'"
     )
-    alpha = alphas_cumprod().float()[time].view(-1, 1, 1, 1)
-    return alpha.sqrt() * clean + (1 - alpha).sqrt() * noise, time, noise
+
+
+def prediction_type(scheduler: Any) -> str:
+    """Return "epsilon", "v_prediction" or "sample" of a diffusers scheduler; "epsilon" for None.
+
+    Raises `SettingsError` when its schedule is not the scaled-linear one of Stable Diffusion that
+    this library noises with.
+    """
+    if scheduler is None:
+        return "epsilon"
+    theirs = torch.as_tensor(scheduler.alphas_cumprod).double().cpu()
+    ours = alphas_cumprod()
+    if theirs.shape != ours.shape or not torch.allclose(theirs, ours, rtol=1e-3, atol=1e-5):
+        raise SettingsError(
+            f"{type(scheduler).__name__} has another noise schedule than Stable Diffusion's "
+            "scaled-linear one (0.00085 to 0.012 in 1000 steps); this loop knows that one alone"
+        )
+    return scheduler.config.prediction_type
 
 
 def drop_words(embeds: Tensor, null: Tensor, dropout: float, rng: torch.Generator) -> Tensor:
@@ -193,7 +236,8 @@ class Generator:
 
     Attributes: `denoiser`; `alphas_cumprod`: float64 [T]; `prediction_type`: what the denoiser
     predicts, in the words of the pipeline's scheduler; `latent_shape`: (C, h, w); `evaluations`:
-    what the denoiser, and those of frozen copies, have computed so far.
+    what the denoiser, and those of frozen copies, have computed so far, under the name in
+    `purpose`.
 
     Raises `SettingsError` for a pipeline of another kind.
     """
@@ -334,15 +378,6 @@ class Generator:
                 lambda gradient: evaluations.update({(purpose, "backward"): count})
             )
         return prediction
-
-    @contextmanager
-    def counted_as(self, purpose: str) -> Iterator[None]:
-        """Count evaluations inside the block under `purpose` (outside: "sampling")."""
-        before, self.purpose = self.purpose, purpose
-        try:
-            yield
-        finally:
-            self.purpose = before
 
     def decode(self, latents: Tensor) -> Tensor:
         """Images float32 [N, C, H, W] of scaled latents; differentiable, not clipped."""

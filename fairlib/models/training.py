@@ -7,19 +7,20 @@ with the same bits as one that was never interrupted.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from itertools import chain
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
-from fairlib.errors import SettingsError, WeightsError
-from fairlib.io import read_tensors
+from fairlib.errors import DataError, SettingsError, WeightsError
+from fairlib.io import read_json, read_tensors
 
 HALF = (torch.float16, torch.bfloat16)
 FP16_LOSS_SCALE = 1024.0  # gradients below 6e-8 vanish in fp16
@@ -56,6 +57,12 @@ class FitSettings:
                 raise SettingsError(
                     f"{type(self).__name__}.{name} is {getattr(self, name)}; expected above 0"
                 )
+
+    @classmethod
+    def of(cls, settings: Any, **changes: Any) -> FitSettings:
+        """Take over every field that `settings` has under the same name; `changes` come on top."""
+        names = [each.name for each in fields(cls) if hasattr(settings, each.name)]
+        return cls(**{name: getattr(settings, name) for name in names} | changes)
 
     def learning_rate_at(self, step: int) -> float:
         """The learning rate of the 0-based `step`."""
@@ -102,6 +109,46 @@ def batch_indices(seed: int, step: int, count: int, batch_size: int) -> Tensor:
     return torch.tensor(found)
 
 
+def draw_rows(weights: ArrayLike, count: int, seed: int, *keys: int) -> Tensor:
+    """Draw `count` rows in proportion to `weights` `[N]`, with replacement; a function of (seed,
+    keys).
+
+    Raises `DataError` when a weight is negative or not finite, or all are zero.
+    """
+    chances = (weights if isinstance(weights, Tensor) else torch.tensor(np.array(weights))).double()
+    usable = bool((chances.isfinite() & (chances >= 0)).all()) and float(chances.sum()) > 0
+    if not usable:
+        raise DataError(
+            "sampling weights must be finite, at least 0 and not all 0; see "
+            "cohorts.cardiac.balancing_weights"
+        )
+    return torch.multinomial(chances, count, replacement=True, generator=generator_for(seed, *keys))
+
+
+def rows_of_step(
+    settings: FitSettings,
+    step: int,
+    count: int,
+    weights: ArrayLike | None = None,
+    stream: int = 12,
+) -> Tensor:
+    """Rows `[batch_size]` of the 0-based `step`, a function of (seed, step).
+
+    Epochs of permutations of `count` rows, or with `weights` `[count]` draws in proportion.
+    """
+    if weights is None:
+        return batch_indices(settings.seed, step, count, settings.batch_size)
+    return draw_rows(weights, settings.batch_size, settings.seed, stream, step)
+
+
+def same_length(**parts: Sized) -> int:
+    """The one length of all `parts`; raises `DataError` where they differ or are empty."""
+    counts = {name: len(part) for name, part in parts.items()}
+    if len(set(counts.values())) > 1 or 0 in counts.values():
+        raise DataError(f"one row each is needed, and at least one; the counts are {counts}")
+    return next(iter(counts.values()))
+
+
 def device_of(module: nn.Module) -> torch.device:
     """Where the parameters of `module` lie, or its buffers; the CPU for a module without either."""
     return next(chain(module.parameters(), module.buffers()), torch.empty(0)).device
@@ -122,6 +169,22 @@ def load_weights(module: Fitted, path: str | Path) -> Fitted:
         )
     module.load_state_dict(tensors)
     return module.eval().requires_grad_(False)
+
+
+def read_description(path: Path, kind: str, hint: str = "fit one first") -> Any:
+    """The JSON file beside the weights of a `kind`; raises `WeightsError` when it is missing."""
+    if not path.is_file():
+        raise WeightsError(f"{path.parent}: no {kind} here ({path.name} is missing); {hint}")
+    return read_json(path)
+
+
+def crops(images: Tensor, corners: Iterable[tuple[int, int]], height: int, width: int) -> Tensor:
+    """The part [height, width] of each of `images` [N, C, H, W] below and right of its corner."""
+    parts = [
+        image[:, y : y + height, x : x + width]
+        for image, (y, x) in zip(images, corners, strict=True)
+    ]
+    return torch.stack(parts)
 
 
 def _differing(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str:
@@ -169,11 +232,8 @@ class Trainer:
             betas=settings.betas,
             weight_decay=settings.weight_decay,
         )
-        self.ema = (
-            {name: p.detach().clone() for name, p in self.masters.items()}
-            if settings.ema_decay
-            else {}
-        )
+        averaged = self.masters if settings.ema_decay else {}
+        self.ema = {name: p.detach().clone() for name, p in averaged.items()}
         self.extra: dict[str, Tensor] = {}
 
     @property

@@ -28,12 +28,12 @@ from torch import Tensor, nn
 from fairlib.cohorts.cardiac import balancing_weights, control_image
 from fairlib.errors import DataError
 from fairlib.io import read_json, read_tensors, write_bytes, write_json, write_tensors
-from fairlib.methods.control import fit_controlnet
 from fairlib.models import autoencoder as ae
 from fairlib.models import clip as cl
 from fairlib.models import controlnet as co
 from fairlib.models import generator as gen
 from fairlib.models.clip import TextTower, attribute_distances, fit_clip
+from fairlib.models.controlnet import fit_controlnet
 from fairlib.models.training import FitSettings, FitStep, Trainer
 from fairlib.settings import to_dict
 from studies.engine.manifest import write_manifest

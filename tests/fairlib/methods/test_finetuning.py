@@ -14,8 +14,6 @@ from fairlib.methods.finetuning import (
     Probe,
     choose_probe,
     finetune,
-    prediction_target,
-    prediction_type,
     probe_losses,
     sample_losses,
 )
@@ -33,7 +31,12 @@ from fairlib.methods.perturbation import (
     RandomSigma,
     share_negative,
 )
-from fairlib.models.generator import add_noise, alphas_cumprod
+from fairlib.models.generator import (
+    add_noise,
+    alphas_cumprod,
+    prediction_target,
+    prediction_type,
+)
 from fairlib.models.training import batch_indices, generator_for
 
 SIZES = (2, 2)
@@ -525,7 +528,7 @@ def test_targets_are_those_of_the_prediction_types():
 
 def test_a_probe_of_unequal_parts_is_refused():
     latents, prompts, codes = samples(6)
-    with pytest.raises(DataError, match="5 rows of groups"):
+    with pytest.raises(DataError, match="'group_codes': 5"):
         Probe(latents, prompts, codes[:5])
     with pytest.raises(SettingsError, match="Probe.times is 0"):
         Probe(latents, prompts, codes, times=0)

@@ -12,7 +12,6 @@ from torch.nn import functional as F
 
 from fairlib.errors import DataError, SettingsError, WeightsError
 from fairlib.io import read_json, read_tensors, write_json, write_tensors
-from fairlib.models import classifier as cl
 from fairlib.models.classifier import (
     CARDIAC,
     CARDIAC_SMALL,
@@ -35,7 +34,7 @@ from fairlib.models.classifier import (
     set_threshold,
     truth_of,
 )
-from fairlib.models.training import Trainer, generator_for
+from fairlib.models.training import Trainer, generator_for, rows_of_step
 
 SEX = {"female": "binary"}
 CLASSES = {"side": ("left", "right"), "level": ("dark", "grey", "bright")}
@@ -266,7 +265,7 @@ def test_an_image_without_weight_or_probability_does_not_count():
 def test_images_are_drawn_as_often_as_their_probability_says():
     settings = replace(QUICK, steps=40, batch_size=64)
     probabilities = torch.tensor([0.1, 0.2, 0.3, 0.4])
-    drawn = [cl._rows(settings, step, 4, probabilities) for step in range(40)]
+    drawn = [rows_of_step(settings, step, 4, probabilities) for step in range(40)]
     shares = torch.bincount(torch.cat(drawn), minlength=4) / (40 * 64)
     assert torch.allclose(shares, probabilities, atol=4 * (0.25 / 2560) ** 0.5)
 

@@ -4,8 +4,7 @@ import torch
 
 from fairlib.errors import SettingsError, WeightsError
 from fairlib.io import read_tensors, write_tensors
-from fairlib.methods.alignment import tune
-from fairlib.methods.settings import AlignmentSettings
+from fairlib.methods.alignment import AlignmentSettings, tune
 from fairlib.methods.targets import Target
 from fairlib.models import clip as cl
 from fairlib.models import generator as gen
@@ -381,10 +380,10 @@ def test_evaluations_are_counted_by_purpose_and_kind(generator):
     generator.sample(PROMPTS, 0, steps=3, guidance_scale=2.0, micro_batch=1)
     assert generator.evaluations == {("sampling", "forward"): 12}
     generator.trainable_parameters()
-    with generator.counted_as("replay"):
-        generator.predict_noise(latents, 5, embeds).sum().backward()
-        with torch.no_grad():
-            generator.predict_noise(latents, 5, embeds, 2.0)
+    generator.purpose = "replay"
+    generator.predict_noise(latents, 5, embeds).sum().backward()
+    with torch.no_grad():
+        generator.predict_noise(latents, 5, embeds, 2.0)
     generator.frozen_copy().predict_noise(latents, 5, embeds)
     assert generator.evaluations.record() == {
         "sampling_forward": 12,
@@ -392,4 +391,4 @@ def test_evaluations_are_counted_by_purpose_and_kind(generator):
         "replay_backward": 2,
         "frozen_forward": 2,
     }
-    assert generator.evaluations.cost == 12 + 6 + 2 * 2 + 2 and generator.purpose == "sampling"
+    assert generator.evaluations.cost == 12 + 6 + 2 * 2 + 2

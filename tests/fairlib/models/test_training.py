@@ -3,9 +3,16 @@ import pytest
 import torch
 from torch import nn
 
-from fairlib.errors import SettingsError, WeightsError
+from fairlib.errors import DataError, SettingsError, WeightsError
 from fairlib.io import read_tensors, write_tensors
-from fairlib.models.training import FitSettings, Trainer, batch_indices, generator_for
+from fairlib.models.training import (
+    FitSettings,
+    Trainer,
+    batch_indices,
+    draw_rows,
+    generator_for,
+    rows_of_step,
+)
 
 
 def small_fit(steps=6, trainer=None, stop=None):
@@ -195,3 +202,22 @@ def test_an_overflow_in_half_precision_lowers_the_loss_scale():
     trainer.named["bias"].grad = torch.tensor([float("inf")], dtype=torch.float16)
     trainer.update()
     assert trainer.loss_scale == before / 2 and bool(trainer.named["bias"].isfinite().all())
+
+
+def test_rows_are_drawn_in_proportion_and_are_a_function_of_seed_and_step():
+    weights = np.array([1.0, 0.0, 3.0])
+    rows = torch.cat(
+        [rows_of_step(FitSettings(1, 500, 0.1, seed=1), step, 3, weights) for step in range(8)]
+    )
+    shares = torch.bincount(rows, minlength=3) / len(rows)
+    assert shares[1] == 0 and abs(float(shares[2]) - 0.75) < 0.03  # four standard deviations
+    assert torch.equal(
+        rows[500:1000], rows_of_step(FitSettings(1, 500, 0.1, seed=1), 1, 3, weights)
+    )
+    assert not torch.equal(rows[:500], rows[500:1000])
+
+
+@pytest.mark.parametrize("weights", [[1.0, -1.0], [0.0, 0.0], [float("nan"), 1.0], []])
+def test_weights_that_cannot_be_drawn_from_are_refused(weights):
+    with pytest.raises(DataError, match="sampling weights"):
+        draw_rows(weights, 4, 0)
