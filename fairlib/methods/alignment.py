@@ -40,7 +40,6 @@ from fairlib.methods.base_cache import (
     no_embedding,
     schedule,
     score_images,
-    step_seed,
 )
 from fairlib.methods.replay import (
     Trajectory,
@@ -61,6 +60,7 @@ from fairlib.methods.targets import (
 )
 from fairlib.models import solvers
 from fairlib.models.training import FitSettings, Trainer
+from fairlib.rng import Stream, derived_seeds, numpy_rng
 from fairlib.settings import BelowOne, Bound, Count, Natural, Positive, Weight, check_bounds
 
 COSINE_MEMORY = 0.9
@@ -279,7 +279,7 @@ class Objective:
         if s.family == "quantile":
             return transport_targets(logits, target, pool), sure
         if s.family == "class":
-            rng = np.random.default_rng([s.seed, 3, batch.step, int(rows[0])])
+            rng = numpy_rng(s.seed, Stream.CLASS_DRAWS, batch.step, int(rows[0]))
             return class_targets(logits, target, pool, draws=s.class_draws, rng=rng)
         shares = logits.new_tensor(target.proportions)
         return (shares[0] if logits.ndim == 1 else shares).expand_as(logits), sure
@@ -676,7 +676,7 @@ class _Run:
     def _replay(self, trajectory: Trajectory, cotangent: Tensor, step: int) -> int:
         """Leave the gradient in `.grad`; the number of denoiser evaluations that took."""
         s = self.settings
-        rng = torch.Generator().manual_seed(step_seed(s.seed, step))
+        rng = torch.Generator().manual_seed(*derived_seeds(s.seed, Stream.REPLAY_STEPS, step))
         importance = choose_steps(
             len(self.solver),
             s.replay_steps,

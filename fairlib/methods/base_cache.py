@@ -21,6 +21,7 @@ from fairlib.errors import SettingsError
 from fairlib.methods.replay import chunks, join
 from fairlib.methods.targets import class_logits
 from fairlib.models.solvers import Solver
+from fairlib.rng import Stream, numpy_rng
 
 ImageFunction = Callable[[Tensor], Tensor]
 
@@ -79,22 +80,14 @@ def schedule(
     pairs = []
     for draw in range(step * prompts_per_step, (step + 1) * prompts_per_step):
         visit, place = divmod(draw, prompts)
-        prompt = int(_shuffled(prompts, seed, 0, visit)[place])
+        prompt = int(numpy_rng(seed, Stream.PROMPT_ORDER, visit).permutation(prompts)[place])
         lap, block = divmod(visit, cache_size // images_per_prompt)
-        order = _shuffled(cache_size, seed, 1, lap, prompt) if lap else np.arange(cache_size)
-        pairs.append(
-            (prompt, order[block * images_per_prompt : (block + 1) * images_per_prompt].tolist())
-        )
+        order = np.arange(cache_size)
+        if lap:
+            order = numpy_rng(seed, Stream.NOISE_ORDER, lap, prompt).permutation(cache_size)
+        first = block * images_per_prompt
+        pairs.append((prompt, order[first : first + images_per_prompt].tolist()))
     return pairs
-
-
-def step_seed(seed: int, step: int) -> int:
-    """The seed of the random choice of replayed solver steps at optimiser step `step`."""
-    return int(np.random.SeedSequence([seed, 2, step]).generate_state(1)[0])
-
-
-def _shuffled(count: int, *key: int) -> np.ndarray:
-    return np.random.default_rng(list(key)).permutation(count)
 
 
 def score_images(

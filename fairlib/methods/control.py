@@ -26,6 +26,7 @@ from fairlib.cohorts.cardiac import (
 )
 from fairlib.errors import DataError, SettingsError
 from fairlib.models.training import draw_rows, same_length
+from fairlib.rng import Stream, numpy_rng
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -48,7 +49,7 @@ def copies(
     """
     same_length(table=table, masks=masks)
     prompts = [prompt_of(row) for row in table.to_dict("records")]
-    source = draw_rows(balancing_weights(prompts, clip), count, seed, 14)
+    source = draw_rows(balancing_weights(prompts, clip), count, seed, Stream.COPIES)
     return _requests(table, table.iloc[source.numpy()], source), control_image(masks[source])
 
 
@@ -82,7 +83,7 @@ def new_combinations(
             f"no mask of diagnosis {empty[0]!r} in the table; a new combination takes a mask of "
             "its diagnosis"
         )
-    rng = np.random.default_rng([seed, 15])
+    rng = numpy_rng(seed, Stream.COMBINATIONS)
     choices = {
         "sex": ("F", "M"),
         "age": ages,

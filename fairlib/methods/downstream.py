@@ -34,6 +34,7 @@ from fairlib.models.classifier import (
     predict,
     set_threshold,
 )
+from fairlib.rng import Stream, numpy_rng
 from fairlib.settings import Bound, Count, Natural, Positive, check_bounds, unknown_key
 
 if TYPE_CHECKING:
@@ -205,7 +206,7 @@ def _chosen(
             f"arm {arm!r} asks for {count} {name} images, {size} are there; make more or ask for "
             "fewer"
         )
-    return np.sort(np.random.default_rng([seed, 31]).permutation(size)[:count])
+    return np.sort(numpy_rng(seed, Stream.ARM_IMAGES).permutation(size)[:count])
 
 
 @dataclass(frozen=True, eq=False)
@@ -440,6 +441,6 @@ def at_prevalence(table: pd.DataFrame, prevalence: float, seed: int) -> np.ndarr
             f"prevalence {prevalence:g} cannot be reached with {len(ill)} subjects with heart "
             f"failure and {len(healthy)} healthy; one ill subject needs {1 / odds:.0f} healthy ones"
         )
-    rng = np.random.default_rng([seed, 37])
+    rng = numpy_rng(seed, Stream.PREVALENCE)
     kept = [rng.permutation(ill)[:n_ill], rng.permutation(healthy)[:n_healthy]]
     return np.flatnonzero(np.isin(subject, np.concatenate(kept)))

@@ -49,9 +49,9 @@ from fairlib.models.training import (
     Trainer,
     batch_indices,
     device_of,
-    generator_for,
     same_length,
 )
+from fairlib.rng import Stream, torch_rng
 from fairlib.settings import BelowOne, Count, Natural, Positive, Weight, check_bounds
 
 
@@ -177,7 +177,7 @@ def finetune(
 
     def loss(step: int) -> Tensor:
         rows = batch_indices(settings.seed, step, len(data.latents), settings.batch_size)
-        rng = generator_for(settings.seed, 21, step)
+        rng = torch_rng(settings.seed, Stream.FINETUNING, step)
         words, dropout = data.embeds[data.prompts[rows]], settings.prompt_dropout
         *inputs, target = denoising_task(
             data.latents[rows], words, data.null, dropout, rng, prediction, device
@@ -349,7 +349,7 @@ def choose_probe(
             f"{column - int(offsets(sizes)[attribute])} of "
             f"attribute {attribute} has {int(counts[column])}. Lower per_group or give more samples"
         )
-    order = torch.randperm(len(codes), generator=generator_for(seed, 25))
+    order = torch.randperm(len(codes), generator=torch_rng(seed, Stream.PROBE_ROWS))
     chosen = torch.zeros(len(codes), dtype=torch.bool)
     for column in counts.argsort(stable=True).tolist():
         free = order[(member[:, column] & ~chosen)[order]]
@@ -373,10 +373,8 @@ def probe_losses(
     prompt_embeds: distinct prompt embeddings [M, L, D]; prediction: as in `prediction_target`.
     """
     device, losses = device_of(denoiser), []
-    noises = [
-        torch.randn(probe.latents.shape[1:], generator=generator_for(probe.seed, 27, level))
-        for level in range(probe.times)
-    ]
+    streams = [torch_rng(probe.seed, Stream.PROBE_NOISE, level) for level in range(probe.times)]
+    noises = [torch.randn(probe.latents.shape[1:], generator=rng) for rng in streams]
     for rows in torch.arange(len(probe.latents)).split(batch_size):
         clean, words = probe.latents[rows], prompt_embeds[probe.prompt_rows[rows]].to(device)
         each = []

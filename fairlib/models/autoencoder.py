@@ -18,8 +18,8 @@ from fairlib.models.training import (
     batch_indices,
     crops,
     device_of,
-    generator_for,
 )
+from fairlib.rng import Stream, torch_rng
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL
@@ -78,7 +78,7 @@ def fit_autoencoder(
     trainer, device = trainer or Trainer(autoencoder, settings), device_of(autoencoder)
 
     def loss(step: int) -> Tensor:
-        rng = generator_for(settings.seed, 1, step)
+        rng = torch_rng(settings.seed, Stream.AUTOENCODER, step)
         batch = _crops(
             images[batch_indices(settings.seed, step, len(images), settings.batch_size)], crop, rng
         ).to(device)

@@ -29,11 +29,11 @@ from fairlib.models.training import (
     Trainer,
     crops,
     device_of,
-    generator_for,
     load_weights,
     read_description,
     rows_of_step,
 )
+from fairlib.rng import Stream, torch_rng
 
 Heads = Mapping[str, str | Sequence[str]]
 Augmentation = Literal["none", "mirror", "shift", "light"]
@@ -87,8 +87,8 @@ class ClassifierSettings(FitSettings):
 
     architecture: for `build_classifier`. augmentation: see `augment`. radius: of the L2 ball (in
     units of the image) in which an adversary moves half of every batch (0: none), in `attack_steps`
-    steps. balance: every class of a head has equal weight. stream: number of the random stream of
-    augmentation and dropout.
+    steps. balance: every class of a head has equal weight. stream: of augmentation and dropout,
+    one of the classifiers' in `rng.Stream`.
     """
 
     steps: int = 600
@@ -101,7 +101,7 @@ class ClassifierSettings(FitSettings):
     radius: float = 0.0
     attack_steps: int = 2
     balance: bool = False
-    stream: int = 5
+    stream: int = Stream.CLASSIFIER
 
 
 class Classifier(nn.Module):
@@ -361,8 +361,8 @@ def fit_classifier(
     trainer, device = trainer or Trainer(classifier, settings), device_of(classifier)
 
     def loss(step: int) -> Tensor:
-        rows = rows_of_step(settings, step, len(images), probabilities, 11)
-        rng = generator_for(settings.seed, settings.stream, step)
+        rows = rows_of_step(settings, step, len(images), probabilities)
+        rng = torch_rng(settings.seed, settings.stream, step)
         if classifier.architecture.dropout:  # which has no generator of its own
             torch.manual_seed(int(torch.randint(2**31, (), generator=rng)))
         batch = augment(to_images(images[rows]), rng, settings.augmentation).to(device)

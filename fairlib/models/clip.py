@@ -29,10 +29,10 @@ from fairlib.models.training import (
     Trainer,
     batch_indices,
     device_of,
-    generator_for,
     load_weights,
     read_description,
 )
+from fairlib.rng import Stream, torch_rng
 
 if TYPE_CHECKING:
     from open_clip import CLIP, SimpleTokenizer
@@ -174,7 +174,7 @@ def fit_clip(
     """
     tower = model if isinstance(model, TextTower) else None
     clip = model.clip if isinstance(model, TextTower) else model
-    stream, shift = (16, 2) if tower else (2, 4)
+    stream, shift = (Stream.TEXT_TOWER, 2) if tower else (Stream.CLIP, 4)
     tokens, device = clip.tokenizer(captions), device_of(model)
     flipped = clip.tokenizer([mirrored(text) for text in captions]) if mirrored else None
     size = settings.batch_size // 2 if mirrored else settings.batch_size
@@ -182,7 +182,7 @@ def fit_clip(
 
     def loss(step: int) -> Tensor:
         rows = batch_indices(settings.seed, step, len(images), size)
-        rng = generator_for(settings.seed, stream, step)
+        rng = torch_rng(settings.seed, stream, step)
         batch, words = to_images(images[rows]), tokens[rows]
         if flipped is not None:
             batch, words = torch.cat([batch, batch.flip(-1)]), torch.cat([words, flipped[rows]])

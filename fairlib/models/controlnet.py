@@ -30,10 +30,10 @@ from fairlib.models.training import (
     FitStep,
     Trainer,
     device_of,
-    generator_for,
     rows_of_step,
     same_length,
 )
+from fairlib.rng import Stream, torch_rng
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline, StableDiffusionControlNetPipeline
@@ -129,7 +129,7 @@ def fit_controlnet(
 
     def loss(step: int) -> Tensor:
         rows = rows_of_step(settings, step, len(latents), weights)
-        rng = generator_for(settings.seed, 13, step)
+        rng = torch_rng(settings.seed, Stream.CONTROLNET, step)
         words = embeds[caption_of[rows]]
         noisy, time, words, target = denoising_task(
             latents[rows], words, null, dropout, rng, prediction, device

@@ -26,8 +26,8 @@ from fairlib.models.training import (
     Trainer,
     batch_indices,
     device_of,
-    generator_for,
 )
+from fairlib.rng import Stream, torch_rng
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline, StableDiffusionPipeline
@@ -121,7 +121,7 @@ def fit_denoiser(
 
     def loss(step: int) -> Tensor:
         rows = batch_indices(settings.seed, step, len(latents), settings.batch_size)
-        rng = generator_for(settings.seed, 3, step)
+        rng = torch_rng(settings.seed, Stream.DENOISER, step)
         words = embeds[caption_of[rows]]
         *inputs, noise = denoising_task(latents[rows], words, null, dropout, rng, device=device)
         return F.mse_loss(denoiser(*inputs).sample, noise)
@@ -395,7 +395,7 @@ class Generator:
         brains come out too small.
         """
         drawn = [
-            torch.randn(self.latent_shape, generator=generator_for(seed, 11, index))
+            torch.randn(self.latent_shape, generator=torch_rng(seed, Stream.NOISE, index))
             for index in indices
         ]
         return self._start(torch.stack(drawn))

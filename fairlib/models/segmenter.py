@@ -24,10 +24,10 @@ from fairlib.models.training import (
     Trainer,
     batch_indices,
     device_of,
-    generator_for,
     load_weights,
     read_description,
 )
+from fairlib.rng import Stream, torch_rng
 
 LABELS = 4
 
@@ -124,7 +124,8 @@ def fit_segmenter(
         rows = batch_indices(settings.seed, step, len(frames), settings.batch_size)
         batch, truth = frames[rows], labels[rows]
         if settings.augment:
-            batch, truth = augment_frames(batch, truth, generator_for(settings.seed, 11, step))
+            rng = torch_rng(settings.seed, Stream.SEGMENTER, step)
+            batch, truth = augment_frames(batch, truth, rng)
         logits, truth = segmenter(batch.to(device)), truth.to(device)
         return F.cross_entropy(logits, truth) + soft_dice(logits, truth)
 

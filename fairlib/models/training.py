@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from fairlib.errors import DataError, SettingsError, WeightsError
 from fairlib.io import read_json, read_tensors
+from fairlib.rng import Stream, torch_rng
 
 HALF = (torch.float16, torch.bfloat16)
 FP16_LOSS_SCALE = 1024.0  # gradients below 6e-8 vanish in fp16
@@ -88,14 +89,6 @@ class FitStep:
     gradient_norm: float
 
 
-def generator_for(seed: int, *keys: int) -> torch.Generator:
-    """A CPU generator that is a function of (seed, keys); distinct keys give independent
-    streams.
-    """
-    state = np.random.SeedSequence([seed, *keys]).generate_state(2, np.uint32)
-    return torch.Generator().manual_seed(int(state[0]) << 31 ^ int(state[1]))
-
-
 def batch_indices(seed: int, step: int, count: int, batch_size: int) -> Tensor:
     """Indices [batch_size] of step `step` (0-based): epochs of permutations, each a function of
     (seed, epoch).
@@ -104,14 +97,14 @@ def batch_indices(seed: int, step: int, count: int, batch_size: int) -> Tensor:
     found: list[int] = []
     while len(found) < batch_size:
         epoch, offset = divmod(start + len(found), count)
-        order = torch.randperm(count, generator=generator_for(seed, 7, epoch))
+        order = torch.randperm(count, generator=torch_rng(seed, Stream.ROW_ORDER, epoch))
         found.extend(order[offset : offset + batch_size - len(found)].tolist())
     return torch.tensor(found)
 
 
-def draw_rows(weights: ArrayLike, count: int, seed: int, *keys: int) -> Tensor:
+def draw_rows(weights: ArrayLike, count: int, seed: int, stream: int, *counters: int) -> Tensor:
     """Draw `count` rows in proportion to `weights` `[N]`, with replacement; a function of (seed,
-    keys).
+    stream, counters).
 
     Raises `DataError` when a weight is negative or not finite, or all are zero.
     """
@@ -122,15 +115,12 @@ def draw_rows(weights: ArrayLike, count: int, seed: int, *keys: int) -> Tensor:
             "sampling weights must be finite, at least 0 and not all 0; see "
             "cohorts.cardiac.balancing_weights"
         )
-    return torch.multinomial(chances, count, replacement=True, generator=generator_for(seed, *keys))
+    rng = torch_rng(seed, stream, *counters)
+    return torch.multinomial(chances, count, replacement=True, generator=rng)
 
 
 def rows_of_step(
-    settings: FitSettings,
-    step: int,
-    count: int,
-    weights: ArrayLike | None = None,
-    stream: int = 12,
+    settings: FitSettings, step: int, count: int, weights: ArrayLike | None = None
 ) -> Tensor:
     """Rows `[batch_size]` of the 0-based `step`, a function of (seed, step).
 
@@ -138,7 +128,7 @@ def rows_of_step(
     """
     if weights is None:
         return batch_indices(settings.seed, step, count, settings.batch_size)
-    return draw_rows(weights, settings.batch_size, settings.seed, stream, step)
+    return draw_rows(weights, settings.batch_size, settings.seed, Stream.WEIGHTED_ROWS, step)
 
 
 def same_length(**parts: Sized) -> int:

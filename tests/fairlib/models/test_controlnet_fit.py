@@ -8,7 +8,8 @@ from fairlib.errors import DataError, SettingsError
 from fairlib.io import read_tensors, write_tensors
 from fairlib.models.controlnet import build_controlnet, controlled_noise, fit_controlnet
 from fairlib.models.generator import add_noise, alphas_cumprod, build_denoiser
-from fairlib.models.training import FitSettings, Trainer, generator_for, rows_of_step
+from fairlib.models.training import FitSettings, Trainer, rows_of_step
+from fairlib.rng import Stream, torch_rng
 
 SETTINGS = FitSettings(6, 4, 1e-3, warmup=2, ema_decay=0.9, seed=5)
 
@@ -96,7 +97,7 @@ def test_what_the_denoiser_predicts_is_told_by_the_scheduler(task, kind):
         fit_controlnet(*networks(), *task, SETTINGS, dropout=0.0, scheduler=scheduler)
     ).loss
     rows = rows_of_step(SETTINGS, 0, 12)
-    noisy, time, noise = add_noise(latents[rows], generator_for(SETTINGS.seed, 13, 0))
+    noisy, time, noise = add_noise(latents[rows], torch_rng(SETTINGS.seed, Stream.CONTROLNET, 0))
     signal = alphas_cumprod().float()[time].view(-1, 1, 1, 1)
     wanted = (
         noise if kind == "epsilon" else signal.sqrt() * noise - (1 - signal).sqrt() * latents[rows]
