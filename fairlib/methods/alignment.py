@@ -71,18 +71,44 @@ TRANSPORT = ("transport", "quantile")
 class AlignmentSettings:
     """Settings of `tune`; what each does is in the book's chapter on the method.
 
-    `family`: "transport" (each noise's target fixed in advance), "quantile" (ranks in the batch and
-    a pool), "class" (class targets and cross-entropy), "mean_kl", "mean_l2". `replay_steps` of
-    `sampling_steps` carry gradient. `cache_size`: noises a prompt; the share reached on other
-    noises cannot be surer than about 0.5 / sqrt(cache_size). `noise_seed` (default `seed`) names
-    the noises. `pool_size`: old logits lag behind a fast-moving model, and ranks within them then
-    overshoot; keep it small or the rate low. `cache_block`: noises that the base model samples at
-    once. `consistency_floor`: stop when the running cosine to the base images whose class stays
-    falls below it. `class_draws`: random draws behind the class targets of more than two groups.
-    `micro_batch`: images that are sampled, decoded or replayed at once (None: all of them).
+    Parameters
+    ----------
+    family
+        "transport" (each noise's target fixed in advance), "quantile" (ranks in the batch and a
+        pool), "class" (class targets and cross-entropy), "mean_kl" or "mean_l2".
+    steps, prompts_per_step, images_per_prompt
+        Optimiser steps, and what each generates.
+    cache_size, cache_block, noise_seed
+        Noises a prompt, how many of them the base model samples at once, and the seed that names
+        them (default `seed`). The share reached on other noises cannot be surer than about
+        0.5 / sqrt(cache_size).
+    pool_size
+        Recent logits to rank within. Old ones lag behind a fast-moving model, and ranks then
+        overshoot; keep it small or the rate low.
+    solver, sampling_steps, guidance_scale
+        How images are sampled.
+    replay_steps, replay_scheme, step_weights
+        How many of the `sampling_steps` carry gradient, which, and how they are weighted
+        (`methods.replay`).
+    learning_rate, warmup, anneal, weight_decay, gradient_clip, ema_decay
+        Of the optimiser (`models.training.FitSettings`).
+    alignment_weight, smooth_l1_beta, confidence_threshold, class_draws
+        Of the alignment loss; `class_draws`: random draws behind the class targets of more than two
+        groups.
+    consistency_weight, consistency_change_factor, consistency_floor
+        Of the consistency loss; tuning stops when the running cosine to the base images whose class
+        stays falls below the floor.
+    trainable, lora_rank
+        "full" or "lora", and its rank.
+    micro_batch
+        Images that are sampled, decoded or replayed at once (None: all of them).
+    seed
+        Of the order of prompts and noises, and of all random choices.
 
-    Raises `SettingsError` on a word or a number that means nothing, however the settings were
-    built.
+    Raises
+    ------
+    SettingsError
+        A word or a number that means nothing, however the settings were built.
     """
 
     family: Literal["transport", "quantile", "class", "mean_kl", "mean_l2"] = "transport"

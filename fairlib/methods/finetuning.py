@@ -60,9 +60,28 @@ class FinetuneSettings:
     """Settings of `finetune`. The paper: AdamW at a constant 1e-5, batches of 32 over two GPUs,
     gradients clipped at 1, EMA.
 
-    anneal: "none" keeps the rate after `warmup` steps, "cosine" lets it fall to zero at `steps`.
-    prompt_dropout: share of prompts that are emptied (classifier-free guidance). probe_every: steps
-    from one measurement of the probe to the next.
+    Parameters
+    ----------
+    steps, batch_size, learning_rate, weight_decay
+        Of AdamW.
+    warmup, anneal
+        Steps in which the rate rises; after them "none" keeps it, and "cosine" lets it fall to zero
+        at `steps`.
+    gradient_clip
+        Largest norm of the whole gradient.
+    ema_decay
+        Of the moving average of the weights (0: none).
+    prompt_dropout
+        Share of prompts that are emptied (classifier-free guidance).
+    probe_every
+        Steps from one measurement of the probe to the next.
+    seed
+        Of rows, time steps, noise and emptied prompts.
+
+    Raises
+    ------
+    SettingsError
+        A word or a number that means nothing.
     """
 
     steps: Count = 1000
@@ -155,18 +174,40 @@ def finetune(
     """Train `denoiser` in place, yielding a `FinetuneStep` after each optimiser step; on the device
     the denoiser is on.
 
-    latents: scaled, [N, 4, h, w]; prompt_embeds: distinct prompt embeddings [M, L, D]; prompt_rows:
-    [N] rows of those;
-    group_codes: [N, A] integers; null: embedding [1, L, D] of the empty prompt, needed unless
-    `prompt_dropout` is 0.
-    scheduler: of a diffusers pipeline, for its prediction type; without it the denoiser predicts
-    noise. state: of the same denoiser and weights, to go on from and to save from. probe: measured
-    every `probe_every` steps whatever the method, so that methods can be compared, and shown to
-    weights that observe the probe.
+    Parameters
+    ----------
+    denoiser
+        UNet of a Stable-Diffusion-class pipeline.
+    latents
+        Scaled, `[N, 4, h, w]`.
+    prompt_embeds
+        Distinct prompt embeddings `[M, L, D]`.
+    prompt_rows
+        The row of `prompt_embeds` of each sample, `[N]`.
+    group_codes
+        Integers `[N, A]`, one column an attribute.
+    weights
+        Weight of each sample's loss, such as `group_weights.GroupDRO`.
+    settings
+        Length, learning rate and so on.
+    null
+        Embedding `[1, L, D]` of the empty prompt, needed unless `prompt_dropout` is 0.
+    scheduler
+        Of a diffusers pipeline, for its prediction type; without it the denoiser predicts noise.
+    state
+        Of the same denoiser and weights, to go on from and to save from.
+    probe
+        Measured every `probe_every` steps whatever the method, so that methods can be compared, and
+        shown to weights that observe the probe.
 
-    Raises `DataError` when lengths differ or a loss is not finite, `SettingsError` when a part is
-    missing or the schedule of noise is not this library's, `WeightsError` when `state` belongs to
-    other weights.
+    Raises
+    ------
+    DataError
+        Lengths that differ, or a loss that is not finite.
+    SettingsError
+        A part that is missing, or a schedule of noise that is not this library's.
+    WeightsError
+        A `state` that belongs to other weights.
     """
     data = _Data.checked(latents, prompt_embeds, prompt_rows, group_codes, null, weights.sizes)
     prediction = prediction_type(scheduler)

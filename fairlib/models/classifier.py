@@ -110,6 +110,13 @@ class Classifier(nn.Module):
     Called, it gives the values of its only head, or of several a dict: [N] of a "binary" head
     (logit, calibrated when `calibrate` has been) or a "number", [N, K] of K classes. `read` gives
     the dict and the features.
+
+    Parameters
+    ----------
+    heads
+        `{name: kind}`; a kind is "binary", "number" or the tuple of class names.
+    architecture
+        Its layers; see `build_classifier` for first weights that are a function of a seed.
     """
 
     slope: Tensor
@@ -342,14 +349,38 @@ def fit_classifier(
 ) -> Iterator[FitStep]:
     """Train `classifier`, from whatever weights it has; its average is in place at the end.
 
-    images: [N, C, H, W], uint8 or float in [-1, 1]. truth: {head: [N]}, or [N] for an only head: 0
-    or 1, the position of the class, or the number; -1 or NaN where it is ambiguous (NaN for a
-    number), which leaves that image out of that head's loss. weights: [N] factors of each image's
-    loss. probabilities: [N], of each image at every draw, with replacement; by default every image
-    comes once an epoch. With a `radius`, half of every batch is moved against its targets first
-    (Madry et al., 2018), so that the gradient of a logit must change what a reader would see.
+    With a `radius` in the settings, half of every batch is moved against its targets first (Madry
+    et al., 2018), so that the gradient of a logit must change what a reader would see.
 
-    Raises `DataError` when lengths, channels or weights do not fit, or a head has one value alone.
+    Parameters
+    ----------
+    classifier
+        As of `build_classifier`; it is trained in place, on the device that it is on.
+    images
+        `[N, C, H, W]`, uint8 or float in [-1, 1].
+    truth
+        `{head: [N]}`, or `[N]` for an only head: 0 or 1, the position of the class, or the number;
+        -1 or NaN where it is ambiguous (NaN for a number), which leaves that image out of that
+        head's loss.
+    settings
+        Length, learning rate, augmentation and adversary.
+    weights
+        `[N]` factors of each image's loss.
+    probabilities
+        `[N]`, of each image at every draw, with replacement; by default every image comes once an
+        epoch.
+    trainer
+        Of the same classifier, to go on from and to save from.
+
+    Yields
+    ------
+    FitStep
+        After each step.
+
+    Raises
+    ------
+    DataError
+        Lengths, channels or weights that do not fit, or a head that has one value alone.
     """
     targets = _Targets(classifier, truth, len(images), settings.balance, weights)
     _check_factors(len(images), weights=weights, probabilities=probabilities)
@@ -488,9 +519,26 @@ class Prediction:
 
 @torch.no_grad()
 def predict(classifier: Classifier | Ensemble, images: Tensor, batch_size: int = 128) -> Prediction:
-    """Read images [N, C, H, W] (uint8, or float in [-1, 1]), wherever the classifier lies.
+    """Read what a classifier says about images, wherever the classifier lies.
 
-    Raises `DataError` on NaN and infinity.
+    Parameters
+    ----------
+    classifier
+        One, or an `Ensemble` of several.
+    images
+        `[N, C, H, W]`, uint8 or float in [-1, 1].
+    batch_size
+        Images that are read at once.
+
+    Returns
+    -------
+    Prediction
+        Values of every head and features, on the CPU.
+
+    Raises
+    ------
+    DataError
+        Images that hold NaN or infinity.
     """
     if not bool(images.isfinite().all()):
         raise DataError("images hold NaN or infinity; look at the generator that made them")

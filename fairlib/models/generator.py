@@ -285,9 +285,21 @@ class Generator:
     ) -> Self:
         """Read a pipeline folder, or a hub name, in float32; safetensors only.
 
-        A folder with a `manifest.json` has the hashes of its weights checked first. Hub names are
-        looked up in diffusers' cache alone unless `local_files_only` is False. Raises
-        `WeightsError` when there is no such pipeline or a hash differs.
+        Parameters
+        ----------
+        folder
+            Folder or hub name.
+        device
+            Where it shall run.
+        check
+            Compare the hashes of the weights with the folder's `manifest.json`, if it has one.
+        local_files_only
+            Look hub names up in diffusers' cache alone.
+
+        Raises
+        ------
+        WeightsError
+            No such pipeline, or a hash that differs.
         """
         from diffusers import DiffusionPipeline
 
@@ -422,12 +434,30 @@ class Generator:
     ) -> Tensor:
         """Images float32 [N, C, H, W] in [-1, 1], one for each of `prompts`.
 
-        rng: a seed (the images are then those of `noise(seed, range(N))`) or a random number
-        generator; or `noise`: starting latents [N, C, h, w]. steps: of the solver. guidance_scale:
-        of classifier-free guidance (1: none). micro_batch: at most so many images at once; results
-        do not depend on it. conditions: for `predict_noise`; tensors have one row an image.
+        Parameters
+        ----------
+        prompts
+            One an image.
+        rng
+            A seed (the images are then those of `noise(seed, range(N))`) or a random number
+            generator.
+        noise
+            In place of `rng`: starting latents `[N, C, h, w]`.
+        steps
+            Of the solver.
+        guidance_scale
+            Of classifier-free guidance (1: none).
+        micro_batch
+            At most so many images at once; results do not depend on it.
+        solver
+            `models.solvers.dpm_solver_2m` or `ddim`.
+        conditions
+            For `predict_noise`; tensors have one row an image.
 
-        Raises `SettingsError` without exactly one of `rng` and `noise`, or on other lengths.
+        Raises
+        ------
+        SettingsError
+            Both or neither of `rng` and `noise`, or other lengths.
         """
         count = len(prompts)
         if (rng is None) == (noise is None):
