@@ -164,13 +164,21 @@ class ControlledGenerator(Generator):
     ) -> Self:
         """Read a pipeline with its ControlNet, as `Generator.load` does.
 
-        `folder`: a StableDiffusionControlNetPipeline folder such as `weights/heart`; or, together
-        with `controlnet`, a plain Stable Diffusion folder or hub name, to which the ControlNet of
-        that second folder or hub name is attached: `load("stabilityai/stable-diffusion-2-1-base",
-        "cuda", controlnet="me/my-heart-controlnet")`.
+        Parameters
+        ----------
+        folder
+            A StableDiffusionControlNetPipeline folder such as `weights/heart`; or, together with
+            `controlnet`, a plain Stable Diffusion folder or hub name.
+        device, check, local_files_only
+            As in `Generator.load`.
+        controlnet
+            Folder or hub name of the ControlNet to attach:
+            `load("stabilityai/stable-diffusion-2-1-base", controlnet="me/my-heart-controlnet")`.
 
-        Raises `WeightsError` when there is no such pipeline, it has no ControlNet, or a hash
-        differs.
+        Raises
+        ------
+        WeightsError
+            No such pipeline, no ControlNet in it, or a hash that differs.
         """
         from diffusers import ControlNetModel, DiffusionPipeline
 
