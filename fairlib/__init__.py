@@ -35,10 +35,10 @@ if TYPE_CHECKING:
     from fairlib.measures.intervals import Interval as Interval
     from fairlib.measures.shares import Evaluator as Evaluator
     from fairlib.measures.shares import share_table as share_table
+    from fairlib.methods.alignment import AlignmentSettings as AlignmentSettings
     from fairlib.methods.alignment import tune as tune
     from fairlib.methods.finetuning import FinetuneSettings as FinetuneSettings
     from fairlib.methods.finetuning import finetune as finetune
-    from fairlib.methods.settings import AlignmentSettings as AlignmentSettings
     from fairlib.methods.targets import Target as Target
     from fairlib.models.classifier import Classifier as Classifier
     from fairlib.models.classifier import fit_classifier as fit_classifier
@@ -61,9 +61,8 @@ _NAMES = {
     "measures.equity": ["equity_report", "equity_table"],
     "measures.intervals": ["Interval"],
     "measures.shares": ["Evaluator", "share_table"],
-    "methods.alignment": ["tune"],
+    "methods.alignment": ["AlignmentSettings", "tune"],
     "methods.finetuning": ["FinetuneSettings", "finetune"],
-    "methods.settings": ["AlignmentSettings"],
     "methods.targets": ["Target"],
     "models.classifier": ["Classifier", "fit_classifier", "predict"],
     "models.controlnet": ["ControlledGenerator"],

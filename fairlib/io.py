@@ -87,8 +87,10 @@ def to_bytes(images: Tensor) -> Tensor:
 
 
 def to_images(values: Tensor) -> Tensor:
-    """Convert uint8 0 to 255, of any shape, to images: float32 in [-1, 1]."""
-    return values.float() / 127.5 - 1
+    """Convert uint8 0 to 255, of any shape, to images: float32 in [-1, 1]; floats are images
+    already.
+    """
+    return values if values.is_floating_point() else values.float() / 127.5 - 1
 
 
 def write_image(path: Path, image: Tensor) -> None:

@@ -14,7 +14,7 @@ to the target; which form it takes is the setting `family`:
     mean_kl     KL(target shares || mean_i softmax(h_i)); mean_l2 is their squared distance
 
 The gradient runs through sampling by replay (`methods.replay`). This file holds, in this order,
-the losses, the objective (target and loss of a batch) and the loop, `tune`.
+the settings, the losses, the objective (target and loss of a batch) and the loop, `tune`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -36,12 +36,10 @@ from fairlib.methods.base_cache import (
     BaseCache,
     ImageFunction,
     TunableModel,
-    cache_base,
     check_classifier,
     no_embedding,
     schedule,
     score_images,
-    step_seed,
 )
 from fairlib.methods.replay import (
     Trajectory,
@@ -52,7 +50,6 @@ from fairlib.methods.replay import (
     record,
     replay,
 )
-from fairlib.methods.settings import AlignmentSettings
 from fairlib.methods.targets import (
     Target,
     class_targets,
@@ -61,10 +58,109 @@ from fairlib.methods.targets import (
     target_of_each,
     transport_targets,
 )
-from fairlib.models.training import Trainer
+from fairlib.models import solvers
+from fairlib.models.training import FitSettings, Trainer
+from fairlib.rng import Stream, derived_seeds, numpy_rng
+from fairlib.settings import BelowOne, Bound, Count, Natural, Positive, Weight, check_bounds
 
 COSINE_MEMORY = 0.9
 TRANSPORT = ("transport", "quantile")
+
+
+@dataclass(frozen=True)
+class AlignmentSettings:
+    """Settings of `tune`; what each does is in the book's chapter on the method.
+
+    Parameters
+    ----------
+    family
+        "transport" (each noise's target fixed in advance), "quantile" (ranks in the batch and a
+        pool), "class" (class targets and cross-entropy), "mean_kl" or "mean_l2".
+    steps, prompts_per_step, images_per_prompt
+        Optimiser steps, and what each generates.
+    cache_size, cache_block, noise_seed
+        Noises a prompt, how many of them the base model samples at once, and the seed that names
+        them (default `seed`). The share reached on other noises cannot be surer than about
+        0.5 / sqrt(cache_size).
+    pool_size
+        Recent logits to rank within. Old ones lag behind a fast-moving model, and ranks then
+        overshoot; keep it small or the rate low.
+    solver, sampling_steps, guidance_scale
+        How images are sampled.
+    replay_steps, replay_scheme, step_weights
+        How many of the `sampling_steps` carry gradient, which, and how they are weighted
+        (`methods.replay`).
+    learning_rate, warmup, anneal, weight_decay, gradient_clip, ema_decay
+        Of the optimiser (`models.training.FitSettings`).
+    alignment_weight, smooth_l1_beta, confidence_threshold, class_draws
+        Of the alignment loss; `class_draws`: random draws behind the class targets of more than two
+        groups.
+    consistency_weight, consistency_change_factor, consistency_floor
+        Of the consistency loss; tuning stops when the running cosine to the base images whose class
+        stays falls below the floor.
+    trainable, lora_rank
+        "full" or "lora", and its rank.
+    micro_batch
+        Images that are sampled, decoded or replayed at once (None: all of them).
+    seed
+        Of the order of prompts and noises, and of all random choices.
+
+    Raises
+    ------
+    SettingsError
+        A word or a number that means nothing, however the settings were built.
+    """
+
+    family: Literal["transport", "quantile", "class", "mean_kl", "mean_l2"] = "transport"
+    steps: Count = 80
+    prompts_per_step: Count = 4
+    images_per_prompt: Count = 8
+    cache_size: Count = 256
+    cache_block: Count = 64
+    noise_seed: Natural | None = None
+    pool_size: Natural = 0
+    solver: Literal["ddim", "dpm_solver_2m"] = "dpm_solver_2m"
+    sampling_steps: Count = 10
+    guidance_scale: Weight = 3.0
+    replay_steps: Count = 3
+    replay_scheme: Literal["all", "stratified", "importance", "uniform", "early"] = "importance"
+    step_weights: Literal["natural", "flat"] = "natural"
+    learning_rate: Positive = 1e-4
+    warmup: Natural = 5
+    anneal: Literal["cosine", "none"] = "cosine"
+    weight_decay: Weight = 0.0
+    gradient_clip: Annotated[float, Bound(lambda value: value > 0, "above 0")] = 1.0
+    ema_decay: BelowOne = 0.9
+    alignment_weight: Weight = 1.0
+    smooth_l1_beta: Positive = 1.0
+    confidence_threshold: Annotated[float, Bound(lambda c: 0.5 <= c <= 1, "in [0.5, 1]")] = 0.8
+    class_draws: Count = 200
+    consistency_weight: Weight = 1.0
+    consistency_change_factor: Weight = 0.2
+    consistency_floor: Annotated[float, Bound(lambda c: -1 <= c <= 1, "in [-1, 1]")] = 0.0
+    trainable: Literal["full", "lora"] = "full"
+    lora_rank: Count = 8
+    micro_batch: Natural | None = None
+    seed: Natural = 0
+
+    def __post_init__(self) -> None:
+        check_bounds(self)
+        if self.replay_steps > self.sampling_steps:
+            raise SettingsError(
+                f"AlignmentSettings.replay_steps is {self.replay_steps}; expected at most "
+                f"sampling_steps, {self.sampling_steps}"
+            )
+        if self.cache_size % self.images_per_prompt:
+            raise SettingsError(
+                f"AlignmentSettings.cache_size is {self.cache_size}; expected a multiple of "
+                f"images_per_prompt, {self.images_per_prompt}"
+            )
+
+    @property
+    def fit(self) -> FitSettings:
+        """The same as settings of the optimiser that all networks share."""
+        images = self.prompts_per_step * self.images_per_prompt
+        return FitSettings.of(self, batch_size=images, betas=(0.9, 0.999))
 
 
 # ---- losses: logits `[N]` (positive for the first of two groups) or `[N, K]`; scalar means
@@ -209,7 +305,7 @@ class Objective:
         if s.family == "quantile":
             return transport_targets(logits, target, pool), sure
         if s.family == "class":
-            rng = np.random.default_rng([s.seed, 3, batch.step, int(rows[0])])
+            rng = numpy_rng(s.seed, Stream.CLASS_DRAWS, batch.step, int(rows[0]))
             return class_targets(logits, target, pool, draws=s.class_draws, rng=rng)
         shares = logits.new_tensor(target.proportions)
         return (shares[0] if logits.ndim == 1 else shares).expand_as(logits), sure
@@ -241,6 +337,33 @@ class Objective:
 
 
 # ---- the loop
+
+
+def cache_base(
+    base: TunableModel,
+    classifier: ImageFunction,
+    prompts: Sequence[str],
+    *,
+    embed: ImageFunction | None = None,
+    settings: AlignmentSettings,
+) -> BaseCache:
+    """The empty cache of what `base`, the untuned model, makes, which `tune` fills as it goes."""
+    make = getattr(solvers, settings.solver)
+    solver = make(
+        base.alphas_cumprod, settings.sampling_steps, prediction_type=base.prediction_type
+    )
+    return BaseCache(
+        base,
+        classifier,
+        embed or no_embedding,
+        tuple(prompts),
+        solver,
+        settings.seed if settings.noise_seed is None else settings.noise_seed,
+        settings.cache_size,
+        settings.cache_block,
+        settings.guidance_scale,
+        settings.micro_batch,
+    )
 
 
 class AlignmentState(Trainer):
@@ -579,7 +702,7 @@ class _Run:
     def _replay(self, trajectory: Trajectory, cotangent: Tensor, step: int) -> int:
         """Leave the gradient in `.grad`; the number of denoiser evaluations that took."""
         s = self.settings
-        rng = torch.Generator().manual_seed(step_seed(s.seed, step))
+        rng = torch.Generator().manual_seed(*derived_seeds(s.seed, Stream.REPLAY_STEPS, step))
         importance = choose_steps(
             len(self.solver),
             s.replay_steps,

@@ -9,7 +9,7 @@ in any run.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -19,10 +19,9 @@ from torch import Tensor
 
 from fairlib.errors import SettingsError
 from fairlib.methods.replay import chunks, join
-from fairlib.methods.settings import AlignmentSettings
 from fairlib.methods.targets import class_logits
-from fairlib.models import solvers
 from fairlib.models.solvers import Solver
+from fairlib.rng import Stream, numpy_rng
 
 ImageFunction = Callable[[Tensor], Tensor]
 
@@ -81,22 +80,14 @@ def schedule(
     pairs = []
     for draw in range(step * prompts_per_step, (step + 1) * prompts_per_step):
         visit, place = divmod(draw, prompts)
-        prompt = int(_shuffled(prompts, seed, 0, visit)[place])
+        prompt = int(numpy_rng(seed, Stream.PROMPT_ORDER, visit).permutation(prompts)[place])
         lap, block = divmod(visit, cache_size // images_per_prompt)
-        order = _shuffled(cache_size, seed, 1, lap, prompt) if lap else np.arange(cache_size)
-        pairs.append(
-            (prompt, order[block * images_per_prompt : (block + 1) * images_per_prompt].tolist())
-        )
+        order = np.arange(cache_size)
+        if lap:
+            order = numpy_rng(seed, Stream.NOISE_ORDER, lap, prompt).permutation(cache_size)
+        first = block * images_per_prompt
+        pairs.append((prompt, order[first : first + images_per_prompt].tolist()))
     return pairs
-
-
-def step_seed(seed: int, step: int) -> int:
-    """The seed of the random choice of replayed solver steps at optimiser step `step`."""
-    return int(np.random.SeedSequence([seed, 2, step]).generate_state(1)[0])
-
-
-def _shuffled(count: int, *key: int) -> np.ndarray:
-    return np.random.default_rng(list(key)).permutation(count)
 
 
 def score_images(
@@ -296,30 +287,3 @@ class BaseCache:
             lambda latents, t: self.base.predict_noise(latents, t, embeds, self.guidance_scale),
             noise,
         )
-
-
-def cache_base(
-    base: TunableModel,
-    classifier: ImageFunction,
-    prompts: Sequence[str],
-    *,
-    embed: ImageFunction | None = None,
-    settings: AlignmentSettings,
-) -> BaseCache:
-    """The empty cache of what `base`, the untuned model, makes, which `tune` fills as it goes."""
-    make = getattr(solvers, settings.solver)
-    solver = make(
-        base.alphas_cumprod, settings.sampling_steps, prediction_type=base.prediction_type
-    )
-    return BaseCache(
-        base,
-        classifier,
-        embed or no_embedding,
-        tuple(prompts),
-        solver,
-        settings.seed if settings.noise_seed is None else settings.noise_seed,
-        settings.cache_size,
-        settings.cache_block,
-        settings.guidance_scale,
-        settings.micro_batch,
-    )

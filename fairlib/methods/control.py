@@ -1,25 +1,19 @@
-"""ControlNet training, and two kinds of requests for synthetic hearts (Skorupko et al. 2024,
-section on the generator).
+"""Two kinds of requests for synthetic hearts (Skorupko et al. 2024, section on the generator).
 
-    minimise over the ControlNet alone
-    E || noise - prediction(noisy latents, time, prompt, control image) ||^2
-
-The denoiser is locked; where it predicts velocity, that stands in for the noise. Images are drawn
-by capped inverse frequency of their full prompt, in training and again when synthetic hearts are
-requested: `copies` of real pairs of prompt and mask, or `new_combinations` of attributes.
+Images are drawn by capped inverse frequency of their full prompt, in the training of the ControlNet
+(`models.controlnet.fit_controlnet`) and again here: `copies` of real pairs of prompt and mask, or
+`new_combinations` of attributes.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence, Sized
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import Tensor
 
 from fairlib.cohorts.cardiac import (
     BMI_CLASSES,
@@ -30,11 +24,9 @@ from fairlib.cohorts.cardiac import (
     prompt_of,
 )
 from fairlib.errors import DataError, SettingsError
-from fairlib.methods.finetuning import prediction_target, prediction_type
-from fairlib.methods.resampling import balancing_weights, draw_rows, rows_of_step
-from fairlib.models.controlnet import controlled_noise
-from fairlib.models.generator import add_noise, drop_words
-from fairlib.models.training import FitSettings, FitStep, Trainer, generator_for
+from fairlib.methods.group_weights import balancing_weights
+from fairlib.models.training import draw_rows, same_length
+from fairlib.rng import Stream, numpy_rng
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -42,55 +34,6 @@ if TYPE_CHECKING:
 DECADES = ("50s", "60s", "70s", "80s", "90s")  # those of the paper's random mode
 # kg/m2 that stand for a class of the random mode
 TYPICAL_BMI = {"normal": 22.0, "overweight": 27.5, "obese": 33.0}
-
-
-def fit_controlnet(
-    denoiser: nn.Module,
-    controlnet: nn.Module,
-    latents: Tensor,
-    control: Tensor,
-    embeds: Tensor,
-    caption_of: Tensor,
-    null: Tensor,
-    settings: FitSettings,
-    weights: ArrayLike | None = None,
-    dropout: float = 0.1,
-    trainer: Trainer | None = None,
-    scheduler: Any = None,
-) -> Iterator[FitStep]:
-    """Train the ControlNet in place; the denoiser is locked and stays as it is.
-
-    latents: scaled, [N, 4, h, w]; control: [N, 3, H, W] in [0, 1], one a row of `latents`; embeds:
-    distinct prompt embeddings [M, L, D]; caption_of: [N] rows of `embeds`; null: embedding [1, L,
-    D] of the empty prompt, used with probability `dropout`. `weights` [N] (see
-    `methods.resampling.balancing_weights`) draws rows in proportion, with replacement; without them
-    every row comes once an epoch. scheduler: of the denoiser's pipeline, for its prediction type;
-    without it the denoiser predicts noise. Raises `DataError` when the lengths differ,
-    `SettingsError` when the scheduler's schedule of noise is not this library's.
-    """
-    _same_length(
-        latents=latents,
-        control=control,
-        caption_of=caption_of,
-        weights=latents if weights is None else np.asarray(weights),
-    )
-    prediction = prediction_type(scheduler)
-    denoiser.requires_grad_(False)
-    device = next(controlnet.parameters()).device
-    trainer = trainer or Trainer(controlnet, settings)
-
-    def loss(step: int) -> Tensor:
-        rows = rows_of_step(settings, step, len(latents), weights)
-        rng = generator_for(settings.seed, 13, step)
-        noisy, time, noise = add_noise(latents[rows], rng)
-        words = drop_words(embeds[caption_of[rows]], null, dropout, rng)
-        target = prediction_target(prediction, latents[rows], noise, time).to(device)
-        given = (part.to(device) for part in (noisy, time, words, control[rows]))
-        noisy, time, words, image = given
-        predicted = controlled_noise(denoiser, controlnet, noisy, time, words, image)
-        return F.mse_loss(predicted, target)
-
-    yield from trainer.run(loss)
 
 
 def copies(
@@ -104,9 +47,9 @@ def copies(
     diagnosis, source; source is the row of `table`) and their control images [count, 3, H, W]. As
     in the paper; `clip` 5 is its cap in generation.
     """
-    _same_length(table=table, masks=masks)
+    same_length(table=table, masks=masks)
     prompts = [prompt_of(row) for row in table.to_dict("records")]
-    source = draw_rows(balancing_weights(prompts, clip), count, seed, 14)
+    source = draw_rows(balancing_weights(prompts, clip), count, seed, Stream.COPIES)
     return _requests(table, table.iloc[source.numpy()], source), control_image(masks[source])
 
 
@@ -129,7 +72,7 @@ def new_combinations(
     """
     import pandas as pd
 
-    _same_length(table=table, masks=masks)
+    same_length(table=table, masks=masks)
     ages = _typical_ages(
         decades, {decade(age) for age in table["age"]} if present_only else set(decades)
     )
@@ -140,7 +83,7 @@ def new_combinations(
             f"no mask of diagnosis {empty[0]!r} in the table; a new combination takes a mask of "
             "its diagnosis"
         )
-    rng = np.random.default_rng([seed, 15])
+    rng = numpy_rng(seed, Stream.COMBINATIONS)
     choices = {
         "sex": ("F", "M"),
         "age": ages,
@@ -197,9 +140,3 @@ def _typical_ages(decades: Sequence[str], present: set[str]) -> list[float]:
 
 def _one(rng: np.random.Generator, choices: Sequence[Any] | np.ndarray) -> Any:
     return choices[int(rng.integers(len(choices)))]
-
-
-def _same_length(**parts: Sized) -> None:
-    counts = {name: len(part) for name, part in parts.items()}
-    if len(set(counts.values())) > 1 or 0 in counts.values():
-        raise DataError(f"one row each is needed, and at least one; the counts are {counts}")

@@ -14,7 +14,7 @@ synthetic images as in RoentGen-v2 (arXiv 2508.16783).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 
@@ -24,7 +24,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from fairlib.errors import DataError, SettingsError
-from fairlib.methods.resampling import inverse_frequency, random_subset
+from fairlib.methods.group_weights import inverse_frequency
 from fairlib.models.classifier import (
     CARDIAC_SMALL,
     Classifier,
@@ -34,6 +34,7 @@ from fairlib.models.classifier import (
     predict,
     set_threshold,
 )
+from fairlib.rng import Stream, numpy_rng
 from fairlib.settings import Bound, Count, Natural, Positive, check_bounds, unknown_key
 
 if TYPE_CHECKING:
@@ -205,7 +206,7 @@ def _chosen(
             f"arm {arm!r} asks for {count} {name} images, {size} are there; make more or ask for "
             "fewer"
         )
-    return np.sort(random_subset(np.random.default_rng([seed, 31]), size, count))
+    return np.sort(numpy_rng(seed, Stream.ARM_IMAGES).permutation(size)[:count])
 
 
 @dataclass(frozen=True, eq=False)
@@ -220,9 +221,7 @@ class ImageTable:
 
     def __post_init__(self) -> None:
         if len(self.images) != len(self.table):
-            raise DataError(
-                f"{len(self.images)} images and {len(self.table)} rows; give one row for each image"
-            )
+            raise DataError(f"{len(self.images)} images, {len(self.table)} rows; give one row each")
 
     def __len__(self) -> int:
         return len(self.table)
@@ -255,63 +254,51 @@ class DownstreamSettings:
 
 @dataclass(frozen=True, eq=False)
 class ArmResult:
-    """One training: `predictions` has one row a test image (see `compare_arms`); `done` of `total`
-    trainings are over.
-    """
+    """One training: `predictions` has one row a test image (see `evaluate_arm`)."""
 
     arm: str
     seed: int
     threshold: float
     predictions: pd.DataFrame = field(repr=False)
-    done: int
-    total: int
 
 
-def compare_arms(
+def evaluate_arm(
+    arm: str,
     train: ImageTable,
     synthetic: ImageTable | None,
     extra: ImageTable | None,
     test: ImageTable,
-    arms: Sequence[str],
-    seeds: Sequence[int],
     settings: DownstreamSettings,
     *,
     validation: ImageTable,
+    seed: int = 0,
     device: torch.device | str = "cpu",
-) -> Iterator[ArmResult]:
-    """Train every arm with every seed and evaluate it on `test`; yields an `ArmResult` after each
-    training, seed by seed.
+) -> ArmResult:
+    """Train `arm` (one of `ARMS`) with one seed and evaluate it on `test`.
 
     `predictions`: arm, seed, subject, image (position in `test`), score (logit), positive (score
     above the threshold that is best on `validation`), label (1 = heart failure), sex, age_tertile
-    (edges of the subjects of `train`), bmi_group. Put those of all results together with
-    `pandas.concat`. `synthetic` and `extra` may be None where no arm uses them.
-    device: where the classifiers are trained. Raises `DataError` when a subject of `test` or
+    (edges of the subjects of `train`), bmi_group. Put those of several arms and seeds together with
+    `pandas.concat`. `synthetic` and `extra` may be None where the arm does not use them.
+    device: where the classifier is trained. Raises `DataError` when a subject of `test` or
     `validation` was trained on, or a table lacks what it must have.
     """
     optional = {"synthetic": synthetic, "extra": extra}
     sources = {"real": train} | {k: part for k, part in optional.items() if part is not None}
     tables = {name: part.table for name, part in sources.items()}
-    plans = {
-        arm: training_plan(
-            arm, train.table, tables.get("synthetic"), tables.get("extra"), settings.plan
-        )
-        for arm in arms
-    }
+    plan = training_plan(
+        arm, train.table, tables.get("synthetic"), tables.get("extra"), settings.plan
+    )
     _check_disjoint(sources, {"validation": validation, "test": test})
     rows = _test_rows(test, age_edges(train.table))
-    total, done = len(seeds) * len(arms), 0
-    for seed in seeds:
-        for arm in arms:
-            classifier = build_classifier(HEADS, settings.classifier.architecture, seed).to(device)
-            fit_plan(classifier, plans[arm], sources, replace(settings.classifier, seed=seed))
-            threshold = set_threshold(classifier, validation.images, validation.labels())
-            read = predict(classifier, test.images)
-            score, positive = read.logit.numpy(), read.positive().numpy()
-            table = rows.assign(arm=arm, seed=seed, score=score, positive=positive)
-            done += 1
-            table = table[["arm", "seed", *rows.columns, "score", "positive"]]
-            yield ArmResult(arm, seed, threshold, table, done, total)
+    classifier = build_classifier(HEADS, settings.classifier.architecture, seed).to(device)
+    fit_plan(classifier, plan, sources, replace(settings.classifier, seed=seed))
+    threshold = set_threshold(classifier, validation.images, validation.labels())
+    read = predict(classifier, test.images)
+    score, positive = read.logit.numpy(), read.positive().numpy()
+    table = rows.assign(arm=arm, seed=seed, score=score, positive=positive)
+    table = table[["arm", "seed", *rows.columns, "score", "positive"]]
+    return ArmResult(arm, seed, threshold, table)
 
 
 def fit_plan(
@@ -454,6 +441,6 @@ def at_prevalence(table: pd.DataFrame, prevalence: float, seed: int) -> np.ndarr
             f"prevalence {prevalence:g} cannot be reached with {len(ill)} subjects with heart "
             f"failure and {len(healthy)} healthy; one ill subject needs {1 / odds:.0f} healthy ones"
         )
-    rng = np.random.default_rng([seed, 37])
-    kept = [random_subset(rng, ill, n_ill), random_subset(rng, healthy, n_healthy)]
+    rng = numpy_rng(seed, Stream.PREVALENCE)
+    kept = [rng.permutation(ill)[:n_ill], rng.permutation(healthy)[:n_healthy]]
     return np.flatnonzero(np.isin(subject, np.concatenate(kept)))

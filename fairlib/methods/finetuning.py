@@ -36,15 +36,22 @@ from fairlib.methods.group_weights import (
     loss_gap,
     offsets,
 )
-from fairlib.models.generator import TRAINING_STEPS, add_noise, alphas_cumprod, drop_words
+from fairlib.models.generator import (
+    TRAINING_STEPS,
+    denoising_task,
+    diffuse,
+    prediction_target,
+    prediction_type,
+)
 from fairlib.models.training import (
     FitSettings,
     FitStep,
     Trainer,
     batch_indices,
     device_of,
-    generator_for,
+    same_length,
 )
+from fairlib.rng import Stream, torch_rng
 from fairlib.settings import BelowOne, Count, Natural, Positive, Weight, check_bounds
 
 
@@ -53,9 +60,28 @@ class FinetuneSettings:
     """Settings of `finetune`. The paper: AdamW at a constant 1e-5, batches of 32 over two GPUs,
     gradients clipped at 1, EMA.
 
-    anneal: "none" keeps the rate after `warmup` steps, "cosine" lets it fall to zero at `steps`.
-    prompt_dropout: share of prompts that are emptied (classifier-free guidance). probe_every: steps
-    from one measurement of the probe to the next.
+    Parameters
+    ----------
+    steps, batch_size, learning_rate, weight_decay
+        Of AdamW.
+    warmup, anneal
+        Steps in which the rate rises; after them "none" keeps it, and "cosine" lets it fall to zero
+        at `steps`.
+    gradient_clip
+        Largest norm of the whole gradient.
+    ema_decay
+        Of the moving average of the weights (0: none).
+    prompt_dropout
+        Share of prompts that are emptied (classifier-free guidance).
+    probe_every
+        Steps from one measurement of the probe to the next.
+    seed
+        Of rows, time steps, noise and emptied prompts.
+
+    Raises
+    ------
+    SettingsError
+        A word or a number that means nothing.
     """
 
     steps: Count = 1000
@@ -76,17 +102,7 @@ class FinetuneSettings:
     @property
     def fit(self) -> FitSettings:
         """The same as settings of the training loop that all networks share."""
-        return FitSettings(
-            self.steps,
-            self.batch_size,
-            self.learning_rate,
-            self.warmup,
-            self.weight_decay,
-            self.gradient_clip,
-            self.ema_decay,
-            self.seed,
-            anneal=self.anneal,
-        )
+        return FitSettings.of(self)
 
 
 @dataclass(frozen=True, eq=False)
@@ -158,18 +174,40 @@ def finetune(
     """Train `denoiser` in place, yielding a `FinetuneStep` after each optimiser step; on the device
     the denoiser is on.
 
-    latents: scaled, [N, 4, h, w]; prompt_embeds: distinct prompt embeddings [M, L, D]; prompt_rows:
-    [N] rows of those;
-    group_codes: [N, A] integers; null: embedding [1, L, D] of the empty prompt, needed unless
-    `prompt_dropout` is 0.
-    scheduler: of a diffusers pipeline, for its prediction type; without it the denoiser predicts
-    noise. state: of the same denoiser and weights, to go on from and to save from. probe: measured
-    every `probe_every` steps whatever the method, so that methods can be compared, and shown to
-    weights that observe the probe.
+    Parameters
+    ----------
+    denoiser
+        UNet of a Stable-Diffusion-class pipeline.
+    latents
+        Scaled, `[N, 4, h, w]`.
+    prompt_embeds
+        Distinct prompt embeddings `[M, L, D]`.
+    prompt_rows
+        The row of `prompt_embeds` of each sample, `[N]`.
+    group_codes
+        Integers `[N, A]`, one column an attribute.
+    weights
+        Weight of each sample's loss, such as `group_weights.GroupDRO`.
+    settings
+        Length, learning rate and so on.
+    null
+        Embedding `[1, L, D]` of the empty prompt, needed unless `prompt_dropout` is 0.
+    scheduler
+        Of a diffusers pipeline, for its prediction type; without it the denoiser predicts noise.
+    state
+        Of the same denoiser and weights, to go on from and to save from.
+    probe
+        Measured every `probe_every` steps whatever the method, so that methods can be compared, and
+        shown to weights that observe the probe.
 
-    Raises `DataError` when lengths differ or a loss is not finite, `SettingsError` when a part is
-    missing or the schedule of noise is not this library's, `WeightsError` when `state` belongs to
-    other weights.
+    Raises
+    ------
+    DataError
+        Lengths that differ, or a loss that is not finite.
+    SettingsError
+        A part that is missing, or a schedule of noise that is not this library's.
+    WeightsError
+        A `state` that belongs to other weights.
     """
     data = _Data.checked(latents, prompt_embeds, prompt_rows, group_codes, null, weights.sizes)
     prediction = prediction_type(scheduler)
@@ -180,17 +218,14 @@ def finetune(
 
     def loss(step: int) -> Tensor:
         rows = batch_indices(settings.seed, step, len(data.latents), settings.batch_size)
-        rng = generator_for(settings.seed, 21, step)
-        parts = data.noised(rows, prediction, settings.prompt_dropout, rng)
-        *inputs, target = (part.to(device) for part in parts)
-        each = sample_losses(denoiser(*inputs).sample, target)
-        given = weights.weights(data.groups[rows], step)
-        batch.update(
-            losses=each.detach().cpu(),
-            groups=data.groups[rows],
-            weights=given,
-            sigma=weights.sigma(step),
+        rng = torch_rng(settings.seed, Stream.FINETUNING, step)
+        words, dropout = data.embeds[data.prompts[rows]], settings.prompt_dropout
+        *inputs, target = denoising_task(
+            data.latents[rows], words, data.null, dropout, rng, prediction, device
         )
+        each, groups = sample_losses(denoiser(*inputs).sample, target), data.groups[rows]
+        given, sigma = weights.weights(groups, step), weights.sigma(step)
+        batch.update(losses=each.detach().cpu(), groups=groups, weights=given, sigma=sigma)
         return _finite((given.to(each) * each).mean(), step)
 
     for done in state.run(loss):
@@ -227,9 +262,7 @@ class _Data:
         latents, embeds = latents.detach().cpu(), embeds.detach().cpu()
         rows = prompts if isinstance(prompts, Tensor) else torch.as_tensor(np.asarray(prompts))
         rows, codes = rows.cpu().long(), checked_groups(groups, sizes)
-        counts = {"latents": len(latents), "prompt_rows": len(rows), "group_codes": len(codes)}
-        if len(set(counts.values())) > 1 or not len(latents):
-            raise DataError(f"one row each is needed, and at least one; the counts are {counts}")
+        same_length(latents=latents, prompt_rows=rows, group_codes=codes)
         if int(rows.min()) < 0 or int(rows.max()) >= len(embeds):
             raise DataError(
                 f"prompt_rows run from {int(rows.min())} to {int(rows.max())}, "
@@ -237,15 +270,6 @@ class _Data:
             )
         null = torch.zeros_like(embeds[:1]) if null is None else null.detach().cpu()
         return cls(latents, embeds, rows, codes, null)
-
-    def noised(
-        self, rows: Tensor, prediction: str, dropout: float, rng: torch.Generator
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Noisy latents, time steps, prompt embeddings and what to predict, of `rows`."""
-        clean, prompts = self.latents[rows], self.embeds[self.prompts[rows]]
-        noisy, time, noise = add_noise(clean, rng)
-        words = drop_words(prompts, self.null, dropout, rng)
-        return noisy, time, words, prediction_target(prediction, clean, noise, time)
 
 
 def _check(
@@ -330,12 +354,9 @@ class Probe:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        lengths = len(self.latents), len(self.prompt_rows), len(self.group_codes)
-        if len(set(lengths)) > 1 or not lengths[0]:
-            raise DataError(
-                f"a probe of {lengths[0]} latents, {lengths[1]} prompts and {lengths[2]} rows of "
-                "groups; one of each is needed for every sample"
-            )
+        same_length(
+            latents=self.latents, prompt_rows=self.prompt_rows, group_codes=self.group_codes
+        )
         if not 1 <= self.times <= TRAINING_STEPS:
             raise SettingsError(f"Probe.times is {self.times}; expected 1 to {TRAINING_STEPS}")
 
@@ -369,7 +390,7 @@ def choose_probe(
             f"{column - int(offsets(sizes)[attribute])} of "
             f"attribute {attribute} has {int(counts[column])}. Lower per_group or give more samples"
         )
-    order = torch.randperm(len(codes), generator=generator_for(seed, 25))
+    order = torch.randperm(len(codes), generator=torch_rng(seed, Stream.PROBE_ROWS))
     chosen = torch.zeros(len(codes), dtype=torch.bool)
     for column in counts.argsort(stable=True).tolist():
         free = order[(member[:, column] & ~chosen)[order]]
@@ -393,27 +414,20 @@ def probe_losses(
     prompt_embeds: distinct prompt embeddings [M, L, D]; prediction: as in `prediction_target`.
     """
     device, losses = device_of(denoiser), []
+    streams = [torch_rng(probe.seed, Stream.PROBE_NOISE, level) for level in range(probe.times)]
+    noises = [torch.randn(probe.latents.shape[1:], generator=rng) for rng in streams]
     for rows in torch.arange(len(probe.latents)).split(batch_size):
         clean, words = probe.latents[rows], prompt_embeds[probe.prompt_rows[rows]].to(device)
-        each = [
-            _losses_at(denoiser, probe, level, clean, words, prediction)
-            for level in range(probe.times)
-        ]
+        each = []
+        for level, one in enumerate(noises):
+            time = torch.full((len(clean),), int((level + 0.5) / probe.times * TRAINING_STEPS))
+            noise = one.expand_as(clean)
+            target = prediction_target(prediction, clean, noise, time).to(device)
+            noisy = diffuse(clean, noise, time).to(device)
+            predicted = denoiser(noisy, time.to(device), words).sample
+            each.append(sample_losses(predicted, target).cpu().double())
         losses.append(torch.stack(each).mean(0))
     return torch.cat(losses)
-
-
-def _losses_at(
-    denoiser: nn.Module, probe: Probe, level: int, clean: Tensor, words: Tensor, prediction: str
-) -> Tensor:
-    device, rng = words.device, generator_for(probe.seed, 27, level)
-    time = torch.full((len(clean),), int((level + 0.5) / probe.times * TRAINING_STEPS))
-    noise = torch.randn(clean.shape[1:], generator=rng).expand_as(clean)
-    alpha = alphas_cumprod().float()[time].view(-1, 1, 1, 1)
-    noisy = alpha.sqrt() * clean + (1 - alpha).sqrt() * noise
-    target = prediction_target(prediction, clean, noise, time).to(device)
-    predicted = denoiser(noisy.to(device), time.to(device), words).sample
-    return sample_losses(predicted, target).cpu().double()
 
 
 def sample_losses(prediction: Tensor, target: Tensor) -> Tensor:
@@ -422,38 +436,3 @@ def sample_losses(prediction: Tensor, target: Tensor) -> Tensor:
     book/diffusion.md, Eq. (eq-denoise).
     """
     return (prediction - target).square().flatten(1).mean(1)
-
-
-def prediction_target(prediction: str, clean: Tensor, noise: Tensor, time: Tensor) -> Tensor:
-    """What the denoiser is to predict, [N, 4, h, w]: the noise ("epsilon"), the velocity sqrt(a)
-    noise - sqrt(1 - a) clean ("v_prediction", Salimans & Ho 2022), or the clean latents ("sample").
-    Raises `SettingsError` on another word.
-    """
-    if prediction == "epsilon":
-        return noise
-    if prediction == "sample":
-        return clean
-    if prediction == "v_prediction":
-        alpha = alphas_cumprod().float()[time].view(-1, 1, 1, 1)
-        return alpha.sqrt() * noise - (1 - alpha).sqrt() * clean
-    raise SettingsError(
-        f"prediction type {prediction!r}; expected 'epsilon', 'v_prediction' or 'sample'"
-    )
-
-
-def prediction_type(scheduler: Any) -> str:
-    """Return "epsilon", "v_prediction" or "sample" of a diffusers scheduler; "epsilon" for None.
-
-    Raises `SettingsError` when its schedule is not the scaled-linear one of Stable Diffusion that
-    this library noises with.
-    """
-    if scheduler is None:
-        return "epsilon"
-    theirs = torch.as_tensor(scheduler.alphas_cumprod).double().cpu()
-    ours = alphas_cumprod()
-    if theirs.shape != ours.shape or not torch.allclose(theirs, ours, rtol=1e-3, atol=1e-5):
-        raise SettingsError(
-            f"{type(scheduler).__name__} has another noise schedule than Stable Diffusion's "
-            "scaled-linear one (0.00085 to 0.012 in 1000 steps); this loop knows that one alone"
-        )
-    return scheduler.config.prediction_type

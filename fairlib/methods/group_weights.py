@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, Protocol, get_args
+from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
 
 import numpy as np
 import torch
@@ -22,7 +22,9 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from fairlib.errors import DataError, SettingsError, WeightsError
-from fairlib.methods.resampling import inverse_frequency
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 Over = Literal["attributes", "intersections"]
 
@@ -140,6 +142,42 @@ def loss_gap(losses: Tensor, groups: Tensor | ArrayLike, sizes: tuple[int, ...])
     return float(attribute_gaps(group_means(losses, groups, sizes), sizes).nan_to_num(0.0).sum())
 
 
+def inverse_frequency(groups: pd.DataFrame, cap: float) -> np.ndarray:
+    """Weight each row of `groups` (columns: what defines a group) by the inverse of its group's
+    size.
+
+    Returns float64 `[N]` of mean one. Without a cap every group that occurs has the same total
+    weight. `cap` bounds a weight as a multiple of the mean, before the mean is set to one again, so
+    that a handful of images cannot dominate.
+    """
+    weights = 1 / _sizes(groups)
+    weights = np.minimum(weights / weights.mean(), cap)
+    return weights / weights.mean()
+
+
+def balancing_weights(prompts: Sequence[str], clip: float = 20) -> np.ndarray:
+    """Sampling weight of each image, float64 [N]: min(1 / count of its full prompt, 1 / (9 *
+    clip)).
+
+    Inverse frequency, capped so that a class of fewer than 9 * clip images is not drawn beyond
+    that (Skorupko et al., arXiv 2403.19508). The paper's code takes clip 20 in training and 5 in
+    generation.
+    """
+    import pandas as pd
+
+    if clip <= 0:
+        paper = "the paper takes 20 in training, 5 in generation"
+        raise SettingsError(f"clip {clip}: must be positive; {paper}")
+    return np.minimum(1 / _sizes(pd.DataFrame({"prompt": list(prompts)})), 1 / (9 * clip))
+
+
+def _sizes(groups: pd.DataFrame) -> np.ndarray:
+    """The size of each row's group."""
+    names = list(groups.columns)
+    grouped = groups.groupby(names, dropna=False, observed=True)[names[0]]
+    return grouped.transform("size").to_numpy()
+
+
 def require_keys(state: Mapping[str, Any], expected: Sequence[str], name: str) -> None:
     """Raise `WeightsError` unless `state` has exactly the keys `expected`."""
     differing = sorted(set(state) ^ set(expected))
@@ -185,7 +223,7 @@ class InverseFrequency(Uniform):
     group_codes: `[N, A]`, of the training set. over: "attributes" takes the mean over attributes of
     N / (K_a n_a,g), so each attribute is balanced separately; "intersections" takes N / (K
     n_cell) over the K cells that occur. cap: the most a weight may be as a multiple of the mean,
-    before the mean is set to one again (see `methods.resampling.inverse_frequency`).
+    before the mean is set to one again (see `inverse_frequency`).
     """
 
     def __init__(
@@ -304,10 +342,7 @@ class GroupDRO(Uniform):
 
 def _cell(codes: Tensor, sizes: tuple[int, ...]) -> Tensor:
     """Number of each row's combination of groups, int64 [N], the first attribute slowest."""
-    cells = torch.zeros(len(codes), dtype=torch.int64)
-    for column, size in enumerate(sizes):
-        cells = cells * size + codes[:, column]
-    return cells
+    return torch.as_tensor(np.ravel_multi_index(tuple(codes.numpy().T), sizes))
 
 
 def _check_over(over: str) -> None:

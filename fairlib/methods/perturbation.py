@@ -60,7 +60,7 @@ from fairlib.methods.group_weights import (
     offsets,
     require_keys,
 )
-from fairlib.models.training import generator_for
+from fairlib.rng import Stream, numpy_rng, torch_rng
 from fairlib.settings import Bound, Count, Fraction, Natural, Weight, check_bounds
 
 if TYPE_CHECKING:
@@ -124,7 +124,7 @@ class NoisyWeights:
         if candidate is not self.candidate or reached > step:
             reached, sigma = self.since, self.candidate
         for past in range(reached, step):
-            rng = generator_for(self.settings.seed, 23, past)
+            rng = torch_rng(self.settings.seed, Stream.SIGMA_DRIFT, past)
             drawn = torch.rand(len(sigma), dtype=torch.float64, generator=rng)
             sigma = rho * sigma + (1 - rho) * drawn
         self._reached = (self.candidate, step, sigma)
@@ -138,7 +138,7 @@ class NoisyWeights:
         book/fairdiffusion.md, Eq. (eq-fbp).
         """
         codes = checked_groups(groups, self.sizes)
-        rng = generator_for(self.settings.seed, 22, step)
+        rng = torch_rng(self.settings.seed, Stream.WEIGHT_NOISE, step)
         noise = torch.randn(codes.shape, dtype=torch.float64, generator=rng)
         each = self.sigma(step)[codes + offsets(self.sizes)]
         raw = 1 + (each * noise).sum(1)
@@ -221,7 +221,7 @@ class FairBayesianPerturbation(NoisyWeights):
         """The maximum of the upper bound; sigma as it is while there is nothing to learn from."""
         if len(self.outcomes) < 2 or float(self.outcomes.max() - self.outcomes.min()) == 0:
             return self.sigma(step)
-        rng = np.random.default_rng([self.settings.seed, 24, step])
+        rng = numpy_rng(self.settings.seed, Stream.SIGMA_SEARCH, step)
         process = GaussianProcess(self.tried.numpy(), self.outcomes.numpy())
         return torch.from_numpy(maximise_upper_bound(process, self.settings.beta, rng))
 
@@ -297,7 +297,7 @@ class RandomSigma(NoisyWeights):
     def observe(self, losses: Tensor, groups: Tensor, step: int) -> None:
         """Draw a new candidate when the window is over; the losses do not matter."""
         if self.fixed is None and self._due(step):
-            rng = generator_for(self.settings.seed, 26, step)
+            rng = torch_rng(self.settings.seed, Stream.SIGMA_CANDIDATES, step)
             drawn = torch.rand(len(self.candidate), dtype=torch.float64, generator=rng)
             self._choose(drawn, step)
 

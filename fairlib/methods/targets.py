@@ -49,10 +49,17 @@ class Distribution:
 class Target:
     """The target of the prompts that are ranked together; make it with `Target.shares`.
 
-    name: of this target; images of prompts whose targets have the same name are ranked together.
-    groups: names of the K groups, in the order of the classifier's outputs. proportions: `[K]`, sum
-    one. logits: of the real images of each group, `[n]` each for two groups, `[n, K]` for more;
-    empty where only shares matter.
+    Parameters
+    ----------
+    name
+        Of this target; images of prompts whose targets have the same name are ranked together.
+    groups
+        Names of the K groups, in the order of the classifier's outputs.
+    proportions
+        `[K]`, sum one.
+    logits
+        Of the real images of each group, `[n]` each for two groups, `[n, K]` for more; empty where
+        only shares matter.
     """
 
     name: str
@@ -275,8 +282,7 @@ def ranks(logits: Tensor, pool: Tensor | None = None) -> tuple[np.ndarray, int]:
     values = logits.detach().double().cpu().numpy()
     others = np.empty(0) if pool is None else pool.detach().double().cpu().numpy()
     everything = np.concatenate([others, values])
-    rank = np.empty(len(everything), dtype=int)
-    rank[np.argsort(everything, kind="stable")] = np.arange(len(everything))
+    rank = np.argsort(np.argsort(everything, kind="stable"))
     return rank[len(others) :], len(everything)
 
 

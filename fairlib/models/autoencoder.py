@@ -10,17 +10,21 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from fairlib.io import to_images
 from fairlib.models.training import (
     FitSettings,
     FitStep,
     Trainer,
     batch_indices,
+    crops,
     device_of,
-    generator_for,
 )
+from fairlib.rng import Stream, torch_rng
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL
+
+KL_WEIGHT = 1e-6
 
 
 def build_autoencoder(
@@ -61,7 +65,6 @@ def fit_autoencoder(
     settings: FitSettings,
     crop: int = 128,
     decoder_only: bool = False,
-    kl_weight: float = 1e-6,
     trainer: Trainer | None = None,
 ) -> Iterator[FitStep]:
     """Train on `images` uint8 [N, C, H, W] (0 is -1 and 255 is +1), random `crop`s, mirrored at
@@ -75,7 +78,7 @@ def fit_autoencoder(
     trainer, device = trainer or Trainer(autoencoder, settings), device_of(autoencoder)
 
     def loss(step: int) -> Tensor:
-        rng = generator_for(settings.seed, 1, step)
+        rng = torch_rng(settings.seed, Stream.AUTOENCODER, step)
         batch = _crops(
             images[batch_indices(settings.seed, step, len(images), settings.batch_size)], crop, rng
         ).to(device)
@@ -83,7 +86,7 @@ def fit_autoencoder(
         noise = torch.randn(posterior.mean.shape, generator=rng).to(device)
         latents = posterior.mean + posterior.std * noise
         kl = posterior.kl().mean()
-        return reconstruction_loss(autoencoder.decode(latents).sample, batch) + kl_weight * kl
+        return reconstruction_loss(autoencoder.decode(latents).sample, batch) + KL_WEIGHT * kl
 
     yield from trainer.run(loss)
 
@@ -92,18 +95,15 @@ def _crops(images: Tensor, size: int, rng: torch.Generator) -> Tensor:
     """Random crops [N, 1, size, size] in [-1, 1], drawn toward the middle, each mirrored with
     probability one half.
     """
-    batch = images.float() / 127.5 - 1
+    batch = to_images(images)
     if torch.rand((), generator=rng) < 0.5:
         batch = batch.flip(-1)
     room = images.shape[-1] - size
     if room == 0:
         return batch
-    corners = (
-        (torch.rand(len(batch), 2, 2, generator=rng).mean(-1) * (room + 1)).long().clamp(max=room)
-    )
-    return torch.stack(
-        [image[:, r : r + size, c : c + size] for image, (r, c) in zip(batch, corners, strict=True)]
-    )
+    middle = torch.rand(len(batch), 2, 2, generator=rng).mean(-1)
+    corners = (middle * (room + 1)).long().clamp(max=room).tolist()
+    return crops(batch, corners, size, size)
 
 
 @torch.no_grad()
@@ -131,6 +131,6 @@ def encode(autoencoder: AutoencoderKL, images: Tensor, batch_size: int = 32) -> 
     """Posterior means [N, 4, H/8, W/8] on the CPU, unscaled, of uint8 or [-1, 1] float images."""
     found = []
     for part in images.split(batch_size):
-        part = part.float() / 127.5 - 1 if part.dtype == torch.uint8 else part
-        found.append(autoencoder.encode(part.to(device_of(autoencoder))).latent_dist.mean.cpu())
+        part = to_images(part).to(device_of(autoencoder))
+        found.append(autoencoder.encode(part).latent_dist.mean.cpu())
     return torch.cat(found)

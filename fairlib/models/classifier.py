@@ -20,18 +20,20 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fairlib.errors import DataError, WeightsError
-from fairlib.io import read_json, write_json, write_tensors
+from fairlib.errors import DataError
+from fairlib.io import to_images, write_json, write_tensors
 from fairlib.measures.shares import platt
 from fairlib.models.training import (
     FitSettings,
     FitStep,
     Trainer,
-    batch_indices,
+    crops,
     device_of,
-    generator_for,
     load_weights,
+    read_description,
+    rows_of_step,
 )
+from fairlib.rng import Stream, torch_rng
 
 Heads = Mapping[str, str | Sequence[str]]
 Augmentation = Literal["none", "mirror", "shift", "light"]
@@ -85,8 +87,8 @@ class ClassifierSettings(FitSettings):
 
     architecture: for `build_classifier`. augmentation: see `augment`. radius: of the L2 ball (in
     units of the image) in which an adversary moves half of every batch (0: none), in `attack_steps`
-    steps. balance: every class of a head has equal weight. stream: number of the random stream of
-    augmentation and dropout.
+    steps. balance: every class of a head has equal weight. stream: of augmentation and dropout,
+    one of the classifiers' in `rng.Stream`.
     """
 
     steps: int = 600
@@ -99,7 +101,7 @@ class ClassifierSettings(FitSettings):
     radius: float = 0.0
     attack_steps: int = 2
     balance: bool = False
-    stream: int = 5
+    stream: int = Stream.CLASSIFIER
 
 
 class Classifier(nn.Module):
@@ -108,6 +110,13 @@ class Classifier(nn.Module):
     Called, it gives the values of its only head, or of several a dict: [N] of a "binary" head
     (logit, calibrated when `calibrate` has been) or a "number", [N, K] of K classes. `read` gives
     the dict and the features.
+
+    Parameters
+    ----------
+    heads
+        `{name: kind}`; a kind is "binary", "number" or the tuple of class names.
+    architecture
+        Its layers; see `build_classifier` for first weights that are a function of a seed.
     """
 
     slope: Tensor
@@ -340,14 +349,38 @@ def fit_classifier(
 ) -> Iterator[FitStep]:
     """Train `classifier`, from whatever weights it has; its average is in place at the end.
 
-    images: [N, C, H, W], uint8 or float in [-1, 1]. truth: {head: [N]}, or [N] for an only head: 0
-    or 1, the position of the class, or the number; -1 or NaN where it is ambiguous (NaN for a
-    number), which leaves that image out of that head's loss. weights: [N] factors of each image's
-    loss. probabilities: [N], of each image at every draw, with replacement; by default every image
-    comes once an epoch. With a `radius`, half of every batch is moved against its targets first
-    (Madry et al., 2018), so that the gradient of a logit must change what a reader would see.
+    With a `radius` in the settings, half of every batch is moved against its targets first (Madry
+    et al., 2018), so that the gradient of a logit must change what a reader would see.
 
-    Raises `DataError` when lengths, channels or weights do not fit, or a head has one value alone.
+    Parameters
+    ----------
+    classifier
+        As of `build_classifier`; it is trained in place, on the device that it is on.
+    images
+        `[N, C, H, W]`, uint8 or float in [-1, 1].
+    truth
+        `{head: [N]}`, or `[N]` for an only head: 0 or 1, the position of the class, or the number;
+        -1 or NaN where it is ambiguous (NaN for a number), which leaves that image out of that
+        head's loss.
+    settings
+        Length, learning rate, augmentation and adversary.
+    weights
+        `[N]` factors of each image's loss.
+    probabilities
+        `[N]`, of each image at every draw, with replacement; by default every image comes once an
+        epoch.
+    trainer
+        Of the same classifier, to go on from and to save from.
+
+    Yields
+    ------
+    FitStep
+        After each step.
+
+    Raises
+    ------
+    DataError
+        Lengths, channels or weights that do not fit, or a head that has one value alone.
     """
     targets = _Targets(classifier, truth, len(images), settings.balance, weights)
     _check_factors(len(images), weights=weights, probabilities=probabilities)
@@ -359,11 +392,11 @@ def fit_classifier(
     trainer, device = trainer or Trainer(classifier, settings), device_of(classifier)
 
     def loss(step: int) -> Tensor:
-        rows = _rows(settings, step, len(images), probabilities)
-        rng = generator_for(settings.seed, settings.stream, step)
+        rows = rows_of_step(settings, step, len(images), probabilities)
+        rng = torch_rng(settings.seed, settings.stream, step)
         if classifier.architecture.dropout:  # which has no generator of its own
             torch.manual_seed(int(torch.randint(2**31, (), generator=rng)))
-        batch = augment(in_range(images[rows]), rng, settings.augmentation).to(device)
+        batch = augment(to_images(images[rows]), rng, settings.augmentation).to(device)
         if settings.radius:
             half = len(batch) // 2
             classifier.eval()
@@ -383,17 +416,6 @@ def fit_classifier(
     classifier.eval()
 
 
-def _rows(
-    settings: ClassifierSettings, step: int, count: int, probabilities: Tensor | None
-) -> Tensor:
-    if probabilities is None:
-        return batch_indices(settings.seed, step, count, settings.batch_size)
-    rng = generator_for(settings.seed, 11, step)
-    return torch.multinomial(
-        probabilities.double(), settings.batch_size, replacement=True, generator=rng
-    )
-
-
 def _check_factors(count: int, **factors: Tensor | None) -> None:
     for name, values in factors.items():
         if values is not None and not (
@@ -402,11 +424,6 @@ def _check_factors(count: int, **factors: Tensor | None) -> None:
             and values.min() >= 0 < values.sum()
         ):
             raise DataError(f"{name}: expected {count} finite numbers, none negative, not all zero")
-
-
-def in_range(images: Tensor) -> Tensor:
-    """Images in [-1, 1], of uint8 or of that range already."""
-    return images.float() / 127.5 - 1 if images.dtype == torch.uint8 else images
 
 
 def augment(images: Tensor, rng: torch.Generator, kind: Augmentation = "mirror") -> Tensor:
@@ -420,15 +437,9 @@ def augment(images: Tensor, rng: torch.Generator, kind: Augmentation = "mirror")
     if kind == "none":
         return images
     if kind == "light":
-        size = images.shape[-2:]
-        images = F.pad(images, (3, 3, 3, 3), mode="replicate")
+        wider = F.pad(images, (3, 3, 3, 3), mode="replicate")
         corners = torch.randint(0, 7, (n, 2), generator=rng).tolist()
-        images = torch.stack(
-            [
-                image[:, y : y + size[0], x : x + size[1]]
-                for image, (y, x) in zip(images, corners, strict=True)
-            ]
-        )
+        images = crops(wider, corners, *images.shape[-2:])
         level = 0.05 * torch.randn(n, 1, 1, 1, generator=rng)
         noise = 0.05 * torch.rand(n, 1, 1, 1, generator=rng)
         return images + level + noise * torch.randn(images.shape, generator=rng)
@@ -508,14 +519,31 @@ class Prediction:
 
 @torch.no_grad()
 def predict(classifier: Classifier | Ensemble, images: Tensor, batch_size: int = 128) -> Prediction:
-    """Read images [N, C, H, W] (uint8, or float in [-1, 1]), wherever the classifier lies.
+    """Read what a classifier says about images, wherever the classifier lies.
 
-    Raises `DataError` on NaN and infinity.
+    Parameters
+    ----------
+    classifier
+        One, or an `Ensemble` of several.
+    images
+        `[N, C, H, W]`, uint8 or float in [-1, 1].
+    batch_size
+        Images that are read at once.
+
+    Returns
+    -------
+    Prediction
+        Values of every head and features, on the CPU.
+
+    Raises
+    ------
+    DataError
+        Images that hold NaN or infinity.
     """
     if not bool(images.isfinite().all()):
         raise DataError("images hold NaN or infinity; look at the generator that made them")
     device = device_of(classifier)
-    parts = [classifier.read(in_range(part).to(device)) for part in images.split(batch_size)]
+    parts = [classifier.read(to_images(part).to(device)) for part in images.split(batch_size)]
     logits = {
         name: torch.cat([found[name].cpu() for found, _ in parts]) for name in classifier.heads
     }
@@ -600,9 +628,7 @@ def load_classifier(folder: str | Path) -> Classifier:
     Raises `WeightsError` when it is not one, or the weights do not fit the architecture.
     """
     path = Path(folder).expanduser() / "classifier.json"
-    if not path.is_file():
-        raise WeightsError(f"{folder}: no classifier here ({path.name} is missing); fit one first")
-    about = read_json(path)
+    about = read_description(path, "classifier")
     layers = tuple(tuple(layer) for layer in about["architecture"]["layers"])
     architecture = Architecture(**{**about["architecture"], "layers": layers})
     classifier = Classifier(dict(about["heads"]), architecture)

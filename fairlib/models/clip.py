@@ -17,37 +17,32 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fairlib.errors import DataError, WeightsError
-from fairlib.io import read_json, write_json, write_tensors
+from fairlib.io import to_images, write_json, write_tensors
 from fairlib.models.training import (
     FitSettings,
     FitStep,
     Trainer,
     batch_indices,
     device_of,
-    generator_for,
     load_weights,
+    read_description,
 )
+from fairlib.rng import Stream, torch_rng
 
 if TYPE_CHECKING:
     from open_clip import CLIP, SimpleTokenizer
     from transformers import CLIPTokenizer
 
 CONTEXT_LENGTH = 32
+VISION = {"image_size": 128, "patch_size": 16, "width": 128, "head_width": 32, "layers": 4}
 SMALL = {
     "embed_dim": 128,
-    "vision_cfg": {
-        "image_size": 128,
-        "patch_size": 16,
-        "width": 128,
-        "head_width": 32,
-        "layers": 4,
-    },
+    "vision_cfg": VISION,
     "text_cfg": {"context_length": CONTEXT_LENGTH, "width": 128, "heads": 4, "layers": 3},
 }
 # of the reading of attributes: directions of unit length, so that only hidden states can move
@@ -84,13 +79,8 @@ def vocabulary(merges: list[tuple[str, str]]) -> dict[str, int]:
     from open_clip.tokenizer import bytes_to_unicode
 
     symbols = list(bytes_to_unicode().values())
-    tokens = [
-        *symbols,
-        *(s + "</w>" for s in symbols),
-        *("".join(m) for m in merges),
-        "<|startoftext|>",
-        "<|endoftext|>",
-    ]
+    last, merged = [symbol + "</w>" for symbol in symbols], ["".join(pair) for pair in merges]
+    tokens = [*symbols, *last, *merged, "<|startoftext|>", "<|endoftext|>"]
     return {token: i for i, token in enumerate(tokens)}
 
 
@@ -136,41 +126,19 @@ class Clip(nn.Module):
     Images [N, 1, H, W] in [-1, 1]; embeddings have unit length.
     """
 
-    mean: Tensor
-    std: Tensor
-
-    def __init__(
-        self,
-        model: CLIP,
-        tokenizer: SimpleTokenizer,
-        channels: int,
-        size: int,
-        mean: Sequence[float] = (0.0,),
-        std: Sequence[float] = (1.0,),
-        unit_range: bool = False,
-    ):
+    def __init__(self, model: CLIP, tokenizer: SimpleTokenizer, channels: int, size: int):
         super().__init__()
         self.model, self.tokenizer = model, tokenizer
-        self.channels, self.size, self.unit_range = channels, size, unit_range
-        self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1), persistent=False)
+        self.channels, self.size = channels, size
 
     def embed_images(self, images: Tensor) -> Tensor:
         """Unit embeddings [N, D] on this model's device, differentiable in the images."""
-        images = images.to(self.mean.device).expand(-1, self.channels, -1, -1)
+        images = images.to(device_of(self)).expand(-1, self.channels, -1, -1)
         if images.shape[-1] != self.size:
             images = F.interpolate(
                 images, size=(self.size, self.size), mode="bilinear", antialias=True
             )
-        if self.unit_range:
-            images = (images + 1) / 2
-        return F.normalize(self.model.encode_image((images - self.mean) / self.std).float(), dim=-1)
-
-    def embed_texts(self, texts: list[str]) -> Tensor:
-        """Unit embeddings [N, D] of captions."""
-        return F.normalize(
-            self.model.encode_text(self.tokenizer(texts).to(self.mean.device)).float(), dim=-1
-        )
+        return F.normalize(self.model.encode_image(images).float(), dim=-1)
 
 
 def build_clip(vocabulary_folder: str | Path, config: dict = SMALL) -> Clip:
@@ -182,19 +150,6 @@ def build_clip(vocabulary_folder: str | Path, config: dict = SMALL) -> Clip:
     text = {**config["text_cfg"], "vocab_size": size, "eos_id": size - 1}
     model = CLIP(embed_dim=config["embed_dim"], vision_cfg=vision, text_cfg=text)
     return Clip(model, tokenizer, channels=3, size=vision["image_size"])
-
-
-def pretrained_clip(name: str, weights: str) -> Clip:
-    """Any open_clip model by name (for a machine that can fetch its weights), as teacher of
-    consistency.
-    """
-    import open_clip
-
-    model, _, preprocess = open_clip.create_model_and_transforms(name, pretrained=weights)
-    normalise = next(step for step in preprocess.transforms if type(step).__name__ == "Normalize")
-    size, *_ = np.atleast_1d(model.visual.image_size).tolist()
-    tokenizer, statistics = open_clip.get_tokenizer(name), (normalise.mean, normalise.std)
-    return Clip(model.eval(), tokenizer, 3, size, *statistics, unit_range=True)
 
 
 def fit_clip(
@@ -219,7 +174,7 @@ def fit_clip(
     """
     tower = model if isinstance(model, TextTower) else None
     clip = model.clip if isinstance(model, TextTower) else model
-    stream, shift = (16, 2) if tower else (2, 4)
+    stream, shift = (Stream.TEXT_TOWER, 2) if tower else (Stream.CLIP, 4)
     tokens, device = clip.tokenizer(captions), device_of(model)
     flipped = clip.tokenizer([mirrored(text) for text in captions]) if mirrored else None
     size = settings.batch_size // 2 if mirrored else settings.batch_size
@@ -227,8 +182,8 @@ def fit_clip(
 
     def loss(step: int) -> Tensor:
         rows = batch_indices(settings.seed, step, len(images), size)
-        rng = generator_for(settings.seed, stream, step)
-        batch, words = images[rows].float() / 127.5 - 1, tokens[rows]
+        rng = torch_rng(settings.seed, stream, step)
+        batch, words = to_images(images[rows]), tokens[rows]
         if flipped is not None:
             batch, words = torch.cat([batch, batch.flip(-1)]), torch.cat([words, flipped[rows]])
         moved = torch.randint(-shift, shift + 1, (2,), generator=rng).tolist()
@@ -291,11 +246,8 @@ def load_clip(folder: str | Path) -> Clip:
     configuration.
     """
     folder = Path(folder).expanduser()
-    if not (folder / "config.json").is_file():
-        raise WeightsError(
-            f"{folder}: no CLIP here (config.json is missing); make it with `make base`"
-        )
-    clip = build_clip(folder, read_json(folder / "config.json"))
+    config = read_description(folder / "config.json", "CLIP", "make it with `make base`")
+    clip = build_clip(folder, config)
     load_weights(clip.model, folder / "clip.safetensors")
     return clip.eval().requires_grad_(False)
 

@@ -8,16 +8,32 @@ al., section on the generator.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fairlib.errors import DataError, WeightsError
-from fairlib.models.generator import Generator, read_pretrained
+from fairlib.models.generator import (
+    Generator,
+    denoising_task,
+    prediction_type,
+    read_pretrained,
+)
+from fairlib.models.training import (
+    FitSettings,
+    FitStep,
+    Trainer,
+    device_of,
+    rows_of_step,
+    same_length,
+)
+from fairlib.rng import Stream, torch_rng
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline, StableDiffusionControlNetPipeline
@@ -78,6 +94,53 @@ def controlled_noise(
     ).sample
 
 
+def fit_controlnet(
+    denoiser: nn.Module,
+    controlnet: nn.Module,
+    latents: Tensor,
+    control: Tensor,
+    embeds: Tensor,
+    caption_of: Tensor,
+    null: Tensor,
+    settings: FitSettings,
+    weights: ArrayLike | None = None,
+    dropout: float = 0.1,
+    trainer: Trainer | None = None,
+    scheduler: Any = None,
+) -> Iterator[FitStep]:
+    """Train the ControlNet in place; the denoiser is locked and stays as it is.
+
+    Minimises E || noise - prediction(noisy latents, time, prompt, control image) ||^2; where the
+    denoiser predicts velocity, that stands in for the noise.
+
+    latents: scaled, [N, 4, h, w]; control: [N, 3, H, W] in [0, 1], one a row of `latents`; embeds:
+    distinct prompt embeddings [M, L, D]; caption_of: [N] rows of `embeds`; null: embedding [1, L,
+    D] of the empty prompt, used with probability `dropout`. `weights` [N] (see
+    `methods.group_weights.balancing_weights`) draws rows in proportion, with replacement; without them
+    every row comes once an epoch. scheduler: of the denoiser's pipeline, for its prediction type;
+    without it the denoiser predicts noise. Raises `DataError` when the lengths differ,
+    `SettingsError` when the scheduler's schedule of noise is not this library's.
+    """
+    chances = latents if weights is None else np.asarray(weights)
+    same_length(latents=latents, control=control, caption_of=caption_of, weights=chances)
+    prediction = prediction_type(scheduler)
+    denoiser.requires_grad_(False)
+    trainer, device = trainer or Trainer(controlnet, settings), device_of(controlnet)
+
+    def loss(step: int) -> Tensor:
+        rows = rows_of_step(settings, step, len(latents), weights)
+        rng = torch_rng(settings.seed, Stream.CONTROLNET, step)
+        words = embeds[caption_of[rows]]
+        noisy, time, words, target = denoising_task(
+            latents[rows], words, null, dropout, rng, prediction, device
+        )
+        image = control[rows].to(device)
+        predicted = controlled_noise(denoiser, controlnet, noisy, time, words, image)
+        return F.mse_loss(predicted, target)
+
+    yield from trainer.run(loss)
+
+
 class ControlledGenerator(Generator):
     """A `Generator` whose pipeline has a ControlNet.
 
@@ -101,13 +164,21 @@ class ControlledGenerator(Generator):
     ) -> Self:
         """Read a pipeline with its ControlNet, as `Generator.load` does.
 
-        `folder`: a StableDiffusionControlNetPipeline folder such as `weights/heart`; or, together
-        with `controlnet`, a plain Stable Diffusion folder or hub name, to which the ControlNet of
-        that second folder or hub name is attached: `load("stabilityai/stable-diffusion-2-1-base",
-        "cuda", controlnet="me/my-heart-controlnet")`.
+        Parameters
+        ----------
+        folder
+            A StableDiffusionControlNetPipeline folder such as `weights/heart`; or, together with
+            `controlnet`, a plain Stable Diffusion folder or hub name.
+        device, check, local_files_only
+            As in `Generator.load`.
+        controlnet
+            Folder or hub name of the ControlNet to attach:
+            `load("stabilityai/stable-diffusion-2-1-base", controlnet="me/my-heart-controlnet")`.
 
-        Raises `WeightsError` when there is no such pipeline, it has no ControlNet, or a hash
-        differs.
+        Raises
+        ------
+        WeightsError
+            No such pipeline, no ControlNet in it, or a hash that differs.
         """
         from diffusers import ControlNetModel, DiffusionPipeline
 

@@ -10,7 +10,6 @@ import copy
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -28,8 +27,8 @@ from fairlib.models.training import (
     Trainer,
     batch_indices,
     device_of,
-    generator_for,
 )
+from fairlib.rng import Stream, torch_rng
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline, StableDiffusionPipeline
@@ -37,11 +36,7 @@ if TYPE_CHECKING:
 
 TRAINING_STEPS = 1000
 MEAN_LATENT = "mean_latent.safetensors"
-SCHEDULE: dict[str, Any] = {
-    "beta_start": 0.00085,
-    "beta_end": 0.012,
-    "beta_schedule": "scaled_linear",
-}
+SCHEDULE: Any = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 
 
 def build_denoiser(channels: tuple[int, ...] = (64, 96, 128), text_width: int = 128) -> nn.Module:
@@ -100,12 +95,8 @@ def alphas_cumprod() -> Tensor:
     """Cumulative product of alphas, float64 [1000], of Stable Diffusion's scaled-linear
     schedule.
     """
-    root = torch.linspace(
-        SCHEDULE["beta_start"] ** 0.5,
-        SCHEDULE["beta_end"] ** 0.5,
-        TRAINING_STEPS,
-        dtype=torch.float64,
-    )
+    first, last = SCHEDULE["beta_start"] ** 0.5, SCHEDULE["beta_end"] ** 0.5
+    root = torch.linspace(first, last, TRAINING_STEPS, dtype=torch.float64)
     return torch.cumprod(1 - root**2, dim=0)
 
 
@@ -131,14 +122,36 @@ def fit_denoiser(
 
     def loss(step: int) -> Tensor:
         rows = batch_indices(settings.seed, step, len(latents), settings.batch_size)
-        rng = generator_for(settings.seed, 3, step)
-        noisy, time, noise = add_noise(latents[rows], rng)
-        words = drop_words(embeds[caption_of[rows]], null, dropout, rng)
-        return F.mse_loss(
-            denoiser(noisy.to(device), time.to(device), words.to(device)).sample, noise.to(device)
-        )
+        rng = torch_rng(settings.seed, Stream.DENOISER, step)
+        words = embeds[caption_of[rows]]
+        *inputs, noise = denoising_task(latents[rows], words, null, dropout, rng, device=device)
+        return F.mse_loss(denoiser(*inputs).sample, noise)
 
     yield from trainer.run(loss)
+
+
+def denoising_task(
+    clean: Tensor,
+    words: Tensor,
+    null: Tensor,
+    dropout: float,
+    rng: torch.Generator,
+    prediction: str = "epsilon",
+    device: torch.device | str = "cpu",
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Noisy latents, time steps, prompt embeddings and what to predict (`prediction_target`) of
+    `clean` latents [N, 4, h, w] with prompt embeddings `words` [N, L, D], on `device`.
+    """
+    noisy, time, noise = add_noise(clean, rng)
+    words = drop_words(words, null, dropout, rng)
+    target = prediction_target(prediction, clean, noise, time)
+    return noisy.to(device), time.to(device), words.to(device), target.to(device)
+
+
+def diffuse(clean: Tensor, noise: Tensor, time: Tensor) -> Tensor:
+    """sqrt(a) clean + sqrt(1 - a) noise, a at the time steps [N]; both [N, 4, h, w]."""
+    alpha = alphas_cumprod().float()[time].view(-1, 1, 1, 1)
+    return alpha.sqrt() * clean + (1 - alpha).sqrt() * noise
 
 
 def add_noise(clean: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
@@ -151,13 +164,43 @@ def add_noise(clean: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor, Tens
     # Stratified time steps: the same average as uniform ones with less variance. In single
     # precision the last can round up to one, which is a step too far.
     spread = (torch.arange(len(clean)) + torch.rand(len(clean), generator=rng)) / len(clean)
-    time = (
-        (spread * TRAINING_STEPS)
-        .long()
-        .clamp(max=TRAINING_STEPS - 1)[torch.randperm(len(clean), generator=rng)]
+    time = (spread * TRAINING_STEPS).long().clamp(max=TRAINING_STEPS - 1)
+    time = time[torch.randperm(len(clean), generator=rng)]
+    return diffuse(clean, noise, time), time, noise
+
+
+def prediction_target(prediction: str, clean: Tensor, noise: Tensor, time: Tensor) -> Tensor:
+    """What the denoiser is to predict, [N, 4, h, w]: the noise ("epsilon"), the velocity sqrt(a)
+    noise - sqrt(1 - a) clean ("v_prediction", Salimans & Ho 2022), or the clean latents ("sample").
+    Raises `SettingsError` on another word.
+    """
+    if prediction == "epsilon":
+        return noise
+    if prediction == "sample":
+        return clean
+    if prediction == "v_prediction":
+        return diffuse(noise, -clean, time)
+    raise SettingsError(
+        f"prediction type {prediction!r}; expected 'epsilon', 'v_prediction' or 'sample'"
     )
-    alpha = alphas_cumprod().float()[time].view(-1, 1, 1, 1)
-    return alpha.sqrt() * clean + (1 - alpha).sqrt() * noise, time, noise
+
+
+def prediction_type(scheduler: Any) -> str:
+    """Return "epsilon", "v_prediction" or "sample" of a diffusers scheduler; "epsilon" for None.
+
+    Raises `SettingsError` when its schedule is not the scaled-linear one of Stable Diffusion that
+    this library noises with.
+    """
+    if scheduler is None:
+        return "epsilon"
+    theirs = torch.as_tensor(scheduler.alphas_cumprod).double().cpu()
+    ours = alphas_cumprod()
+    if theirs.shape != ours.shape or not torch.allclose(theirs, ours, rtol=1e-3, atol=1e-5):
+        raise SettingsError(
+            f"{type(scheduler).__name__} has another noise schedule than Stable Diffusion's "
+            "scaled-linear one (0.00085 to 0.012 in 1000 steps); this loop knows that one alone"
+        )
+    return scheduler.config.prediction_type
 
 
 def drop_words(embeds: Tensor, null: Tensor, dropout: float, rng: torch.Generator) -> Tensor:
@@ -194,7 +237,8 @@ class Generator:
 
     Attributes: `denoiser`; `alphas_cumprod`: float64 [T]; `prediction_type`: what the denoiser
     predicts, in the words of the pipeline's scheduler; `latent_shape`: (C, h, w); `evaluations`:
-    what the denoiser, and those of frozen copies, have computed so far.
+    what the denoiser, and those of frozen copies, have computed so far, under the name in
+    `purpose`.
 
     Raises `SettingsError` for a pipeline of another kind.
     """
@@ -242,9 +286,21 @@ class Generator:
     ) -> Self:
         """Read a pipeline folder, or a hub name, in float32; safetensors only.
 
-        A folder with a `manifest.json` has the hashes of its weights checked first. Hub names are
-        looked up in diffusers' cache alone unless `local_files_only` is False. Raises
-        `WeightsError` when there is no such pipeline or a hash differs.
+        Parameters
+        ----------
+        folder
+            Folder or hub name.
+        device
+            Where it shall run.
+        check
+            Compare the hashes of the weights with the folder's `manifest.json`, if it has one.
+        local_files_only
+            Look hub names up in diffusers' cache alone.
+
+        Raises
+        ------
+        WeightsError
+            No such pipeline, or a hash that differs.
         """
         from diffusers import DiffusionPipeline
 
@@ -336,15 +392,6 @@ class Generator:
             )
         return prediction
 
-    @contextmanager
-    def counted_as(self, purpose: str) -> Iterator[None]:
-        """Count evaluations inside the block under `purpose` (outside: "sampling")."""
-        before, self.purpose = self.purpose, purpose
-        try:
-            yield
-        finally:
-            self.purpose = before
-
     def decode(self, latents: Tensor) -> Tensor:
         """Images float32 [N, C, H, W] of scaled latents; differentiable, not clipped."""
         vae = self.pipeline.vae
@@ -361,7 +408,7 @@ class Generator:
         brains come out too small.
         """
         drawn = [
-            torch.randn(self.latent_shape, generator=generator_for(seed, 11, index))
+            torch.randn(self.latent_shape, generator=torch_rng(seed, Stream.NOISE, index))
             for index in indices
         ]
         return self._start(torch.stack(drawn))
@@ -388,12 +435,30 @@ class Generator:
     ) -> Tensor:
         """Images float32 [N, C, H, W] in [-1, 1], one for each of `prompts`.
 
-        rng: a seed (the images are then those of `noise(seed, range(N))`) or a random number
-        generator; or `noise`: starting latents [N, C, h, w]. steps: of the solver. guidance_scale:
-        of classifier-free guidance (1: none). micro_batch: at most so many images at once; results
-        do not depend on it. conditions: for `predict_noise`; tensors have one row an image.
+        Parameters
+        ----------
+        prompts
+            One an image.
+        rng
+            A seed (the images are then those of `noise(seed, range(N))`) or a random number
+            generator.
+        noise
+            In place of `rng`: starting latents `[N, C, h, w]`.
+        steps
+            Of the solver.
+        guidance_scale
+            Of classifier-free guidance (1: none).
+        micro_batch
+            At most so many images at once; results do not depend on it.
+        solver
+            `models.solvers.dpm_solver_2m` or `ddim`.
+        conditions
+            For `predict_noise`; tensors have one row an image.
 
-        Raises `SettingsError` without exactly one of `rng` and `noise`, or on other lengths.
+        Raises
+        ------
+        SettingsError
+            Both or neither of `rng` and `noise`, or other lengths.
         """
         count = len(prompts)
         if (rng is None) == (noise is None):

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fairlib.errors import DataError, WeightsError
-from fairlib.io import read_json, write_json, write_tensors
+from fairlib.errors import DataError
+from fairlib.io import write_json, write_tensors
 from fairlib.models.classifier import change_appearance
 from fairlib.models.training import (
     FitSettings,
@@ -24,9 +24,10 @@ from fairlib.models.training import (
     Trainer,
     batch_indices,
     device_of,
-    generator_for,
     load_weights,
+    read_description,
 )
+from fairlib.rng import Stream, torch_rng
 
 LABELS = 4
 
@@ -123,7 +124,8 @@ def fit_segmenter(
         rows = batch_indices(settings.seed, step, len(frames), settings.batch_size)
         batch, truth = frames[rows], labels[rows]
         if settings.augment:
-            batch, truth = augment_frames(batch, truth, generator_for(settings.seed, 11, step))
+            rng = torch_rng(settings.seed, Stream.SEGMENTER, step)
+            batch, truth = augment_frames(batch, truth, rng)
         logits, truth = segmenter(batch.to(device)), truth.to(device)
         return F.cross_entropy(logits, truth) + soft_dice(logits, truth)
 
@@ -178,10 +180,8 @@ def augment_frames(frames: Tensor, labels: Tensor, rng: torch.Generator) -> tupl
     )
     grid = F.affine_grid(theta, list(frames.shape), align_corners=False)
     frames = F.grid_sample(frames, grid, padding_mode="border", align_corners=False)
-    labels = F.grid_sample(labels[:, None].float(), grid, mode="nearest", align_corners=False)[
-        :, 0
-    ].long()
-    return change_appearance(frames, rng, contrast=0.3, blurs=2), labels
+    moved = F.grid_sample(labels[:, None].float(), grid, mode="nearest", align_corners=False)
+    return change_appearance(frames, rng, contrast=0.3, blurs=2), moved[:, 0].long()
 
 
 @torch.no_grad()
@@ -199,11 +199,7 @@ def segment(segmenter: Segmenter, images: Tensor, batch_size: int = 64) -> Tenso
         for part in frames.split(batch_size)
     ]
     segmenter.train(was_training)
-    return (
-        torch.cat(found).unflatten(0, (-1, 2))
-        if len(frames)
-        else torch.zeros(0, 2, *images.shape[-2:], dtype=torch.uint8)
-    )
+    return torch.cat(found).view(len(images), 2, *images.shape[-2:])
 
 
 def save_segmenter(folder: str | Path, segmenter: Segmenter, report: dict) -> None:
@@ -218,9 +214,6 @@ def load_segmenter(folder: str | Path) -> Segmenter:
     Raises `WeightsError` when it is not one.
     """
     folder = Path(folder).expanduser()
-    if not (folder / "segmenter.json").is_file():
-        raise WeightsError(
-            f"{folder}: no segmenter here (segmenter.json is missing); fit one first"
-        )
-    segmenter = Segmenter(tuple(read_json(folder / "segmenter.json")["widths"]))
+    about = read_description(folder / "segmenter.json", "segmenter")
+    segmenter = Segmenter(tuple(about["widths"]))
     return load_weights(segmenter, folder / "segmenter.safetensors")

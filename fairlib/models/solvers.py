@@ -114,6 +114,11 @@ def ddim(
     """Deterministic DDIM over `steps` of the `[T_train]` schedule; the last step lands on noise
     level zero.
 
+    Every step leads to the noise level of the next timestep, with one exception: with "linspace",
+    as in diffusers, it leads `T_train // steps` timesteps down, which are not those that follow.
+    Equal to diffusers' `DDIMScheduler`, but with "trailing" only where `steps` divides T_train (in
+    other cases diffusers takes that fixed stride there too).
+
     book/diffusion.md, Eq. (eq-ddim).
     """
     return _build("ddim", alphas_cumprod, steps, spacing, prediction_type, order=1)
@@ -138,8 +143,8 @@ def choose_timesteps(train_steps: int, steps: int, spacing: str, order: int = 1)
     """`steps` descending timesteps in `[0, train_steps)`.
 
     "trailing" (the default: it starts at pure noise, Lin et al. 2024, table 2), "leading" and
-    "linspace" follow diffusers, whose DPM-Solver++ reserves one interval more than its DDIM does;
-    hence `order`.
+    "linspace" are the timesteps of diffusers, whose DPM-Solver++ reserves one interval more than
+    its DDIM does; hence `order`.
     """
     if spacing not in SPACINGS:
         raise SettingsError(f"spacing is {spacing!r}; expected one of {', '.join(SPACINGS)}")
@@ -162,12 +167,17 @@ def _build(
         )
     schedule = torch.as_tensor(alphas_cumprod).detach().double().cpu().numpy()
     timesteps = choose_timesteps(len(schedule), steps, spacing, order)
-    signal = np.append(schedule[timesteps], 1.0)
+    following = np.append(timesteps[1:], -1)
+    if order == 1 and spacing == "linspace":
+        following = timesteps - len(schedule) // steps
+    signal, reached = schedule[timesteps], np.where(following < 0, 1.0, schedule[following])
     alpha, sigma = np.sqrt(signal), np.sqrt(1 - signal)
-    data, output = _data_prediction(alpha[:-1], sigma[:-1], prediction_type)
-    carry = sigma[1:] / sigma[:-1]
-    pull = alpha[1:] - alpha[:-1] * carry
-    extrapolation = _extrapolation(alpha, sigma) if order == 2 else np.zeros(steps)
+    data, output = _data_prediction(alpha, sigma, prediction_type)
+    carry = np.sqrt(1 - reached) / sigma
+    pull = np.sqrt(reached) - alpha * carry
+    extrapolation = np.zeros(steps)
+    if order == 2:
+        extrapolation = _extrapolation(np.append(alpha, 1.0), np.append(sigma, 0.0))
     current, previous = pull * (1 + extrapolation), -pull * extrapolation
     return Solver(name, tuple(timesteps.tolist()), data, output, carry, current, previous)
 

@@ -7,19 +7,21 @@ with the same bits as one that was never interrupted.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from itertools import chain
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
-from fairlib.errors import SettingsError, WeightsError
-from fairlib.io import read_tensors
+from fairlib.errors import DataError, SettingsError, WeightsError
+from fairlib.io import read_json, read_tensors
+from fairlib.rng import Stream, torch_rng
 
 HALF = (torch.float16, torch.bfloat16)
 FP16_LOSS_SCALE = 1024.0  # gradients below 6e-8 vanish in fp16
@@ -57,6 +59,12 @@ class FitSettings:
                     f"{type(self).__name__}.{name} is {getattr(self, name)}; expected above 0"
                 )
 
+    @classmethod
+    def of(cls, settings: Any, **changes: Any) -> FitSettings:
+        """Take over every field that `settings` has under the same name; `changes` come on top."""
+        names = [each.name for each in fields(cls) if hasattr(settings, each.name)]
+        return cls(**{name: getattr(settings, name) for name in names} | changes)
+
     def learning_rate_at(self, step: int) -> float:
         """The learning rate of the 0-based `step`."""
         if step < self.warmup:
@@ -81,14 +89,6 @@ class FitStep:
     gradient_norm: float
 
 
-def generator_for(seed: int, *keys: int) -> torch.Generator:
-    """A CPU generator that is a function of (seed, keys); distinct keys give independent
-    streams.
-    """
-    state = np.random.SeedSequence([seed, *keys]).generate_state(2, np.uint32)
-    return torch.Generator().manual_seed(int(state[0]) << 31 ^ int(state[1]))
-
-
 def batch_indices(seed: int, step: int, count: int, batch_size: int) -> Tensor:
     """Indices [batch_size] of step `step` (0-based): epochs of permutations, each a function of
     (seed, epoch).
@@ -97,9 +97,46 @@ def batch_indices(seed: int, step: int, count: int, batch_size: int) -> Tensor:
     found: list[int] = []
     while len(found) < batch_size:
         epoch, offset = divmod(start + len(found), count)
-        order = torch.randperm(count, generator=generator_for(seed, 7, epoch))
+        order = torch.randperm(count, generator=torch_rng(seed, Stream.ROW_ORDER, epoch))
         found.extend(order[offset : offset + batch_size - len(found)].tolist())
     return torch.tensor(found)
+
+
+def draw_rows(weights: ArrayLike, count: int, seed: int, stream: int, *counters: int) -> Tensor:
+    """Draw `count` rows in proportion to `weights` `[N]`, with replacement; a function of (seed,
+    stream, counters).
+
+    Raises `DataError` when a weight is negative or not finite, or all are zero.
+    """
+    chances = (weights if isinstance(weights, Tensor) else torch.tensor(np.array(weights))).double()
+    usable = bool((chances.isfinite() & (chances >= 0)).all()) and float(chances.sum()) > 0
+    if not usable:
+        raise DataError(
+            "sampling weights must be finite, at least 0 and not all 0; see "
+            "methods.group_weights.balancing_weights"
+        )
+    rng = torch_rng(seed, stream, *counters)
+    return torch.multinomial(chances, count, replacement=True, generator=rng)
+
+
+def rows_of_step(
+    settings: FitSettings, step: int, count: int, weights: ArrayLike | None = None
+) -> Tensor:
+    """Rows `[batch_size]` of the 0-based `step`, a function of (seed, step).
+
+    Epochs of permutations of `count` rows, or with `weights` `[count]` draws in proportion.
+    """
+    if weights is None:
+        return batch_indices(settings.seed, step, count, settings.batch_size)
+    return draw_rows(weights, settings.batch_size, settings.seed, Stream.WEIGHTED_ROWS, step)
+
+
+def same_length(**parts: Sized) -> int:
+    """The one length of all `parts`; raises `DataError` where they differ or are empty."""
+    counts = {name: len(part) for name, part in parts.items()}
+    if len(set(counts.values())) > 1 or 0 in counts.values():
+        raise DataError(f"one row each is needed, and at least one; the counts are {counts}")
+    return next(iter(counts.values()))
 
 
 def device_of(module: nn.Module) -> torch.device:
@@ -122,6 +159,22 @@ def load_weights(module: Fitted, path: str | Path) -> Fitted:
         )
     module.load_state_dict(tensors)
     return module.eval().requires_grad_(False)
+
+
+def read_description(path: Path, kind: str, hint: str = "fit one first") -> Any:
+    """The JSON file beside the weights of a `kind`; raises `WeightsError` when it is missing."""
+    if not path.is_file():
+        raise WeightsError(f"{path.parent}: no {kind} here ({path.name} is missing); {hint}")
+    return read_json(path)
+
+
+def crops(images: Tensor, corners: Iterable[tuple[int, int]], height: int, width: int) -> Tensor:
+    """The part [height, width] of each of `images` [N, C, H, W] below and right of its corner."""
+    parts = [
+        image[:, y : y + height, x : x + width]
+        for image, (y, x) in zip(images, corners, strict=True)
+    ]
+    return torch.stack(parts)
 
 
 def _differing(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str:
@@ -169,11 +222,8 @@ class Trainer:
             betas=settings.betas,
             weight_decay=settings.weight_decay,
         )
-        self.ema = (
-            {name: p.detach().clone() for name, p in self.masters.items()}
-            if settings.ema_decay
-            else {}
-        )
+        averaged = self.masters if settings.ema_decay else {}
+        self.ema = {name: p.detach().clone() for name, p in averaged.items()}
         self.extra: dict[str, Tensor] = {}
 
     @property

@@ -21,9 +21,7 @@ from torch import Tensor, nn
 
 from fairlib.cohorts.cohort import Cohort
 from fairlib.io import read_tensors, to_bytes, to_images, write_bytes, write_tensors
-from fairlib.methods.alignment import AlignmentStep, tune
-from fairlib.methods.base_cache import cache_base
-from fairlib.methods.settings import AlignmentSettings
+from fairlib.methods.alignment import AlignmentSettings, AlignmentStep, cache_base, tune
 from fairlib.methods.targets import Target
 from fairlib.models.classifier import predict
 from fairlib.models.clip import Clip, load_clip

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from fairlib.methods.settings import AlignmentSettings
+from fairlib.methods.alignment import AlignmentSettings
 
 
 @dataclass(frozen=True)

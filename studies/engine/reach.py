@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from functools import cache, lru_cache
 from importlib import import_module, metadata, util
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 PROJECT = ("fairlib", "studies")
 # what carries results about and cannot change one, so that a change there recomputes nothing
@@ -164,14 +164,27 @@ class Source:
         for part in ast.walk(node):  # an attribute before the name that it is of
             if isinstance(part, ast.Attribute):
                 module, chain = module_behind(part, known)
+                member = self._member(part, known)
                 if module:
                     skipped |= chain
                     yield module, part.attr
+                elif member:
+                    skipped.add(part.value)
+                    yield member
             elif isinstance(part, ast.Name) and part not in skipped:
                 if part.id in known:
                     yield known[part.id]
                 elif part.id in self.statements:
                     yield self.name, part.id
+
+    def _member(self, node: ast.Attribute, known: dict[str, Name]) -> Name | None:
+        """The definition of an enum's member, where `node` is one (`Stream.NOISE`)."""
+        if not isinstance(node.value, ast.Name):
+            return None
+        place, name = known.get(node.value.id, (self.name, node.value.id))
+        source = self if place == self.name else module_of(place) if file_of(place) else None
+        member = f"{name}.{node.attr}"
+        return (place, member) if source and member in source.statements else None
 
 
 def module_behind(node: ast.Attribute, known: dict[str, Name]) -> tuple[str | None, set[ast.Name]]:
@@ -203,7 +216,20 @@ def module_of(name: str) -> Source:
             source.imports.update(imported(node, name, source.is_package))
         for bound in names_bound(node):
             source.statements.setdefault(bound, []).append(node)
+        source.statements |= {name: [member] for name, member in enum_members(node)}
     return source
+
+
+def enum_members(node: ast.stmt) -> Iterator[tuple[str, ast.Assign]]:
+    """("Stream.NOISE", its line) of each member of an enum that has members alone.
+
+    So one more member changes no key but those of what names it.
+    """
+    members = node.body if isinstance(node, ast.ClassDef) else []
+    plain = all(isinstance(part, ast.Assign) for part in members)
+    if plain and any("Enum" in ast.unparse(base) for base in getattr(node, "bases", [])):
+        for part in cast("list[ast.Assign]", members):
+            yield f"{node.name}.{ast.unparse(part.targets[0])}", part
 
 
 def statements(body: list[ast.stmt]) -> Iterator[ast.stmt]:

@@ -37,13 +37,13 @@ from fairlib.io import (
     write_json,
     write_tensors,
 )
-from fairlib.methods.control import fit_controlnet
-from fairlib.methods.resampling import balancing_weights
+from fairlib.methods.group_weights import balancing_weights
 from fairlib.models import autoencoder as ae
 from fairlib.models import clip as cl
 from fairlib.models import controlnet as co
 from fairlib.models import generator as gen
 from fairlib.models.clip import TextTower, attribute_distances, fit_clip
+from fairlib.models.controlnet import fit_controlnet
 from fairlib.models.training import FitSettings, FitStep, Trainer
 from fairlib.settings import from_dict, to_dict
 from studies.engine import accelerator

@@ -23,6 +23,7 @@ import pandas as pd
 from fairlib.io import read_tensors, write_bytes, write_tensors
 from fairlib.models import classifier as cf
 from fairlib.models.classifier import SLIM, WIDE, Classifier, ClassifierSettings, predict
+from fairlib.rng import Stream
 from studies.engine import accelerator
 from studies.engine.stage import Artifact, Progress, stage
 from studies.fundus.cup import measure_cdr
@@ -30,7 +31,9 @@ from studies.fundus.data import Fundi, people
 from studies.fundus.settings import HEADS, TASKS, FundusSettings
 
 Heads = list[tuple[str, Sequence[str]]]  # a list, so that their order is part of a key
-FIT = ClassifierSettings(ema_decay=0.98, architecture=SLIM, augmentation="light", stream=28)
+FIT = ClassifierSettings(
+    ema_decay=0.98, architecture=SLIM, augmentation="light", stream=Stream.CLASSIFIER_4
+)
 BATCH = 100  # images that are classified at a time
 
 

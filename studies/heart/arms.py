@@ -29,7 +29,7 @@ from fairlib.methods.downstream import (
     PlanSettings,
     age_edges,
     at_prevalence,
-    compare_arms,
+    evaluate_arm,
     labels_of,
     with_groups,
 )
@@ -87,7 +87,8 @@ def train_arm(
     progress.say(f"training {arm}, seed {seed}")
     hearts = {name: artifact.load() for name, artifact in parts.items()}
     choice, test = hearts["choice"], hearts["test"]
-    (result,) = compare_arms(
+    result = evaluate_arm(
+        arm,
         first_people(hearts["train"], classifier_people),
         synthetic and synthetic.load().first(settings.plan.synthetic_count),
         extra and extra.load(),
@@ -95,10 +96,9 @@ def train_arm(
             torch.cat([choice.images, test.images]),
             pd.concat([choice.table, test.table], ignore_index=True),
         ),
-        [arm],
-        [seed],
         settings,
         validation=hearts["validation"],
+        seed=seed,
         device=accelerator(),
     )
     margin = (result.predictions["score"] - result.threshold).to_numpy()

@@ -41,6 +41,7 @@ from fairlib.models.segmenter import (
     save_segmenter,
     segment,
 )
+from fairlib.rng import Stream
 from studies.engine import accelerator
 from studies.engine.stage import Artifact, Progress, stage
 from studies.heart.data import Hearts, part, read_rows
@@ -217,7 +218,7 @@ def _fit_heads(
 # how each is fitted; the steps are those of a study
 SHAPE = SegmenterSettings(seed=51)
 FAILURE = replace(DownstreamSettings().classifier, seed=52)
-PERSON = replace(FAILURE, warmup=50, architecture=CARDIAC, stream=17, seed=53)
+PERSON = replace(FAILURE, warmup=50, architecture=CARDIAC, stream=Stream.CLASSIFIER_3, seed=53)
 EVALUATORS: dict[str, Evaluator] = {
     "segmenter": Evaluator(fit_shape, SHAPE, "segmenter_steps", load_segmenter, read_shape),
     "diagnosis": Evaluator(fit_failure, FAILURE, "judge_steps", load_classifier, read_diagnosis),

@@ -37,10 +37,10 @@ def test_a_call_that_no_name_leads_to_is_found():
 
 
 def test_methods_count_as_their_class_and_arguments_bring_their_code():
-    from fairlib.methods.settings import AlignmentSettings
+    from fairlib.methods.alignment import AlignmentSettings
 
     with calls_traced() as called:
         AlignmentSettings()
-    own = {("fairlib.methods.settings", "AlignmentSettings"), ("fairlib.settings", "check_bounds")}
+    own = {("fairlib.methods.alignment", "AlignmentSettings"), ("fairlib.settings", "check_bounds")}
     assert called >= own and {module for module, _ in called} == {module for module, _ in own}
     assert in_the_key_of({"a": [partial(digest, 1)]}) >= {("fairlib.settings", "digest")}

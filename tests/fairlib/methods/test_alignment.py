@@ -12,8 +12,8 @@ import torch
 from fairlib.errors import SettingsError, WeightsError
 from fairlib.io import read_tensors, write_tensors
 from fairlib.methods import alignment as al
-from fairlib.methods.base_cache import cache_base, schedule
-from fairlib.methods.settings import AlignmentSettings
+from fairlib.methods.alignment import AlignmentSettings, cache_base
+from fairlib.methods.base_cache import schedule
 from fairlib.methods.targets import Target
 from fairlib.models.solvers import dpm_solver_2m
 from fairlib.settings import from_dict

@@ -14,8 +14,6 @@ from fairlib.methods.finetuning import (
     Probe,
     choose_probe,
     finetune,
-    prediction_target,
-    prediction_type,
     probe_losses,
     sample_losses,
 )
@@ -33,8 +31,14 @@ from fairlib.methods.perturbation import (
     RandomSigma,
     share_negative,
 )
-from fairlib.models.generator import add_noise, alphas_cumprod
-from fairlib.models.training import batch_indices, generator_for
+from fairlib.models.generator import (
+    add_noise,
+    alphas_cumprod,
+    prediction_target,
+    prediction_type,
+)
+from fairlib.models.training import batch_indices
+from fairlib.rng import Stream, torch_rng
 
 SIZES = (2, 2)
 SETTINGS = FinetuneSettings(
@@ -129,7 +133,7 @@ def test_the_plain_arm_is_adam_on_the_mean_loss(task):
     losses = []
     for step in range(3):
         rows = batch_indices(5, step, 40, 8)
-        noisy, time, noise = add_noise(latents[rows], generator_for(5, 21, step))
+        noisy, time, noise = add_noise(latents[rows], torch_rng(5, Stream.FINETUNING, step))
         loss = nn.functional.mse_loss(module(noisy, time, embeds[prompts[rows]]).sample, noise)
         optimiser.zero_grad()
         loss.backward()
@@ -192,7 +196,7 @@ def test_the_weighted_loss_is_the_mean_of_weight_times_loss(task):
     settings = FinetuneSettings(steps=1, batch_size=8, prompt_dropout=0.0, seed=5)
     state, [step] = fitted(task, "released", settings, probe=None, null=None)
     rows = batch_indices(5, 0, 40, 8)
-    noisy, time, noise = add_noise(latents[rows], generator_for(5, 21, 0))
+    noisy, time, noise = add_noise(latents[rows], torch_rng(5, Stream.FINETUNING, 0))
     each = (
         (Tiny()(noisy, time, embeds[prompts[rows]]).sample - noise)
         .square()
@@ -312,7 +316,7 @@ def test_the_prediction_type_is_that_of_the_scheduler(task):
     _, [step] = fitted(task, settings=settings, scheduler=scheduler, null=None, probe=None)
     latents, embeds, prompts, _ = task
     rows = batch_indices(5, 0, 40, 8)
-    noisy, time, noise = add_noise(latents[rows], generator_for(5, 21, 0))
+    noisy, time, noise = add_noise(latents[rows], torch_rng(5, Stream.FINETUNING, 0))
     target = prediction_target("v_prediction", latents[rows], noise, time)
     wanted = nn.functional.mse_loss(Tiny()(noisy, time, embeds[prompts[rows]]).sample, target)
     assert step.loss == pytest.approx(float(wanted.detach()), rel=1e-5)
@@ -525,7 +529,7 @@ def test_targets_are_those_of_the_prediction_types():
 
 def test_a_probe_of_unequal_parts_is_refused():
     latents, prompts, codes = samples(6)
-    with pytest.raises(DataError, match="5 rows of groups"):
+    with pytest.raises(DataError, match="'group_codes': 5"):
         Probe(latents, prompts, codes[:5])
     with pytest.raises(SettingsError, match="Probe.times is 0"):
         Probe(latents, prompts, codes, times=0)

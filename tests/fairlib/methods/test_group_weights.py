@@ -1,6 +1,7 @@
 """Group losses, and the weights that do not perturb: by hand, by pandas and by the papers."""
 
 import math
+from collections import Counter
 
 import numpy as np
 import pandas as pd
@@ -15,9 +16,11 @@ from fairlib.methods.group_weights import (
     InverseFrequency,
     Uniform,
     attribute_gaps,
+    balancing_weights,
     checked_groups,
     checked_sizes,
     group_means,
+    inverse_frequency,
     loss_gap,
     offsets,
     require_keys,
@@ -226,3 +229,30 @@ def test_settings_out_of_range_are_refused():
             make(TRAINING, TWO, over="cells")
     with pytest.raises(SettingsError, match="rate of group DRO is -1"):
         GroupDRO(TRAINING, TWO, rate=-1)
+
+
+def test_balancing_gives_every_group_one_total_and_keeps_the_mean():
+    groups = pd.DataFrame({"sex": list("FFMMMMMM"), "ill": [1, 0, 0, 0, 0, 0, 1, 1]})
+    weights = inverse_frequency(groups, cap=100)
+    assert weights.mean() == pytest.approx(1)
+    totals = pd.Series(weights).groupby([groups.sex, groups.ill]).sum()
+    assert totals.to_numpy() == pytest.approx(np.full(4, 2.0))
+
+
+def test_balancing_is_capped():
+    groups = pd.DataFrame({"sex": ["F"] + ["M"] * 199})
+    assert inverse_frequency(groups, cap=1000)[0] == pytest.approx(100)
+    weights = inverse_frequency(groups, cap=10)
+    assert weights[0] / weights[1:].mean() == pytest.approx(10 / (0.5 * 200 / 199))
+    assert weights.mean() == pytest.approx(1) and (inverse_frequency(groups, cap=1) > 0).all()
+
+
+def test_balancing_weights_are_inverse_frequencies_under_a_cap():
+    prompts = ["a"] * 300 + ["b"] * 60 + ["c"]
+    counts = Counter(prompts)
+    for clip in (5, 20):
+        expected = [min(1 / counts[prompt], 1 / (9 * clip)) for prompt in prompts]
+        assert balancing_weights(prompts, clip).tolist() == expected
+    assert set(balancing_weights(prompts)) == {1 / 300, 1 / 180}
+    with pytest.raises(SettingsError, match="clip"):
+        balancing_weights(prompts, 0)

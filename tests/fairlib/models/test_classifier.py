@@ -12,7 +12,6 @@ from torch.nn import functional as F
 
 from fairlib.errors import DataError, SettingsError, WeightsError
 from fairlib.io import read_json, read_tensors, write_json, write_tensors
-from fairlib.models import classifier as cl
 from fairlib.models.classifier import (
     CARDIAC,
     CARDIAC_SMALL,
@@ -35,7 +34,8 @@ from fairlib.models.classifier import (
     set_threshold,
     truth_of,
 )
-from fairlib.models.training import Trainer, generator_for
+from fairlib.models.training import Trainer, rows_of_step
+from fairlib.rng import torch_rng
 
 SEX = {"female": "binary"}
 CLASSES = {"side": ("left", "right"), "level": ("dark", "grey", "bright")}
@@ -266,7 +266,7 @@ def test_an_image_without_weight_or_probability_does_not_count():
 def test_images_are_drawn_as_often_as_their_probability_says():
     settings = replace(QUICK, steps=40, batch_size=64)
     probabilities = torch.tensor([0.1, 0.2, 0.3, 0.4])
-    drawn = [cl._rows(settings, step, 4, probabilities) for step in range(40)]
+    drawn = [rows_of_step(settings, step, 4, probabilities) for step in range(40)]
     shares = torch.bincount(torch.cat(drawn), minlength=4) / (40 * 64)
     assert torch.allclose(shares, probabilities, atol=4 * (0.25 / 2560) ** 0.5)
 
@@ -303,16 +303,16 @@ def test_a_pretrained_start_is_kept():
 
 def test_augmentation_never_changes_size():
     images, _ = discs(8)
-    changed = augment(images, generator_for(0))
+    changed = augment(images, torch_rng(0, 0))
     area = (nn.functional.avg_pool2d(changed, 5, stride=1) > -0.5).float().sum((1, 2, 3))
     before = (nn.functional.avg_pool2d(images, 5, stride=1) > -0.5).float().sum((1, 2, 3))
     assert torch.allclose(area, before, rtol=0.05)
-    assert augment(images, generator_for(0), "none") is images
+    assert augment(images, torch_rng(0, 0), "none") is images
 
 
 def test_light_moves_and_lights_an_image_but_turns_nothing_round():
     ramp = torch.linspace(-1, 1, 64).expand(20, 1, 64, 64)
-    found = augment(ramp, generator_for(0, 1), "light")
+    found = augment(ramp, torch_rng(0, 1), "light")
     assert (found[..., 40:].mean((1, 2, 3)) > found[..., :24].mean((1, 2, 3))).all(), "no mirror"
     assert (found - ramp).abs().mean() < 0.15 and not torch.equal(found[0], found[1])
 

@@ -4,14 +4,14 @@ import torch
 
 from fairlib.errors import SettingsError, WeightsError
 from fairlib.io import read_tensors, write_tensors
-from fairlib.methods.alignment import tune
-from fairlib.methods.settings import AlignmentSettings
+from fairlib.methods.alignment import AlignmentSettings, tune
 from fairlib.methods.targets import Target
 from fairlib.models import clip as cl
 from fairlib.models import generator as gen
 from fairlib.models.autoencoder import build_autoencoder
 from fairlib.models.solvers import ddim
-from fairlib.models.training import FitSettings, Trainer, generator_for
+from fairlib.models.training import FitSettings, Trainer
+from fairlib.rng import torch_rng
 from studies.engine.stage import write_manifest
 
 CONFIG = {
@@ -203,7 +203,7 @@ def test_a_draw_that_rounds_up_to_one_still_gets_a_time_step():
     """In single precision (127 + 0.99999...) / 128 is 1.0; step 955 of seed 3 draws such a
     number.
     """
-    noisy, time, noise = gen.add_noise(torch.ones(128, 1, 1, 1), generator_for(3, 21, 955))
+    noisy, time, noise = gen.add_noise(torch.ones(128, 1, 1, 1), torch_rng(3, 21, 955))
     assert int(time.max()) == gen.TRAINING_STEPS - 1
     last = gen.alphas_cumprod().float()[-1]
     row = int(time.argmax())
@@ -381,10 +381,10 @@ def test_evaluations_are_counted_by_purpose_and_kind(generator):
     generator.sample(PROMPTS, 0, steps=3, guidance_scale=2.0, micro_batch=1)
     assert generator.evaluations == {("sampling", "forward"): 12}
     generator.trainable_parameters()
-    with generator.counted_as("replay"):
-        generator.predict_noise(latents, 5, embeds).sum().backward()
-        with torch.no_grad():
-            generator.predict_noise(latents, 5, embeds, 2.0)
+    generator.purpose = "replay"
+    generator.predict_noise(latents, 5, embeds).sum().backward()
+    with torch.no_grad():
+        generator.predict_noise(latents, 5, embeds, 2.0)
     generator.frozen_copy().predict_noise(latents, 5, embeds)
     assert generator.evaluations.record() == {
         "sampling_forward": 12,
@@ -392,4 +392,4 @@ def test_evaluations_are_counted_by_purpose_and_kind(generator):
         "replay_backward": 2,
         "frozen_forward": 2,
     }
-    assert generator.evaluations.cost == 12 + 6 + 2 * 2 + 2 and generator.purpose == "sampling"
+    assert generator.evaluations.cost == 12 + 6 + 2 * 2 + 2

@@ -18,7 +18,8 @@ from fairlib.models.segmenter import (
     segment,
     soft_dice,
 )
-from fairlib.models.training import FitSettings, Trainer, generator_for
+from fairlib.models.training import FitSettings, Trainer
+from fairlib.rng import torch_rng
 
 SMALL = (8, 16)
 
@@ -105,7 +106,7 @@ def test_augmentation_moves_image_and_mask_together():
     """
     labels = rings(16, 64)[1][:, 0].long()
     frames = labels[:, None].float() / 3 * 2 - 1
-    moved, truth = augment_frames(frames, labels, generator_for(0, 1))
+    moved, truth = augment_frames(frames, labels, torch_rng(0, 1))
     middle = torch.stack(
         [frame[mask == 2].median() for frame, mask in zip(moved[:, 0], truth, strict=True)]
     )
@@ -125,7 +126,7 @@ def test_augmentation_moves_image_and_mask_together():
         return ((truth == label) * across).sum((1, 2)) / (truth == label).sum((1, 2))
 
     assert (place(3) < place(1) - 4).all()
-    again = augment_frames(frames, labels, generator_for(0, 1))
+    again = augment_frames(frames, labels, torch_rng(0, 1))
     assert torch.equal(moved, again[0]) and torch.equal(truth, again[1])
 
 

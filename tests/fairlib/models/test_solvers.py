@@ -43,8 +43,13 @@ def scheduled(scheduler, model, noise, steps):
 
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
-@pytest.mark.parametrize("spacing", ["trailing", "leading"])
-@pytest.mark.parametrize("steps", [1, 4, 10, 25, 50])
+@pytest.mark.parametrize(
+    ("spacing", "steps"),
+    [
+        *itertools.product(["trailing", "leading", "linspace"], [1, 4, 10, 25, 50]),
+        *itertools.product(["leading", "linspace"], [3, 7, 33, 700]),
+    ],
+)
 def test_ddim_is_that_of_diffusers(alphas_cumprod, noise, model, steps, spacing, prediction_type):
     from diffusers import DDIMScheduler
 
@@ -162,6 +167,18 @@ def test_timesteps_end_low_and_start_at_pure_noise():
     for steps in range(1, 60):
         chosen = choose_timesteps(1000, steps, "trailing")
         assert len(chosen) == steps and chosen[0] == 999 and (np.diff(chosen) < 0).all()
+
+
+def test_the_default_leads_to_the_next_timestep_and_linspace_by_a_fixed_stride(alphas_cumprod):
+    sigma = (1 - alphas_cumprod).sqrt().numpy()
+    for steps in (10, 33):
+        solver = ddim(alphas_cumprod, steps)
+        times = np.array(solver.timesteps)
+        assert np.allclose(solver.carry, np.append(sigma[times[1:]], 0) / sigma[times], rtol=1e-12)
+    solver = ddim(alphas_cumprod, 10, spacing="linspace")
+    times = np.array(solver.timesteps)
+    assert np.allclose(solver.carry[:-1], (sigma[times - 100] / sigma[times])[:-1], rtol=1e-12)
+    assert solver.carry[-1] == 0
 
 
 @pytest.mark.parametrize(

@@ -3,9 +3,16 @@ import pytest
 import torch
 from torch import nn
 
-from fairlib.errors import SettingsError, WeightsError
+from fairlib.errors import DataError, SettingsError, WeightsError
 from fairlib.io import read_tensors, write_tensors
-from fairlib.models.training import FitSettings, Trainer, batch_indices, generator_for
+from fairlib.models.training import (
+    FitSettings,
+    Trainer,
+    batch_indices,
+    draw_rows,
+    rows_of_step,
+)
+from fairlib.rng import torch_rng
 
 
 def small_fit(steps=6, trainer=None, stop=None):
@@ -18,7 +25,7 @@ def small_fit(steps=6, trainer=None, stop=None):
 
     def loss(step):
         rows = batch_indices(5, step, 20, 8)
-        x = torch.randn(20, 4, generator=generator_for(1))[rows]
+        x = torch.randn(20, 4, generator=torch_rng(1, 0))[rows]
         return (trainer.module(x) - x.sum(1, keepdim=True)).square().mean()
 
     for state in trainer.run(loss):
@@ -47,9 +54,7 @@ def test_every_row_is_seen_once_an_epoch():
 
 
 def test_streams_differ_by_key_and_repeat():
-    draws = [
-        torch.randn(3, generator=generator_for(*key)) for key in ((0, 1), (0, 1), (0, 2), (1, 1))
-    ]
+    draws = [torch.randn(3, generator=torch_rng(*key)) for key in ((0, 1), (0, 1), (0, 2), (1, 1))]
     assert torch.equal(draws[0], draws[1])
     assert not torch.equal(draws[0], draws[2]) and not torch.equal(draws[0], draws[3])
 
@@ -166,7 +171,7 @@ def half_fit(dtype, stop=None, state=None, steps=200):
     trainer = Trainer(layer, settings)
     if state is not None:
         trainer.from_tensors(state)
-    x = torch.randn(8, 4, generator=generator_for(1)).to(dtype)
+    x = torch.randn(8, 4, generator=torch_rng(1, 0)).to(dtype)
     for done in trainer.run(lambda step: (layer(x) - 3).square().float().mean()):
         if done.step == stop:
             break
@@ -195,3 +200,22 @@ def test_an_overflow_in_half_precision_lowers_the_loss_scale():
     trainer.named["bias"].grad = torch.tensor([float("inf")], dtype=torch.float16)
     trainer.update()
     assert trainer.loss_scale == before / 2 and bool(trainer.named["bias"].isfinite().all())
+
+
+def test_rows_are_drawn_in_proportion_and_are_a_function_of_seed_and_step():
+    weights = np.array([1.0, 0.0, 3.0])
+    rows = torch.cat(
+        [rows_of_step(FitSettings(1, 500, 0.1, seed=1), step, 3, weights) for step in range(8)]
+    )
+    shares = torch.bincount(rows, minlength=3) / len(rows)
+    assert shares[1] == 0 and abs(float(shares[2]) - 0.75) < 0.03  # four standard deviations
+    assert torch.equal(
+        rows[500:1000], rows_of_step(FitSettings(1, 500, 0.1, seed=1), 1, 3, weights)
+    )
+    assert not torch.equal(rows[:500], rows[500:1000])
+
+
+@pytest.mark.parametrize("weights", [[1.0, -1.0], [0.0, 0.0], [float("nan"), 1.0], []])
+def test_weights_that_cannot_be_drawn_from_are_refused(weights):
+    with pytest.raises(DataError, match="sampling weights"):
+        draw_rows(weights, 4, 0, 0)

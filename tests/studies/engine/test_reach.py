@@ -15,7 +15,7 @@ MODULES = {
     "a": '''
         """Words about a."""
         from toy import b as other
-        from toy.b import helper, Base
+        from toy.b import helper, Base, Stream
         from toy.inner import exported
         import numpy as np
 
@@ -47,9 +47,21 @@ MODULES = {
         class Child(Base):
             def mine(self):
                 return 1
+
+        def streamed(x):
+            return x + Stream.NOISE
+
+        def any_stream(x):
+            return Stream(x)
     ''',
     "b": """
+        from enum import IntEnum
+
         UNUSED = 1
+
+        class Stream(IntEnum):
+            NOISE = 11  # the generator
+            ORDER = 7
 
         def helper(x):
             return deeper(x)
@@ -107,6 +119,8 @@ def digests():
         "inside",
         "from_registry",
         "Child",
+        "streamed",
+        "any_stream",
     )
     return {name: reach.code_digest(getattr(module, name)) for name in names}
 
@@ -136,6 +150,8 @@ def changed(toy, module, old, new):
             {"through_module"},
         ),
         ("b", "def late(x):\n    return x", "def late(x):\n    return 0", {"inside"}),
+        ("b", "NOISE = 11", "NOISE = 12", {"streamed", "any_stream"}),
+        ("b", "ORDER = 7", "ORDER = 7\n    LATE = 8", {"any_stream"}),
         ("inner/c", "return x", "return 0", {"through_package"}),
         ("a", 'REGISTRY["y"] = Base', 'REGISTRY["y"] = helper', {"from_registry"}),
         ("a", "def mine(self):\n        return 1", "def mine(self):\n        return 2", {"Child"}),
@@ -149,7 +165,10 @@ def test_packages_count_by_version(toy, monkeypatch):
     before = digests()
     monkeypatch.setattr(reach, "_version", lambda package: "99")
     reach._digest.cache_clear()
-    assert {name for name, value in digests().items() if value != before[name]} == {"top"}
+    assert {name for name, value in digests().items() if value != before[name]} == {
+        "top",
+        "any_stream",
+    }
 
 
 def test_inner_functions_stand_for_the_outermost_one():
