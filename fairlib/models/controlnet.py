@@ -116,7 +116,7 @@ def fit_controlnet(
     latents: scaled, [N, 4, h, w]; control: [N, 3, H, W] in [0, 1], one a row of `latents`; embeds:
     distinct prompt embeddings [M, L, D]; caption_of: [N] rows of `embeds`; null: embedding [1, L,
     D] of the empty prompt, used with probability `dropout`. `weights` [N] (see
-    `methods.group_weights.balancing_weights`) draws rows in proportion, with replacement; without them
+    `methods.group_weights.balancing_weights`) draws rows in proportion, with replacement; else
     every row comes once an epoch. scheduler: of the denoiser's pipeline, for its prediction type;
     without it the denoiser predicts noise. Raises `DataError` when the lengths differ,
     `SettingsError` when the scheduler's schedule of noise is not this library's.
