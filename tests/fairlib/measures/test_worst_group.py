@@ -17,7 +17,7 @@ from fairlib.measures.worst_group import (
     worst_group,
     worst_share,
 )
-from studies.statistics.coverage_simulation import (
+from studies.statistics import (
     NAIVE,
     OURS,
     PICKED,
