@@ -5,15 +5,18 @@ of files.
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from fairlib.errors import WeightsError
+from fairlib.errors import SettingsError, WeightsError
 from fairlib.io import write_json
 from fairlib.manifest import FORMAT, NAME, device, hashes, parsed, versions
 from fairlib.settings import digest, from_dict
 from studies.engine.places import repository
+
+P = TypeVar("P")  # settings of a phantom
 
 
 def write_manifest(
@@ -61,6 +64,25 @@ def training_people(weights: str | Path, kind: type, key: str, model: str, other
             "weights anew"
         )
     return from_dict(kind, found)
+
+
+def training_part(whole: P, count: int, seeds: Mapping[str, int | None]) -> P:
+    """The first `count` (0: all) of the subjects `whole` that a generator was trained on.
+
+    seeds: those of the study's other parts. Raises `SettingsError` when one of them would draw the
+    training subjects again, and when there are fewer than `count`.
+    """
+    same = [part for part, seed in seeds.items() if seed == whole.seed]
+    if same:
+        raise SettingsError(
+            f"the generator was trained on subjects of seed {whole.seed}, which part {same[0]!r} "
+            "draws too; train it with another seed"
+        )
+    if count > whole.subjects:
+        raise SettingsError(
+            f"train_people {count}: the generator was trained on {whole.subjects}; 0 takes all"
+        )
+    return replace(whole, subjects=count or whole.subjects)
 
 
 def content_digest(folder: str | Path) -> str:

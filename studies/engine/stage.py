@@ -5,9 +5,8 @@ depends on.
     def tuning_classifier(out, progress, settings: ClassifierSettings, cohort: Artifact) -> None:
         ...                                        # writes files into the folder `out`
 
-    classifier = tuning_classifier(ClassifierSettings(steps=700), cohort)    # an Artifact: built,
-    or found classifier.load()                                                        # what
-    `load_classifier` reads
+    classifier = tuning_classifier(ClassifierSettings(steps=700), cohort)   # an Artifact, built
+    classifier.load()                                      # what `load_classifier` reads
 
 The name of the folder is a hash of the arguments, of the results that come in as artifacts, and of
 the code: of all definitions of this project that the function can reach (`studies.engine.reach`).
@@ -31,8 +30,10 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 import pandas as pd
 import torch
+from torch import Tensor
 
 from fairlib.errors import SettingsError
+from fairlib.io import read_tensors, write_tensors
 from fairlib.manifest import read_manifest
 from fairlib.settings import digest
 from studies.engine.manifest import content_digest, files_digest, write_manifest
@@ -212,6 +213,28 @@ def make(
 def stage_key(name: str, kept: dict[str, Any], code: str) -> str:
     """The hash that tells one variant of a stage from another."""
     return digest({"name": name, "arguments": kept, "code": code})
+
+
+def in_blocks(
+    out: Path,
+    progress: Progress,
+    count: int,
+    size: int,
+    label: str,
+    make: Callable[[range], dict[str, Tensor]],
+) -> dict[str, Tensor]:
+    """Make `count` rows of tensors, `size` at a time, for a stage that builds in `out`; blocks of
+    an interrupted attempt are kept in its working folder.
+
+    make: rows -> tensors by name, whose first dimension is that of the rows.
+    """
+    blocks = [range(start, min(start + size, count)) for start in range(0, count, size)]
+    paths = [out / WORKING / f"{block.start:06d}.safetensors" for block in blocks]
+    for block, path in progress.track(zip(blocks, paths, strict=True), len(blocks), label):
+        if not path.is_file():
+            write_tensors(path, make(block))
+    parts = [read_tensors(path) for path in paths]
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
 def clean_working(root: str | Path | None = None) -> int:

@@ -38,8 +38,8 @@ from fairlib.measures.equity import class_counts
 from fairlib.measures.intervals import Sample, pair_table, weighted_auc
 from studies.engine.progress import Progress
 from studies.engine.stage import Artifact, stage
-from studies.fundus.evaluators import Readings, stacked
-from studies.fundus.settings import BASE, HEADS, REAL, TASKS
+from studies.fundus.data import BASE, HEADS, REAL, TASKS
+from studies.fundus.evaluators import Readings, load_rows, stacked
 
 ALL, GAP, WORST, SCALED = "all", "gap", "worst", "equity-scaled"
 NO_TASK = "-"
@@ -128,12 +128,7 @@ def times(table: pd.DataFrame, replicates: int, seed: int) -> np.ndarray:
 # ---- distances
 
 
-def load_distances(folder: Path) -> pd.DataFrame:
-    """Read what `race_distances` wrote."""
-    return pd.read_csv(folder / "distances.csv")
-
-
-@stage(load=load_distances, verify=False)
+@stage(load=load_rows, verify=False)
 def race_distances(
     out: Path,
     progress: Progress,
@@ -161,7 +156,7 @@ def race_distances(
         x, y = (features[a] - mean) / spread, (reference_features[b] - mean) / spread
         distances[race] = mmd_draws(x, y, drawn[0][:, a], drawn[1][:, b], n_min=LEAST)
     table = pd.DataFrame(distances).round(6)
-    write_bytes(out / "distances.csv", table.to_csv(index=False).encode())
+    write_bytes(out / "rows.csv", table.to_csv(index=False).encode())
 
 
 # ---- figures
@@ -178,16 +173,12 @@ def figures(
     out: Path,
     progress: Progress,
     people: pd.DataFrame,
-    readings: pd.DataFrame,
-    answers: pd.DataFrame,
-    distances: pd.DataFrame,
-    real: pd.DataFrame | None,
+    tables: dict[str, pd.DataFrame | None],
     replicates: int,
     n_min: int,
 ) -> None:
     """Take the figures of one arm and seed from its tables; see `figures_of`."""
-    drawn = People.drawn(people, replicates, n_min)
-    table = figures_of(drawn, readings, answers, distances, real)
+    table = figures_of(People.drawn(people, replicates, n_min), **tables)
     write_bytes(out / "index.csv", table.index.to_csv(index=False).encode())
     buffer = io.BytesIO()  # a draw that lacks a class is NaN, which safetensors here may not hold
     np.save(buffer, table.draws, allow_pickle=False)
@@ -301,17 +292,12 @@ def _means(
 
 
 def _areas(
-    measure: str,
-    task: str,
-    table: pd.DataFrame,
-    answers: pd.DataFrame,
-    drawn: np.ndarray,
-    n_min: int,
+    measure: str, task: str, table: pd.DataFrame, given: pd.DataFrame, drawn: np.ndarray, n_min: int
 ) -> list[Row]:
     """AUC of all and of each group that is large enough; of more than two classes the mean of each
     against the rest.
     """
-    label, score = _label(table, task), stacked(answers, "s", task, TASKS[task])
+    label, score = _label(table, task), stacked(given, "s", task, TASKS[task])
     codes = [1] if score.shape[1] == 2 else range(score.shape[1])
 
     def area(mask: np.ndarray) -> np.ndarray:

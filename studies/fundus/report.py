@@ -11,6 +11,7 @@ from fairlib.cohorts.attributes import RACES
 from fairlib.errors import DataError
 from fairlib.measures.intervals import Interval
 from studies.engine.criteria import Criterion, Rule
+from studies.fundus.data import BASE, EVERYONE, REAL, TASKS, FundusSettings
 from studies.fundus.measures import (
     ALL,
     CDR,
@@ -25,7 +26,6 @@ from studies.fundus.measures import (
     TO_REAL,
     WORST,
 )
-from studies.fundus.settings import BASE, EVERYONE, REAL, TASKS, FundusSettings
 
 CUP = Criterion("cdr", "cup-to-disc error, worst race ({race})", 0.08, Rule.AT_MOST)
 DIFFERENCE = Criterion("gap", "gap over races: {what}, less that of {reference}")
@@ -173,8 +173,7 @@ def findings(differences: pd.DataFrame) -> list[str]:
 
 def numbers_of(row: pd.Series, name: str) -> dict[str, float]:
     """Estimate and ends of a row of differences.csv, for prose: `name`, `name`_low, `name`_high."""
-    interval = interval_of(row)[0]
-    return {name: interval.estimate, f"{name}_low": interval.low, f"{name}_high": interval.high}
+    return interval_of(row)[0].columns(name)
 
 
 # ---- tables for readers

@@ -23,16 +23,20 @@ import numpy as np
 import pandas as pd
 
 from fairlib.cohorts.fairgenmed import PROMPTED
-from studies.engine.study import Run, Source, Study, Table, Tables
+from studies.engine.study import Run, Study, Table, Tables
 from studies.fundus import measures
 from studies.fundus.arms import ARMS, TUNINGS, fundus_generator, shown, tuned
-from studies.fundus.cup import measure_cdr
-from studies.fundus.data import cohort_digest, people
-from studies.fundus.evaluators import answer, attribute_classifier, read_images, task_classifier
+from studies.fundus.data import BASE, EVERYONE, REAL, SOURCES, FundusSettings, people
+from studies.fundus.evaluators import (
+    answer,
+    attribute_classifier,
+    measure_cdr,
+    read_images,
+    task_classifier,
+)
 from studies.fundus.measures import PART_NAMES, Figures, People, race_distances
+from studies.fundus.phantom import requested_ratios
 from studies.fundus.report import criteria
-from studies.fundus.rules import requested_ratios
-from studies.fundus.settings import BASE, EVERYONE, REAL, FundusSettings
 
 
 def readings(run: Run[FundusSettings]) -> pd.DataFrame:
@@ -57,11 +61,8 @@ def answers(run: Run[FundusSettings]) -> pd.DataFrame:
 def distances(run: Run[FundusSettings]) -> pd.DataFrame:
     """Distances of an arm's images to real ones of the same race."""
     settings, classifier = run.settings, attribute_classifier(run.settings)
-    reference = people(settings, "reference")
-    tables = (
-        one.load().table[list(measures.STRATA)]
-        for one in (people(settings, "requested"), reference)
-    )
+    requested, reference = (people(settings, part) for part in ("requested", "reference"))
+    tables = (one.load().table[list(measures.STRATA)] for one in (requested, reference))
     both = (read_images(images, classifier) for images in (run.artifact, reference))
     table = race_distances(*both, *tables, settings.replicates).load()
     return table.assign(draw=range(len(table)))
@@ -106,19 +107,16 @@ def people_table(settings: FundusSettings) -> pd.DataFrame:
 
 
 def all_figures(tables: Tables, settings: FundusSettings) -> dict[tuple[str, int], Figures]:
-    """The figures of every arm and seed in the tables, arm by arm."""
-    parts = {
-        name: dict(iter(tables[name].groupby(["arm", "seed"])))
-        for name in ("readings", "answers", "distances")
-    }
-    order = {arm: place for place, arm in enumerate(ARMS)}
-    by_run = {}
-    for arm, seed in sorted(parts["readings"], key=lambda key: (order[key[0]], key[1])):
-        rows = [parts[name][arm, seed].reset_index(drop=True) for name in parts]
-        real = None if arm == REAL else parts["readings"].get((REAL, seed))
-        real = None if real is None else real.reset_index(drop=True)
-        counts = settings.replicates, settings.n_min
-        by_run[arm, seed] = measures.figures(tables["people"], *rows, real, *counts).load()
+    """The figures of every arm and seed in the tables."""
+    parts: dict[str, dict] = {}
+    for name in ("readings", "answers", "distances"):
+        runs = tables[name].groupby(["arm", "seed"], sort=False)
+        parts[name] = {run: rows.reset_index(drop=True) for run, rows in runs}
+    by_run, counts = {}, (settings.replicates, settings.n_min)
+    for arm, seed in parts["readings"]:
+        rows = {name: part[arm, seed] for name, part in parts.items()}
+        rows["real"] = None if arm == REAL else parts["readings"].get((REAL, seed))
+        by_run[arm, seed] = measures.figures(tables["people"], rows, *counts).load()
     return by_run
 
 
@@ -153,12 +151,7 @@ STUDY: Study[FundusSettings] = Study(
         "differences": Table(differences, "summary"),
         "excluded": Table(excluded, "summary"),
     },
-    sources={
-        "phantom": Source(partial(people, part="train"), cohort_digest),
-        "fairgenmed": Source(
-            partial(people, part="train"), cohort_digest, "patients of FairGenMed"
-        ),
-    },
+    sources=SOURCES,
     criteria=criteria,
     evaluators={
         "anatomical measurement": measure_cdr,

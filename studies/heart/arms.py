@@ -15,12 +15,7 @@ import torch
 from fairlib.errors import DataError
 from fairlib.io import write_bytes
 from fairlib.measures.equity import class_counts, group_names, keep_large, prevalence_weights
-from fairlib.measures.paired import (
-    BootstrapSettings,
-    PairedAnswers,
-    arm_metrics,
-    paired_answers,
-)
+from fairlib.measures.paired import BootstrapSettings, PairedAnswers, arm_metrics, paired_answers
 from fairlib.methods.downstream import (
     BMI_GROUPS,
     TERTILES,
@@ -37,9 +32,8 @@ from studies.engine.places import accelerator
 from studies.engine.progress import Progress
 from studies.engine.stage import Artifact, stage
 from studies.engine.study import Arm, Run, Tables
-from studies.heart.data import Hearts, part
+from studies.heart.data import Hearts, HeartSettings, part
 from studies.heart.generation import generated
-from studies.heart.settings import HeartSettings
 
 SYNTHETIC_ARMS = ("mixed", "pretrained")
 BY = {
@@ -133,8 +127,8 @@ def _no_more_subjects(settings: HeartSettings) -> str | None:
 
 
 def _arm(name: str, says: str, acts: str = "training", **uses: bool) -> Arm[HeartSettings]:
-    refused = {"refused": _no_more_subjects} if uses.get("extra") else {}
-    return Arm(partial(trained, name, **uses), says, acts, **refused)
+    refused = _no_more_subjects if uses.get("extra") else Arm.refused
+    return Arm(partial(trained, name, **uses), says, acts, refused=refused)
 
 
 ARMS: dict[str, Arm[HeartSettings]] = {

@@ -1,8 +1,9 @@
-"""What reads a heart: a re-segmenter, a heart-failure classifier and a reader of attributes, fitted
-on hearts of other subjects.
+"""What reads a heart: a re-segmenter and the geometry of its masks, a heart-failure classifier, and
+a reader of attributes.
 
-None of them ever sees a generated image or one of the generator's training subjects while it is
-fitted.
+Each is fitted on hearts of other subjects: none ever sees a generated image or one of the
+generator's training subjects while it is fitted. Masks are [N, 2, H, W], frame 0 = end diastole
+(ED), 1 = end systole (ES); labels 0 background, 1 LV cavity, 2 myocardium (MYO), 3 RV cavity.
 """
 
 from __future__ import annotations
@@ -15,11 +16,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from scipy import ndimage
 from torch import Tensor, nn
 
 from fairlib.cohorts.cohort import split_subjects
+from fairlib.errors import DataError
 from fairlib.io import read_tensors, write_bytes, write_tensors
-from fairlib.measures.dice import dice, mean_dice
+from fairlib.measures.dice import check_masks, dice, mean_dice
 from fairlib.methods.downstream import HEADS, DownstreamSettings
 from fairlib.models.classifier import (
     CARDIAC,
@@ -44,9 +47,95 @@ from fairlib.models.segmenter import (
 from studies.engine.places import accelerator
 from studies.engine.progress import Progress
 from studies.engine.stage import Artifact, stage
-from studies.heart.data import Hearts, part, read_rows
-from studies.heart.geometry import geometry
-from studies.heart.settings import HeartSettings
+from studies.engine.study import read_table
+from studies.heart.data import Hearts, HeartSettings, part
+
+UNITS = {
+    "lv_ed_area": "mm2",
+    "lv_es_area": "mm2",
+    "diameter_ed": "mm",
+    "ejection": "",
+    "wall_ed": "mm",
+    "wall_es": "mm",
+    "myo_ed_area": "mm2",
+    "rv_ed_area": "mm2",
+    "rv_es_area": "mm2",
+}
+
+
+def geometry(masks, pixel: float = 2.0, largest: bool = True) -> pd.DataFrame:
+    """One row a heart, columns `UNITS`: areas in mm2, `ejection` = 1 - ES / ED cavity area, mean
+    wall thickness in mm.
+
+    `diameter_ed` is that of the circle with the cavity's area.
+    pixel: side of a square pixel in mm. `largest`: of the LV cavity, of the outer outline (LV and
+    MYO) and of the RV only the largest connected part counts, so a stray speck of a segmenter is
+    not anatomy. NaN where a structure that a column needs is missing.
+    Raises `DataError` on a wrong shape, an unknown label, or a pixel size that is not positive.
+    """
+    masks = check_masks(masks)
+    if not pixel > 0:
+        raise DataError(
+            f"pixel size {pixel} mm; it must be positive (read it from the header of the scan)"
+        )
+    cavity, epicardium, right = masks == 1, (masks == 1) | (masks == 2), masks == 3
+    if largest:
+        cavity, epicardium, right = map(_largest_parts, (cavity, epicardium, right))
+    lv, rv, muscle = (_area(part, pixel) for part in (cavity, right, epicardium & ~cavity))
+    wall = wall_thickness(cavity, epicardium, pixel)
+    diameter, ejection = 2 * np.sqrt(lv[:, 0] / np.pi), 1 - lv[:, 1] / lv[:, 0]
+    columns = (*lv.T, diameter, ejection, *wall.T, muscle[:, 0], *rv.T)  # in the order of UNITS
+    return pd.DataFrame(dict(zip(UNITS, columns, strict=True)))
+
+
+def wall_thickness(cavity: np.ndarray, epicardium: np.ndarray, pixel: float = 2.0) -> np.ndarray:
+    """Mean thickness in mm of the ring between two outlines, 2 A / (P_endo + P_epi); NaN without a
+    cavity or a ring.
+
+    cavity, epicardium: bool [..., H, W], the epicardium with the cavity inside it. The formula is
+    exact where the outer outline runs parallel to a convex inner one, whatever its shape;
+    perimeters are those of `perimeter`.
+    """
+    ring = (epicardium & ~cavity).sum((-2, -1))
+    known = cavity.any((-2, -1)) & (ring > 0)
+    around = perimeter(cavity) + perimeter(epicardium)
+    return np.where(known, 2 * ring / np.where(known, around, 1), np.nan) * pixel
+
+
+def perimeter(mask: np.ndarray) -> np.ndarray:
+    """Perimeter, in pixels, of bool [..., H, W], by the Cauchy-Crofton formula in four directions.
+
+    Steps from inside to outside are counted along rows, columns and both diagonals (whose lines lie
+    1 / sqrt(2) apart): pi / 8 * (rows + columns + diagonals / sqrt(2)). Unbiased over position for
+    a circle; for other convex outlines within about 5 %. Holes count as outline.
+    """
+    mask = np.pad(mask, [(0, 0)] * (mask.ndim - 2) + [(1, 1), (1, 1)])
+    straight = _steps(mask[..., 1:], mask[..., :-1]) + _steps(mask[..., 1:, :], mask[..., :-1, :])
+    diagonal = _steps(mask[..., 1:, 1:], mask[..., :-1, :-1]) + _steps(
+        mask[..., 1:, :-1], mask[..., :-1, 1:]
+    )
+    return np.pi / 8 * (straight + diagonal / np.sqrt(2))
+
+
+def _steps(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    return (one != other).sum((-2, -1))
+
+
+def _area(part: np.ndarray, pixel: float) -> np.ndarray:
+    """Area in mm2 of bool [..., H, W]; NaN where empty."""
+    count = part.sum((-2, -1))
+    return np.where(count > 0, count * float(pixel) ** 2, np.nan)
+
+
+def _largest_parts(parts: np.ndarray) -> np.ndarray:
+    """The largest connected part of each mask of bool [N, 2, H, W]; nothing where it is empty."""
+    kept = np.zeros_like(parts)
+    for index in np.ndindex(parts.shape[:2]):
+        labels, count = ndimage.label(parts[index])
+        if count:
+            kept[index] = labels == 1 + np.argmax(np.bincount(labels.ravel())[1:])
+    return kept
+
 
 DICE = tuple(
     f"dice_{frame}_{structure}" for frame in ("ed", "es") for structure in ("lv", "myo", "rv")
@@ -86,9 +175,8 @@ class Readings:
 
 def read_readings(folder: Path) -> Readings:
     """What the stage `evaluate` has written."""
-    return Readings(
-        read_rows(folder / "readings.csv"), **read_tensors(folder / "masks.safetensors")
-    )
+    masks = read_tensors(folder / "masks.safetensors")
+    return Readings(read_table(folder / "readings.csv"), **masks)
 
 
 @stage(load=read_readings)
@@ -185,7 +273,7 @@ def fit_failure(
 ) -> None:
     """Fit the heart-failure classifier; its threshold is the best on the calibration set."""
     settings = replace(settings, warmup=min(30, settings.steps // 4))
-    classifier = _fit_heads(progress, "diagnosis", HEADS, hearts, hearts.labels(), settings)
+    classifier = _fit_heads(progress, HEADS, hearts, hearts.labels(), settings)
     threshold = set_threshold(classifier, own.images, own.labels())
     right = (predict(classifier, own.images).logit > threshold) == own.labels().bool()
     save_classifier(out, classifier, {"accuracy": float(right.float().mean())})
@@ -196,21 +284,16 @@ def fit_reader(
 ) -> None:
     """Fit the reader of attributes."""
     truth = truth_of(hearts.table.assign(female=hearts.table["sex"] == "F"), ATTRIBUTES)
-    save_classifier(out, _fit_heads(progress, "attributes", ATTRIBUTES, hearts, truth, settings))
+    save_classifier(out, _fit_heads(progress, ATTRIBUTES, hearts, truth, settings))
 
 
 def _fit_heads(
-    progress: Progress,
-    label: str,
-    heads: Any,
-    hearts: Hearts,
-    truth: Any,
-    settings: ClassifierSettings,
+    progress: Progress, heads: Any, hearts: Hearts, truth: Any, settings: ClassifierSettings
 ) -> Classifier:
     """A classifier with these heads, fitted on the images of `hearts` and their `truth`."""
     classifier = build_classifier(heads, settings.architecture, settings.seed).to(accelerator())
     steps = fit_classifier(classifier, hearts.images, truth, settings)
-    for _ in progress.track(steps, settings.steps, label):
+    for _ in progress.track(steps, settings.steps, ", ".join(heads)):
         pass
     return classifier
 

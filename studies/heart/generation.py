@@ -22,11 +22,10 @@ from fairlib.models.controlnet import ControlledGenerator
 from fairlib.settings import unknown_key
 from studies.engine.places import accelerator
 from studies.engine.progress import Progress
-from studies.engine.stage import Artifact, as_is, stage
-from studies.heart.data import Hearts, part, read_hearts, write_in_blocks
+from studies.engine.stage import Artifact, as_is, in_blocks, stage
+from studies.heart.data import Hearts, HeartSettings, as_stored, part, read_hearts, write_hearts
 from studies.heart.evaluators import Readings, evaluate, fitted_evaluators
-from studies.heart.rules import HEIGHT_CM
-from studies.heart.settings import HeartSettings
+from studies.heart.phantom import HEIGHT_CM
 
 WAYS = ("copies", "combinations", "unseen")
 # seeds of starting noise
@@ -49,14 +48,11 @@ def weights_of(settings: HeartSettings) -> Weights:
     return tuple(Artifact.weights(name, as_is) for name in names if name)
 
 
+@lru_cache(maxsize=2)
 def load_generator(weights: Weights) -> ControlledGenerator:
     """The generator with these weights, on the accelerator if there is one."""
-    return _generator(*(str(folder.load()) for folder in weights))
-
-
-@lru_cache(maxsize=2)
-def _generator(weights: str, controlnet: str | None = None) -> ControlledGenerator:
-    return ControlledGenerator.load(weights, accelerator(), controlnet=controlnet)
+    folder, *controlnet = (str(each.load()) for each in weights)
+    return ControlledGenerator.load(folder, accelerator(), controlnet="".join(controlnet))
 
 
 @stage(load=read_hearts)
@@ -80,15 +76,15 @@ def generate(
     """
     generator = load_generator(weights)
 
-    def draw(rows: range) -> tuple[Tensor, Tensor, pd.DataFrame]:
-        requested = table.iloc[rows.start : rows.stop]
+    def draw(rows: range) -> dict[str, Tensor]:
+        chosen, prompts = masks[rows.start : rows.stop], table["prompt"].iloc[rows]
         noise = generator.noise(noise_seed, [0] * len(rows) if one_noise else list(rows))
-        control = control_image(masks[rows.start : rows.stop]).to(noise.device)
+        control = control_image(chosen).to(noise.device)
         how = {"control": control, "noise": noise, "steps": steps, "guidance_scale": guidance}
-        images = generator.sample(list(requested["prompt"]), **how)
-        return images.cpu(), masks[rows.start : rows.stop], requested
+        return as_stored(generator.sample(list(prompts), **how).cpu(), chosen)
 
-    write_in_blocks(out, progress, len(table), batch_size, "generated hearts", draw)
+    tensors = in_blocks(out, progress, len(table), batch_size, "generated hearts", draw)
+    write_hearts(out, tensors, table)
 
 
 def requests(settings: HeartSettings, way: str) -> tuple[pd.DataFrame, Tensor]:
@@ -169,11 +165,7 @@ def readings(settings: HeartSettings, source: str) -> Artifact[Readings]:
 
 
 def _generate(
-    settings: HeartSettings,
-    table: pd.DataFrame,
-    masks: Tensor,
-    noise_seed: int,
-    one_noise: bool = False,
+    settings: HeartSettings, table: pd.DataFrame, masks: Tensor, noise: int, one_noise: bool = False
 ) -> Artifact[Hearts]:
     how = settings.sampling_steps, settings.guidance_scale, settings.batch_size
-    return generate(weights_of(settings), table, masks, noise_seed, *how, one_noise)
+    return generate(weights_of(settings), table, masks, noise, *how, one_noise)

@@ -18,9 +18,9 @@ from fairlib.measures.intervals import Interval
 from studies.engine.criteria import Criterion, Rule
 from studies.engine.study import Tables
 from studies.heart.arms import best_synthetic
+from studies.heart.data import PAPER_GUIDANCE, HeartSettings
 from studies.heart.generation import WAYS
 from studies.heart.measures import THROUGH, lowest_dice
-from studies.heart.settings import PAPER_GUIDANCE, HeartSettings
 
 DICE = Criterion("dice_lowest", "Dice, lowest subgroup ({group}){where}", 0.85, Rule.AT_LEAST)
 DICE_LOSS = Criterion(
@@ -113,10 +113,7 @@ def as_interval(row, ends: tuple[str, str, str]) -> Interval:
 def select(table: pd.DataFrame, ends: tuple[str, str, str], **where) -> Interval | None:
     """The interval of the first row in which columns have these values; None where none has."""
     for column, value in where.items():
-        same = (
-            table[column] == value if isinstance(value, str) else np.isclose(table[column], value)
-        )
-        table = table[same]
+        table = table[table[column] == value]
     return as_interval(table.iloc[0], ends) if len(table) else None
 
 
@@ -134,7 +131,7 @@ def arm_table(values: pd.DataFrame, by: str, prevalence: float = 0.01) -> pd.Dat
     """One row an arm: balanced accuracy of all, of the worst subgroup with its interval, the gap,
     and the gaps of tpr and fpr.
     """
-    rows = values[(values["by"] == by) & np.isclose(values["prevalence"], prevalence)]
+    rows = values[(values["by"] == by) & (values["prevalence"] == prevalence)]
     wide = rows.pivot(index="arm", columns=["metric_id", "group"], values=list(ESTIMATE))
     accuracy = wide.xs("balanced_accuracy", axis=1, level="metric_id")
     table = accuracy["estimate"][["all", "worst"]]

@@ -38,11 +38,10 @@ from studies.heart.arms import (
     summary,
     tested,
 )
-from studies.heart.data import SOURCES, left_out
+from studies.heart.data import SOURCES, HeartSettings, left_out
 from studies.heart.evaluators import EVALUATORS
 from studies.heart.measures import tables_on_hearts
 from studies.heart.report import criteria
-from studies.heart.settings import HeartSettings
 
 CONTROL = ("dice", "geometry", "recovered", "flips")
 REALISM = ("distances", "frechet", "too_few", "memorisation")

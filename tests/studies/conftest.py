@@ -64,8 +64,8 @@ def tiny_heart_study(tmp_path_factory):
     from fairlib.models.autoencoder import build_autoencoder
     from fairlib.settings import to_dict
     from studies.engine.manifest import write_manifest
-    from studies.heart.rules import PhantomSettings
-    from studies.heart.settings import HeartSettings
+    from studies.heart.data import HeartSettings
+    from studies.heart.phantom import PhantomSettings
 
     place = tmp_path_factory.mktemp("heart")
     cl.write_vocabulary(

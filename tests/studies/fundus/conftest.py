@@ -8,8 +8,8 @@ from fairlib.models import generator as gen
 from fairlib.models.autoencoder import build_autoencoder
 from fairlib.settings import to_dict
 from studies.engine.manifest import write_manifest
-from studies.fundus import FundusSettings
-from studies.fundus.rules import PhantomSettings
+from studies.fundus.data import FundusSettings
+from studies.fundus.phantom import PhantomSettings
 
 CONFIG = {
     "embed_dim": 16,

@@ -8,21 +8,19 @@ import pytest
 
 from fairlib.cohorts.attributes import ATTRIBUTES
 from fairlib.errors import DataError, SettingsError, WeightsError
-from studies.engine.manifest import write_manifest
-from studies.fundus import FundusSettings
+from studies.engine.manifest import training_part, write_manifest
 from studies.fundus.data import (
     PARTS,
-    check_people,
+    FundusSettings,
     cohort_digest,
     even_settings,
     people,
     real_rows,
     trained_on,
 )
-from studies.fundus.phantom import draw_fundi
-from studies.fundus.phantom_files import write_fairgenmed
-from studies.fundus.rules import PhantomSettings
+from studies.fundus.phantom import PhantomSettings, write_fairgenmed
 from studies.fundus.study import people_table
+from tests.studies.fundus.drawing import draw_fundi
 
 TRAINED_ON = PhantomSettings(subjects=40, seed=109)
 
@@ -41,10 +39,11 @@ def test_even_parts_hold_every_combination_equally_often():
 
 def test_no_part_draws_the_training_people():
     assert len({*(part.seed for part in PARTS.values()), TRAINED_ON.seed}) == len(PARTS) + 1
+    seeds = {name: part.seed for name, part in PARTS.items()}
     with pytest.raises(SettingsError, match="part 'requested' draws too"):
-        check_people(replace(TRAINED_ON, seed=PARTS["requested"].seed), FundusSettings())
+        training_part(replace(TRAINED_ON, seed=PARTS["requested"].seed), 0, seeds)
     with pytest.raises(SettingsError, match="trained on 40; 0 takes all"):
-        check_people(TRAINED_ON, FundusSettings(train_people=41))
+        training_part(TRAINED_ON, 41, seeds)
 
 
 @pytest.mark.slow
@@ -68,7 +67,7 @@ def test_weights_that_do_not_say_whom_they_saw_are_refused(tmp_path):
     with pytest.raises(WeightsError, match="which synthetic people"):
         trained_on(FundusSettings(weights=str(tmp_path)))
     for wrong, words in (
-        ({"cohort": "ham"}, "knows 'phantom' and 'fairgenmed'"),
+        ({"cohort": "ham"}, "one of 'phantom', 'fairgenmed'"),
         ({"images": 0}, "images"),
         ({"images": 901}, "equal numbers"),
     ):

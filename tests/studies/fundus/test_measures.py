@@ -12,11 +12,10 @@ from fairlib.cohorts.fairgenmed import CDR_STATUSES, SEVERITIES
 from fairlib.errors import DataError
 from fairlib.measures.equity import equity_report
 from studies.fundus import measures, report
-from studies.fundus.data import even_settings
+from studies.fundus.data import HEADS, TASKS, FundusSettings, even_settings
 from studies.fundus.evaluators import columns, stacked
 from studies.fundus.measures import INDEX, People, figures_of, times
-from studies.fundus.rules import PhantomSettings
-from studies.fundus.settings import HEADS, TASKS, FundusSettings
+from studies.fundus.phantom import PhantomSettings
 
 
 def everybody(count=96, seed=0):

@@ -19,13 +19,13 @@ from studies.engine.profiles import (
     notebook_parameters,
     notebooks,
 )
-from studies.fundus import STUDY, FundusSettings, evaluators
+from studies.fundus import evaluators
 from studies.fundus.arms import generated
-from studies.fundus.data import people
+from studies.fundus.data import FundusSettings, people
 from studies.fundus.evaluators import attribute_classifier, read_images, task_classifier
 from studies.fundus.measures import STRATA, race_distances
-from studies.fundus.phantom_files import write_fairgenmed
-from studies.fundus.rules import PhantomSettings
+from studies.fundus.phantom import PhantomSettings, write_fairgenmed
+from studies.fundus.study import STUDY
 from tests.studies.tracing import stages_traced
 
 ARMS = ("plain", "released", "repaired")

@@ -20,13 +20,11 @@ from studies.engine.places import repository, stages_folder
 from studies.engine.study import Arm, Run, load_results, run_study, same_study, settings_of
 from studies.heart import arms, report
 from studies.heart.arms import ARMS, best_synthetic, compared, excluded, ppv, subsampled
-from studies.heart.data import part, trained_on
+from studies.heart.data import HeartSettings, part, part_settings, trained_on
 from studies.heart.generation import FLIPPED, WAYS, WORDS, flipped, generated, preview, requests
 from studies.heart.measures import BMI_STEP, prompt_or_mask, recovered
-from studies.heart.phantom import draw_hearts
+from studies.heart.phantom import PhantomSettings, draw_hearts
 from studies.heart.report import in_words, worst_difference
-from studies.heart.rules import PhantomSettings
-from studies.heart.settings import HeartSettings, part_settings
 from studies.heart.study import STUDY, heart_report
 from tests.studies.options import command_options
 

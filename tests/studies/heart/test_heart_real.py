@@ -14,10 +14,8 @@ from studies.engine import cli
 from studies.engine.study import load_results, run_study
 from studies.heart import phantom
 from studies.heart.arms import DEFAULT_ARMS, default_arms, summary
-from studies.heart.data import FRACTIONS, mnms_cohort, part
-from studies.heart.phantom import write_mnms
-from studies.heart.rules import PhantomSettings
-from studies.heart.settings import HeartSettings
+from studies.heart.data import FRACTIONS, HeartSettings, mnms_cohort, part
+from studies.heart.phantom import PhantomSettings, write_mnms
 from studies.heart.study import STUDY
 from tests.studies.options import command_options
 

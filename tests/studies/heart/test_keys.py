@@ -8,11 +8,9 @@ import pytest
 
 from studies.engine import stage
 from studies.engine.study import run_study
-from studies.heart.data import mnms_cohort, read_part
+from studies.heart.data import HeartSettings, mnms_cohort, read_part
 from studies.heart.generation import generated, preview, readings
-from studies.heart.phantom import write_mnms
-from studies.heart.rules import PhantomSettings
-from studies.heart.settings import HeartSettings
+from studies.heart.phantom import PhantomSettings, write_mnms
 from studies.heart.study import STUDY
 from tests.studies.tracing import stages_traced
 

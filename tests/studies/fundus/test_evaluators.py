@@ -7,9 +7,9 @@ import pytest
 from scipy import ndimage
 
 from fairlib.errors import DataError
-from studies.fundus.cup import HARMONICS, _model, fit_disc, measure_cdr
-from studies.fundus.phantom import draw_fundi
-from studies.fundus.rules import PhantomSettings
+from studies.fundus.evaluators import HARMONICS, _model, fit_disc, measure_cdr
+from studies.fundus.phantom import PhantomSettings
+from tests.studies.fundus.drawing import draw_fundi
 
 RNG = np.random.default_rng
 
