@@ -11,6 +11,7 @@ hearts alone. What a half has in common with the main study is its stages.
     flips.csv           prompt or mask
     distances.csv       to real hearts, with the floor
     frechet.csv, memorisation.csv
+    cost.csv            denoiser evaluations of each set of generated hearts, by kind
     too_few.csv         what those lack for want of subjects
     excluded.csv        subjects of a real cohort who are in no part
     people.csv.gz       who was tested
@@ -40,11 +41,22 @@ from studies.heart.arms import (
 )
 from studies.heart.data import SOURCES, HeartSettings, left_out
 from studies.heart.evaluators import EVALUATORS
+from studies.heart.generation import FLIPPED, WAYS, generated
 from studies.heart.measures import tables_on_hearts
 from studies.heart.report import criteria
 
 CONTROL = ("dice", "geometry", "recovered", "flips")
 REALISM = ("distances", "frechet", "too_few", "memorisation")
+
+
+def cost(settings: HeartSettings) -> pd.DataFrame:
+    """Denoiser evaluations of each set of generated hearts, two a step of guided sampling: hearts
+    (way of requesting, or word of the prompt that is flipped), kind, forward, backward.
+    """
+    a_heart = settings.sampling_steps * (1 if settings.guidance_scale == 1 else 2)
+    counts = {name: len(generated(settings, name).load()) for name in (*WAYS, *FLIPPED)}
+    rows = [(name, "sampling", count * a_heart, 0) for name, count in counts.items()]
+    return pd.DataFrame(rows, columns=["hearts", "kind", "forward", "backward"])
 
 
 def _on_hearts(name: str, compressed: bool = False) -> Table[HeartSettings]:
@@ -72,6 +84,7 @@ STUDY = Study(
         "excluded": Table(left_out, "study", when=lambda settings: settings.cohort != "phantom"),
         "hearts": _on_hearts("hearts", compressed=True),
         **{name: _on_hearts(name) for name in (*CONTROL, *REALISM)},
+        "cost": Table(cost, "study", when=lambda settings: settings.draws_hearts),
         "people": _downstream(people_of, "study", compressed=True),
         "margins": _downstream(margins_of, "run", compressed=True),
         "small_groups": _downstream(

@@ -375,6 +375,7 @@ def run_beside(study, place):
         "frechet.csv",
         "too_few.csv",
         "memorisation.csv",
+        "cost.csv",
     }
 
 
