@@ -100,30 +100,30 @@ def distance_by_size(
 
 def equity_by_groups(
     rng: np.random.Generator,
-    people: int,
+    subjects: int,
     counts: Sequence[int],
     auc: float = 0.85,
     repeats: int = 200,
 ) -> pd.DataFrame:
-    """Equity-scaled AUC of one classifier that treats all patients alike, when `people` are put
+    """Equity-scaled AUC of one classifier that treats all patients alike, when `subjects` are put
     into groups at random.
 
-    counts: numbers of groups. Columns, means over `repeats`: groups, n (people a group), auc,
+    counts: numbers of groups. Columns, means over `repeats`: groups, n (patients a group), auc,
     equity_scaled, worst, max_min. Raises `DataError` when a group would have fewer than ten ill or
-    healthy people.
+    healthy patients.
     """
-    if people // (2 * max(counts)) < 10:
+    if subjects // (2 * max(counts)) < 10:
         raise DataError(
-            f"{people} people in {max(counts)} groups: fewer than ten ill or healthy in each; ask "
-            "for fewer groups"
+            f"{subjects} patients in {max(counts)} groups: fewer than ten ill or healthy in each; "
+            "ask for fewer groups"
         )
     rows = []
     for _ in range(repeats):
-        ill, healthy = rng.normal(size=(2, people // 2))
+        ill, healthy = rng.normal(size=(2, subjects // 2))
         ill = ill + separation(auc)
         whole = float(area(ill, healthy))
         for count in counts:
-            each = people // (2 * count)
+            each = subjects // (2 * count)
             parts = area(*(side[: each * count].reshape(count, each) for side in (ill, healthy)))
             scaled, worst, gap = equity_scaled(whole, parts), parts.min(), np.ptp(parts)
             rows.append((count, 2 * each, whole, scaled, worst, gap))
@@ -139,9 +139,9 @@ def separation(auc: ArrayLike) -> np.ndarray:
 def simulated_arms(
     rng: np.random.Generator, sizes: Sequence[int], areas: Sequence[float], shared: float = 0.5
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Two arms of one and the same quality on the same people: label [N], scores [2, N], group [N].
+    """Two arms of the same quality on the same patients: label [N], scores [2, N], group [N].
 
-    sizes, areas: people and true AUC of each group (half of it ill). shared: the part of the
+    sizes, areas: patients and true AUC of each group (half of it ill). shared: the part of the
     scores' variance that lies in the patient and not in the arm, in [0, 1).
     """
     group = np.repeat(np.arange(len(sizes)), sizes)
@@ -225,15 +225,15 @@ def _proportion(name: str, events: np.ndarray) -> dict[str, float]:
 Ends = tuple[np.ndarray, np.ndarray]  # of intervals
 OURS, NAIVE, PICKED = "contenders", "bootstrap of the minimum", "interval of the lowest group"
 RACE, RACE_SEX = (90, 150, 760), (51, 39, 86, 64, 433, 327)
-"""People of a test set of 1,000 with the shares of the fundus phantom: Asian, Black, White; and
+"""Patients of a test set of 1,000 with the shares of the fundus phantom: Asian, Black, White; and
 each as women, men.
 """
 
 
 @dataclass(frozen=True)
 class Setting:
-    """One world: `metric` ("accuracy" or "auc"), people of each group (`sizes`; half of them ill),
-    the groups' true `values`.
+    """One world: `metric` ("accuracy" or "auc"), patients of each group (`sizes`; half of them
+    ill), the groups' true `values`.
     """
 
     name: str
@@ -243,7 +243,8 @@ class Setting:
 
 
 def chapter_settings(shrink: float = 1.0) -> list[Setting]:
-    """The settings of the chapter; `shrink` multiplies the numbers of people (at least 20 a group).
+    """The settings of the chapter; `shrink` multiplies the numbers of patients (at least 20 a
+    group).
 
     The last one of each metric is made to be hard: five groups lie about one standard error above
     the worst, where the interval is most conservative.
@@ -395,7 +396,7 @@ def exact_coverage(
 
 
 def rare_intersections(sizes: Sequence[int], shares: np.ndarray) -> pd.DataFrame:
-    """`exact_coverage` of every method for groups of `sizes` people, with a column `method`."""
+    """`exact_coverage` of every method for groups of `sizes` patients, with a column `method`."""
     parts = [
         exact_coverage(method, n, shares).assign(method=name)
         for name, method in METHODS.items()
@@ -415,17 +416,17 @@ WORLDS = {"groups alike": (0.85, 0.85, 0.85), "one group worse": (0.75, 0.87, 0.
 
 @dataclass(frozen=True)
 class StatisticsSettings:
-    """sizes: images a group; people, counts: of the equity-scaled AUC; null_sizes: patients of the
-    three groups of the null; published: replicates of the published test; shrink: multiplies the
-    patients of the worst-group settings; *_repeats: simulated test sets; *_replicates: bootstrap
-    draws in each; naive_repeats: test sets on which the bootstrap of the minimum is run.
+    """sizes: images a group; subjects, counts: of the equity-scaled AUC; null_sizes: patients of
+    the three groups of the null; published: replicates of the published test; shrink: multiplies
+    the patients of the worst-group settings; *_repeats: simulated test sets; *_replicates:
+    bootstrap draws in each; naive_repeats: test sets on which the bootstrap of the minimum is run.
     """
 
     cohort: str = "simulated"
     seed: int = 2026
     sizes: tuple[int, ...] = (50, 100, 200, 400, 1600)
     size_repeats: int = 20
-    people: int = 1000
+    subjects: int = 1000
     counts: tuple[int, ...] = (2, 3, 7, 18)
     equity_repeats: int = 100
     null_sizes: tuple[int, ...] = (40, 60, 140)
@@ -461,7 +462,7 @@ def distances(settings: StatisticsSettings) -> pd.DataFrame:
 def groups(settings: StatisticsSettings) -> pd.DataFrame:
     """See `equity_by_groups`."""
     repeats = settings.equity_repeats
-    return equity_by_groups(settings.rng(1), settings.people, settings.counts, repeats=repeats)
+    return equity_by_groups(settings.rng(1), settings.subjects, settings.counts, repeats=repeats)
 
 
 def null(settings: StatisticsSettings) -> pd.DataFrame:

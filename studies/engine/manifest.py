@@ -43,12 +43,12 @@ def write_manifest(
     return manifest
 
 
-def training_people(weights: str | Path, kind: type, key: str, model: str, otherwise: str):
-    """The settings (of class `kind`) of the synthetic people that a generator was trained on, by
+def training_subjects(weights: str | Path, kind: type, key: str, model: str, otherwise: str):
+    """The settings (of class `kind`) of the synthetic subjects that a generator was trained on, by
     name `key` of its manifest.
 
     model, otherwise: for the error, what to train and what to do where a manifest does not tell.
-    Raises `WeightsError` when there is no manifest, or none of a model made from synthetic people.
+    Raises `WeightsError` when there is no manifest, or none of a model of synthetic subjects.
     """
     path = Path(weights) / NAME
     if not path.is_file():
@@ -59,7 +59,7 @@ def training_people(weights: str | Path, kind: type, key: str, model: str, other
     found = parsed(path)["parameters"].get(key)
     if not isinstance(found, dict):
         raise WeightsError(
-            f"{path}: does not say which synthetic people the generator was trained on; "
+            f"{path}: does not say which synthetic subjects the generator was trained on; "
             f"{otherwise}, or make the "
             "weights anew"
         )
@@ -80,7 +80,7 @@ def training_part(whole: P, count: int, seeds: Mapping[str, int | None]) -> P:
         )
     if count > whole.subjects:
         raise SettingsError(
-            f"train_people {count}: the generator was trained on {whole.subjects}; 0 takes all"
+            f"train_subjects {count}: the generator was trained on {whole.subjects}; 0 takes all"
         )
     return replace(whole, subjects=count or whole.subjects)
 

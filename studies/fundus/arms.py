@@ -52,8 +52,8 @@ from studies.fundus.data import (
     UNTUNED,
     Fundi,
     FundusSettings,
-    people,
     read_fundi,
+    subjects,
     write_fundi,
 )
 
@@ -210,8 +210,8 @@ class Shown:
 
 def shown(settings: FundusSettings, arm: str = BASE) -> Shown:
     """What a generator before fine-tuning is shown."""
-    generator, held_out = fundus_generator(settings, arm), people(settings, "probe")
-    latents, train = encode_images(generator, held_out), people(settings, "train")
+    generator, held_out = fundus_generator(settings, arm), subjects(settings, "probe")
+    latents, train = encode_images(generator, held_out), subjects(settings, "train")
     probe = (settings.probe_per_group, settings.probe_times, settings.split_seed)
     return Shown(generator, train, held_out, latents, *probe)
 
@@ -396,7 +396,7 @@ def generated(
     """Images of an arm, one for each requested patient; or for each row of `requested`, all from
     the one `noise`, to look at.
     """
-    table = people(settings, "requested").load().table if requested is None else requested
+    table = subjects(settings, "requested").load().table if requested is None else requested
     tuning = None if arm in UNTUNED else tuned(settings, arm, seed)
     sampling = Sampling(settings.sampling_steps, settings.guidance_scale, settings.sample_batch)
     noises = NOISE + seed if noise is None else PREVIEW
@@ -405,7 +405,7 @@ def generated(
 
 def real(settings: FundusSettings, seed: int) -> Artifact[Fundi]:
     """The requested patients' own images."""
-    return people(settings, "requested")
+    return subjects(settings, "requested")
 
 
 ARMS: dict[str, Arm[FundusSettings]] = {

@@ -28,7 +28,7 @@ from fairlib.errors import DataError, SettingsError
 from fairlib.io import read_tensors, to_bytes, to_images, write_bytes, write_tensors
 from fairlib.methods.finetuning import FinetuneSettings
 from fairlib.settings import Count, Natural, check_bounds, digest, unknown_key
-from studies.engine.manifest import training_part, training_people
+from studies.engine.manifest import training_part, training_subjects
 from studies.engine.profiles import settings_from
 from studies.engine.progress import Progress
 from studies.engine.stage import Artifact, in_blocks, stage
@@ -53,16 +53,16 @@ class FundusSettings:
 
     cohort: "phantom", or "fairgenmed" (the real layout under `data_dir`). weights: the pipeline
     folder that fine-tuning starts from; the phantom's cohort to fine-tune on is read from its
-    manifest. everyone: the folder of reference "everyone"; empty, without it. train_people: 0, all
-    of the cohort. steps ... window: see `methods.finetuning` and `methods.perturbation`; one
-    learning rate for all arms. probe_people: held-out patients, even over the groups, from whom the
-    probe takes `probe_per_group` of every group; it is measured every `probe_every` steps, each
+    manifest. everyone: the folder of reference "everyone"; empty, without it. train_subjects: 0,
+    all of the cohort. steps ... window: see `methods.finetuning` and `methods.perturbation`; one
+    learning rate for all arms. probe_subjects: held-out patients, even over the groups, from whom
+    the probe takes `probe_per_group` of every group; it is measured every `probe_every` steps, each
     patient at `probe_times` noise levels. images: one for each prompt of as many patients;
-    guidance_scale, sampling_steps (DPM-Solver++ 2M). evaluator_people, evaluator_steps: patients
-    that the attribute classifier is fitted on, and how long. reference_people: real unseen patients
-    that generated images are compared with and that classifiers are tried on. semantic_steps: of
-    those classifiers. replicates: bootstrap draws of patients. n_min: patients of every class that
-    a group must have for an AUC.
+    guidance_scale, sampling_steps (DPM-Solver++ 2M). evaluator_subjects, evaluator_steps: patients
+    that the attribute classifier is fitted on, and how long. reference_subjects: real unseen
+    patients that generated images are compared with and that classifiers are tried on.
+    semantic_steps: of those classifiers. replicates: bootstrap draws of patients. n_min: patients
+    of every class that a group must have for an AUC.
     """
 
     cohort: Literal["phantom", "fairgenmed"] = "phantom"
@@ -70,7 +70,7 @@ class FundusSettings:
     weights: str = "weights/fundus-white"
     everyone: str = "weights/fundus"
     split_seed: Natural = 0
-    train_people: Natural = 0
+    train_subjects: Natural = 0
     # Steps and rate were chosen on the probe's loss of plain fine-tuning at seed 0 (3e-4 ends lower
     # than 1e-3), on no evaluator.
     steps: Count = 180
@@ -79,7 +79,7 @@ class FundusSettings:
     warmup: Natural = 0
     ema_decay: float = 0.99
     window: Count = 30
-    probe_people: Count = 48
+    probe_subjects: Count = 48
     probe_per_group: Count = 8
     probe_times: Count = 3
     probe_every: Count = 6
@@ -87,18 +87,18 @@ class FundusSettings:
     sampling_steps: Count = 8
     guidance_scale: float = 2.0
     sample_batch: Count = 50
-    evaluator_people: Count = 2400
+    evaluator_subjects: Count = 2400
     evaluator_steps: Count = 600
-    reference_people: Count = 900
+    reference_subjects: Count = 900
     semantic_steps: Count = 200
     replicates: Count = 300
     n_min: Count = 10
 
     def __post_init__(self) -> None:
         check_bounds(self)
-        if self.reference_people < self.images:
+        if self.reference_subjects < self.images:
             raise SettingsError(
-                f"FundusSettings: {self.reference_people} reference_people for {self.images} "
+                f"FundusSettings: {self.reference_subjects} reference_subjects for {self.images} "
                 "images; distances are taken at equal numbers, so give at least as many"
             )
 
@@ -108,14 +108,14 @@ class FundusSettings:
         follows from what they give, as in the long runs. Of other weights there is no generator
         that was trained on everyone.
         """
-        given, steps = parameters, parameters.evaluator_people // 4
+        given, steps = parameters, parameters.evaluator_subjects // 4
         return settings_from(
             cls,
             given,
             everyone=cls.everyone if given.weights == cls.weights else "",
             window=max(2, given.steps // 6),
             probe_every=max(1, given.steps // 30),
-            reference_people=given.images * 3 // 2,
+            reference_subjects=given.images * 3 // 2,
             evaluator_steps=steps,
             semantic_steps=min(cls.semantic_steps, steps // 2),
             n_min=min(cls.n_min, max(1, given.images // 18)),
@@ -187,7 +187,7 @@ reference: real unseen patients.
 """
 
 
-def people(settings: FundusSettings, part: str) -> Artifact[Fundi]:
+def subjects(settings: FundusSettings, part: str) -> Artifact[Fundi]:
     """The patients of one of `PARTS`, drawn or read on first use.
 
     Columns of the table: those of the cohort (see `cohorts.fairgenmed`), a phantom's `cdr` among
@@ -196,11 +196,11 @@ def people(settings: FundusSettings, part: str) -> Artifact[Fundi]:
     if part not in PARTS:
         raise DataError(unknown_key(part, list(PARTS), "the parts of the fundus study"))
     counts = {
-        "train": settings.train_people,
-        "evaluators": max(settings.evaluator_people, settings.images),
-        "probe": settings.probe_people,
+        "train": settings.train_subjects,
+        "evaluators": max(settings.evaluator_subjects, settings.images),
+        "probe": settings.probe_subjects,
         "requested": settings.images,
-        "reference": settings.reference_people,
+        "reference": settings.reference_subjects,
     }
     make = _synthetic if settings.cohort == "phantom" else _real
     return make(settings, part, counts[part])
@@ -213,7 +213,7 @@ def cohort_digest(settings: FundusSettings) -> str:
     if settings.cohort == "fairgenmed":
         table = _release(settings).load().table
     else:
-        table = rows_of("train", each_settings(_training_people(settings), even=False))
+        table = rows_of("train", each_settings(_training_subjects(settings), even=False))
     return digest(table.round(4).to_csv(index=False))
 
 
@@ -238,7 +238,7 @@ def trained_on(settings: FundusSettings) -> PhantomSettings:
     Raises `WeightsError` when it does not say so.
     """
     otherwise = "fine-tuning goes on with them: use cohort 'fairgenmed'"
-    return training_people(settings.weights, PhantomSettings, "fundi", "fundus", otherwise)
+    return training_subjects(settings.weights, PhantomSettings, "fundi", "fundus", otherwise)
 
 
 def even_settings(settings: PhantomSettings, index: int) -> PhantomSettings:
@@ -271,7 +271,7 @@ def rows_of(part: str, each: list[PhantomSettings]) -> pd.DataFrame:
 
 
 @stage(load=read_fundi, verify=False)
-def draw_people(
+def draw_subjects(
     out: Path, progress: Progress, part: str, drawn: PhantomSettings, even: bool
 ) -> None:
     """Draw `drawn.subjects` patients, block by block."""
@@ -286,16 +286,16 @@ def draw_people(
     write_fundi(out, tensors["images"], rows_of(part, each))
 
 
-def _training_people(settings: FundusSettings) -> PhantomSettings:
+def _training_subjects(settings: FundusSettings) -> PhantomSettings:
     seeds = {name: part.seed for name, part in PARTS.items()}
-    return training_part(trained_on(settings), settings.train_people, seeds)
+    return training_part(trained_on(settings), settings.train_subjects, seeds)
 
 
 def _synthetic(settings: FundusSettings, part: str, count: int) -> Artifact[Fundi]:
-    train, seed = _training_people(settings), PARTS[part].seed
+    train, seed = _training_subjects(settings), PARTS[part].seed
     if seed is None:
-        return draw_people(part, train, False)
-    return draw_people(part, PhantomSettings(subjects=count, seed=seed), True)
+        return draw_subjects(part, train, False)
+    return draw_subjects(part, PhantomSettings(subjects=count, seed=seed), True)
 
 
 # ---- real patients
@@ -307,7 +307,7 @@ def read_release(folder: Path) -> Cohort:
 
 
 @stage(load=read_fundi, verify=False)
-def read_people(
+def read_subjects(
     out: Path,
     progress: Progress,
     release: Artifact[Cohort],
@@ -367,10 +367,10 @@ def _release(settings: FundusSettings) -> Artifact[Cohort]:
 
 
 def _real(settings: FundusSettings, part: str, count: int) -> Artifact[Fundi]:
-    return read_people(_release(settings), PARTS[part], settings.split_seed, count)
+    return read_subjects(_release(settings), PARTS[part], settings.split_seed, count)
 
 
 SOURCES: dict[str, Source[FundusSettings]] = {
-    "phantom": Source(partial(people, part="train"), cohort_digest),
-    "fairgenmed": Source(partial(people, part="train"), cohort_digest, "patients of FairGenMed"),
+    "phantom": Source(partial(subjects, part="train"), cohort_digest),
+    "fairgenmed": Source(partial(subjects, part="train"), cohort_digest, "patients of FairGenMed"),
 }

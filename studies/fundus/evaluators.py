@@ -41,12 +41,12 @@ from fairlib.models.classifier import SLIM, WIDE, Classifier, ClassifierSettings
 from studies.engine.places import accelerator
 from studies.engine.progress import Progress
 from studies.engine.stage import Artifact, stage
-from studies.fundus.data import HEADS, TASKS, Fundi, FundusSettings, people
+from studies.fundus.data import HEADS, TASKS, Fundi, FundusSettings, subjects
 
 # px of 128: what is narrower, and so much darker than is usual here, is a vessel
 VESSEL, VALLEY, USUAL = 11, 0.03, 2.0
 WIDEST = 0.96  # cup over disc: a wider one is the soft edge of a disc that shows no cup
-COLUMNS = ("cdr", "disc_diameter", "found")
+COLUMNS = ("cdr", "disc_diameter", "has_disc")
 # directions; pixels of 128 between points of a ray, and how far it goes
 RAYS, STEP, REACH = 72, 0.6, 33.0
 DISC_RADIUS = (11.0, 27.0)  # px of 128: of discs that are looked for
@@ -88,7 +88,7 @@ def measure_cdr(images: ArrayLike) -> pd.DataFrame:
     """Cup and disc of fundus images [N, 1, H, H] in [-1, 1], H at least 64, disc within the
     middle: one row an image.
 
-    cdr: vertical cup-to-disc ratio; disc_diameter: vertical, in pixels of the image; found:
+    cdr: vertical cup-to-disc ratio; disc_diameter: vertical, in pixels of the image; has_disc:
     whether a disc with a cup was found. Where not, cdr and disc_diameter are NaN; no image
     raises. Raises `DataError` on another shape.
     """
@@ -315,9 +315,9 @@ BATCH = 100  # images that are classified at a time
 
 @dataclass(frozen=True, eq=False)
 class Readings:
-    """What is found in images. table: one row an image, `cdr` (measured), `disc_diameter`, `found`,
-    and the attribute classifier's probabilities `p_<attribute>_<value>` (of two values the second
-    alone). features: the classifier's, float64 [N, 64].
+    """What is read in images. table: one row an image, `cdr` (measured), `disc_diameter`,
+    `has_disc`, and the attribute classifier's probabilities `p_<attribute>_<value>` (of two values
+    the second alone). features: the classifier's, float64 [N, 64].
     """
 
     table: pd.DataFrame
@@ -354,7 +354,7 @@ def fit_classifier(
 def attribute_classifier(settings: FundusSettings) -> Artifact[Classifier]:
     """The classifier of all `HEADS`, fitted on real patients."""
     fit = replace(FIT, steps=settings.evaluator_steps, batch_size=64, seed=61, architecture=WIDE)
-    given = people(settings, "evaluators")
+    given = subjects(settings, "evaluators")
     return fit_classifier(given, len(given.load()), list(HEADS.items()), fit)
 
 
@@ -363,7 +363,7 @@ def task_classifier(
 ) -> Artifact[Classifier]:
     """A classifier of `TASKS` fitted on `images`: as many images and steps for all of a study."""
     fit = replace(FIT, steps=settings.semantic_steps, weight_decay=5e-2, seed=seed)
-    count = len(people(settings, "requested").load())
+    count = len(subjects(settings, "requested").load())
     return fit_classifier(images, count, list(TASKS.items()), fit)
 
 

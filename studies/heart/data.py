@@ -21,7 +21,7 @@ from fairlib.io import read_tensors, to_bytes, to_images, write_bytes, write_ten
 from fairlib.methods.downstream import ImageTable
 from fairlib.models.segmenter import frames_of
 from fairlib.settings import Count, Natural, Positive, check_bounds, digest
-from studies.engine.manifest import training_part, training_people
+from studies.engine.manifest import training_part, training_subjects
 from studies.engine.places import runs_folder
 from studies.engine.profiles import settings_from
 from studies.engine.progress import Progress
@@ -40,15 +40,15 @@ class HeartSettings:
     the phantom's training subjects are read from its manifest, so that they are exactly those the
     generator was trained on. controlnet: folder or hub name of a ControlNet for a plain Stable
     Diffusion given as `weights`.
-    train_people: 0, all of them; fewer only to see that everything runs, because synthetic images
+    train_subjects: 0, all of them; fewer only to see that everything runs, because synthetic images
     would then know subjects that real-only training does not.
-    classifier_people: real subjects that the downstream classifiers train on: 0, the generator's
+    classifier_subjects: real subjects that the downstream classifiers train on: 0, the generator's
     own training subjects, so that nobody else enters through the synthetic images. More: only so
     many of them, as in a small hospital that uses a generator and masks shared by a large one;
     synthetic images then carry subjects that real-only training never saw. segmenter_steps,
-    judge_steps, classifier_steps: optimiser steps of the re-segmenter, of the other evaluators, and
-    of the downstream classifier in all its phases. *_people: synthetic subjects drawn for a part
-    (see `part_settings`); of a real cohort each part is a share (`FRACTIONS`).
+    evaluator_steps, classifier_steps: optimiser steps of the re-segmenter, of the other evaluators,
+    and of the downstream classifier in all its phases. *_subjects: synthetic subjects drawn for a
+    part (see `part_settings`); of a real cohort each part is a share (`FRACTIONS`).
     images: generated in each way and measured; synthetic: copies that the downstream classifiers
     train on; flips: images drawn again with one word of the prompt changed. guidance_scale: the
     paper's for copies; at another one the hearts are measured, and no classifier trains on them.
@@ -61,16 +61,16 @@ class HeartSettings:
     weights: str = "weights/heart"
     controlnet: str = ""
     split_seed: Natural = 0
-    train_people: Natural = 0
-    classifier_people: Natural = 0
+    train_subjects: Natural = 0
+    classifier_subjects: Natural = 0
     segmenter_steps: Count = 800
-    judge_steps: Count = 800
+    evaluator_steps: Count = 800
     classifier_steps: Count = 400
-    judge_people: Count = 3000
-    hold_people: Count = 800
-    validation_people: Count = 2000
-    choice_people: Count = 2000
-    test_people: Count = 4000
+    evaluator_subjects: Count = 3000
+    heldout_subjects: Count = 800
+    validation_subjects: Count = 2000
+    choice_subjects: Count = 2000
+    test_subjects: Count = 4000
     images: Count = 800
     synthetic: Count = 2000
     flips: Count = 100
@@ -84,31 +84,31 @@ class HeartSettings:
         check_bounds(self)
         if not (self.draws_hearts or self.trains_classifiers):
             raise SettingsError(
-                f"HeartSettings: classifier_people {self.classifier_people} and guidance_scale "
+                f"HeartSettings: classifier_subjects {self.classifier_subjects} and guidance_scale "
                 f"{self.guidance_scale:g}: change one of them at a time"
             )
 
     @classmethod
     def from_parameters(cls, parameters: Any) -> HeartSettings:
-        """The study at the size that the parameters of a notebook ask for: `test_people`,
+        """The study at the size that the parameters of a notebook ask for: `test_subjects`,
         `evaluator_steps` and `images` set the others in the ratios of the long runs.
         """
-        people, images = parameters.test_people, parameters.images
+        subjects, images = parameters.test_subjects, parameters.images
         steps = parameters.evaluator_steps
         return settings_from(
             cls,
             parameters,
-            judge_people=people * 3 // 4,
-            hold_people=people // 5,
-            validation_people=people // 2,
-            choice_people=people // 2,
+            evaluator_subjects=subjects * 3 // 4,
+            heldout_subjects=subjects // 5,
+            validation_subjects=subjects // 2,
+            choice_subjects=subjects // 2,
             segmenter_steps=steps,
-            judge_steps=steps,
+            evaluator_steps=steps,
             classifier_steps=steps // 2,
             synthetic=images * 5 // 2,
             flips=images // 8,
             replicates=min(cls.replicates, images * 2),
-            n_min=min(cls.n_min, max(1, people // 120)),
+            n_min=min(cls.n_min, max(1, subjects // 120)),
         )
 
     @property
@@ -125,10 +125,10 @@ class HeartSettings:
 
     @property
     def draws_hearts(self) -> bool:
-        """Whether the tables on generated hearts are this study's own; with `classifier_people`
+        """Whether the tables on generated hearts are this study's own; with `classifier_subjects`
         they are the main study's.
         """
-        return not self.classifier_people
+        return not self.classifier_subjects
 
     @property
     def trains_classifiers(self) -> bool:
@@ -153,35 +153,35 @@ def part_settings(
     subject is in two.
 
     train: the generator's own training subjects, and the real training set of every classifier.
-    judges: those the evaluators are fitted on. hold, reference: two halves of unseen subjects; the
-    first lend their masks and prompts, the second are those generated images are compared with.
-    validation: natural shares at the paper's prevalence 0.10. choice: where the best synthetic arm
-    is chosen; test: where it is evaluated. extra: more subjects like `train`, for the upper bound.
-    Raises `SettingsError` when a part would draw the training subjects again.
+    evaluators: those the evaluators are fitted on. heldout, reference: two halves of unseen
+    subjects; the first lend their masks and prompts, the second are those generated images are
+    compared with. validation: natural shares at the paper's prevalence 0.10. choice: where the best
+    synthetic arm is chosen; test: where it is evaluated. extra: more subjects like `train`, for the
+    upper bound. Raises `SettingsError` when a part would draw the training subjects again.
     """
 
-    def drawn(seed: int, people: int, **shares: float) -> PhantomSettings:
-        return PhantomSettings(subjects=people, seed=seed, **shares)
+    def drawn(seed: int, count: int, **shares: float) -> PhantomSettings:
+        return PhantomSettings(subjects=count, seed=seed, **shares)
 
     parts = {
-        "judges": drawn(211, settings.judge_people, **EVEN, **YOUNG),
-        "hold": drawn(212, settings.hold_people, **EVEN),
-        "reference": drawn(213, settings.hold_people, **EVEN),
-        "validation": drawn(214, settings.validation_people, heart_failure=0.10),
-        "choice": drawn(215, settings.choice_people, **EVEN),
-        "test": drawn(216, settings.test_people, **EVEN),
+        "evaluators": drawn(211, settings.evaluator_subjects, **EVEN, **YOUNG),
+        "heldout": drawn(212, settings.heldout_subjects, **EVEN),
+        "reference": drawn(213, settings.heldout_subjects, **EVEN),
+        "validation": drawn(214, settings.validation_subjects, heart_failure=0.10),
+        "choice": drawn(215, settings.choice_subjects, **EVEN),
+        "test": drawn(216, settings.test_subjects, **EVEN),
         "extra": replace(trained_on, seed=217, subjects=settings.synthetic),
     }
     seeds = {name: part.seed for name, part in parts.items()}
-    return {"train": training_part(trained_on, settings.train_people, seeds), **parts}
+    return {"train": training_part(trained_on, settings.train_subjects, seeds), **parts}
 
 
 # Of the subjects of a real cohort; there is no `extra` among them. Of 300, as M&Ms may leave, 60
 # are tested, and 24 lend masks.
 FRACTIONS = {
     "train": 0.34,
-    "judges": 0.12,
-    "hold": 0.08,
+    "evaluators": 0.12,
+    "heldout": 0.08,
     "reference": 0.08,
     "validation": 0.08,
     "choice": 0.10,
@@ -264,8 +264,8 @@ def trained_on(settings: HeartSettings) -> PhantomSettings:
 
     Raises `WeightsError` when it does not say so.
     """
-    otherwise = "a comparison with real images of the same people needs them: use cohort 'mnms'"
-    return training_people(settings.weights, PhantomSettings, "hearts", "heart", otherwise)
+    otherwise = "a comparison with real images of the same subjects needs them: use cohort 'mnms'"
+    return training_subjects(settings.weights, PhantomSettings, "hearts", "heart", otherwise)
 
 
 def part(settings: HeartSettings, name: str) -> Artifact[Hearts]:

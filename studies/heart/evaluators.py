@@ -97,9 +97,9 @@ def wall_thickness(cavity: np.ndarray, epicardium: np.ndarray, pixel: float = 2.
     perimeters are those of `perimeter`.
     """
     ring = (epicardium & ~cavity).sum((-2, -1))
-    known = cavity.any((-2, -1)) & (ring > 0)
+    defined = cavity.any((-2, -1)) & (ring > 0)
     around = perimeter(cavity) + perimeter(epicardium)
-    return np.where(known, 2 * ring / np.where(known, around, 1), np.nan) * pixel
+    return np.where(defined, 2 * ring / np.where(defined, around, 1), np.nan) * pixel
 
 
 def perimeter(mask: np.ndarray) -> np.ndarray:
@@ -154,9 +154,9 @@ class Evaluator:
 
     fit: Callable[..., None]
     settings: Any
-    steps: str
     load: Callable[[Path], nn.Module]
     read: Callable[[nn.Module, Hearts], tuple[Columns, Kept]]
+    steps: str = "evaluator_steps"
 
 
 @dataclass(frozen=True, eq=False)
@@ -164,12 +164,12 @@ class Readings:
     """What the evaluators read in N hearts.
 
     table: the attributes of each heart (requested, or true), and what was read (see
-    `read_hearts_with`). found, requested: masks uint8 [N, 2, H, W], read in the image and given
+    `read_hearts_with`). segmented, requested: masks uint8 [N, 2, H, W], read in the image and given
     with it.
     """
 
     table: pd.DataFrame
-    found: Tensor
+    segmented: Tensor
     requested: Tensor
 
 
@@ -207,17 +207,17 @@ def evaluate(
 
 def read_shape(segmenter: Segmenter, hearts: Hearts) -> tuple[Columns, Kept]:
     """Masks found in the images, their Dice with the given ones, and their geometry."""
-    found = segment(segmenter, hearts.images)
-    overlaps = dice(hearts.masks, found).reshape(len(found), -1)
-    measured = {f"measured_{name}": values.to_numpy() for name, values in geometry(found).items()}
-    return dict(zip(DICE, overlaps.T, strict=True)) | measured, {"found": found}
+    masks = segment(segmenter, hearts.images)
+    overlaps = dice(hearts.masks, masks).reshape(len(masks), -1)
+    measured = {f"measured_{name}": values.to_numpy() for name, values in geometry(masks).items()}
+    return dict(zip(DICE, overlaps.T, strict=True)) | measured, {"segmented": masks}
 
 
 def read_diagnosis(classifier: Classifier, hearts: Hearts) -> tuple[Columns, Kept]:
     """The logit of heart failure, and whether it lies above the threshold."""
-    found = predict(classifier, hearts.images)
-    ill = found.positive().numpy().astype(int)
-    return {"read_failure": found.logit.numpy(), "read_ill": ill}, {}
+    prediction = predict(classifier, hearts.images)
+    ill = prediction.positive().numpy().astype(int)
+    return {"read_failure": prediction.logit.numpy(), "read_ill": ill}, {}
 
 
 def read_attributes(reader: Classifier, hearts: Hearts) -> tuple[Columns, Kept]:
@@ -226,7 +226,7 @@ def read_attributes(reader: Classifier, hearts: Hearts) -> tuple[Columns, Kept]:
     return {f"read_{name}": values.numpy() for name, values in logits.items()}, {}
 
 
-def fit_and_calibration(people: Hearts, split_seed: int | None) -> tuple[Hearts, Hearts]:
+def fit_and_calibration(hearts: Hearts, split_seed: int | None) -> tuple[Hearts, Hearts]:
     """The hearts that evaluators are fitted on, and the calibration set: a fifth, for their errors
     and thresholds.
 
@@ -234,29 +234,29 @@ def fit_and_calibration(people: Hearts, split_seed: int | None) -> tuple[Hearts,
     few: there it is a fifth of the subjects of each diagnosis, so that neither is missing.
     """
     if split_seed is None:
-        edge = len(people) - len(people) // 5
-        return people.take(range(edge)), people.take(range(edge, len(people)))
-    subjects = people.table.drop_duplicates("subject")
-    parts = split_subjects(subjects, {"fit": 0.8, "own": 0.2}, split_seed, ["diagnosis"])
-    own = (people.table["subject"].map(parts) == "own").to_numpy()
-    return people.take(np.flatnonzero(~own)), people.take(np.flatnonzero(own))
+        edge = len(hearts) - len(hearts) // 5
+        return hearts.take(range(edge)), hearts.take(range(edge, len(hearts)))
+    subjects = hearts.table.drop_duplicates("subject")
+    parts = split_subjects(subjects, {"fit": 0.8, "calibration": 0.2}, split_seed, ["diagnosis"])
+    own = (hearts.table["subject"].map(parts) == "calibration").to_numpy()
+    return hearts.take(np.flatnonzero(~own)), hearts.take(np.flatnonzero(own))
 
 
 @stage
 def fit_evaluator(
     out: Path,
     progress: Progress,
-    people: Artifact[Hearts],
+    hearts: Artifact[Hearts],
     split_seed: int | None,
     fit: Callable[..., None],
     settings: Any,
 ) -> None:
     """Fit an evaluator; see `fit_and_calibration` for `split_seed`."""
-    fit(out, progress, *fit_and_calibration(people.load(), split_seed), settings)
+    fit(out, progress, *fit_and_calibration(hearts.load(), split_seed), settings)
 
 
 def fit_shape(
-    out: Path, progress: Progress, hearts: Hearts, own: Hearts, settings: SegmenterSettings
+    out: Path, progress: Progress, hearts: Hearts, calibration: Hearts, settings: SegmenterSettings
 ) -> None:
     """Fit the re-segmenter; its own Dice on the calibration set is written beside it."""
     torch.manual_seed(settings.seed)
@@ -264,23 +264,24 @@ def fit_shape(
     steps = fit_segmenter(segmenter, hearts.images, hearts.masks, settings)
     for _ in progress.track(steps, settings.steps, "re-segmenter"):
         pass
-    found = segment(segmenter, own.images)
-    save_segmenter(out, segmenter, {"dice": mean_dice(dice(own.masks, found))})
+    segmented = segment(segmenter, calibration.images)
+    save_segmenter(out, segmenter, {"dice": mean_dice(dice(calibration.masks, segmented))})
 
 
 def fit_failure(
-    out: Path, progress: Progress, hearts: Hearts, own: Hearts, settings: ClassifierSettings
+    out: Path, progress: Progress, hearts: Hearts, calibration: Hearts, settings: ClassifierSettings
 ) -> None:
     """Fit the heart-failure classifier; its threshold is the best on the calibration set."""
     settings = replace(settings, warmup=min(30, settings.steps // 4))
     classifier = _fit_heads(progress, HEADS, hearts, hearts.labels(), settings)
-    threshold = set_threshold(classifier, own.images, own.labels())
-    right = (predict(classifier, own.images).logit > threshold) == own.labels().bool()
+    labels = calibration.labels()
+    threshold = set_threshold(classifier, calibration.images, labels)
+    right = (predict(classifier, calibration.images).logit > threshold) == labels.bool()
     save_classifier(out, classifier, {"accuracy": float(right.float().mean())})
 
 
 def fit_reader(
-    out: Path, progress: Progress, hearts: Hearts, own: Hearts, settings: ClassifierSettings
+    out: Path, progress: Progress, hearts: Hearts, calibration: Hearts, settings: ClassifierSettings
 ) -> None:
     """Fit the reader of attributes."""
     truth = truth_of(hearts.table.assign(female=hearts.table["sex"] == "F"), ATTRIBUTES)
@@ -303,9 +304,9 @@ SHAPE = SegmenterSettings(seed=51)
 FAILURE = replace(DownstreamSettings().classifier, seed=52)
 PERSON = replace(FAILURE, warmup=50, architecture=CARDIAC, stream=17, seed=53)
 EVALUATORS: dict[str, Evaluator] = {
-    "segmenter": Evaluator(fit_shape, SHAPE, "segmenter_steps", load_segmenter, read_shape),
-    "diagnosis": Evaluator(fit_failure, FAILURE, "judge_steps", load_classifier, read_diagnosis),
-    "attributes": Evaluator(fit_reader, PERSON, "judge_steps", load_classifier, read_attributes),
+    "segmenter": Evaluator(fit_shape, SHAPE, load_segmenter, read_shape, "segmenter_steps"),
+    "diagnosis": Evaluator(fit_failure, FAILURE, load_classifier, read_diagnosis),
+    "attributes": Evaluator(fit_reader, PERSON, load_classifier, read_attributes),
 }
 
 
@@ -314,8 +315,8 @@ def fitted(settings: HeartSettings, name: str) -> Artifact[nn.Module]:
     chosen, synthetic = EVALUATORS[name], settings.cohort == "phantom"
     split_seed = None if synthetic else settings.split_seed
     how = replace(chosen.settings, steps=getattr(settings, chosen.steps))
-    people = part(settings, "judges")
-    return replace(fit_evaluator(people, split_seed, chosen.fit, how), reader=chosen.load)
+    hearts = part(settings, "evaluators")
+    return replace(fit_evaluator(hearts, split_seed, chosen.fit, how), reader=chosen.load)
 
 
 def fitted_evaluators(settings: HeartSettings) -> dict[str, tuple[Artifact[nn.Module], Callable]]:

@@ -97,23 +97,23 @@ def requests(settings: HeartSettings, way: str) -> tuple[pd.DataFrame, Tensor]:
     """
     if way not in WAYS:
         raise SettingsError(unknown_key(way, list(WAYS), "the ways of requesting hearts"))
-    people = part(settings, "hold" if way == "unseen" else "train").load()
+    hearts = part(settings, "heldout" if way == "unseen" else "train").load()
     if way == "unseen":
-        unseen = people.first(settings.images)
+        unseen = hearts.first(settings.images)
         columns = unseen.table[[*ATTRIBUTES, "subject"]]
         return columns.assign(source=range(len(unseen))), unseen.masks
     if way == "copies":
         needed = settings.synthetic if settings.trains_classifiers else 0
         count = max(settings.images, needed)
-        table, _ = copies(people.table, people.masks, count, NOISE[way])
-        height = people.table["height"].to_numpy(float)[table["source"].to_numpy()]
+        table, _ = copies(hearts.table, hearts.masks, count, NOISE[way])
+        height = hearts.table["height"].to_numpy(float)[table["source"].to_numpy()]
     else:
         table, _ = new_combinations(
-            people.table, people.masks, settings.images, NOISE[way], present_only=True
+            hearts.table, hearts.masks, settings.images, NOISE[way], present_only=True
         )
         means = {sex: mean for sex, (mean, _) in HEIGHT_CM.items()}
         height = table["sex"].map(means).to_numpy(float)
-    return table.assign(height=height), people.masks[torch.tensor(table["source"].to_numpy())]
+    return table.assign(height=height), hearts.masks[torch.tensor(table["source"].to_numpy())]
 
 
 def flipped(table: pd.DataFrame, word: str) -> pd.DataFrame:

@@ -70,22 +70,22 @@ def subgroups(table: pd.DataFrame) -> dict[str, np.ndarray]:
     single decades among them have too few subjects.
     """
     young = table["decade"].isin(["10s", "20s", "30s", "40s"])
-    people = table.assign(age=table["decade"].where(~young, "below 50"))
+    coarser = table.assign(age=table["decade"].where(~young, "below 50"))
     return {
-        name: people[name.split(", ")].astype(str).agg(", ".join, axis=1).to_numpy(object)
+        name: coarser[name.split(", ")].astype(str).agg(", ".join, axis=1).to_numpy(object)
         for name in SUBGROUPS
     }
 
 
 def dice_of(read: Readings, real: Readings, rng: Rng, replicates: int = 500) -> pd.DataFrame:
-    """Dice of the mask requested and the mask found in the image, for every subgroup, beside the
-    re-segmenter's own on unseen real hearts of that subgroup (columns of
+    """Dice of the mask requested and the mask segmented in the image, for every subgroup, beside
+    the re-segmenter's own on held-out hearts of that subgroup (columns of
     `measures.dice.dice_table`).
     """
     owners, subjects = (one.table["subject"].to_numpy(str) for one in (real, read))
-    reference = Reference(dice(real.requested, real.found), owners, subgroups(real.table))
+    reference = Reference(dice(real.requested, real.segmented), owners, subgroups(real.table))
     groups = subgroups(read.table)
-    return dice_table(read.requested, read.found, groups, subjects, rng, reference, replicates)
+    return dice_table(read.requested, read.segmented, groups, subjects, rng, reference, replicates)
 
 
 def geometry_of(
@@ -281,7 +281,7 @@ def too_few(
     rows = [("distances", attribute, reason) for attribute, reason in left_out.items()]
     if frechet["n"].max() < min(ns):
         reason = (
-            f"the test people do not give two sets of {min(ns)}; instead of {list(ns)} the sets "
+            f"the test subjects do not give two sets of {min(ns)}; instead of {list(ns)} the sets "
             f"have {frechet['n'].tolist()}, where covariances lack rank"
         )
         rows.append(("frechet", "n", reason))
@@ -291,7 +291,7 @@ def too_few(
 def memorisation_of(
     generator: ControlledGenerator,
     train: Hearts,
-    hold: Hearts,
+    heldout: Hearts,
     unseen: Hearts,
     copied: Hearts,
     rng: Rng,
@@ -300,15 +300,15 @@ def memorisation_of(
     """Whether generated hearts are nearer to the training hearts than real unseen subjects are.
 
     Compared in pairs: an image made under the mask and prompt of a subject the generator never saw
-    (`unseen`), with that very subject's own image (`hold`); as it is, and as the generator's
+    (`unseen`), with that very subject's own image (`heldout`); as it is, and as the generator's
     autoencoder gives it back, because smoother images lie nearer to everything. Copies are compared
     as well, their own mask's subject left out of the training hearts. One row a way, reading ("as
     taken" or `THROUGH`) and quantile: share of generated images nearer to a training heart than
     that quantile of the real ones, low, high, median_ratio with its ends, n.
     """
-    people = hold.first(len(unseen))
-    real = {"as taken": people.images, THROUGH: restored(generator, people.images)}
-    quantiles = (0.01, 0.05) if len(people) >= 100 else (0.1,)
+    owners = heldout.first(len(unseen))
+    real = {"as taken": owners.images, THROUGH: restored(generator, owners.images)}
+    quantiles = (0.01, 0.05) if len(owners) >= 100 else (0.1,)
     own = {
         "synthetic_subjects": copied.table["subject"].to_numpy(str),
         "training_subjects": train.table["subject"].to_numpy(str),
@@ -362,9 +362,9 @@ def measure(
 ) -> None:
     """Write every table on the generated hearts themselves.
 
-    read: every way, every flip and "hold"; hearts: "train", "hold", "reference", "test", and the
-    ways "unseen" and "copies", of which the first `images` count; rules: of geometry, None where
-    there are none.
+    read: every way, every flip and "heldout"; hearts: "train", "heldout", "reference", "test", and
+    the ways "unseen" and "copies", of which the first `images` count; rules: of geometry, None
+    where there are none.
     """
     progress.say(f"measuring {images} hearts of each way")
     found = {name: artifact.load() for name, artifact in read.items()}
@@ -372,7 +372,7 @@ def measure(
     reference, unseen = given["reference"], given["unseen"]
     network = reader.load().to(accelerator())
     # one random number generator for all tables, in this order
-    rng, real = np.random.default_rng(61), found["hold"]
+    rng, real = np.random.default_rng(61), found["heldout"]
 
     def by_way(make: Callable[[Readings], pd.DataFrame]) -> pd.DataFrame:
         return pd.concat([make(found[way]).assign(way=way) for way in WAYS], ignore_index=True)
@@ -388,7 +388,7 @@ def measure(
     tables["distances"], left_out = distances_of(network, reference, unseen, rng)
     tables["frechet"] = frechet_floor(network, reference, given["test"], rng)
     tables["too_few"] = too_few(left_out, tables["frechet"])
-    near = given["train"], given["hold"], unseen, given["copies"].first(images)
+    near = given["train"], given["heldout"], unseen, given["copies"].first(images)
     tables["memorisation"] = memorisation_of(load_generator(weights), *near, rng, replicates)
     for name, table in tables.items():
         write_bytes(out / f"{name}.csv", table.to_csv(index=False).encode())
@@ -401,9 +401,9 @@ def _kept(table: pd.DataFrame) -> pd.DataFrame:
 
 def tables_on_hearts(settings: HeartSettings) -> dict[str, pd.DataFrame]:
     """Every table on the generated hearts of a study, by name."""
-    parts = ("train", "hold", "reference", "test")
+    parts = ("train", "heldout", "reference", "test")
     return measure(
-        {source: readings(settings, source) for source in (*WAYS, *FLIPPED, "hold")},
+        {source: readings(settings, source) for source in (*WAYS, *FLIPPED, "heldout")},
         {name: part(settings, name) for name in parts}
         | {way: generated(settings, way) for way in ("unseen", "copies")},
         fitted(settings, "attributes"),
@@ -476,8 +476,8 @@ def _errors(
     complete = requested[list(inputs)].notna().all(axis=1).to_numpy()
     if not complete.any():
         raise DataError(f"no heart has all of {', '.join(inputs)}; the rules give no expectation")
-    people = requested.loc[complete, list(inputs)].to_dict("records")
-    expected = pd.DataFrame([rules(**person) for person in people], index=np.flatnonzero(complete))
+    attributes = requested.loc[complete, list(inputs)].to_dict("records")
+    expected = pd.DataFrame([rules(**row) for row in attributes], index=np.flatnonzero(complete))
     names = [name for name in UNITS if name in expected]
     expected = expected.reindex(range(len(requested)))[names].astype(float)
     errors = measured.reset_index(drop=True)[names] - expected
@@ -495,20 +495,20 @@ def _means(
     """
     part = errors[chosen]
     values, draws = part[names].to_numpy(), np.full((replicates, len(names)), np.nan)
-    known = ~np.isnan(values)
+    defined = ~np.isnan(values)
     subjects = part["subject"].astype(str).to_numpy()
-    counts = np.array([len(np.unique(subjects[rows])) for rows in known.T])
+    counts = np.array([len(np.unique(subjects[rows])) for rows in defined.T])
     if max(counts) >= SUBJECTS_MIN:
-        sample = Sample(np.where(known, values, 0), known.astype(float), clusters=subjects)
+        sample = Sample(np.where(defined, values, 0), defined.astype(float), clusters=subjects)
         draws = bootstrap(lambda *sums: pooled_mean(*sums, 0), [sample], rng, replicates)
         draws[:, counts < SUBJECTS_MIN] = np.nan
     difference = np.array([part[name].mean() for name in names])
-    pairs = zip(names, known.T, strict=True)
+    pairs = zip(names, defined.T, strict=True)
     expected = np.array([part.loc[rows, f"expected/{name}"].mean() for name, rows in pairs])
     table = pd.DataFrame({"measure": names, "unit": [UNITS[name] for name in names]}).assign(
         images=len(part),
         subjects=counts,
-        undefined=(~known).sum(0),
+        undefined=(~defined).sum(0),
         expected=expected,
         measured=expected + difference,
         difference=difference,

@@ -1,11 +1,11 @@
 """The heart study as data for the engine: `python -m studies heart` makes `results/heart`.
 
-Beside it lie a half of it each: `--classifier-people 150` makes `results/heart-shared`, the
+Beside it lie a half of it each: `--classifier-subjects 150` makes `results/heart-shared`, the
 downstream tables alone; `--guidance-scale 2` makes `results/heart-guidance2`, the tables on the
 hearts alone. What a half has in common with the main study is its stages.
 
     hearts.csv.gz       requests and readings, one row a heart (generated, or real and unseen)
-    dice.csv            requested and found masks, per subgroup
+    dice.csv            requested and segmented masks, per subgroup
     geometry.csv        measured geometry against the generative rules
     recovered.csv       whether the requested subject is in the image
     flips.csv           prompt or mask
@@ -14,7 +14,7 @@ hearts alone. What a half has in common with the main study is its stages.
     cost.csv            denoiser evaluations of each set of generated hearts, by kind
     too_few.csv         what those lack for want of subjects
     excluded.csv        subjects of a real cohort who are in no part
-    people.csv.gz       who was tested
+    subjects.csv.gz     who was tested
     margins.csv.gz      every answer of every arm and seed
     values.csv, differences.csv     the downstream tables
     small_groups.csv    subgroups with too few subjects for them
@@ -35,7 +35,7 @@ from studies.heart.arms import (
     comparable,
     default_arms,
     margins_of,
-    people_of,
+    subjects_of,
     summary,
     tested,
 )
@@ -85,7 +85,7 @@ STUDY = Study(
         "hearts": _on_hearts("hearts", compressed=True),
         **{name: _on_hearts(name) for name in (*CONTROL, *REALISM)},
         "cost": Table(cost, "study", when=lambda settings: settings.draws_hearts),
-        "people": _downstream(people_of, "study", compressed=True),
+        "subjects": _downstream(subjects_of, "study", compressed=True),
         "margins": _downstream(margins_of, "run", compressed=True),
         "small_groups": _downstream(
             lambda tables, settings: comparable(tested(tables), settings.n_min)[1]

@@ -170,7 +170,7 @@ def test_what_each_interval_promises():
 TINY = StatisticsSettings(
     sizes=(50, 100),
     size_repeats=1,
-    people=400,
+    subjects=400,
     counts=(2, 3),
     equity_repeats=5,
     null_repeats=3,

@@ -49,7 +49,7 @@ def test_the_key_of_a_real_part_misses_no_code_that_runs(tmp_path, runs):
     [
         ({"guidance_scale": 2.0}, {"generate", "evaluate"}),
         ({"segmenter_steps": 3}, {"fit_evaluator", "evaluate"}),
-        ({"classifier_steps": 3, "test_people": 44, "replicates": 21, "n_min": 2}, set()),
+        ({"classifier_steps": 3, "test_subjects": 44, "replicates": 21, "n_min": 2}, set()),
     ],
 )
 def test_a_setting_remakes_what_it_can_change(change, made, tiny_heart_study, runs, monkeypatch):
