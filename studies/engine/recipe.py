@@ -15,11 +15,11 @@ depends on has changed.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from fairlib.cohorts.cardiac import control_image
-from fairlib.errors import DataError, WeightsError
+from fairlib.errors import DataError, SettingsError, WeightsError
 from fairlib.io import (
     MANIFEST,
     parse_manifest,
@@ -49,6 +49,7 @@ from fairlib.settings import from_dict, to_dict
 from studies.engine import accelerator
 from studies.engine.stage import WORKING, Artifact, Progress, stage, write_manifest
 
+P = TypeVar("P")  # settings of a phantom
 Draw = Callable[[Any, Progress], tuple[dict[str, Tensor], list[str]]]
 
 
@@ -393,12 +394,12 @@ def write_weights_manifest(
     write_manifest(folder, to_dict(settings), time.time() - started, **made)
 
 
-def training_people(weights: str | Path, kind: type, key: str, model: str, otherwise: str):
-    """The settings (of class `kind`) of the synthetic people that a generator was trained on, by
+def training_subjects(weights: str | Path, kind: type, key: str, model: str, otherwise: str):
+    """The settings (of class `kind`) of the synthetic subjects that a generator was trained on, by
     name `key` of its manifest.
 
     model, otherwise: for the error, what to train and what to do where a manifest does not tell.
-    Raises `WeightsError` when there is no manifest, or none of a model made from synthetic people.
+    Raises `WeightsError` when there is no manifest, or none of a model of synthetic subjects.
     """
     path = Path(weights) / MANIFEST
     if not path.is_file():
@@ -409,7 +410,27 @@ def training_people(weights: str | Path, kind: type, key: str, model: str, other
     found = parse_manifest(path)["parameters"].get(key)
     if not isinstance(found, dict):
         raise WeightsError(
-            f"{path}: does not say which synthetic people the generator was trained on; "
-            f"{otherwise}, or make the weights anew"
+            f"{path}: does not say which synthetic subjects the generator was trained on; "
+            f"{otherwise}, or make the "
+            "weights anew"
         )
     return from_dict(kind, found)
+
+
+def training_part(whole: P, count: int, seeds: Mapping[str, int | None]) -> P:
+    """The first `count` (0: all) of the subjects `whole` that a generator was trained on.
+
+    seeds: those of the study's other parts. Raises `SettingsError` when one of them would draw the
+    training subjects again, and when there are fewer than `count`.
+    """
+    same = [part for part, seed in seeds.items() if seed == whole.seed]
+    if same:
+        raise SettingsError(
+            f"the generator was trained on subjects of seed {whole.seed}, which part {same[0]!r} "
+            "draws too; train it with another seed"
+        )
+    if count > whole.subjects:
+        raise SettingsError(
+            f"train_subjects {count}: the generator was trained on {whole.subjects}; 0 takes all"
+        )
+    return replace(whole, subjects=count or whole.subjects)

@@ -33,11 +33,20 @@ from typing import Any, Generic, TextIO, TypeVar
 import numpy as np
 import pandas as pd
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from fairlib.doctor import device, versions
 from fairlib.errors import SettingsError
-from fairlib.io import MANIFEST, hashes, parse_manifest, read_manifest, write_json
+from fairlib.io import (
+    MANIFEST,
+    hashes,
+    parse_manifest,
+    read_manifest,
+    read_tensors,
+    write_json,
+    write_tensors,
+)
 from fairlib.settings import digest
 from studies.engine import repository, stages_folder
 from studies.engine.reach import code_digest
@@ -204,6 +213,28 @@ def make(
 def stage_key(name: str, kept: dict[str, Any], code: str) -> str:
     """The hash that tells one variant of a stage from another."""
     return digest({"name": name, "arguments": kept, "code": code})
+
+
+def in_blocks(
+    out: Path,
+    progress: Progress,
+    count: int,
+    size: int,
+    label: str,
+    make: Callable[[range], dict[str, Tensor]],
+) -> dict[str, Tensor]:
+    """Make `count` rows of tensors, `size` at a time, for a stage that builds in `out`; blocks of
+    an interrupted attempt are kept in its working folder.
+
+    make: rows -> tensors by name, whose first dimension is that of the rows.
+    """
+    blocks = [range(start, min(start + size, count)) for start in range(0, count, size)]
+    paths = [out / WORKING / f"{block.start:06d}.safetensors" for block in blocks]
+    for block, path in progress.track(zip(blocks, paths, strict=True), len(blocks), label):
+        if not path.is_file():
+            write_tensors(path, make(block))
+    parts = [read_tensors(path) for path in paths]
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
 def _make(final: Path, name: str, parameters: dict, extra: dict, build: Build) -> None:

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from fairlib.cohorts.tables import ATTRIBUTES, group_names
 from fairlib.errors import SettingsError
-from fairlib.io import read_tensors, to_images, write_bytes, write_tensors
+from fairlib.io import read_tensors, to_bytes, to_images, write_bytes, write_tensors
 from fairlib.methods.finetuning import (
     FinetuneSettings,
     FinetuneState,
@@ -39,24 +39,29 @@ from fairlib.methods.group_weights import (
     attribute_gaps,
     group_means,
 )
-from fairlib.methods.perturbation import (
-    FairBayesianPerturbation,
-    PerturbationSettings,
-    RandomSigma,
-)
+from fairlib.methods.perturbation import FairBayesianPerturbation, PerturbationSettings, RandomSigma
 from fairlib.models.generator import Generator
 from studies.engine import accelerator
-from studies.engine.stage import Artifact, Progress, stage
+from studies.engine.stage import Artifact, Progress, in_blocks, stage
 from studies.engine.study import Arm
-from studies.fundus.data import Fundi, in_blocks, people, read_fundi, write_fundi
-from studies.fundus.settings import BASE, EVERYONE, REAL, UNTUNED, FundusSettings
+from studies.fundus.data import (
+    BASE,
+    EVERYONE,
+    REAL,
+    UNTUNED,
+    Fundi,
+    FundusSettings,
+    read_fundi,
+    subjects,
+    write_fundi,
+)
 
 SIZES = tuple(len(values) for values in ATTRIBUTES.values())
 GROUPS = tuple(value for _, value in group_names())
 SAVE = 40  # steps between two saves
 NOISE, PREVIEW = 9000, 8999  # noises of seed 0; noises of images to look at
 SIDE = 128
-Form = Literal["released", "repaired"]
+Form, Sigma = Literal["released", "repaired"], type[FairBayesianPerturbation | RandomSigma]
 Weigh = Callable[[np.ndarray, int, int], SampleWeights]
 Rows = Callable[[np.ndarray, int], np.ndarray]
 
@@ -79,13 +84,7 @@ def dro(groups: np.ndarray, window: int, seed: int) -> SampleWeights:
     return GroupDRO(groups, SIZES)
 
 
-def noisy(
-    kind: type[FairBayesianPerturbation | RandomSigma],
-    form: Form,
-    groups: np.ndarray,
-    window: int,
-    seed: int,
-) -> SampleWeights:
+def noisy(kind: Sigma, form: Form, groups: np.ndarray, window: int, seed: int) -> SampleWeights:
     """Weigh by noise, whose standard deviation `kind` chooses."""
     return kind(SIZES, PerturbationSettings(form, window=window, seed=seed))
 
@@ -99,10 +98,8 @@ def even_races(groups: np.ndarray, seed: int) -> np.ndarray:
     """Draw batches from as many rows, a third of each race: within a race the counts differ by one
     at most. Raises `SettingsError` when a race is missing.
     """
-    rng, places = (
-        np.random.default_rng([seed, 43]),
-        np.array_split(np.arange(len(groups)), SIZES[0]),
-    )
+    rng = np.random.default_rng([seed, 43])
+    places = np.array_split(np.arange(len(groups)), SIZES[0])
     of_race = [rng.permutation(np.flatnonzero(groups[:, 0] == race)) for race in range(SIZES[0])]
     missing = [name for name, rows in zip(GROUPS, of_race, strict=False) if not len(rows)]
     if missing:
@@ -212,8 +209,8 @@ class Shown:
 
 def shown(settings: FundusSettings, arm: str = BASE) -> Shown:
     """What a generator before fine-tuning is shown."""
-    generator, held_out = fundus_generator(settings, arm), people(settings, "probe")
-    latents, train = encode_images(generator, held_out), people(settings, "train")
+    generator, held_out = fundus_generator(settings, arm), subjects(settings, "probe")
+    latents, train = encode_images(generator, held_out), subjects(settings, "train")
     probe = (settings.probe_per_group, settings.probe_times, settings.split_seed)
     return Shown(generator, train, held_out, latents, *probe)
 
@@ -234,9 +231,8 @@ def fine_tune(
 ) -> None:
     """Fine-tune once: `denoiser.safetensors` (the averaged weights), `history.csv`, `probe.csv`."""
     loop = tune(given, latents, weigh, rows, settings, window, out / "working")
-    *_, (state, history) = progress.track(
-        loop, settings.steps, f"fine-tuning, seed {settings.seed}"
-    )
+    label = f"fine-tuning, seed {settings.seed}"
+    *_, (state, history) = progress.track(loop, settings.steps, label)
     state.use_average()
     write_tensors(out / "denoiser.safetensors", state.module.state_dict())
     _write(out / "history.csv", history)
@@ -370,12 +366,13 @@ def generate(
         loaded = loaded.frozen_copy()
         loaded.denoiser.load_state_dict(read_tensors(tuning.load() / "denoiser.safetensors"))
 
-    def make(rows: range) -> Tensor:
+    def make(rows: range) -> dict[str, Tensor]:
         start = loaded.noise(noises, list(rows) if noise is None else [noise] * len(rows))
-        return sample(loaded, [prompts[row] for row in rows], start, sampling)
+        images = sample(loaded, [prompts[row] for row in rows], start, sampling)
+        return {"images": to_bytes(images)}
 
-    stored = in_blocks(out, progress, len(prompts), sampling.batch, "images", make)
-    write_fundi(out, stored, requested)
+    tensors = in_blocks(out, progress, len(prompts), sampling.batch, "images", make)
+    write_fundi(out, tensors["images"], requested)
 
 
 @torch.no_grad()
@@ -398,7 +395,7 @@ def generated(
     """Images of an arm, one for each requested patient; or for each row of `requested`, all from
     the one `noise`, to look at.
     """
-    table = people(settings, "requested").load().table if requested is None else requested
+    table = subjects(settings, "requested").load().table if requested is None else requested
     tuning = None if arm in UNTUNED else tuned(settings, arm, seed)
     sampling = Sampling(settings.sampling_steps, settings.guidance_scale, settings.sample_batch)
     noises = NOISE + seed if noise is None else PREVIEW
@@ -407,7 +404,7 @@ def generated(
 
 def real(settings: FundusSettings, seed: int) -> Artifact[Fundi]:
     """The requested patients' own images."""
-    return people(settings, "requested")
+    return subjects(settings, "requested")
 
 
 ARMS: dict[str, Arm[FundusSettings]] = {

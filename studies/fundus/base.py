@@ -11,7 +11,7 @@ second one; the first shows what plain training on all patients reaches in much 
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 
@@ -29,8 +29,7 @@ from fairlib.models.training import FitSettings
 from studies.engine import recipe
 from studies.engine.recipe import PixelPhase
 from studies.engine.stage import Progress
-from studies.fundus.phantom import draw_fundus
-from studies.fundus.rules import PhantomSettings
+from studies.fundus.phantom import PhantomSettings, draw_fundus
 
 # A prompt of this template is up to 33 tokens with its two ends: at 32, the last attribute would be
 # cut off in silence.
@@ -55,31 +54,15 @@ class FundusBaseSettings:
         PixelPhase(128, False, FitSettings(800, 4, 1.5e-3, seed=1, ema_decay=0.99)),
         PixelPhase(128, True, FitSettings(800, 8, 1e-3, seed=2, ema_decay=0.995)),
     )
-    noise: FitSettings = field(
-        default_factory=lambda: FitSettings(3000, 32, 1.5e-3, warmup=200, ema_decay=0.998, seed=3)
-    )
+    noise: FitSettings = FitSettings(3000, 32, 1.5e-3, warmup=200, ema_decay=0.998, seed=3)
     white: FitSettings = FitSettings(1500, 32, 1.5e-3, warmup=200, ema_decay=0.998, seed=4)
     initial_seed: int = 0
-
-
-TINY = FundusBaseSettings(  # a rehearsal of every phase in seconds, for the tests
-    fundi=PhantomSettings(subjects=24, seed=109),
-    words=FitSettings(steps=2, batch_size=8, learning_rate=1e-3),
-    pixels=(
-        PixelPhase(64, False, FitSettings(2, 2, 1e-3)),
-        PixelPhase(128, True, FitSettings(1, 2, 1e-3)),
-    ),
-    noise=FitSettings(steps=2, batch_size=4, learning_rate=1e-3, ema_decay=0.9),
-    white=FitSettings(steps=1, batch_size=4, learning_rate=1e-3, ema_decay=0.9),
-)
 
 
 def draw_training(
     settings: PhantomSettings, progress: Progress
 ) -> tuple[dict[str, Tensor], list[str]]:
-    """Draw the training images, uint8 [N, 1, 128, 128], and their prompts: those of
-    `draw_fundi`.
-    """
+    """Draw the training images, uint8 [N, 1, 128, 128], and their prompts."""
     images = torch.empty(settings.subjects, 1, settings.size, settings.size, dtype=torch.uint8)
     prompts = []
     # bytes at once: as floats, 6,000 would take 400 MB
@@ -122,7 +105,7 @@ def main(
     words = recipe.text_tower(drawn, prompts, CLIP, attributes_of, settings.words, seed)
     model = recipe.autoencoder(drawn, settings.pixels, ae.build_autoencoder, seed)
     encoded = recipe.latents(drawn, model)
-    attribute_distances = recipe.distances(words.load(), prompts, attributes_of)
+    known = {"attribute_distances": recipe.distances(words.load(), prompts, attributes_of)}
     texts = pd.Series(drawn.load().captions)
     everyone = np.arange(len(texts))
     denoisers = {
@@ -134,12 +117,6 @@ def main(
         gen.save_pipeline(place / name, recipe.pipeline_of(words, model, denoiser))
         mean = encoded.load()[rows].mean(0)
         recipe.write_weights(
-            place / name,
-            settings,
-            started,
-            mean,
-            "fundus",
-            people_seen=len(rows),
-            attribute_distances=attribute_distances,
+            place / name, settings, started, mean, "fundus", people_seen=len(rows), **known
         )
     return place / "fundus"

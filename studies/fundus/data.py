@@ -1,12 +1,13 @@
-"""The patients of the fundus study: those the generator was trained on, and the others, part by
-part.
+"""The settings of the fundus study (Luo et al., arXiv 2412.20374), and its patients: those the
+generator was trained on, and the others, part by part.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -14,16 +15,118 @@ import torch
 from torch import Tensor
 
 from fairlib.cohorts.cohort import Cohort
-from fairlib.cohorts.fairgenmed import FOLDERS, USES, read_fairgenmed
+from fairlib.cohorts.fairgenmed import (
+    CDR_STATUSES,
+    FOLDERS,
+    GLAUCOMA,
+    PROMPTED,
+    USES,
+    read_fairgenmed,
+)
 from fairlib.cohorts.tables import RACES, group_codes
 from fairlib.errors import DataError, SettingsError
 from fairlib.io import read_tensors, to_bytes, to_images, write_bytes, write_tensors
-from fairlib.settings import digest, unknown_key
-from studies.engine.recipe import training_people
-from studies.engine.stage import Artifact, Progress, stage
-from studies.fundus.phantom import draw_fundus, patient_of, row_of, use_of
-from studies.fundus.rules import PhantomSettings
-from studies.fundus.settings import FundusSettings
+from fairlib.methods.finetuning import FinetuneSettings
+from fairlib.settings import Count, Natural, check_bounds, digest, unknown_key
+from studies.engine.profiles import settings_from
+from studies.engine.recipe import training_part, training_subjects
+from studies.engine.stage import Artifact, Progress, in_blocks, stage
+from studies.engine.study import Source, read_table
+from studies.fundus.phantom import PhantomSettings, draw_fundus, patient_of, row_of, use_of
+
+BASE, EVERYONE, REAL = "base", "everyone", "real"
+"""References that the arms are compared with: the generator before any fine-tuning, whose denoiser
+was trained on White patients alone; one that was trained on all patients from the beginning; and
+real images of the patients whose prompts are requested.
+"""
+UNTUNED = (BASE, EVERYONE)
+HEADS = {name: values for name, values in PROMPTED.items() if name != "refraction"}
+"""What the attribute classifier of real images learns to read."""
+TASKS = {"glaucoma": GLAUCOMA, "cdr_status": CDR_STATUSES}
+"""What the classifiers of the semantic correlation learn."""
+
+
+@dataclass(frozen=True)
+class FundusSettings:
+    """Everything that the fundus study depends on.
+
+    cohort: "phantom", or "fairgenmed" (the real layout under `data_dir`). weights: the pipeline
+    folder that fine-tuning starts from; the phantom's cohort to fine-tune on is read from its
+    manifest. everyone: the folder of reference "everyone"; empty, without it. train_subjects: 0,
+    all of the cohort. steps ... window: see `methods.finetuning` and `methods.perturbation`; one
+    learning rate for all arms. probe_subjects: held-out patients, even over the groups, from whom
+    the probe takes `probe_per_group` of every group; it is measured every `probe_every` steps, each
+    patient at `probe_times` noise levels. images: one for each prompt of as many patients;
+    guidance_scale, sampling_steps (DPM-Solver++ 2M). evaluator_subjects, evaluator_steps: patients
+    that the attribute classifier is fitted on, and how long. reference_subjects: real unseen
+    patients that generated images are compared with and that classifiers are tried on.
+    semantic_steps: of those classifiers. replicates: bootstrap draws of patients. n_min: patients
+    of every class that a group must have for an AUC.
+    """
+
+    cohort: Literal["phantom", "fairgenmed"] = "phantom"
+    data_dir: str = ""
+    weights: str = "weights/fundus-white"
+    everyone: str = "weights/fundus"
+    split_seed: Natural = 0
+    train_subjects: Natural = 0
+    # Steps and rate were chosen on the probe's loss of plain fine-tuning at seed 0 (3e-4 ends lower
+    # than 1e-3), on no evaluator.
+    steps: Count = 180
+    batch_size: Count = 32
+    learning_rate: float = 3e-4
+    warmup: Natural = 0
+    ema_decay: float = 0.99
+    window: Count = 30
+    probe_subjects: Count = 48
+    probe_per_group: Count = 8
+    probe_times: Count = 3
+    probe_every: Count = 6
+    images: Count = 600
+    sampling_steps: Count = 8
+    guidance_scale: float = 2.0
+    sample_batch: Count = 50
+    evaluator_subjects: Count = 2400
+    evaluator_steps: Count = 600
+    reference_subjects: Count = 900
+    semantic_steps: Count = 200
+    replicates: Count = 300
+    n_min: Count = 10
+
+    def __post_init__(self) -> None:
+        check_bounds(self)
+        if self.reference_subjects < self.images:
+            raise SettingsError(
+                f"FundusSettings: {self.reference_subjects} reference_subjects for {self.images} "
+                "images; distances are taken at equal numbers, so give at least as many"
+            )
+
+    @classmethod
+    def from_parameters(cls, parameters: Any) -> FundusSettings:
+        """The study at the size that the parameters of a notebook ask for: what they leave out
+        follows from what they give, as in the long runs. Of other weights there is no generator
+        that was trained on everyone.
+        """
+        given, steps = parameters, parameters.evaluator_subjects // 4
+        return settings_from(
+            cls,
+            given,
+            everyone=cls.everyone if given.weights == cls.weights else "",
+            window=max(2, given.steps // 6),
+            probe_every=max(1, given.steps // 30),
+            reference_subjects=given.images * 3 // 2,
+            evaluator_steps=steps,
+            semantic_steps=min(cls.semantic_steps, steps // 2),
+            n_min=min(cls.n_min, max(1, given.images // 18)),
+        )
+
+    def finetune(self, seed: int) -> FinetuneSettings:
+        """The settings of one fine-tuning; the same for every arm of a seed, so that arms see the
+        same noises and, but for "balanced", the same batches.
+        """
+        names = ("steps", "batch_size", "learning_rate", "warmup", "ema_decay", "probe_every")
+        return FinetuneSettings(**{name: getattr(self, name) for name in names}, seed=seed)
+
 
 BLOCK = 300  # fundi drawn between two saves
 
@@ -83,7 +186,7 @@ reference: real unseen patients.
 """
 
 
-def people(settings: FundusSettings, part: str) -> Artifact[Fundi]:
+def subjects(settings: FundusSettings, part: str) -> Artifact[Fundi]:
     """The patients of one of `PARTS`, drawn or read on first use.
 
     Columns of the table: those of the cohort (see `cohorts.fairgenmed`), a phantom's `cdr` among
@@ -92,13 +195,14 @@ def people(settings: FundusSettings, part: str) -> Artifact[Fundi]:
     if part not in PARTS:
         raise DataError(unknown_key(part, list(PARTS), "the parts of the fundus study"))
     counts = {
-        "train": settings.train_people,
-        "evaluators": max(settings.evaluator_people, settings.images),
-        "probe": settings.probe_people,
+        "train": settings.train_subjects,
+        "evaluators": max(settings.evaluator_subjects, settings.images),
+        "probe": settings.probe_subjects,
         "requested": settings.images,
-        "reference": settings.reference_people,
+        "reference": settings.reference_subjects,
     }
-    return SOURCES[settings.cohort](settings, part, counts[part])
+    make = _synthetic if settings.cohort == "phantom" else _real
+    return make(settings, part, counts[part])
 
 
 def cohort_digest(settings: FundusSettings) -> str:
@@ -108,41 +212,20 @@ def cohort_digest(settings: FundusSettings) -> str:
     if settings.cohort == "fairgenmed":
         table = _release(settings).load().table
     else:
-        table = rows_of("train", each_settings(_training_people(settings), even=False))
+        table = rows_of("train", each_settings(_training_subjects(settings), even=False))
     return digest(table.round(4).to_csv(index=False))
 
 
 def read_fundi(folder: Path) -> Fundi:
     """Read a folder of `write_fundi`; a word such as NA stays a word."""
-    table = pd.read_csv(folder / "table.csv", keep_default_na=False, na_values=[""])
-    return Fundi(read_tensors(folder / "images.safetensors")["images"], table)
+    images = read_tensors(folder / "images.safetensors")["images"]
+    return Fundi(images, read_table(folder / "table.csv"))
 
 
 def write_fundi(folder: Path, stored: Tensor, table: pd.DataFrame) -> None:
     """Write images as bytes and their table."""
     write_tensors(folder / "images.safetensors", {"images": stored})
     write_bytes(folder / "table.csv", table.to_csv(index=False).encode())
-
-
-def in_blocks(
-    out: Path,
-    progress: Progress,
-    count: int,
-    size: int,
-    label: str,
-    make: Callable[[range], Tensor],
-) -> Tensor:
-    """Make `count` images, `size` at a time, each block kept in the working folder as it is done:
-    uint8 [count, 1, H, W].
-
-    make: rows -> images in [-1, 1].
-    """
-    blocks = [range(start, min(start + size, count)) for start in range(0, count, size)]
-    paths = [out / "working" / f"{block.start:06d}.safetensors" for block in blocks]
-    for block, path in progress.track(zip(blocks, paths, strict=True), len(blocks), label):
-        if not path.is_file():
-            write_tensors(path, {"images": to_bytes(make(block))})
-    return torch.cat([read_tensors(path)["images"] for path in paths])
 
 
 # ---- synthetic patients
@@ -154,7 +237,7 @@ def trained_on(settings: FundusSettings) -> PhantomSettings:
     Raises `WeightsError` when it does not say so.
     """
     otherwise = "fine-tuning goes on with them: use cohort 'fairgenmed'"
-    return training_people(settings.weights, PhantomSettings, "fundi", "fundus", otherwise)
+    return training_subjects(settings.weights, PhantomSettings, "fundi", "fundus", otherwise)
 
 
 def even_settings(settings: PhantomSettings, index: int) -> PhantomSettings:
@@ -187,48 +270,31 @@ def rows_of(part: str, each: list[PhantomSettings]) -> pd.DataFrame:
 
 
 @stage(load=read_fundi, verify=False)
-def draw_people(
+def draw_subjects(
     out: Path, progress: Progress, part: str, drawn: PhantomSettings, even: bool
 ) -> None:
     """Draw `drawn.subjects` patients, block by block."""
     each = each_settings(drawn, even)
 
-    def make(block: range) -> Tensor:
-        return torch.from_numpy(np.stack([draw_fundus(each[i], i).image for i in block]))
+    def make(block: range) -> dict[str, Tensor]:
+        images = np.stack([draw_fundus(each[index], index).image for index in block])
+        return {"images": to_bytes(torch.from_numpy(images))}
 
     label = f"synthetic fundi, {part}"
-    stored = in_blocks(out, progress, drawn.subjects, BLOCK, label, make)
-    write_fundi(out, stored, rows_of(part, each))
+    tensors = in_blocks(out, progress, drawn.subjects, BLOCK, label, make)
+    write_fundi(out, tensors["images"], rows_of(part, each))
 
 
-def check_people(whole: PhantomSettings, settings: FundusSettings) -> None:
-    """Raise `SettingsError` when a part would draw the generator's training patients `whole`, or
-    more of them are wanted than there are.
-    """
-    same = [name for name, part in PARTS.items() if part.seed == whole.seed]
-    if same:
-        raise SettingsError(
-            f"the generator was trained on patients of seed {whole.seed}, which part {same[0]!r} "
-            "draws too; train it with another seed"
-        )
-    if settings.train_people > whole.subjects:
-        raise SettingsError(
-            f"train_people {settings.train_people}: the generator was trained on "
-            f"{whole.subjects}; 0 takes all"
-        )
-
-
-def _training_people(settings: FundusSettings) -> PhantomSettings:
-    whole = trained_on(settings)
-    check_people(whole, settings)
-    return replace(whole, subjects=settings.train_people or whole.subjects)
+def _training_subjects(settings: FundusSettings) -> PhantomSettings:
+    seeds = {name: part.seed for name, part in PARTS.items()}
+    return training_part(trained_on(settings), settings.train_subjects, seeds)
 
 
 def _synthetic(settings: FundusSettings, part: str, count: int) -> Artifact[Fundi]:
-    train, seed = _training_people(settings), PARTS[part].seed
+    train, seed = _training_subjects(settings), PARTS[part].seed
     if seed is None:
-        return draw_people(part, train, False)
-    return draw_people(part, PhantomSettings(subjects=count, seed=seed), True)
+        return draw_subjects(part, train, False)
+    return draw_subjects(part, PhantomSettings(subjects=count, seed=seed), True)
 
 
 # ---- real patients
@@ -240,7 +306,7 @@ def read_release(folder: Path) -> Cohort:
 
 
 @stage(load=read_fundi, verify=False)
-def read_people(
+def read_subjects(
     out: Path,
     progress: Progress,
     release: Artifact[Cohort],
@@ -300,7 +366,10 @@ def _release(settings: FundusSettings) -> Artifact[Cohort]:
 
 
 def _real(settings: FundusSettings, part: str, count: int) -> Artifact[Fundi]:
-    return read_people(_release(settings), PARTS[part], settings.split_seed, count)
+    return read_subjects(_release(settings), PARTS[part], settings.split_seed, count)
 
 
-SOURCES = {"phantom": _synthetic, "fairgenmed": _real}
+SOURCES: dict[str, Source[FundusSettings]] = {
+    "phantom": Source(partial(subjects, part="train"), cohort_digest),
+    "fairgenmed": Source(partial(subjects, part="train"), cohort_digest, "patients of FairGenMed"),
+}

@@ -1,5 +1,16 @@
-"""What is in an image: a classifier of attributes fitted on real images, and a measurement of the
-cup that learnt nothing.
+"""What is in an image: a measurement of the cup that learnt nothing, and a classifier of attributes
+fitted on real images.
+
+The anatomical measurement is the cup-to-disc ratio by geometry alone: no learned feature, nothing a
+gradient has touched. The disc is the bright blob of the right size. Around it a small model is
+fitted to the brightness along rays: background, rim and cup are levels, both edges are soft steps
+whose radii may vary as an ellipse with its own middle does. Vessels (dark and narrow) are left out,
+and points far from the model (a crescent, what is left of vessels) lose their weight. On phantom
+images the mean absolute error is about 0.03 in every race (the tests hold it to 0.04), large ratios
+read up to 0.03 too small on average, and one image in three hundred is wrong by more than 0.15.
+Cups below 0.2 of the disc are the hard ones: with noise or blur a disc may then be taken for a cup.
+Radii of the model are in pixels of a 128 x 128 image. `rays` [RAYS, K] is brightness over the
+image's range; `known` [RAYS, K] says how far each point counts (vessels do not).
 
 None of the generator's training patients, and no generated image, is in what the attribute
 classifier is fitted on.
@@ -15,20 +26,287 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from numpy.typing import ArrayLike
+from scipy import ndimage
 
+from fairlib.errors import DataError
 from fairlib.io import read_tensors, write_bytes, write_tensors
 from fairlib.models import classifier as cf
 from fairlib.models.classifier import SLIM, WIDE, Classifier, ClassifierSettings, predict
 from fairlib.rng import Stream
 from studies.engine import accelerator
 from studies.engine.stage import Artifact, Progress, stage
-from studies.fundus.cup import measure_cdr
-from studies.fundus.data import Fundi, people
-from studies.fundus.settings import HEADS, TASKS, FundusSettings
+from studies.fundus.data import HEADS, TASKS, Fundi, FundusSettings, subjects
+
+# px of 128: what is narrower, and so much darker than is usual here, is a vessel
+VESSEL, VALLEY, USUAL = 11, 0.03, 2.0
+WIDEST = 0.96  # cup over disc: a wider one is the soft edge of a disc that shows no cup
+COLUMNS = ("cdr", "disc_diameter", "has_disc")
+# directions; pixels of 128 between points of a ray, and how far it goes
+RAYS, STEP, REACH = 72, 0.6, 33.0
+DISC_RADIUS = (11.0, 27.0)  # px of 128: of discs that are looked for
+# px: half width of the disc's edge and of the cup's, which is softer, after the smoothing
+SOFT = np.array([1.3, 1.8])
+LEAST_STEP = 0.08  # of the image's range: from background to rim
+LEAST_CUP = 0.03  # from rim to cup
+# of the typical error: what is further from the model hardly counts; vessels are darker
+DARKER, BRIGHTER = 1.3, 2.5
+HAZE = 2.0  # step from rim to cup over that from background to rim
+ROUNDS, HARMONICS = 14, 5
+ANGLE = np.arange(RAYS) * 2 * np.pi / RAYS
+DOWN, RIGHT = -np.sin(ANGLE)[:, None], np.cos(ANGLE)[:, None]  # a step along each ray
+RADII = np.arange(2.0, REACH, STEP)
+# what an ellipse off the middle needs, [5, RAYS]
+WAVES = np.stack([ANGLE**0, *(wave(k * ANGLE) for k in (1, 2) for wave in (np.cos, np.sin))])
+# Scatter of the prior, infinite where a parameter is free: shape of the disc; middle of the cup
+# against that of the disc, and its shape against the disc's; evenness of the rim's brightness.
+SCATTER = np.full(2 * HARMONICS + 8, np.inf)
+SCATTER[[3, 4, 6, 7, 8, 9, 15, 16]] = [3.0, 3.0, 1.5, 1.5, 0.3, 0.3, 0.02, 0.02]
+PRIOR = 20 * (1 / SCATTER**2)  # neighbouring points of the rays are not independent
+
+
+@dataclass(frozen=True)
+class DiscFit:
+    """Edges of disc and cup around `centre` (row, column): radii [RAYS] in pixels, anticlockwise
+    from the right; levels: brightness (background, rim, cup) of the image's range; misfit: mean
+    absolute error of the model, cut at 0.15.
+    """
+
+    centre: tuple[float, float]
+    disc: np.ndarray
+    cup: np.ndarray
+    levels: tuple[float, float, float]
+    misfit: float
+
+
+def measure_cdr(images: ArrayLike) -> pd.DataFrame:
+    """Cup and disc of fundus images [N, 1, H, H] in [-1, 1], H at least 64, disc within the
+    middle: one row an image.
+
+    cdr: vertical cup-to-disc ratio; disc_diameter: vertical, in pixels of the image; has_disc:
+    whether a disc with a cup was found. Where not, cdr and disc_diameter are NaN; no image
+    raises. Raises `DataError` on another shape.
+    """
+    pixels = np.asarray(images, dtype=np.float32)
+    sizes = pixels.shape[1:]
+    if len(sizes) != 3 or sizes != (1, sizes[2], sizes[2]) or sizes[2] < 64:
+        raise DataError(
+            f"images of shape {pixels.shape}; cup and disc are measured on [N, 1, H, H] with H of "
+            "at least 64"
+        )
+    return pd.DataFrame([_measured(fit_disc(image[0])) for image in pixels], columns=list(COLUMNS))
+
+
+def fit_disc(image: np.ndarray) -> DiscFit | None:
+    """Disc and cup of one image [H, H] in [-1, 1]; None where there is no disc with a cup to be
+    found.
+    """
+    if not np.isfinite(image).all() or np.ptp(image) < 1e-3:
+        return None
+    scale = len(image) / 128
+    low, high = np.percentile(image, (1, 99.7))
+    smooth = ndimage.gaussian_filter((image - low) / max(high - low, 1e-6), 0.9 * scale)
+    closed = ndimage.grey_closing(smooth, size=2 * [_odd(VESSEL * scale)])
+    valley = closed - smooth  # of noise and texture, too: what is usual is none
+    clear = valley < max(VALLEY, USUAL * np.median(valley))
+    seen = ndimage.gaussian_filter(clear.astype(np.float32), 1.5 * scale)
+    first = _fit(smooth, seen, _blob(closed, scale), scale)
+    if first is None or not _plausible(first, scale, 0.5):
+        return None
+    moved = [2 * (first.disc * along[:, 0]).mean() for along in (DOWN, RIGHT)]
+    centre = (first.centre[0] + moved[0], first.centre[1] + moved[1])
+    fit = _fit(smooth, seen, centre, scale)  # again from the disc's own middle
+    return fit if fit is not None and _plausible(fit, scale) else None
+
+
+def _measured(fit: DiscFit | None) -> tuple[float, float, bool]:
+    if fit is None:
+        return np.nan, np.nan, False
+    cup, disc = (np.ptp(radii * DOWN[:, 0]) for radii in (fit.cup, fit.disc))
+    return cup / disc, disc, True
+
+
+def _plausible(fit: DiscFit, scale: float, strictness: float = 1.0) -> bool:
+    """Whether the fit is a disc: of its size, brighter than what is around it, with a brighter cup
+    inside it.
+    """
+    background, rim, cup = fit.levels
+    if not np.isfinite([*fit.disc, *fit.cup, *fit.levels]).all():
+        return False
+    inside = (fit.cup > 0.5 * scale).all() and fit.cup.mean() < WIDEST * fit.disc.mean()
+    least, most = 0.7 * DISC_RADIUS[0] * scale, 1.2 * DISC_RADIUS[1] * scale
+    sized = ((fit.disc > least) & (fit.disc < most)).all()
+    disc_shown = rim - background > strictness * max(LEAST_STEP, 3 * fit.misfit)
+    highest = 1.25 * HAZE * (rim - background)
+    cup_shown = strictness * max(LEAST_CUP, fit.misfit) < cup - rim < highest
+    return bool(inside and sized and disc_shown and cup_shown)
+
+
+def _blob(clear: np.ndarray, scale: float) -> tuple[float, float]:
+    """The middle of the brightest blob of a disc's size, away from the frame."""
+    found = ndimage.gaussian_filter(clear, 9 * scale) - ndimage.gaussian_filter(clear, 20 * scale)
+    edge = round(24 * scale)
+    inner = found[edge:-edge, edge:-edge]
+    row, column = np.unravel_index(np.argmax(inner), inner.shape)
+    return float(row + edge), float(column + edge)
+
+
+def _fit(
+    smooth: np.ndarray, seen: np.ndarray, centre: tuple[float, float], scale: float
+) -> DiscFit | None:
+    where = [centre[0] + scale * RADII * DOWN, centre[1] + scale * RADII * RIGHT]
+    rays, known = (
+        ndimage.map_coordinates(values, where, order=1, mode="nearest") for values in (smooth, seen)
+    )
+    known = np.clip(5 * known - 4, 0.001, 1)
+    found = best_fit(rays, known) if (known > 0.5).mean() > 0.2 else None
+    if found is None:
+        return None
+    disc, cup, levels, misfit = found
+    background, rim, centre_level = map(float, levels)
+    return DiscFit(centre, disc * scale, cup * scale, (background, rim, centre_level), misfit)
+
+
+def _odd(width: float) -> int:
+    return 2 * round((width - 1) / 2) + 1
+
+
+# ---- the model
+
+
+def best_fit(
+    rays: np.ndarray, known: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, float] | None:
+    """Radii of disc and cup [RAYS], brightness (background, rim, cup) and misfit of the model; None
+    where no pair of steps is.
+
+    The fit starts from the best circles with a small cup and from the best with a large one, and
+    the better end is taken. An end whose outer step is far lower than its inner one took the disc
+    for a cup, and the haze around it for a rim: it is taken only if there is no other.
+    """
+    profile = _median(rays, known)
+    fits = [_refine(rays, known, _levels(profile, start), start) for start in _circles(profile)]
+    if not fits:
+        return None
+    values, misfit = min(fits, key=lambda found: (_hazy(found[0]), found[1]))
+    disc, cup = (values[i : i + HARMONICS] @ WAVES for i in (0, HARMONICS))
+    return disc, cup, values[2 * HARMONICS :][[0, 4, 7]], misfit
+
+
+def _hazy(values: np.ndarray) -> bool:
+    ground, rim, cup = values[2 * HARMONICS :][[0, 4, 7]]
+    return bool(cup - rim > HAZE * (rim - ground))
+
+
+def _refine(
+    rays: np.ndarray, known: np.ndarray, levels: np.ndarray, start: tuple[float, float]
+) -> tuple[np.ndarray, float]:
+    """Weighted Gauss-Newton steps from circles of radius `start` (cup, disc): the parameters and
+    their misfit.
+    """
+    edges = 2 * HARMONICS
+    values = np.concatenate([np.zeros(edges), levels])
+    values[0], values[HARMONICS] = start[1], start[0]
+    share, clear = known.ravel(), known.ravel() > 0.5
+    for turn in range(ROUNDS):
+        model, slopes = _model(values)
+        error = (rays - model).ravel()
+        typical = max(1.4826 * np.median(np.abs(error[clear])), 0.004)
+        reach = np.where(error < 0, DARKER, BRIGHTER) * typical
+        # Geman and McClure: what is far off does not count
+        weight = share / (1 + (error / reach) ** 2) ** 2
+        normal, ridge = (slopes * weight) @ slopes.T, PRIOR * typical**2
+        pull = slopes @ (weight * error) - ridge * _free(values)
+        step = np.linalg.solve(normal + np.diag(ridge + 1e-4 * np.diag(normal) + 1e-9), pull)
+        step[:edges] = np.clip(step[:edges], -1.5, 1.5)
+        values = values + step
+        if turn > 4 and np.abs(step[:edges]).max() < 0.02:
+            break
+    return values, float((np.minimum(np.abs(error), 0.15) * share).sum() / share.sum())
+
+
+def _model(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Brightness [RAYS, K] and its derivatives [P, RAYS * K]. Parameters: five harmonics of each
+    edge; background (mean, two waves, slope along the ray), rim (mean, two waves), cup.
+    """
+    levels = values[2 * HARMONICS :]
+    disc, cup = (
+        _soft((values[i : i + HARMONICS] @ WAVES)[:, None] - RADII, width)
+        for i, width in zip((0, HARMONICS), SOFT, strict=True)
+    )
+    ground = (levels[:3] @ WAVES[:3])[:, None] + levels[3] * (RADII - 20) / 20
+    rim = (levels[4:7] @ WAVES[:3])[:, None]
+    model = ground + (rim - ground) * disc + (levels[7] - rim) * cup * disc
+    steep_disc, steep_cup = (
+        2 / width * part * (1 - part) for part, width in zip((disc, cup), SOFT, strict=True)
+    )
+    by_disc = (rim - ground + (levels[7] - rim) * cup) * steep_disc
+    by_cup = (levels[7] - rim) * disc * steep_cup
+    outside, middle = 1 - disc, disc * (1 - cup)
+    waves = WAVES[:, :, None]
+    slopes = [waves * by_disc, waves * by_cup, waves[:3] * outside]
+    slopes += [(outside * (RADII - 20) / 20)[None], waves[:3] * middle, (disc * cup)[None]]
+    return model, np.concatenate(slopes).reshape(len(values), -1)
+
+
+def _circles(profile: np.ndarray) -> list[tuple[float, float]]:
+    """Radii (cup, disc) whose two steps fit the median ray best, all pairs tried: one with a small
+    cup, one with a large.
+
+    Both steps must lead down; a kind that has no such pair is left out.
+    """
+    pairs, design, inverse = _trials()
+    found = inverse @ (design @ profile)[:, :, None]
+    error = ((profile - (found * design).sum(1)) ** 2).sum(1)
+    error[(found[:, 1, 0] < 0.5 * LEAST_CUP) | (found[:, 2, 0] < 0.5 * LEAST_STEP)] = np.inf
+    small = pairs[:, 0] < 0.5 * pairs[:, 1]
+    best = [int(np.argmin(np.where(kind, error, np.inf))) for kind in (small, ~small)]
+    return [tuple(pairs[row]) for row in best if np.isfinite(error[row])]
+
+
+@lru_cache(maxsize=1)
+def _trials() -> tuple[np.ndarray, ...]:
+    """Pairs (cup, disc) [P, 2], and for each the regressors [P, 4, K] and their inverse normal
+    matrix.
+    """
+    discs, shares = np.arange(*DISC_RADIUS, 0.5), np.arange(0.14, 0.97, 0.04)
+    pairs = np.array([(share * disc, disc) for disc in discs for share in shares])
+    steps = _soft(pairs[:, :, None] - RADII, SOFT[::-1, None])
+    ones, slope = np.ones((len(pairs), 1, len(RADII))), (1 - steps[:, 1:]) * (RADII - 20) / 20
+    design = np.concatenate([ones, steps, slope], axis=1)
+    return pairs, design, np.linalg.inv(design @ design.transpose(0, 2, 1) + 1e-6 * np.eye(4))
+
+
+def _median(rays: np.ndarray, known: np.ndarray) -> np.ndarray:
+    """The median over rays [K] of what is not vessel."""
+    return np.nanmedian(np.where((known > 0.5) | (known.max(axis=0) <= 0.5), rays, np.nan), axis=0)
+
+
+def _levels(profile: np.ndarray, start: tuple[float, float]) -> np.ndarray:
+    cup, disc = start
+    parts = (disc + 2 < RADII, (cup < RADII) & (disc > RADII), cup > RADII)
+    ground, rim, cup = (np.median(profile[part] if part.any() else profile) for part in parts)
+    return np.array([ground, 0, 0, 0, rim, 0, 0, cup])
+
+
+def _free(values: np.ndarray) -> np.ndarray:
+    """What the prior pulls to zero: the cup's deviation from the disc's shape, and waves of
+    brightness.
+    """
+    found = values.copy()
+    ratio = values[HARMONICS] / max(values[0], 1.0)
+    found[HARMONICS + 3 : 2 * HARMONICS] -= ratio * values[3:HARMONICS]
+    return found
+
+
+def _soft(depth: np.ndarray, width: float | np.ndarray) -> np.ndarray:
+    return 0.5 + 0.5 * np.tanh(depth / width)
+
 
 Heads = list[tuple[str, Sequence[str]]]  # a list, so that their order is part of a key
 FIT = ClassifierSettings(
@@ -39,9 +317,9 @@ BATCH = 100  # images that are classified at a time
 
 @dataclass(frozen=True, eq=False)
 class Readings:
-    """What is found in images. table: one row an image, `cdr` (measured), `disc_diameter`, `found`,
-    and the attribute classifier's probabilities `p_<attribute>_<value>` (of two values the second
-    alone). features: the classifier's, float64 [N, 64].
+    """What is read in images. table: one row an image, `cdr` (measured), `disc_diameter`,
+    `has_disc`, and the attribute classifier's probabilities `p_<attribute>_<value>` (of two values
+    the second alone). features: the classifier's, float64 [N, 64].
     """
 
     table: pd.DataFrame
@@ -78,7 +356,7 @@ def fit_classifier(
 def attribute_classifier(settings: FundusSettings) -> Artifact[Classifier]:
     """The classifier of all `HEADS`, fitted on real patients."""
     fit = replace(FIT, steps=settings.evaluator_steps, batch_size=64, seed=61, architecture=WIDE)
-    given = people(settings, "evaluators")
+    given = subjects(settings, "evaluators")
     return fit_classifier(given, len(given.load()), list(HEADS.items()), fit)
 
 
@@ -87,7 +365,7 @@ def task_classifier(
 ) -> Artifact[Classifier]:
     """A classifier of `TASKS` fitted on `images`: as many images and steps for all of a study."""
     fit = replace(FIT, steps=settings.semantic_steps, weight_decay=5e-2, seed=seed)
-    count = len(people(settings, "requested").load())
+    count = len(subjects(settings, "requested").load())
     return fit_classifier(images, count, list(TASKS.items()), fit)
 
 
@@ -113,19 +391,19 @@ def read_images(
     write_tensors(out / "features.safetensors", {"features": read.features})
 
 
-def load_answers(folder: Path) -> pd.DataFrame:
-    """Read what `answer` wrote."""
-    return pd.read_csv(folder / "answers.csv")
+def load_rows(folder: Path) -> pd.DataFrame:
+    """Read the one table of numbers that a stage wrote."""
+    return pd.read_csv(folder / "rows.csv")
 
 
-@stage(load=load_answers, verify=False)
+@stage(load=load_rows, verify=False)
 def answer(
     out: Path, progress: Progress, classifier: Artifact[Classifier], images: Artifact[Fundi]
 ) -> None:
     """Classify `images` by a classifier of `TASKS`: columns `s_<task>_<value>`."""
     read = predict(classifier.load(), images.load().stored, batch_size=BATCH)
     table = columns("s", {name: read.probabilities(name) for name in TASKS}, TASKS).round(5)
-    write_bytes(out / "answers.csv", table.to_csv(index=False).encode())
+    write_bytes(out / "rows.csv", table.to_csv(index=False).encode())
 
 
 def columns(

@@ -9,7 +9,7 @@ what arms differ in.
                             races
     auc, generated to real  of a classifier trained on the images, tried on real unseen patients
     auc, real to generated  of one trained on real patients, tried on the images
-    asked found             share of images in which the attribute classifier reads what was
+    attribute recovered     share of images in which the attribute classifier reads what was
                             requested
     ... of real             the same divided by the share among the requested patients' own images
 
@@ -37,14 +37,14 @@ from fairlib.measures.distances import mmd_draws
 from fairlib.measures.equity import class_counts
 from fairlib.measures.intervals import Sample, pair_table, weighted_auc
 from studies.engine.stage import Artifact, Progress, stage
-from studies.fundus.evaluators import Readings, stacked
-from studies.fundus.settings import BASE, HEADS, REAL, TASKS
+from studies.fundus.data import BASE, HEADS, REAL, TASKS
+from studies.fundus.evaluators import Readings, load_rows, stacked
 
 ALL, GAP, WORST, SCALED = "all", "gap", "worst", "equity-scaled"
 NO_TASK = "-"
 CDR, NO_DISC, MMD = "cdr error", "no disc", "mmd"
 TO_REAL, TO_GENERATED = "auc, generated to real", "auc, real to generated"
-FOUND, OF_REAL = "asked found", "asked found, of real"
+RECOVERED, OF_REAL = "attribute recovered", "attribute recovered, of real"
 LOWER_IS_BETTER = (CDR, NO_DISC, MMD)
 REQUESTED = ("race", "sex", "ethnicity", "glaucoma", "cdr_status")
 INDEX = ["measure", "task", "by", "group"]
@@ -59,9 +59,9 @@ PAIRS = (
 """Compared besides every arm with plain, and long training on all patients with plain: what the
 optimiser does, what the repair does, and what fine-tuning does.
 """
-ENDS = ["people_low", "people_high", "seed_low", "seed_high"]
-"""people_low, people_high: percentiles over bootstrap draws of the patients, the seeds as they are:
-would these trainings do the same for other patients? seed_low, seed_high: Student's t over the
+ENDS = ["subject_low", "subject_high", "seed_low", "seed_high"]
+"""subject_low, subject_high: percentiles over bootstrap draws of the patients, the seeds as they
+are: would these trainings do the same for other patients? seed_low, seed_high: Student's t over the
 seeds' values or paired differences, the patients as they are: would other trainings, batches and
 starting noises do the same? Missing with one seed.
 """
@@ -69,10 +69,10 @@ Row = tuple[tuple[str, str, str, str], np.ndarray]  # of `INDEX`, and its draws 
 
 
 @dataclass(frozen=True, eq=False)
-class People:
-    """requested, reference: tables of patients (attributes, and of the requested `asked_cdr`, all
-    missing where there are no rules); drawn_requested, drawn_reference: [1 + R, N] draws of them,
-    see `times`; n_min: see `settings.FundusSettings`.
+class Subjects:
+    """requested, reference: tables of patients (attributes, and of the requested `requested_cdr`,
+    all missing where there are no rules); drawn_requested, drawn_reference: [1 + R, N] draws of
+    them, see `times`; n_min: see `data.FundusSettings`.
     """
 
     requested: pd.DataFrame
@@ -82,8 +82,8 @@ class People:
     n_min: int = 10
 
     @classmethod
-    def drawn(cls, table: pd.DataFrame, replicates: int, n_min: int) -> People:
-        """The patients of `people.csv.gz` with their bootstrap draws."""
+    def drawn(cls, table: pd.DataFrame, replicates: int, n_min: int) -> Subjects:
+        """The patients of `subjects.csv.gz` with their bootstrap draws."""
         requested, reference = (
             table[table["part"] == part].reset_index(drop=True) for part in PART_NAMES
         )
@@ -98,7 +98,7 @@ class People:
         }
 
 
-PART_NAMES = ("asked", "reference")  # in `people.csv.gz`
+PART_NAMES = ("requested", "reference")  # in `subjects.csv.gz`
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,12 +127,7 @@ def times(table: pd.DataFrame, replicates: int, seed: int) -> np.ndarray:
 # ---- distances
 
 
-def load_distances(folder: Path) -> pd.DataFrame:
-    """Read what `race_distances` wrote."""
-    return pd.read_csv(folder / "distances.csv")
-
-
-@stage(load=load_distances, verify=False)
+@stage(load=load_rows, verify=False)
 def race_distances(
     out: Path,
     progress: Progress,
@@ -160,7 +155,7 @@ def race_distances(
         x, y = (features[a] - mean) / spread, (reference_features[b] - mean) / spread
         distances[race] = mmd_draws(x, y, drawn[0][:, a], drawn[1][:, b], n_min=LEAST)
     table = pd.DataFrame(distances).round(6)
-    write_bytes(out / "distances.csv", table.to_csv(index=False).encode())
+    write_bytes(out / "rows.csv", table.to_csv(index=False).encode())
 
 
 # ---- figures
@@ -176,17 +171,13 @@ def load_figures(folder: Path) -> Figures:
 def figures(
     out: Path,
     progress: Progress,
-    people: pd.DataFrame,
-    readings: pd.DataFrame,
-    answers: pd.DataFrame,
-    distances: pd.DataFrame,
-    real: pd.DataFrame | None,
+    subjects: pd.DataFrame,
+    tables: dict[str, pd.DataFrame | None],
     replicates: int,
     n_min: int,
 ) -> None:
     """Take the figures of one arm and seed from its tables; see `figures_of`."""
-    drawn = People.drawn(people, replicates, n_min)
-    table = figures_of(drawn, readings, answers, distances, real)
+    table = figures_of(Subjects.drawn(subjects, replicates, n_min), **tables)
     write_bytes(out / "index.csv", table.index.to_csv(index=False).encode())
     buffer = io.BytesIO()  # a draw that lacks a class is NaN, which safetensors here may not hold
     np.save(buffer, table.draws, allow_pickle=False)
@@ -194,7 +185,7 @@ def figures(
 
 
 def figures_of(
-    people: People,
+    subjects: Subjects,
     readings: pd.DataFrame,
     answers: pd.DataFrame,
     distances: pd.DataFrame,
@@ -207,29 +198,29 @@ def figures_of(
     answers: the same of a classifier trained on these images, one row a reference patient.
     distances: see `race_distances`. real: readings of the requested patients' own images.
     """
-    rows = [*_cups(people, readings), *_distances(distances)]
-    tables = zip(people.answered().items(), (answers, readings), strict=True)
+    rows = [*_cups(subjects, readings), *_distances(distances)]
+    tables = zip(subjects.answered().items(), (answers, readings), strict=True)
     for (name, (table, drawn)), scores in tables:
         for task in TASKS:
-            rows += _areas(name, task, table, scores, drawn, people.n_min)
-    rows += _recovered(people, readings, real)
+            rows += _areas(name, task, table, scores, drawn, subjects.n_min)
+    rows += _recovered(subjects, readings, real)
     index = pd.DataFrame([key for key, _ in rows], columns=INDEX)
     return Figures(index, np.stack([values for _, values in rows], axis=1))
 
 
-def excluded(people: People) -> pd.DataFrame:
+def excluded(subjects: Subjects) -> pd.DataFrame:
     """Groups that are too small for an AUC: measure, task, by, group, the number of patients of
     each value, and the reason.
     """
     rows = [
-        (name, task, by, group, " ".join(map(str, row)), f"fewer than {people.n_min} of a class")
-        for name, (table, _) in people.answered().items()
+        (name, task, by, group, " ".join(map(str, row)), f"fewer than {subjects.n_min} of a class")
+        for name, (table, _) in subjects.answered().items()
         for task in TASKS
         for by in ATTRIBUTES
         for group, row in _counts(table, task, by).iterrows()
-        if row.min() < people.n_min
+        if row.min() < subjects.n_min
     ]
-    return pd.DataFrame(rows, columns=[*INDEX, "people", "reason"])
+    return pd.DataFrame(rows, columns=[*INDEX, "subjects", "reason"])
 
 
 def _label(table: pd.DataFrame, task: str) -> np.ndarray:
@@ -241,24 +232,24 @@ def _counts(table: pd.DataFrame, task: str, by: str) -> pd.DataFrame:
     return class_counts(_label(table, task), names, subjects, len(TASKS[task]))
 
 
-def _cups(people: People, readings: pd.DataFrame) -> list[Row]:
-    found = readings["found"].to_numpy(bool)
-    rows = _means(NO_DISC, NO_TASK, people, (~found).astype(float))
-    requested = people.requested["asked_cdr"].to_numpy(float)
+def _cups(subjects: Subjects, readings: pd.DataFrame) -> list[Row]:
+    has_disc = readings["has_disc"].to_numpy(bool)
+    rows = _means(NO_DISC, NO_TASK, subjects, (~has_disc).astype(float))
+    requested = subjects.requested["requested_cdr"].to_numpy(float)
     if np.isnan(requested).any():  # a real cohort has no rules that say what words mean in numbers
         return rows
-    error = np.abs(np.where(found, readings["cdr"].to_numpy(float), 0) - requested)
-    return [*_means(CDR, NO_TASK, people, error, found), *rows]
+    error = np.abs(np.where(has_disc, readings["cdr"].to_numpy(float), 0) - requested)
+    return [*_means(CDR, NO_TASK, subjects, error, has_disc), *rows]
 
 
-def _recovered(people: People, readings: pd.DataFrame, real: pd.DataFrame | None) -> list[Row]:
+def _recovered(subjects: Subjects, readings: pd.DataFrame, real: pd.DataFrame | None) -> list[Row]:
     rows = []
     for name in REQUESTED:
-        requested = people.requested[name].astype(str).to_numpy()
-        own_rows = _means(FOUND, name, people, _right(readings, name, requested))
+        requested = subjects.requested[name].astype(str).to_numpy()
+        own_rows = _means(RECOVERED, name, subjects, _right(readings, name, requested))
         rows += own_rows
         if real is not None:
-            floor = dict(_means(FOUND, name, people, _right(real, name, requested)))
+            floor = dict(_means(RECOVERED, name, subjects, _right(real, name, requested)))
             rows += _with_ends(
                 [
                     ((OF_REAL, *key[1:]), values / floor[key])
@@ -281,10 +272,10 @@ def _distances(table: pd.DataFrame) -> list[Row]:
 
 
 def _means(
-    measure: str, task: str, people: People, values: np.ndarray, kept: np.ndarray | None = None
+    measure: str, task: str, subjects: Subjects, values: np.ndarray, kept: np.ndarray | None = None
 ) -> list[Row]:
     """Means over the rows that are `kept`, of all and of each group that has one."""
-    table, times = people.requested, people.drawn_requested
+    table, times = subjects.requested, subjects.drawn_requested
     kept = np.ones(len(values), bool) if kept is None else kept
 
     def mean(mask: np.ndarray) -> np.ndarray:
@@ -300,17 +291,12 @@ def _means(
 
 
 def _areas(
-    measure: str,
-    task: str,
-    table: pd.DataFrame,
-    answers: pd.DataFrame,
-    drawn: np.ndarray,
-    n_min: int,
+    measure: str, task: str, table: pd.DataFrame, given: pd.DataFrame, drawn: np.ndarray, n_min: int
 ) -> list[Row]:
     """AUC of all and of each group that is large enough; of more than two classes the mean of each
     against the rest.
     """
-    label, score = _label(table, task), stacked(answers, "s", task, TASKS[task])
+    label, score = _label(table, task), stacked(given, "s", task, TASKS[task])
     codes = [1] if score.shape[1] == 2 else range(score.shape[1])
 
     def area(mask: np.ndarray) -> np.ndarray:
@@ -413,11 +399,11 @@ def _summary(by_figure: Draws, name: str) -> pd.DataFrame:
     draws = np.stack(list(by_figure.values()), axis=2)
     mean = draws.mean(0)
     seed_low, seed_high = t_interval(draws[:, 0])
-    table = index.assign(**{name: mean[0], "people_low": np.nan, "people_high": np.nan})
+    table = index.assign(**{name: mean[0], "subject_low": np.nan, "subject_high": np.nan})
     usable = np.isnan(mean[1:]).mean(0) <= 0.05 if len(mean) > 1 else np.zeros(len(index), bool)
     if usable.any():
         ends = np.nanquantile(mean[1:][:, usable], [0.025, 0.975], axis=0)
-        table.loc[usable, "people_low"], table.loc[usable, "people_high"] = ends
+        table.loc[usable, "subject_low"], table.loc[usable, "subject_high"] = ends
     return table.assign(seed_low=seed_low, seed_high=seed_high, seeds=len(draws))
 
 

@@ -11,26 +11,26 @@ from fairlib.cohorts.tables import RACES
 from fairlib.errors import DataError
 from fairlib.measures.intervals import Interval
 from studies.engine.criteria import Criterion, Rule
+from studies.fundus.data import BASE, EVERYONE, REAL, TASKS, FundusSettings
 from studies.fundus.measures import (
     ALL,
     CDR,
-    FOUND,
     GAP,
     MMD,
     NO_DISC,
     NO_TASK,
     PAIRS,
+    RECOVERED,
     SCALED,
     TO_GENERATED,
     TO_REAL,
     WORST,
 )
-from studies.fundus.settings import BASE, EVERYONE, REAL, TASKS, FundusSettings
 
 CUP = Criterion("cdr", "cup-to-disc error, worst race ({race})", 0.08, Rule.AT_MOST)
 DIFFERENCE = Criterion("gap", "gap over races: {what}, less that of {reference}")
 REPAIR = Criterion("repair", DIFFERENCE.figure, 0.0, Rule.NOT_ABOVE)
-GAPS = ((MMD, NO_TASK), (FOUND, "race"), *product((TO_REAL, TO_GENERATED), TASKS))
+GAPS = ((MMD, NO_TASK), (RECOVERED, "race"), *product((TO_REAL, TO_GENERATED), TASKS))
 """The gaps over races that arms are compared by: quality, the race that was requested, and semantic
 correlation both ways.
 """
@@ -48,23 +48,23 @@ REPAIRED = ("repaired", "released")
 
 
 def criteria(tables: dict[str, pd.DataFrame], settings: FundusSettings) -> list[dict]:
-    """Make the rows of the study's criteria from the tables values, differences and people.
+    """Make the rows of the study's criteria from the tables values, differences and subjects.
 
     A value's interval draws patients anew; that of a difference is Student's t over the seeds'
     paired differences where there are two or more (its evaluator says so), else it draws patients
     anew. Is the repaired form shown to be worse than the released one? It is not unless the whole
     interval lies above zero, which a wide interval does easily.
     """
-    rows = _cups(tables["values"], tables["people"])
+    rows = _cups(tables["values"], tables["subjects"])
     for pairs, criterion in ((COMPARED, DIFFERENCE), ([REPAIRED], REPAIR)):
         for measure, task in GAPS:
             for arm, reference in pairs:
                 row = race_difference(tables["differences"], measure, task, arm, reference)
-                rows += [] if row is None else [_gap(criterion, row, tables["people"])]
+                rows += [] if row is None else [_gap(criterion, row, tables["subjects"])]
     return rows
 
 
-def _cups(values: pd.DataFrame, people: pd.DataFrame) -> list[dict]:
+def _cups(values: pd.DataFrame, subjects: pd.DataFrame) -> list[dict]:
     """One row an arm, of the race whose error is largest; `floor` is the error of real images of
     that race and those words.
 
@@ -77,17 +77,17 @@ def _cups(values: pd.DataFrame, people: pd.DataFrame) -> list[dict]:
     for arm, part in table[table["arm"] != REAL].groupby("arm", sort=False):
         row = part.loc[part["value"].idxmax()]
         race = row["group"]
-        n = ((people["part"] == "asked") & (people["race"] == race)).sum() * row["seeds"]
-        interval = Interval(*(float(row[end]) for end in ("value", "people_low", "people_high")))
+        n = ((subjects["part"] == "requested") & (subjects["race"] == race)).sum() * row["seeds"]
+        interval = Interval(*(float(row[end]) for end in ("value", "subject_low", "subject_high")))
         where = ("anatomical measurement", interval, int(n), float(floors.get(race, np.nan)))
         rows.append(CUP.row(arm, *where, compared=arm == BASE, race=race))
     return rows
 
 
-def _gap(criterion: Criterion, row: pd.Series, people: pd.DataFrame) -> dict:
+def _gap(criterion: Criterion, row: pd.Series, subjects: pd.DataFrame) -> dict:
     interval, over = interval_of(row)
-    part = "reference" if row["measure"] == TO_REAL else "asked"
-    n = int((people["part"] == part).sum() * row["seeds"])
+    part = "reference" if row["measure"] == TO_REAL else "requested"
+    n = int((subjects["part"] == part).sum() * row["seeds"])
     what = row["measure"] + ("" if row["task"] == NO_TASK else f", {row['task']}")
     return criterion.row(row["arm"], over, interval, n, what=what, reference=row["reference"])
 
@@ -108,10 +108,10 @@ def interval_of(row: pd.Series) -> tuple[Interval, str]:
     """The interval of a difference, and what it is over: seeds where there are two or more, else
     patients.
     """
-    over = "seed" if row["seeds"] > 1 else "people"
+    over = "seed" if row["seeds"] > 1 else "subject"
     ends = ("difference", f"{over}_low", f"{over}_high")
     interval = Interval(*(float(row[end]) for end in ends))
-    words = {"seed": f"t over {int(row['seeds'])} seeds", "people": "bootstrap over patients"}
+    words = {"seed": f"t over {int(row['seeds'])} seeds", "subject": "bootstrap over patients"}
     return interval, words[over]
 
 
@@ -153,7 +153,7 @@ def findings(differences: pd.DataFrame) -> list[str]:
         if race_difference(differences, MMD, NO_TASK, *pair) is not None:
             sentences += [
                 "**Quality.** " + in_words(differences, MMD, NO_TASK, *pair),
-                "**Requested race.** " + in_words(differences, FOUND, "race", *pair),
+                "**Requested race.** " + in_words(differences, RECOVERED, "race", *pair),
             ]
     chosen, noise = (
         race_difference(differences, MMD, NO_TASK, *pair)
@@ -173,8 +173,7 @@ def findings(differences: pd.DataFrame) -> list[str]:
 
 def numbers_of(row: pd.Series, name: str) -> dict[str, float]:
     """Estimate and ends of a row of differences.csv, for prose: `name`, `name`_low, `name`_high."""
-    interval = interval_of(row)[0]
-    return {name: interval.estimate, f"{name}_low": interval.low, f"{name}_high": interval.high}
+    return interval_of(row)[0].columns(name)
 
 
 # ---- tables for readers
@@ -190,7 +189,7 @@ def race_points(values: pd.DataFrame, measure: str, task: str = NO_TASK) -> pd.D
     `POINTS`.
     """
     part = chosen(values, measure, task)
-    names = {"group": "race", "people_low": "value_low", "people_high": "value_high"}
+    names = {"group": "race", "subject_low": "value_low", "subject_high": "value_high"}
     return part[part["group"].isin(RACES)].rename(columns=names)[["arm", "race", *POINTS]]
 
 
@@ -203,7 +202,7 @@ def difference_points(differences: pd.DataFrame, measure: str, task: str = NO_TA
     for pair in (*pairs, *((arm, "plain") for arm in ("inverse", "dro", "balanced", EVERYONE))):
         row = race_difference(differences, measure, task, *pair)
         if row is not None:
-            for end, interval in {"people": "over patients", "seed": "over seeds"}.items():
+            for end, interval in {"subject": "over patients", "seed": "over seeds"}.items():
                 ends = row[[f"{end}_low", f"{end}_high"]]
                 rows.append((" less ".join(pair), interval, row["difference"], *ends))
     table = pd.DataFrame(rows, columns=["comparison", "interval", *POINTS])

@@ -1,9 +1,9 @@
 """The fundus study as data for the engine: `python -m studies fundus` makes `results/fundus`.
 
-people.csv.gz       requested and reference patients, one row each, with the ratio that the words
+subjects.csv.gz     requested and reference patients, one row each, with the ratio that the words
                     of the prompt stand for
 readings.csv.gz     one row an image: arm, seed, image, what was requested, what cup measurement
-                    and attribute classifier found, and what a classifier trained on real
+                    and attribute classifier read, and what a classifier trained on real
                     patients says
 answers.csv.gz      one row a reference patient: what a classifier trained on an arm's images
                     says
@@ -23,16 +23,20 @@ import numpy as np
 import pandas as pd
 
 from fairlib.cohorts.fairgenmed import PROMPTED
-from studies.engine.study import Run, Source, Study, Table, Tables
+from studies.engine.study import Run, Study, Table, Tables
 from studies.fundus import measures
 from studies.fundus.arms import ARMS, TUNINGS, fundus_generator, shown, tuned
-from studies.fundus.cup import measure_cdr
-from studies.fundus.data import cohort_digest, people
-from studies.fundus.evaluators import answer, attribute_classifier, read_images, task_classifier
-from studies.fundus.measures import PART_NAMES, Figures, People, race_distances
+from studies.fundus.data import BASE, EVERYONE, REAL, SOURCES, FundusSettings, subjects
+from studies.fundus.evaluators import (
+    answer,
+    attribute_classifier,
+    measure_cdr,
+    read_images,
+    task_classifier,
+)
+from studies.fundus.measures import PART_NAMES, Figures, Subjects, race_distances
+from studies.fundus.phantom import requested_ratios
 from studies.fundus.report import criteria
-from studies.fundus.rules import requested_ratios
-from studies.fundus.settings import BASE, EVERYONE, REAL, FundusSettings
 
 
 def readings(run: Run[FundusSettings]) -> pd.DataFrame:
@@ -40,8 +44,8 @@ def readings(run: Run[FundusSettings]) -> pd.DataFrame:
     patients says of it.
     """
     settings, images = run.settings, run.artifact
-    requested = people(settings, "requested").load().table[list(PROMPTED)].reset_index(drop=True)
-    classifier = task_classifier(settings, people(settings, "evaluators"), run.seed)
+    requested = subjects(settings, "requested").load().table[list(PROMPTED)].reset_index(drop=True)
+    classifier = task_classifier(settings, subjects(settings, "evaluators"), run.seed)
     cups = read_images(images, attribute_classifier(settings)).load().table
     table = pd.concat([requested, cups, answer(classifier, images).load()], axis=1)
     return table.assign(image=range(len(table)))
@@ -50,18 +54,15 @@ def readings(run: Run[FundusSettings]) -> pd.DataFrame:
 def answers(run: Run[FundusSettings]) -> pd.DataFrame:
     """What a classifier trained on an arm's images says of the reference patients."""
     classifier = task_classifier(run.settings, run.artifact, run.seed)
-    table = answer(classifier, people(run.settings, "reference")).load()
-    return table.assign(person=range(len(table)))
+    table = answer(classifier, subjects(run.settings, "reference")).load()
+    return table.assign(subject=range(len(table)))
 
 
 def distances(run: Run[FundusSettings]) -> pd.DataFrame:
     """Distances of an arm's images to real ones of the same race."""
     settings, classifier = run.settings, attribute_classifier(run.settings)
-    reference = people(settings, "reference")
-    tables = (
-        one.load().table[list(measures.STRATA)]
-        for one in (people(settings, "requested"), reference)
-    )
+    requested, reference = (subjects(settings, part) for part in ("requested", "reference"))
+    tables = (one.load().table[list(measures.STRATA)] for one in (requested, reference))
     both = (read_images(images, classifier) for images in (run.artifact, reference))
     table = race_distances(*both, *tables, settings.replicates).load()
     return table.assign(draw=range(len(table)))
@@ -93,32 +94,29 @@ def cost(run: Run[FundusSettings]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["kind", "forward", "backward"])
 
 
-def people_table(settings: FundusSettings) -> pd.DataFrame:
-    """Requested and reference patients: part, person, attributes, and `asked_cdr` where the cohort
-    has rules that say what words mean in numbers.
+def subjects_table(settings: FundusSettings) -> pd.DataFrame:
+    """Requested and reference patients: part, subject (position), attributes, and `requested_cdr`
+    where the cohort has rules that say what words mean in numbers.
     """
     parts = []
-    for name, part in zip(PART_NAMES, ("requested", "reference"), strict=True):
-        table = people(settings, part).load().table[list(PROMPTED)].reset_index(drop=True)
+    for part in PART_NAMES:
+        table = subjects(settings, part).load().table[list(PROMPTED)].reset_index(drop=True)
         ratios = requested_ratios(table) if settings.cohort == "phantom" else np.nan
-        parts.append(table.assign(part=name, person=range(len(table)), asked_cdr=ratios))
+        parts.append(table.assign(part=part, subject=range(len(table)), requested_cdr=ratios))
     return pd.concat(parts, ignore_index=True)
 
 
 def all_figures(tables: Tables, settings: FundusSettings) -> dict[tuple[str, int], Figures]:
-    """The figures of every arm and seed in the tables, arm by arm."""
-    parts = {
-        name: dict(iter(tables[name].groupby(["arm", "seed"])))
-        for name in ("readings", "answers", "distances")
-    }
-    order = {arm: place for place, arm in enumerate(ARMS)}
-    by_run = {}
-    for arm, seed in sorted(parts["readings"], key=lambda key: (order[key[0]], key[1])):
-        rows = [parts[name][arm, seed].reset_index(drop=True) for name in parts]
-        real = None if arm == REAL else parts["readings"].get((REAL, seed))
-        real = None if real is None else real.reset_index(drop=True)
-        counts = settings.replicates, settings.n_min
-        by_run[arm, seed] = measures.figures(tables["people"], *rows, real, *counts).load()
+    """The figures of every arm and seed in the tables."""
+    parts: dict[str, dict] = {}
+    for name in ("readings", "answers", "distances"):
+        runs = tables[name].groupby(["arm", "seed"], sort=False)
+        parts[name] = {run: rows.reset_index(drop=True) for run, rows in runs}
+    by_run, counts = {}, (settings.replicates, settings.n_min)
+    for arm, seed in parts["readings"]:
+        rows = {name: part[arm, seed] for name, part in parts.items()}
+        rows["real"] = None if arm == REAL else parts["readings"].get((REAL, seed))
+        by_run[arm, seed] = measures.figures(tables["subjects"], rows, *counts).load()
     return by_run
 
 
@@ -134,7 +132,7 @@ def differences(tables: Tables, settings: FundusSettings) -> pd.DataFrame:
 
 def excluded(tables: Tables, settings: FundusSettings) -> pd.DataFrame:
     """Groups that are too small for an AUC."""
-    return measures.excluded(People.drawn(tables["people"], 1, settings.n_min))
+    return measures.excluded(Subjects.drawn(tables["subjects"], 1, settings.n_min))
 
 
 STUDY: Study[FundusSettings] = Study(
@@ -142,7 +140,7 @@ STUDY: Study[FundusSettings] = Study(
     FundusSettings,
     ARMS,
     tables={
-        "people": Table(people_table, "study", compressed=True),
+        "subjects": Table(subjects_table, "study", compressed=True),
         "readings": Table(readings, compressed=True),
         "answers": Table(answers, compressed=True),
         "distances": Table(distances, compressed=True),
@@ -153,12 +151,7 @@ STUDY: Study[FundusSettings] = Study(
         "differences": Table(differences, "summary"),
         "excluded": Table(excluded, "summary"),
     },
-    sources={
-        "phantom": Source(partial(people, part="train"), cohort_digest),
-        "fairgenmed": Source(
-            partial(people, part="train"), cohort_digest, "patients of FairGenMed"
-        ),
-    },
+    sources=SOURCES,
     criteria=criteria,
     evaluators={
         "anatomical measurement": measure_cdr,

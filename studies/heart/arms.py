@@ -15,12 +15,7 @@ import torch
 from fairlib.errors import DataError
 from fairlib.io import write_bytes
 from fairlib.measures.equity import class_counts, group_names, keep_large, prevalence_weights
-from fairlib.measures.paired import (
-    BootstrapSettings,
-    PairedAnswers,
-    arm_metrics,
-    paired_answers,
-)
+from fairlib.measures.paired import BootstrapSettings, PairedAnswers, arm_metrics, paired_answers
 from fairlib.methods.downstream import (
     BMI_GROUPS,
     TERTILES,
@@ -36,9 +31,8 @@ from fairlib.methods.downstream import (
 from studies.engine import accelerator
 from studies.engine.stage import Artifact, Progress, stage
 from studies.engine.study import Arm, Run, Tables
-from studies.heart.data import Hearts, part
+from studies.heart.data import Hearts, HeartSettings, part
 from studies.heart.generation import generated
-from studies.heart.settings import HeartSettings
 
 SYNTHETIC_ARMS = ("mixed", "pretrained")
 BY = {
@@ -74,7 +68,7 @@ def train_arm(
     seed: int,
     settings: DownstreamSettings,
     parts: dict[str, Artifact[Hearts]],
-    classifier_people: int,
+    classifier_subjects: int,
     synthetic: Artifact[Hearts] | None,
     extra: Artifact[Hearts] | None,
 ) -> None:
@@ -89,7 +83,7 @@ def train_arm(
     choice, test = hearts["choice"], hearts["test"]
     result = evaluate_arm(
         arm,
-        first_people(hearts["train"], classifier_people),
+        first_subjects(hearts["train"], classifier_subjects),
         synthetic and synthetic.load().first(settings.plan.synthetic_count),
         extra and extra.load(),
         ImageTable(
@@ -119,7 +113,7 @@ def trained(
         seed,
         downstream_settings(settings),
         {each: part(settings, each) for each in PARTS},
-        settings.classifier_people,
+        settings.classifier_subjects,
         generated(settings, "copies") if synthetic else None,
         part(settings, "extra") if extra else None,
     )
@@ -128,23 +122,23 @@ def trained(
 def _no_more_subjects(settings: HeartSettings) -> str | None:
     if settings.cohort == "phantom":
         return None
-    return f"cohort {settings.cohort!r} has no people beyond its parts"
+    return f"cohort {settings.cohort!r} has no subjects beyond its parts"
 
 
 def _arm(name: str, says: str, acts: str = "training", **uses: bool) -> Arm[HeartSettings]:
-    refused = {"refused": _no_more_subjects} if uses.get("extra") else {}
-    return Arm(partial(trained, name, **uses), says, acts, **refused)
+    refused = _no_more_subjects if uses.get("extra") else Arm.refused
+    return Arm(partial(trained, name, **uses), says, acts, refused=refused)
 
 
 ARMS: dict[str, Arm[HeartSettings]] = {
     arm.run.args[0]: arm
     for arm in (
-        _arm("real", "real hearts alone", "nowhere"),
+        _arm("real", "the cohort's hearts alone", "nowhere"),
         _arm("reweighted", "loss weighted by inverse frequency of the subgroup"),
-        _arm("resampled", "real hearts drawn by inverse frequency of the subgroup", "selection"),
-        _arm("mixed", "real and generated hearts", synthetic=True),
-        _arm("pretrained", "generated hearts first, then real ones", synthetic=True),
-        _arm("extra_real", "as many more real hearts as mixed has generated ones", extra=True),
+        _arm("resampled", "the same, drawn by inverse frequency of the subgroup", "selection"),
+        _arm("mixed", "the cohort's and generated hearts", synthetic=True),
+        _arm("pretrained", "generated hearts first, then the cohort's", synthetic=True),
+        _arm("extra_real", "as many more subjects as mixed has generated hearts", extra=True),
         _arm("synthetic", "generated hearts alone", synthetic=True),
         _arm("mixed_resampled", "mixed, drawn by inverse frequency", "selection", synthetic=True),
     )
@@ -171,23 +165,23 @@ def margins_of(run: Run[HeartSettings]) -> pd.DataFrame:
     return run.artifact.load().assign(arm=run.name, seed=run.seed)[columns]
 
 
-def first_people(train: Hearts, count: int) -> Hearts:
-    """The real hearts that classifiers train on: the first `count` of the generator's, or with 0
-    all. Raises `DataError` when there are fewer.
+def first_subjects(train: Hearts, count: int) -> Hearts:
+    """The cohort's hearts that classifiers train on: the first `count` of the generator's, or
+    with 0 all. Raises `DataError` when there are fewer.
     """
     if count > len(train):
         raise DataError(
-            f"classifier_people {count}: the generator was trained on {len(train)} hearts; 0 takes "
-            "all"
+            f"classifier_subjects {count}: the generator was trained on {len(train)} hearts; "
+            "0 takes all"
         )
     return train.first(count) if count else train
 
 
-def people_of(settings: HeartSettings) -> pd.DataFrame:
+def subjects_of(settings: HeartSettings) -> pd.DataFrame:
     """Who is tested: part, image, subject, label (1 = heart failure), sex, age_tertile (of the
     training subjects), bmi_group.
     """
-    train = first_people(part(settings, "train").load(), settings.classifier_people)
+    train = first_subjects(part(settings, "train").load(), settings.classifier_subjects)
     edges, tables = age_edges(train.table), []
     for name in ("choice", "test"):
         table = with_groups(part(settings, name).load().table, edges)
@@ -197,19 +191,19 @@ def people_of(settings: HeartSettings) -> pd.DataFrame:
 
 
 def answers_of(
-    margins: pd.DataFrame, people: pd.DataFrame, part: str, by: tuple[str, ...]
+    margins: pd.DataFrame, subjects: pd.DataFrame, part: str, by: tuple[str, ...]
 ) -> PairedAnswers:
     """The answers of all arms and seeds to the subjects of one part, as arrays for the paired
     bootstrap.
     """
-    subjects = people[people["part"] == part].drop(columns="part")
-    rows = margins[margins["part"] == part].merge(subjects, on="image", validate="m:1")
+    chosen = subjects[subjects["part"] == part].drop(columns="part")
+    rows = margins[margins["part"] == part].merge(chosen, on="image", validate="m:1")
     return paired_answers(rows.assign(positive=rows["margin"] > 0), by)
 
 
 def compared(
     margins: pd.DataFrame,
-    people: pd.DataFrame,
+    subjects: pd.DataFrame,
     rng: np.random.Generator,
     replicates: int = 1000,
     n_min: int = 10,
@@ -225,7 +219,7 @@ def compared(
     """
     settings, tables = BootstrapSettings(replicates, n_min=n_min), []
     for name, columns in (BY if by is None else by).items():
-        answers = answers_of(margins, people, "test", columns)
+        answers = answers_of(margins, subjects, "test", columns)
         for prevalence in PREVALENCES:
             draws = np.random.default_rng(rng.integers(2**31))
             weight = prevalence_weights(answers.label, prevalence)
@@ -238,51 +232,51 @@ def compared(
 
 def summary(tables: Tables, settings: HeartSettings, reference: str | None = None) -> pd.DataFrame:
     """`compared` on the tables of a study, by the cuts that leave subgroups to compare."""
-    people = tested(tables)
-    cuts, _ = comparable(people, settings.n_min)
-    given = tables["margins"], people, np.random.default_rng(62)
+    subjects = tested(tables)
+    cuts, _ = comparable(subjects, settings.n_min)
+    given = tables["margins"], subjects, np.random.default_rng(62)
     return compared(*given, settings.replicates, settings.n_min, cuts, reference)
 
 
 def tested(tables: Tables) -> pd.DataFrame:
-    """The table `people` with groups as ordered categories, of which a file keeps the words
+    """The table `subjects` with groups as ordered categories, of which a file keeps the words
     alone.
     """
     values = {"age_tertile": TERTILES, "bmi_group": BMI_GROUPS}
-    kinds = {name: pd.CategoricalDtype(known, ordered=True) for name, known in values.items()}
-    return tables["people"].astype(kinds)
+    kinds = {name: pd.CategoricalDtype(words, ordered=True) for name, words in values.items()}
+    return tables["subjects"].astype(kinds)
 
 
 def comparable(
-    people: pd.DataFrame, n_min: int = 10
+    subjects: pd.DataFrame, n_min: int = 10
 ) -> tuple[dict[str, tuple[str, ...]], pd.DataFrame]:
     """Which of `BY` leave two subgroups or more to compare, and what is left out: columns by,
     group, ill, healthy, reason.
 
-    One row a subgroup that is too small; one row, of the group "everybody", a way of cutting that
-    is left out whole.
+    One row a subgroup that is too small; one row, of the group "all subjects", a way of cutting
+    that is left out whole.
     """
-    test, cuts, small = people[people["part"] == "test"], {}, []
+    test, cuts, small = subjects[subjects["part"] == "test"], {}, []
     for name, columns in BY.items():
         try:
-            found = excluded(people, n_min, columns)
+            found = excluded(subjects, n_min, columns)
             cuts[name] = columns
         except DataError as error:
             ill = test.loc[test["label"] == 1, "subject"].nunique()
             healthy = test["subject"].nunique() - ill
-            row = {"group": "everybody", "ill": ill, "healthy": healthy, "reason": str(error)}
+            row = {"group": "all subjects", "ill": ill, "healthy": healthy, "reason": str(error)}
             found = pd.DataFrame([row])
         small.append(found.assign(by=name))
     return cuts, pd.concat(small, ignore_index=True)[["by", "group", "ill", "healthy", "reason"]]
 
 
 def excluded(
-    people: pd.DataFrame, n_min: int = 10, by: tuple[str, ...] = BY["all three"]
+    subjects: pd.DataFrame, n_min: int = 10, by: tuple[str, ...] = BY["all three"]
 ) -> pd.DataFrame:
     """The subgroups that are too small to be evaluated: group, ill, healthy (test subjects) and the
     reason.
     """
-    test = people[people["part"] == "test"]
+    test = subjects[subjects["part"] == "test"]
     counts = class_counts(test["label"], group_names(test[list(by)]), test["subject"])
     counts = counts[["class_1", "class_0"]].rename(columns={"class_1": "ill", "class_0": "healthy"})
     return keep_large(counts, n_min)[1]
@@ -290,17 +284,17 @@ def excluded(
 
 def best_synthetic(
     margins: pd.DataFrame,
-    people: pd.DataFrame,
+    subjects: pd.DataFrame,
     by: tuple[str, ...] = BY["all three"],
     n_min: int = 10,
 ) -> str:
     """The synthetic arm whose worst subgroup does best on the subjects of part "choice", who are
     not those of the test. Raises `DataError` where none was trained.
     """
-    known = [arm for arm in SYNTHETIC_ARMS if (margins["arm"] == arm).any()]
-    if not known:
+    trained_arms = [arm for arm in SYNTHETIC_ARMS if (margins["arm"] == arm).any()]
+    if not trained_arms:
         raise DataError(f"no synthetic arm was trained; train one of {', '.join(SYNTHETIC_ARMS)}")
-    answers = answers_of(margins[margins["arm"].isin(known)], people, "choice", by)
+    answers = answers_of(margins[margins["arm"].isin(trained_arms)], subjects, "choice", by)
     table = arm_metrics(answers, np.random.default_rng(0), BootstrapSettings(2, n_min=n_min))
     worst = table[(table["group"] == "worst") & (table["metric_id"] == "balanced_accuracy")]
     return str(worst.loc[worst["estimate"].idxmax(), "arm"])
@@ -319,11 +313,11 @@ def ppv(values: pd.DataFrame) -> pd.DataFrame:
     return wide.assign(ppv=share)[["arm", "prevalence", "tpr", "fpr", "ppv"]]
 
 
-def subsampled(people: pd.DataFrame, prevalence: float = 0.01, seed: int = 0) -> pd.DataFrame:
+def subsampled(subjects: pd.DataFrame, prevalence: float = 0.01, seed: int = 0) -> pd.DataFrame:
     """How many ill subjects each subgroup would keep if the prevalence were reached by leaving
     subjects out, as in the paper's code: columns group, ill (before), left (after).
     """
-    test = people[people["part"] == "test"].reset_index(drop=True)
+    test = subjects[subjects["part"] == "test"].reset_index(drop=True)
     diagnosis = np.where(test["label"] == 1, "heart failure", "healthy")
     chosen = at_prevalence(test.assign(diagnosis=diagnosis), prevalence, seed)
     ill, kept = test["label"] == 1, test.index.isin(chosen)

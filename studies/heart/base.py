@@ -1,17 +1,15 @@
 """`python -m studies base heart`: the recipe of `weights/heart`, from nothing.
 
 6,000 synthetic hearts with prompts and masks, as imbalanced as the cohort and none of its patients;
-a
-small CLIP on the prompts, in whose text tower every attribute must stay readable; the autoencoder
-with
-three channels (ED, ES, ED); the denoiser; the ControlNet on the masks, the denoiser locked, rows
-drawn by capped inverse frequency. About an hour and a half on one slow core.
+a small CLIP on the prompts, in whose text tower every attribute must stay readable; the autoencoder
+with three channels (ED, ES, ED); the denoiser; the ControlNet on the masks, the denoiser locked,
+rows drawn by capped inverse frequency. About an hour and a half on one slow core.
 """
 
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 
@@ -30,8 +28,7 @@ from fairlib.models.training import FitSettings
 from studies.engine import recipe
 from studies.engine.recipe import PixelPhase
 from studies.engine.stage import Artifact, Progress
-from studies.heart.phantom import draw_hearts
-from studies.heart.rules import PhantomSettings
+from studies.heart.phantom import PhantomSettings, draw_hearts
 
 CLIP = {
     **cl.SMALL,
@@ -59,27 +56,13 @@ class HeartBaseSettings:
         PixelPhase(64, False, FitSettings(1000, 8, 1.5e-3, seed=1, ema_decay=0.99)),
         PixelPhase(64, True, FitSettings(1000, 8, 1e-3, seed=2, ema_decay=0.995)),
     )
-    noise: FitSettings = field(
-        default_factory=lambda: FitSettings(2500, 32, 1.5e-3, warmup=200, ema_decay=0.998, seed=3)
-    )
+    noise: FitSettings = FitSettings(2500, 32, 1.5e-3, warmup=200, ema_decay=0.998, seed=3)
     control: tuple[FitSettings, ...] = (
         FitSettings(1750, 32, 1e-3, warmup=100, ema_decay=0.998, seed=4),
         FitSettings(1750, 32, 6e-4, warmup=50, ema_decay=0.998, seed=5),
     )
     balance: float = 1.0
     initial_seed: int = 0
-
-
-TINY = HeartBaseSettings(  # a rehearsal of every phase in seconds, for the tests
-    hearts=PhantomSettings(subjects=24, seed=101),
-    words=FitSettings(steps=2, batch_size=8, learning_rate=1e-3),
-    pixels=(
-        PixelPhase(32, False, FitSettings(2, 2, 1e-3)),
-        PixelPhase(64, True, FitSettings(1, 2, 1e-3)),
-    ),
-    noise=FitSettings(steps=2, batch_size=4, learning_rate=1e-3, ema_decay=0.9),
-    control=(FitSettings(steps=2, batch_size=4, learning_rate=1e-3, ema_decay=0.9),),
-)
 
 
 def draw_training(
@@ -90,8 +73,7 @@ def draw_training(
     """
     progress.say(f"drawing {settings.subjects} synthetic hearts")
     images, masks, table = draw_hearts(settings, range(settings.subjects))
-    prompts = [prompt_of(row) for row in table.to_dict("records")]
-    return {"images": to_bytes(images), "masks": masks}, prompts
+    return {"images": to_bytes(images), "masks": masks}, table["prompt"].tolist()
 
 
 def build_autoencoder() -> nn.Module:

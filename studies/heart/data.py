@@ -1,13 +1,13 @@
-"""The subjects of the heart study: the generator's training set, and those it never saw, part by
-part.
+"""The settings of the heart study (Skorupko et al., arXiv 2403.19508), and its subjects: the
+generator's training set, and those it never saw, part by part.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import Any, Literal
 
 import pandas as pd
 import torch
@@ -16,25 +16,171 @@ from torch import Tensor
 from fairlib.cohorts.cardiac import stack
 from fairlib.cohorts.cohort import Cohort, report
 from fairlib.cohorts.mnms import read_mnms
-from fairlib.errors import DataError
+from fairlib.errors import DataError, SettingsError
 from fairlib.io import read_tensors, to_bytes, to_images, write_bytes, write_tensors
 from fairlib.methods.downstream import ImageTable
 from fairlib.models.segmenter import frames_of
-from fairlib.settings import digest
+from fairlib.settings import Count, Natural, Positive, check_bounds, digest
 from studies.engine import runs_folder
-from studies.engine.recipe import training_people
-from studies.engine.stage import Artifact, Progress, stage
-from studies.engine.study import Source
-from studies.heart.phantom import draw_hearts
-from studies.heart.rules import PhantomSettings
-from studies.heart.settings import HeartSettings, part_settings
+from studies.engine.profiles import settings_from
+from studies.engine.recipe import training_part, training_subjects
+from studies.engine.stage import Artifact, Progress, in_blocks, stage
+from studies.engine.study import Source, read_table
+from studies.heart.phantom import PhantomSettings, draw_hearts, table_of
+
+PAPER_GUIDANCE = 4.0  # of copies; the paper's code draws new combinations at 9
+
+
+@dataclass(frozen=True)
+class HeartSettings:
+    """Everything that the stages of the heart study depend on.
+
+    cohort: "phantom", or "mnms" (the real layout under `data_dir`). weights: the pipeline folder;
+    the phantom's training subjects are read from its manifest, so that they are exactly those the
+    generator was trained on. controlnet: folder or hub name of a ControlNet for a plain Stable
+    Diffusion given as `weights`.
+    train_subjects: 0, all of them; fewer only to see that everything runs, because synthetic images
+    would then know subjects that real-only training does not.
+    classifier_subjects: real subjects that the downstream classifiers train on: 0, the generator's
+    own training subjects, so that nobody else enters through the synthetic images. More: only so
+    many of them, as in a small hospital that uses a generator and masks shared by a large one;
+    synthetic images then carry subjects that real-only training never saw. segmenter_steps,
+    evaluator_steps, classifier_steps: optimiser steps of the re-segmenter, of the other evaluators,
+    and of the downstream classifier in all its phases. *_subjects: synthetic subjects drawn for a
+    part (see `part_settings`); of a real cohort each part is a share (`FRACTIONS`).
+    images: generated in each way and measured; synthetic: copies that the downstream classifiers
+    train on; flips: images drawn again with one word of the prompt changed. guidance_scale: the
+    paper's for copies; at another one the hearts are measured, and no classifier trains on them.
+    replicates: bootstrap draws of an interval. n_min: ill and healthy subjects that a subgroup of
+    the downstream tables must have.
+    """
+
+    cohort: Literal["phantom", "mnms"] = "phantom"
+    data_dir: str = ""
+    weights: str = "weights/heart"
+    controlnet: str = ""
+    split_seed: Natural = 0
+    train_subjects: Natural = 0
+    classifier_subjects: Natural = 0
+    segmenter_steps: Count = 800
+    evaluator_steps: Count = 800
+    classifier_steps: Count = 400
+    evaluator_subjects: Count = 3000
+    heldout_subjects: Count = 800
+    validation_subjects: Count = 2000
+    choice_subjects: Count = 2000
+    test_subjects: Count = 4000
+    images: Count = 800
+    synthetic: Count = 2000
+    flips: Count = 100
+    sampling_steps: Count = 8
+    guidance_scale: Positive = PAPER_GUIDANCE
+    batch_size: Count = 50
+    replicates: Count = 1000
+    n_min: Count = 10
+
+    def __post_init__(self):
+        check_bounds(self)
+        if not (self.draws_hearts or self.trains_classifiers):
+            raise SettingsError(
+                f"HeartSettings: classifier_subjects {self.classifier_subjects} and guidance_scale "
+                f"{self.guidance_scale:g}: change one of them at a time"
+            )
+
+    @classmethod
+    def from_parameters(cls, parameters: Any) -> HeartSettings:
+        """The study at the size that the parameters of a notebook ask for: `test_subjects`,
+        `evaluator_steps` and `images` set the others in the ratios of the long runs.
+        """
+        subjects, images = parameters.test_subjects, parameters.images
+        steps = parameters.evaluator_steps
+        return settings_from(
+            cls,
+            parameters,
+            evaluator_subjects=subjects * 3 // 4,
+            heldout_subjects=subjects // 5,
+            validation_subjects=subjects // 2,
+            choice_subjects=subjects // 2,
+            segmenter_steps=steps,
+            evaluator_steps=steps,
+            classifier_steps=steps // 2,
+            synthetic=images * 5 // 2,
+            flips=images // 8,
+            replicates=min(cls.replicates, images * 2),
+            n_min=min(cls.n_min, max(1, subjects // 120)),
+        )
+
+    @property
+    def name(self) -> str:
+        """ "heart", or what the study is beside the main one, "heart-shared" or "heart-guidance2":
+        its folder in `results/`.
+
+        Real patients never lie among synthetic ones: "heart-mnms", "heart-mnms-shared" ...
+        """
+        name = "heart" if self.cohort == "phantom" else f"heart-{self.cohort}"
+        if not self.draws_hearts:
+            return f"{name}-shared"
+        return name if self.trains_classifiers else f"{name}-guidance{self.guidance_scale:g}"
+
+    @property
+    def draws_hearts(self) -> bool:
+        """Whether the tables on generated hearts are this study's own; with `classifier_subjects`
+        they are the main study's.
+        """
+        return not self.classifier_subjects
+
+    @property
+    def trains_classifiers(self) -> bool:
+        """Whether downstream classifiers belong to it; at another guidance scale than the paper's
+        none is trained.
+        """
+        return self.guidance_scale == PAPER_GUIDANCE
+
+
+# Evaluators are fitted and tried on subjects drawn evenly, so that they err alike in every
+# subgroup. Ages keep their natural spread among the tested, because age tertiles are those of the
+# training subjects.
+EVEN = dict.fromkeys(("heart_failure", "female_healthy", "female_heart_failure"), 0.5)
+EVEN |= dict.fromkeys(("normal_bmi_healthy", "normal_bmi_heart_failure"), 0.4)
+YOUNG = {"young_healthy": 0.25, "young_heart_failure": 0.25}
+
+
+def part_settings(
+    settings: HeartSettings, trained_on: PhantomSettings
+) -> dict[str, PhantomSettings]:
+    """Which subjects each part of the phantom cohort draws. Every part has a seed of its own; no
+    subject is in two.
+
+    train: the generator's own training subjects, and the real training set of every classifier.
+    evaluators: those the evaluators are fitted on. heldout, reference: two halves of unseen
+    subjects; the first lend their masks and prompts, the second are those generated images are
+    compared with. validation: natural shares at the paper's prevalence 0.10. choice: where the best
+    synthetic arm is chosen; test: where it is evaluated. extra: more subjects like `train`, for the
+    upper bound. Raises `SettingsError` when a part would draw the training subjects again.
+    """
+
+    def drawn(seed: int, count: int, **shares: float) -> PhantomSettings:
+        return PhantomSettings(subjects=count, seed=seed, **shares)
+
+    parts = {
+        "evaluators": drawn(211, settings.evaluator_subjects, **EVEN, **YOUNG),
+        "heldout": drawn(212, settings.heldout_subjects, **EVEN),
+        "reference": drawn(213, settings.heldout_subjects, **EVEN),
+        "validation": drawn(214, settings.validation_subjects, heart_failure=0.10),
+        "choice": drawn(215, settings.choice_subjects, **EVEN),
+        "test": drawn(216, settings.test_subjects, **EVEN),
+        "extra": replace(trained_on, seed=217, subjects=settings.synthetic),
+    }
+    seeds = {name: part.seed for name, part in parts.items()}
+    return {"train": training_part(trained_on, settings.train_subjects, seeds), **parts}
+
 
 # Of the subjects of a real cohort; there is no `extra` among them. Of 300, as M&Ms may leave, 60
 # are tested, and 24 lend masks.
 FRACTIONS = {
     "train": 0.34,
-    "judges": 0.12,
-    "hold": 0.08,
+    "evaluators": 0.12,
+    "heldout": 0.08,
     "reference": 0.08,
     "validation": 0.08,
     "choice": 0.10,
@@ -72,72 +218,44 @@ def read_hearts(folder: Path) -> Hearts:
     """What a stage has written: `hearts.safetensors` (images and masks uint8 [N, 2, H, W]) and
     `hearts.csv`.
     """
-    found = read_tensors(folder / "hearts.safetensors")
-    return Hearts(
-        stack(to_images(found["images"])), read_rows(folder / "hearts.csv"), found["masks"]
-    )
+    tensors = read_tensors(folder / "hearts.safetensors")
+    images = stack(to_images(tensors["images"]))
+    return Hearts(images, read_table(folder / "hearts.csv"), tensors["masks"])
 
 
-def read_rows(path: Path) -> pd.DataFrame:
-    """A table written beside tensors; a word such as NA stays a word."""
-    return pd.read_csv(path, keep_default_na=False, na_values=[""])
-
-
-def write_hearts(path: Path, images: Tensor, masks: Tensor, table: pd.DataFrame) -> None:
-    """Write ED and ES of images [N, 3, H, W] as bytes, with their masks, and `table` beside."""
-    write_bytes(path.with_suffix(".csv"), table.to_csv(index=False).encode())
-    write_tensors(path, {"images": to_bytes(frames_of(images)), "masks": masks})
-
-
-def write_in_blocks(
-    out: Path,
-    progress: Progress,
-    count: int,
-    size: int,
-    label: str,
-    draw: Callable[[range], tuple[Tensor, Tensor, pd.DataFrame]],
-) -> None:
-    """Write `count` hearts for `read_hearts`, `size` at a time; blocks of an interrupted attempt
-    are kept.
-    """
-    blocks = [range(start, min(start + size, count)) for start in range(0, count, size)]
-    paths = [out / "working" / f"{number:04d}.safetensors" for number in range(len(blocks))]
-    pairs = zip(blocks, paths, strict=True)
-    for block, path in progress.track(pairs, len(blocks), label):
-        if not path.is_file():
-            write_hearts(path, *draw(block))
-    found = [read_tensors(path) for path in paths]
-    whole = {name: torch.cat([one[name] for one in found]) for name in found[0]}
-    write_tensors(out / "hearts.safetensors", whole)
-    table = pd.concat([pd.read_csv(path.with_suffix(".csv")) for path in paths], ignore_index=True)
+def write_hearts(out: Path, tensors: dict[str, Tensor], table: pd.DataFrame) -> None:
+    """Write tensors (see `as_stored`) and `table` for `read_hearts`."""
     write_bytes(out / "hearts.csv", table.to_csv(index=False).encode())
+    write_tensors(out / "hearts.safetensors", tensors)
+
+
+def as_stored(images: Tensor, masks: Tensor) -> dict[str, Tensor]:
+    """ED and ES of images [N, 3, H, W] as bytes, with their masks."""
+    return {"images": to_bytes(frames_of(images)), "masks": masks}
 
 
 @stage(load=read_hearts, verify=False)
 def draw_part(out: Path, progress: Progress, part: str, settings: PhantomSettings) -> None:
     """Draw the subjects of a part of the phantom cohort; they are named after their part."""
 
-    def draw(block: range) -> tuple[Tensor, Tensor, pd.DataFrame]:
-        images, masks, table = draw_hearts(settings, block)
-        return images, masks, table.assign(subject=[f"{part}-{index:05d}" for index in block])
+    def draw(block: range) -> dict[str, Tensor]:
+        return as_stored(*draw_hearts(settings, block)[:2])
 
     label = f"synthetic hearts, {part}"
-    write_in_blocks(out, progress, settings.subjects, BLOCK, label, draw)
+    tensors = in_blocks(out, progress, settings.subjects, BLOCK, label, draw)
+    write_hearts(out, tensors, table_of(settings, part))
 
 
 @stage(load=read_hearts, verify=False)
 def read_part(
-    out: Path,
-    progress: Progress,
-    cohort: Artifact[Cohort],
-    part: str,
-    fractions: dict[str, float],
-    seed: int,
+    out: Path, progress: Progress, cohort: Artifact[Cohort], part: str, shares: dict, seed: int
 ) -> None:
-    """Read the images of a part of a real cohort, split by subject."""
-    chosen = cohort.load().split(fractions, seed=seed, stratify=("sex", "diagnosis"))[part]
+    """Read the images of a part of a real cohort, split by subject; shares: part -> fraction of
+    the subjects.
+    """
+    chosen = cohort.load().split(shares, seed=seed, stratify=("sex", "diagnosis"))[part]
     progress.say(f"reading {len(chosen)} hearts, {part}")
-    write_hearts(out / "hearts.safetensors", chosen.load(), chosen.load_masks(), chosen.table)
+    write_hearts(out, as_stored(chosen.load(), chosen.load_masks()), chosen.table)
 
 
 def trained_on(settings: HeartSettings) -> PhantomSettings:
@@ -145,20 +263,21 @@ def trained_on(settings: HeartSettings) -> PhantomSettings:
 
     Raises `WeightsError` when it does not say so.
     """
-    return training_people(
-        settings.weights,
-        PhantomSettings,
-        "hearts",
-        "heart",
-        "a comparison with real images of the same people needs them: use cohort 'mnms'",
-    )
+    otherwise = "a comparison with real images of the same subjects needs them: use cohort 'mnms'"
+    return training_subjects(settings.weights, PhantomSettings, "hearts", "heart", otherwise)
 
 
 def part(settings: HeartSettings, name: str) -> Artifact[Hearts]:
-    """The hearts of one part of the study (see `settings.part_settings`); drawn or read on first
+    """The hearts of one part of the study (see `part_settings`); drawn or read on first
     use. Raises `DataError` on a part that the cohort does not have.
     """
-    return SOURCES[settings.cohort].read(settings)(name)
+    real = settings.cohort == "mnms"
+    parts = FRACTIONS if real else part_settings(settings, trained_on(settings))
+    if name not in parts:
+        raise DataError(f"part {name!r}: this cohort has {', '.join(parts)} and no other subjects")
+    if real:
+        return read_part(mnms_cohort(settings), name, FRACTIONS, settings.split_seed)
+    return draw_part(name, parts[name])
 
 
 def mnms_cohort(settings: HeartSettings) -> Artifact[Cohort]:
@@ -179,34 +298,16 @@ def _read_mnms(root: Path) -> Cohort:
     return read_mnms(root, cache_dir=runs_folder() / "slices" / "mnms").with_prompt()
 
 
-def _phantom_part(settings: HeartSettings, name: str) -> Artifact[Hearts]:
-    parts = part_settings(settings, trained_on(settings))
-    return draw_part(name, parts[_known(name, parts)])
-
-
-def _mnms_part(settings: HeartSettings, name: str) -> Artifact[Hearts]:
-    cohort = mnms_cohort(settings)
-    return read_part(cohort, _known(name, FRACTIONS), FRACTIONS, settings.split_seed)
-
-
-def _known(name: str, parts: dict) -> str:
-    if name not in parts:
-        raise DataError(f"part {name!r}: this cohort has {', '.join(parts)} and no other subjects")
-    return name
-
-
-def _table_digest(table: pd.DataFrame) -> str:
+def cohort_digest(settings: HeartSettings) -> str:
+    """Which patients are in the cohort, and what is known of them; of a synthetic one, those the
+    generator was trained on.
+    """
+    real = settings.cohort == "mnms"
+    table = (mnms_cohort(settings) if real else part(settings, "train")).load().table
     return digest(table.to_csv(index=False))
 
 
 SOURCES: dict[str, Source[HeartSettings]] = {
-    "phantom": Source(
-        lambda settings: partial(_phantom_part, settings),
-        lambda settings: _table_digest(part(settings, "train").load().table),
-    ),
-    "mnms": Source(
-        lambda settings: partial(_mnms_part, settings),
-        lambda settings: _table_digest(mnms_cohort(settings).load().table),
-        "patients of M&Ms",
-    ),
+    "phantom": Source(partial(part, name="train"), cohort_digest),
+    "mnms": Source(partial(part, name="train"), cohort_digest, "patients of M&Ms"),
 }

@@ -21,11 +21,10 @@ from fairlib.methods.control import copies, new_combinations
 from fairlib.models.controlnet import ControlledGenerator
 from fairlib.settings import unknown_key
 from studies.engine import accelerator
-from studies.engine.stage import Artifact, Progress, as_is, stage
-from studies.heart.data import Hearts, part, read_hearts, write_in_blocks
+from studies.engine.stage import Artifact, Progress, as_is, in_blocks, stage
+from studies.heart.data import Hearts, HeartSettings, as_stored, part, read_hearts, write_hearts
 from studies.heart.evaluators import Readings, evaluate, fitted_evaluators
-from studies.heart.rules import HEIGHT_CM
-from studies.heart.settings import HeartSettings
+from studies.heart.phantom import HEIGHT_CM
 
 WAYS = ("copies", "combinations", "unseen")
 # seeds of starting noise
@@ -48,14 +47,11 @@ def weights_of(settings: HeartSettings) -> Weights:
     return tuple(Artifact.weights(name, as_is) for name in names if name)
 
 
+@lru_cache(maxsize=2)
 def load_generator(weights: Weights) -> ControlledGenerator:
     """The generator with these weights, on the accelerator if there is one."""
-    return _generator(*(str(folder.load()) for folder in weights))
-
-
-@lru_cache(maxsize=2)
-def _generator(weights: str, controlnet: str | None = None) -> ControlledGenerator:
-    return ControlledGenerator.load(weights, accelerator(), controlnet=controlnet)
+    folder, *controlnet = (str(each.load()) for each in weights)
+    return ControlledGenerator.load(folder, accelerator(), controlnet="".join(controlnet))
 
 
 @stage(load=read_hearts)
@@ -79,15 +75,15 @@ def generate(
     """
     generator = load_generator(weights)
 
-    def draw(rows: range) -> tuple[Tensor, Tensor, pd.DataFrame]:
-        requested = table.iloc[rows.start : rows.stop]
+    def draw(rows: range) -> dict[str, Tensor]:
+        chosen, prompts = masks[rows.start : rows.stop], table["prompt"].iloc[rows]
         noise = generator.noise(noise_seed, [0] * len(rows) if one_noise else list(rows))
-        control = control_image(masks[rows.start : rows.stop]).to(noise.device)
+        control = control_image(chosen).to(noise.device)
         how = {"control": control, "noise": noise, "steps": steps, "guidance_scale": guidance}
-        images = generator.sample(list(requested["prompt"]), **how)
-        return images.cpu(), masks[rows.start : rows.stop], requested
+        return as_stored(generator.sample(list(prompts), **how).cpu(), chosen)
 
-    write_in_blocks(out, progress, len(table), batch_size, "generated hearts", draw)
+    tensors = in_blocks(out, progress, len(table), batch_size, "generated hearts", draw)
+    write_hearts(out, tensors, table)
 
 
 def requests(settings: HeartSettings, way: str) -> tuple[pd.DataFrame, Tensor]:
@@ -100,23 +96,23 @@ def requests(settings: HeartSettings, way: str) -> tuple[pd.DataFrame, Tensor]:
     """
     if way not in WAYS:
         raise SettingsError(unknown_key(way, list(WAYS), "the ways of requesting hearts"))
-    people = part(settings, "hold" if way == "unseen" else "train").load()
+    hearts = part(settings, "heldout" if way == "unseen" else "train").load()
     if way == "unseen":
-        unseen = people.first(settings.images)
+        unseen = hearts.first(settings.images)
         columns = unseen.table[[*ATTRIBUTES, "subject"]]
         return columns.assign(source=range(len(unseen))), unseen.masks
     if way == "copies":
         needed = settings.synthetic if settings.trains_classifiers else 0
         count = max(settings.images, needed)
-        table, _ = copies(people.table, people.masks, count, NOISE[way])
-        height = people.table["height"].to_numpy(float)[table["source"].to_numpy()]
+        table, _ = copies(hearts.table, hearts.masks, count, NOISE[way])
+        height = hearts.table["height"].to_numpy(float)[table["source"].to_numpy()]
     else:
         table, _ = new_combinations(
-            people.table, people.masks, settings.images, NOISE[way], present_only=True
+            hearts.table, hearts.masks, settings.images, NOISE[way], present_only=True
         )
         means = {sex: mean for sex, (mean, _) in HEIGHT_CM.items()}
         height = table["sex"].map(means).to_numpy(float)
-    return table.assign(height=height), people.masks[torch.tensor(table["source"].to_numpy())]
+    return table.assign(height=height), hearts.masks[torch.tensor(table["source"].to_numpy())]
 
 
 def flipped(table: pd.DataFrame, word: str) -> pd.DataFrame:
@@ -168,11 +164,7 @@ def readings(settings: HeartSettings, source: str) -> Artifact[Readings]:
 
 
 def _generate(
-    settings: HeartSettings,
-    table: pd.DataFrame,
-    masks: Tensor,
-    noise_seed: int,
-    one_noise: bool = False,
+    settings: HeartSettings, table: pd.DataFrame, masks: Tensor, noise: int, one_noise: bool = False
 ) -> Artifact[Hearts]:
     how = settings.sampling_steps, settings.guidance_scale, settings.batch_size
-    return generate(weights_of(settings), table, masks, noise_seed, *how, one_noise)
+    return generate(weights_of(settings), table, masks, noise, *how, one_noise)

@@ -6,7 +6,8 @@ Not the loss: what evaluators read in the generated images, compared with what w
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,15 +18,17 @@ from torch.nn import functional as F
 
 from fairlib.errors import DataError
 from fairlib.io import write_bytes
-from fairlib.measures.dice import Reference, dice, dice_table
+from fairlib.measures.dice import SUBJECTS_MIN, Reference, dice, dice_table, each_group, pooled_mean
 from fairlib.measures.distances import blurred, frechet_by_n, memorisation, subgroup_distances
-from fairlib.measures.intervals import Interval, Sample, bootstrap, interval
+from fairlib.measures.intervals import Sample, bootstrap, interval
+from fairlib.models.autoencoder import encode
 from fairlib.models.classifier import Classifier, predict
 from fairlib.models.controlnet import ControlledGenerator
 from studies.engine import accelerator
 from studies.engine.stage import Artifact, Progress, stage
-from studies.heart.data import Hearts, part, read_rows
-from studies.heart.evaluators import Readings, fitted
+from studies.engine.study import read_table
+from studies.heart.data import Hearts, HeartSettings, part
+from studies.heart.evaluators import UNITS, Readings, fitted
 from studies.heart.generation import (
     FLIPPED,
     OTHER,
@@ -37,9 +40,7 @@ from studies.heart.generation import (
     readings,
     weights_of,
 )
-from studies.heart.geometry import UNITS, attribute_truth
-from studies.heart.rules import expected_geometry
-from studies.heart.settings import HeartSettings
+from studies.heart.phantom import expected_geometry
 
 SUBGROUPS = ("sex", "age", "bmi_class", "diagnosis", "sex, diagnosis", "bmi_class, diagnosis")
 # kg/m2 that stand for a class requested
@@ -55,7 +56,8 @@ PAIRS = {
 SIZES = (80, 125, 250, 500, 1000, 2000)
 KEPT = ["sex", "age", "bmi", "height", "decade", "bmi_class", "diagnosis", "subject"]
 THROUGH = "through the autoencoder"
-Rng = np.random.Generator
+Rng, Names = np.random.Generator, tuple[str, ...]
+Rules = Callable[..., dict[str, float]]  # attributes -> expected geometry
 
 
 # ---- the control
@@ -66,37 +68,29 @@ def subgroups(table: pd.DataFrame) -> dict[str, np.ndarray]:
     single decades among them have too few subjects.
     """
     young = table["decade"].isin(["10s", "20s", "30s", "40s"])
-    people = table.assign(age=table["decade"].where(~young, "below 50"))
+    coarser = table.assign(age=table["decade"].where(~young, "below 50"))
     return {
-        name: people[name.split(", ")].astype(str).agg(", ".join, axis=1).to_numpy(object)
+        name: coarser[name.split(", ")].astype(str).agg(", ".join, axis=1).to_numpy(object)
         for name in SUBGROUPS
     }
 
 
 def dice_of(read: Readings, real: Readings, rng: Rng, replicates: int = 500) -> pd.DataFrame:
-    """Dice of the mask requested and the mask found in the image, for every subgroup, beside the
-    re-segmenter's own on unseen real hearts of that subgroup (columns of
+    """Dice of the mask requested and the mask segmented in the image, for every subgroup, beside
+    the re-segmenter's own on held-out hearts of that subgroup (columns of
     `measures.dice.dice_table`).
     """
-    reference = Reference(
-        dice(real.requested, real.found),
-        real.table["subject"].to_numpy(str),
-        subgroups(real.table),
-    )
-    subjects = read.table["subject"].to_numpy(str)
+    owners, subjects = (one.table["subject"].to_numpy(str) for one in (real, read))
+    reference = Reference(dice(real.requested, real.segmented), owners, subgroups(real.table))
     groups = subgroups(read.table)
-    return dice_table(read.requested, read.found, groups, subjects, rng, reference, replicates)
+    return dice_table(read.requested, read.segmented, groups, subjects, rng, reference, replicates)
 
 
 def geometry_of(
-    read: Readings,
-    real: Readings,
-    rng: Rng,
-    replicates: int = 500,
-    rules: Callable[..., dict[str, float]] = expected_geometry,
+    read: Readings, real: Readings, rng: Rng, replicates: int, rules: Rules
 ) -> pd.DataFrame:
     """Measured geometry less what the generative rules give for the subject requested, per
-    subgroup, beside the same for real hearts (columns of `geometry.attribute_truth`).
+    subgroup, beside the same for real hearts (columns of `attribute_truth`).
     """
     columns = {f"measured_{name}": name for name in UNITS}
     own, other = (
@@ -128,8 +122,8 @@ def recovered(
         draws = [bootstrap(measure, [sample], rng, replicates) for sample in samples]
         own = interval(values[0], draws[0], strict=False)
         ratio = interval(float(_share(*values)), _share(*draws), strict=False)
-        row = {"attribute": attribute, "statistic": statistic, **_ends("generated", own)}
-        rows.append({**row, "real": values[1], **_ends("ratio", ratio), "n": len(given)})
+        row = {"attribute": attribute, "statistic": statistic, **own.columns("generated")}
+        rows.append({**row, "real": values[1], **ratio.columns("ratio"), "n": len(given)})
     return pd.DataFrame(rows)
 
 
@@ -178,10 +172,6 @@ def lowest_dice(table: pd.DataFrame, subjects: int = 5) -> tuple[str, pd.Series,
         raise DataError(f"no subgroup has {subjects} subjects; generate more hearts")
     row = steady.loc[steady["mean"].idxmin()]
     return f"{row['attribute']}: {row['group']}", row, steady.loc[steady["difference"].idxmin()]
-
-
-def _ends(name: str, value: Interval) -> dict[str, float]:
-    return {name: value.estimate, f"{name}_low": value.low, f"{name}_high": value.high}
 
 
 def _share(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
@@ -289,7 +279,7 @@ def too_few(
     rows = [("distances", attribute, reason) for attribute, reason in left_out.items()]
     if frechet["n"].max() < min(ns):
         reason = (
-            f"the test people do not give two sets of {min(ns)}; instead of {list(ns)} the sets "
+            f"the test subjects do not give two sets of {min(ns)}; instead of {list(ns)} the sets "
             f"have {frechet['n'].tolist()}, where covariances lack rank"
         )
         rows.append(("frechet", "n", reason))
@@ -299,7 +289,7 @@ def too_few(
 def memorisation_of(
     generator: ControlledGenerator,
     train: Hearts,
-    hold: Hearts,
+    heldout: Hearts,
     unseen: Hearts,
     copied: Hearts,
     rng: Rng,
@@ -308,25 +298,25 @@ def memorisation_of(
     """Whether generated hearts are nearer to the training hearts than real unseen subjects are.
 
     Compared in pairs: an image made under the mask and prompt of a subject the generator never saw
-    (`unseen`), with that very subject's own image (`hold`); as it is, and as the generator's
+    (`unseen`), with that very subject's own image (`heldout`); as it is, and as the generator's
     autoencoder gives it back, because smoother images lie nearer to everything. Copies are compared
     as well, their own mask's subject left out of the training hearts. One row a way, reading ("as
     taken" or `THROUGH`) and quantile: share of generated images nearer to a training heart than
     that quantile of the real ones, low, high, median_ratio with its ends, n.
     """
-    people = hold.first(len(unseen))
-    real = {"as taken": people.images, THROUGH: restored(generator, people.images)}
-    quantiles = (0.01, 0.05) if len(people) >= 100 else (0.1,)
+    owners = heldout.first(len(unseen))
+    real = {"as taken": owners.images, THROUGH: restored(generator, owners.images)}
+    quantiles = (0.01, 0.05) if len(owners) >= 100 else (0.1,)
     own = {
         "synthetic_subjects": copied.table["subject"].to_numpy(str),
         "training_subjects": train.table["subject"].to_numpy(str),
     }
-    known, rows = coarse(train.images), []
+    training, rows = coarse(train.images), []
     for way, given, subjects in (("unseen", unseen, {}), ("copies", copied, own)):
         for reading, images in real.items():
-            sets = coarse(given.images), coarse(images), known
+            sets = coarse(given.images), coarse(images), training
             found = memorisation(*sets, rng, quantiles, replicates=replicates, **subjects)
-            about = {**_ends("ratio", found.median_ratio), "n": len(given)}
+            about = found.median_ratio.columns("ratio") | {"n": len(given)}
             for row in found.shares.to_dict("records"):
                 rows.append({"way": way, "reading": reading, **row, **about})
     return pd.DataFrame(rows).rename(columns={"ratio": "median_ratio"})
@@ -343,10 +333,8 @@ def coarse(images: Tensor) -> np.ndarray:
 def restored(generator: ControlledGenerator, images: Tensor, batch_size: int = 50) -> Tensor:
     """Images [N, 3, H, W] as the generator's autoencoder gives them back."""
     vae, device = generator.pipeline.vae, generator.device
-    parts = [
-        vae.decode(vae.encode(part.to(device)).latent_dist.mean).sample
-        for part in images.split(batch_size)
-    ]
+    latents = encode(vae, images, batch_size).split(batch_size)
+    parts = [vae.decode(part.to(device)).sample for part in latents]
     return torch.cat(parts).clamp(-1, 1).cpu()
 
 
@@ -355,7 +343,7 @@ def restored(generator: ControlledGenerator, images: Tensor, batch_size: int = 5
 
 def read_tables(folder: Path) -> dict[str, pd.DataFrame]:
     """What the stage `measure` has written."""
-    return {path.stem: read_rows(path) for path in sorted(folder.glob("*.csv"))}
+    return {path.stem: read_table(path) for path in sorted(folder.glob("*.csv"))}
 
 
 @stage(load=read_tables)
@@ -368,13 +356,13 @@ def measure(
     weights: Weights,
     images: int,
     replicates: int,
-    rules: Callable[..., dict[str, float]] | None,
+    rules: Rules | None,
 ) -> None:
     """Write every table on the generated hearts themselves.
 
-    read: every way, every flip and "hold"; hearts: "train", "hold", "reference", "test", and the
-    ways "unseen" and "copies", of which the first `images` count; rules: of geometry, None where
-    there are none.
+    read: every way, every flip and "heldout"; hearts: "train", "heldout", "reference", "test", and
+    the ways "unseen" and "copies", of which the first `images` count; rules: of geometry, None
+    where there are none.
     """
     progress.say(f"measuring {images} hearts of each way")
     found = {name: artifact.load() for name, artifact in read.items()}
@@ -382,7 +370,7 @@ def measure(
     reference, unseen = given["reference"], given["unseen"]
     network = reader.load().to(accelerator())
     # one random number generator for all tables, in this order
-    rng, real = np.random.default_rng(61), found["hold"]
+    rng, real = np.random.default_rng(61), found["heldout"]
 
     def by_way(make: Callable[[Readings], pd.DataFrame]) -> pd.DataFrame:
         return pd.concat([make(found[way]).assign(way=way) for way in WAYS], ignore_index=True)
@@ -398,7 +386,7 @@ def measure(
     tables["distances"], left_out = distances_of(network, reference, unseen, rng)
     tables["frechet"] = frechet_floor(network, reference, given["test"], rng)
     tables["too_few"] = too_few(left_out, tables["frechet"])
-    near = given["train"], given["hold"], unseen, given["copies"].first(images)
+    near = given["train"], given["heldout"], unseen, given["copies"].first(images)
     tables["memorisation"] = memorisation_of(load_generator(weights), *near, rng, replicates)
     for name, table in tables.items():
         write_bytes(out / f"{name}.csv", table.to_csv(index=False).encode())
@@ -411,9 +399,9 @@ def _kept(table: pd.DataFrame) -> pd.DataFrame:
 
 def tables_on_hearts(settings: HeartSettings) -> dict[str, pd.DataFrame]:
     """Every table on the generated hearts of a study, by name."""
-    parts = ("train", "hold", "reference", "test")
+    parts = ("train", "heldout", "reference", "test")
     return measure(
-        {source: readings(settings, source) for source in (*WAYS, *FLIPPED, "hold")},
+        {source: readings(settings, source) for source in (*WAYS, *FLIPPED, "heldout")},
         {name: part(settings, name) for name in parts}
         | {way: generated(settings, way) for way in ("unseen", "copies")},
         fitted(settings, "attributes"),
@@ -422,3 +410,112 @@ def tables_on_hearts(settings: HeartSettings) -> dict[str, pd.DataFrame]:
         settings.replicates,
         expected_geometry if settings.cohort == "phantom" else None,
     ).load()
+
+
+RULE_INPUTS = ("sex", "age", "bmi", "height", "diagnosis")
+
+
+def attribute_truth(
+    measured: pd.DataFrame,
+    requested: pd.DataFrame,
+    rules: Rules,
+    rng: Rng,
+    groups: Names = ("sex", "diagnosis"),
+    real: tuple[pd.DataFrame, pd.DataFrame] | None = None,
+    inputs: Names = RULE_INPUTS,
+    replicates: int = 1000,
+) -> pd.DataFrame:
+    """Measured minus expected geometry, per subgroup, with 95 % intervals by subject.
+
+    measured: `geometry` of the images; requested: their attributes in the same order, columns
+    `inputs`, subject and `groups`; rules(**inputs) -> expected values under names of `UNITS`
+    (others are left out).
+    real: (measured, attributes) of real hearts read by the same segmenter. What the segmenter and
+    the pixels do to a measure they do to both, so `beyond_real` (difference of generated minus that
+    of real) is the generator's own error.
+    Columns: attribute, group, measure, unit, images, subjects, undefined (left out: no cavity, or
+    an input is missing), expected, measured, difference, low, high, and with `real` also
+    real_difference, beyond_real, beyond_low, beyond_high. Raises `DataError` on tables that do not
+    match or lack a column.
+    """
+    errors = _errors(measured, requested, rules, groups, inputs)
+    if real:
+        real_errors = _errors(*real, rules, groups, inputs)
+        real_groups = {(name, group): rows for name, group, rows in _groups(real[1], groups)}
+    names, tables = [name for name in errors if name in UNITS], []
+    for attribute, group, chosen in _groups(requested, groups):
+        table, draws = _means(errors, names, chosen, rng, replicates)
+        if real:
+            same = real_groups.get((attribute, group), np.zeros(len(real_errors), bool))
+            others, other_draws = _means(real_errors, names, same, rng, replicates)
+            beyond = table["difference"] - others["difference"]
+            table["real_difference"], table["beyond_real"] = others["difference"], beyond
+            table[["beyond_low", "beyond_high"]] = _ends(beyond, draws - other_draws)
+        table.insert(0, "attribute", attribute)
+        table.insert(1, "group", group)
+        tables.append(table)
+    return pd.concat(tables, ignore_index=True)
+
+
+def _groups(table: pd.DataFrame, groups: Names) -> Iterator[tuple[str, object, np.ndarray]]:
+    return each_group({name: table[name] for name in groups}, len(table))
+
+
+def _errors(
+    measured: pd.DataFrame, requested: pd.DataFrame, rules: Rules, groups: Names, inputs: Names
+) -> pd.DataFrame:
+    """Columns: measured - expected by the rules' names, `expected/...`, and the subject."""
+    absent = [name for name in (*inputs, "subject", *groups) if name not in requested]
+    if absent or len(measured) != len(requested):
+        raise DataError(
+            f"{len(measured)} measured hearts and {len(requested)} rows of attributes (columns "
+            f"missing: {absent}); give one row of attributes a heart, in the same order"
+        )
+    complete = requested[list(inputs)].notna().all(axis=1).to_numpy()
+    if not complete.any():
+        raise DataError(f"no heart has all of {', '.join(inputs)}; the rules give no expectation")
+    attributes = requested.loc[complete, list(inputs)].to_dict("records")
+    expected = pd.DataFrame([rules(**row) for row in attributes], index=np.flatnonzero(complete))
+    names = [name for name in UNITS if name in expected]
+    expected = expected.reindex(range(len(requested)))[names].astype(float)
+    errors = measured.reset_index(drop=True)[names] - expected
+    return errors.assign(
+        subject=requested["subject"].to_numpy(),
+        **{f"expected/{name}": expected[name] for name in names},
+    )
+
+
+def _means(
+    errors: pd.DataFrame, names: list[str], chosen: np.ndarray, rng: Rng, replicates: int
+) -> tuple[pd.DataFrame, np.ndarray]:
+    """One row a measure (in part), and the bootstrap replicates of the differences [R, measures],
+    NaN where there are too few subjects.
+    """
+    part = errors[chosen]
+    values, draws = part[names].to_numpy(), np.full((replicates, len(names)), np.nan)
+    defined = ~np.isnan(values)
+    subjects = part["subject"].astype(str).to_numpy()
+    counts = np.array([len(np.unique(subjects[rows])) for rows in defined.T])
+    if max(counts) >= SUBJECTS_MIN:
+        sample = Sample(np.where(defined, values, 0), defined.astype(float), clusters=subjects)
+        draws = bootstrap(lambda *sums: pooled_mean(*sums, 0), [sample], rng, replicates)
+        draws[:, counts < SUBJECTS_MIN] = np.nan
+    difference = np.array([part[name].mean() for name in names])
+    pairs = zip(names, defined.T, strict=True)
+    expected = np.array([part.loc[rows, f"expected/{name}"].mean() for name, rows in pairs])
+    table = pd.DataFrame({"measure": names, "unit": [UNITS[name] for name in names]}).assign(
+        images=len(part),
+        subjects=counts,
+        undefined=(~defined).sum(0),
+        expected=expected,
+        measured=expected + difference,
+        difference=difference,
+    )
+    table[["low", "high"]] = _ends(difference, draws)
+    return table, draws
+
+
+def _ends(estimates: Iterable[float], draws: np.ndarray) -> np.ndarray:
+    """The ends [measures, 2] of the intervals of measures, from their replicates [R, measures]."""
+    found = map(partial(interval, strict=False), estimates, draws.T)
+    return np.array([(each.low, each.high) for each in found])

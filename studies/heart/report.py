@@ -18,22 +18,22 @@ from fairlib.measures.intervals import Interval
 from studies.engine.criteria import Criterion, Rule
 from studies.engine.study import Tables
 from studies.heart.arms import best_synthetic
+from studies.heart.data import PAPER_GUIDANCE, HeartSettings
 from studies.heart.generation import WAYS
 from studies.heart.measures import THROUGH, lowest_dice
-from studies.heart.settings import PAPER_GUIDANCE, HeartSettings
 
 DICE = Criterion("dice_lowest", "Dice, lowest subgroup ({group}){where}", 0.85, Rule.AT_LEAST)
 DICE_LOSS = Criterion(
-    "dice_loss", "Dice less that on real hearts, lowest ({group}){where}", -0.05, Rule.AT_LEAST
+    "dice_loss", "Dice less that on held-out hearts, lowest ({group}){where}", -0.05, Rule.AT_LEAST
 )
 RECOVERED = Criterion(
-    "diagnosis_recovered", "diagnosis recovered, share of real{where}", 0.9, Rule.AT_LEAST
+    "diagnosis_recovered", "diagnosis recovered, share of held-out{where}", 0.9, Rule.AT_LEAST
 )
 # A generator that copies nothing has a share near the quantile, so half of the time a little above
 # it; the bound is the quantile.
 NEARER = Criterion(
     "nearer_to_training",
-    "nearer to training than {quantile:.0%} of real people{where}",
+    "nearer to training than {quantile:.0%} of held-out subjects{where}",
     rule=Rule.NOT_ABOVE,
 )
 WORST = Criterion(
@@ -51,7 +51,7 @@ NAMES = {"diagnosis": "diagnosis", "sex": "sex", "age": "age", "bmi": "body-mass
 
 def criteria(tables: Tables, settings: HeartSettings) -> list[dict]:
     """Every criterion that the tables of a study (or of a notebook) tell of."""
-    where = "" if settings.draws_hearts else f", {settings.classifier_people} own hearts"
+    where = "" if settings.draws_hearts else f", {settings.classifier_subjects} own hearts"
     if not settings.trains_classifiers:
         where = f", guidance {settings.guidance_scale:g}"
     rows: list[dict] = []
@@ -63,14 +63,14 @@ def criteria(tables: Tables, settings: HeartSettings) -> list[dict]:
 
 
 def _control(tables: Tables, where: str) -> list[dict]:
-    rows, dice, told = [], tables["dice"], tables["recovered"]
+    rows, dice, recovery = [], tables["dice"], tables["recovered"]
     for way in WAYS:
         name, low, loss = lowest_dice(dice[dice["way"] == way])
         worst = f"{loss['attribute']}: {loss['group']}"
         for figure, row, ends, group in ((DICE, low, MEAN, name), (DICE_LOSS, loss, LOSS, worst)):
             value, n = as_interval(row, ends), int(row["images"])
             rows.append(figure.row(way, "re-segmenter", value, n, group=group, where=where))
-    for row in told[told["attribute"] == "diagnosis"].to_dict("records"):
+    for row in recovery[recovery["attribute"] == "diagnosis"].to_dict("records"):
         value = as_interval(row, RATIO)
         rows.append(RECOVERED.row(row["way"], "diagnosis", value, int(row["n"]), where=where))
     return rows
@@ -92,11 +92,11 @@ def _downstream(tables: Tables, where: str, n_min: int) -> list[dict]:
     """The worst subgroup of the best synthetic arm against real-only, and of arms without a
     generator; `floor` is what as many real images more would give.
     """
-    differences, people = tables["differences"], tables["people"]
-    best = best_synthetic(tables["margins"], people, n_min=n_min)
+    differences, subjects = tables["differences"], tables["subjects"]
+    best = best_synthetic(tables["margins"], subjects, n_min=n_min)
     ideal = worst_difference(differences, "extra_real")
     floor = ideal.estimate if ideal else np.nan
-    count, rows = int((people["part"] == "test").sum()), []
+    count, rows = int((subjects["part"] == "test").sum()), []
     for arm in (best, "reweighted", "resampled"):
         value = worst_difference(differences, arm)
         if value is not None:
@@ -113,10 +113,7 @@ def as_interval(row, ends: tuple[str, str, str]) -> Interval:
 def select(table: pd.DataFrame, ends: tuple[str, str, str], **where) -> Interval | None:
     """The interval of the first row in which columns have these values; None where none has."""
     for column, value in where.items():
-        same = (
-            table[column] == value if isinstance(value, str) else np.isclose(table[column], value)
-        )
-        table = table[same]
+        table = table[table[column] == value]
     return as_interval(table.iloc[0], ends) if len(table) else None
 
 
@@ -134,7 +131,7 @@ def arm_table(values: pd.DataFrame, by: str, prevalence: float = 0.01) -> pd.Dat
     """One row an arm: balanced accuracy of all, of the worst subgroup with its interval, the gap,
     and the gaps of tpr and fpr.
     """
-    rows = values[(values["by"] == by) & np.isclose(values["prevalence"], prevalence)]
+    rows = values[(values["by"] == by) & (values["prevalence"] == prevalence)]
     wide = rows.pivot(index="arm", columns=["metric_id", "group"], values=list(ESTIMATE))
     accuracy = wide.xs("balanced_accuracy", axis=1, level="metric_id")
     table = accuracy["estimate"][["all", "worst"]]
@@ -207,13 +204,13 @@ def scales_in_words(scales: dict[float, Tables]) -> str:
     }
     said = (
         f"In the long runs the requested body-mass index shows {_each(loud, '{:.1f}')} times as "
-        "strongly as in real hearts. In the subgroup that follows its mask least well, Dice "
-        f"differs from that on real hearts by {_each(loss, '{:+.3f}')}; "
+        "strongly as in held-out hearts. In the subgroup that follows its mask least well, Dice "
+        f"differs from that on held-out hearts by {_each(loss, '{:+.3f}')}; "
         f"the bound is {DICE_LOSS.bound:.2f}. "
     )
     prices = []
     if loud[high].low > max(1.0, loud[low].high):
-        prices.append("the requested weight is stronger in the images than in real subjects")
+        prices.append("the requested weight is stronger in the images than in held-out subjects")
     if loss[high].high < loss[low].low:
         prices.append("the mask is followed less well")
     if prices:
@@ -232,12 +229,12 @@ def _control_figures(tables: Tables) -> Iterator[tuple[str, str, str, str]]:
     value = _text(as_interval(low, MEAN))
     yield "Mask", "Dice, lowest subgroup", f"at least {DICE.bound}", value
     for way in WAYS:
-        figure = f"Dice less that on real hearts, lowest subgroup, {way}"
+        figure = f"Dice less that on held-out hearts, lowest subgroup, {way}"
         yield "Mask", figure, f"at least {DICE_LOSS.bound}", _text(_loss(tables, way))
     for attribute, name in NAMES.items():
         reference = f"at least {RECOVERED.bound}" if attribute == "diagnosis" else AS_REAL
         value = _text(_shown(tables, attribute), 2)
-        yield "Attributes", f"{name}, as a share of real", reference, value
+        yield "Attributes", f"{name}, as a share of held-out", reference, value
     for word in ("diagnosis", "sex"):
         value = _text(select(tables["flips"], ("moved", "low", "high"), word=word), 2)
         figure = f"{word} turned in the prompt, followed by"
@@ -251,7 +248,7 @@ def _other_figures(tables: Tables) -> Iterator[tuple[str, str, str, str]]:
         if "geometry" in tables:
             about = {"way": "unseen", "attribute": "all", "measure": measure}
             value = _text(select(tables["geometry"], beyond, **about), 2)
-            yield "Geometry", f"{name}, mm beyond real hearts' error", "0", value
+            yield "Geometry", f"{name}, mm beyond error on held-out hearts", "0", value
     table = tables["distances"]
     own = table[table["real_group"] == table["synthetic_group"]].sort_values("distance")
     if len(own):
@@ -262,7 +259,7 @@ def _other_figures(tables: Tables) -> Iterator[tuple[str, str, str, str]]:
         yield "Realism", "MMD, median of the subgroups", reference, median
     part = tables["memorisation"]
     row = part[(part["way"] == "unseen") & (part["reading"] == THROUGH)].iloc[-1]
-    figure = f"nearer to training than {row['quantile']:.0%} of real people"
+    figure = f"nearer to training than {row['quantile']:.0%} of held-out subjects"
     yield "Memorisation", figure, f"{row['quantile']:.2f}", _text(as_interval(row, SHARE))
 
 
@@ -274,7 +271,7 @@ def _shown(tables: Tables, attribute: str) -> Interval:
 
 
 def _loss(tables: Tables, way: str) -> Interval:
-    """The Dice of a way less that on real hearts, in the subgroup where it is lowest."""
+    """The Dice of a way less that on held-out hearts, in the subgroup where it is lowest."""
     return as_interval(lowest_dice(tables["dice"][tables["dice"]["way"] == way])[2], LOSS)
 
 

@@ -1,19 +1,20 @@
 """The heart study as data for the engine: `python -m studies heart` makes `results/heart`.
 
-Beside it lie a half of it each: `--classifier-people 150` makes `results/heart-shared`, the
+Beside it lie a half of it each: `--classifier-subjects 150` makes `results/heart-shared`, the
 downstream tables alone; `--guidance-scale 2` makes `results/heart-guidance2`, the tables on the
 hearts alone. What a half has in common with the main study is its stages.
 
     hearts.csv.gz       requests and readings, one row a heart (generated, or real and unseen)
-    dice.csv            requested and found masks, per subgroup
+    dice.csv            requested and segmented masks, per subgroup
     geometry.csv        measured geometry against the generative rules
     recovered.csv       whether the requested subject is in the image
     flips.csv           prompt or mask
     distances.csv       to real hearts, with the floor
     frechet.csv, memorisation.csv
+    cost.csv            denoiser evaluations of each set of generated hearts, by kind
     too_few.csv         what those lack for want of subjects
     excluded.csv        subjects of a real cohort who are in no part
-    people.csv.gz       who was tested
+    subjects.csv.gz     who was tested
     margins.csv.gz      every answer of every arm and seed
     values.csv, differences.csv     the downstream tables
     small_groups.csv    subgroups with too few subjects for them
@@ -34,18 +35,28 @@ from studies.heart.arms import (
     comparable,
     default_arms,
     margins_of,
-    people_of,
+    subjects_of,
     summary,
     tested,
 )
-from studies.heart.data import SOURCES, left_out
+from studies.heart.data import SOURCES, HeartSettings, left_out
 from studies.heart.evaluators import EVALUATORS
+from studies.heart.generation import FLIPPED, WAYS, generated
 from studies.heart.measures import tables_on_hearts
 from studies.heart.report import criteria
-from studies.heart.settings import HeartSettings
 
 CONTROL = ("dice", "geometry", "recovered", "flips")
 REALISM = ("distances", "frechet", "too_few", "memorisation")
+
+
+def cost(settings: HeartSettings) -> pd.DataFrame:
+    """Denoiser evaluations of each set of generated hearts, two a step of guided sampling: hearts
+    (way of requesting, or word of the prompt that is flipped), kind, forward, backward.
+    """
+    a_heart = settings.sampling_steps * (1 if settings.guidance_scale == 1 else 2)
+    counts = {name: len(generated(settings, name).load()) for name in (*WAYS, *FLIPPED)}
+    rows = [(name, "sampling", count * a_heart, 0) for name, count in counts.items()]
+    return pd.DataFrame(rows, columns=["hearts", "kind", "forward", "backward"])
 
 
 def _on_hearts(name: str, compressed: bool = False) -> Table[HeartSettings]:
@@ -73,7 +84,8 @@ STUDY = Study(
         "excluded": Table(left_out, "study", when=lambda settings: settings.cohort != "phantom"),
         "hearts": _on_hearts("hearts", compressed=True),
         **{name: _on_hearts(name) for name in (*CONTROL, *REALISM)},
-        "people": _downstream(people_of, "study", compressed=True),
+        "cost": Table(cost, "study", when=lambda settings: settings.draws_hearts),
+        "subjects": _downstream(subjects_of, "study", compressed=True),
         "margins": _downstream(margins_of, "run", compressed=True),
         "small_groups": _downstream(
             lambda tables, settings: comparable(tested(tables), settings.n_min)[1]

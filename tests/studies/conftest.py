@@ -64,8 +64,8 @@ def tiny_heart_study(tmp_path_factory):
     from fairlib.models.autoencoder import build_autoencoder
     from fairlib.settings import to_dict
     from studies.engine.stage import write_manifest
-    from studies.heart.rules import PhantomSettings
-    from studies.heart.settings import HeartSettings
+    from studies.heart.data import HeartSettings
+    from studies.heart.phantom import PhantomSettings
 
     place = tmp_path_factory.mktemp("heart")
     cl.write_vocabulary(
@@ -84,13 +84,13 @@ def tiny_heart_study(tmp_path_factory):
     return HeartSettings(
         weights=str(place / "weights"),
         segmenter_steps=2,
-        judge_steps=2,
+        evaluator_steps=2,
         classifier_steps=2,
-        judge_people=60,
-        hold_people=20,
-        validation_people=60,
-        choice_people=16,
-        test_people=40,
+        evaluator_subjects=60,
+        heldout_subjects=20,
+        validation_subjects=60,
+        choice_subjects=16,
+        test_subjects=40,
         images=16,
         synthetic=12,
         flips=6,
@@ -115,10 +115,11 @@ def house(tmp_path, monkeypatch):
         "common: {profile: tiny, seed: 0}\n02_second: {seed: 4, rate: 1}\n"
     )
     for module in (
-        "engine",
+        "engine.places",
         "engine.profiles",
-        "engine.stage",
+        "engine.manifest",
         "book.notebooks",
+        "book.publish",
         "book.build",
     ):
         monkeypatch.setattr(f"studies.{module}.repository", lambda: tmp_path)

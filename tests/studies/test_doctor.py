@@ -13,10 +13,10 @@ from fairlib.cohorts.roco import read_roco, read_rocov2
 from fairlib.doctor import LAYOUTS, check_layout
 from studies.brain.data import read_cohort
 from studies.brain.phantom import PhantomSettings, RadiologySettings, write_brats, write_roco
-from studies.fundus.phantom_files import write_fairgenmed
-from studies.fundus.rules import PhantomSettings as FundusPhantom
+from studies.fundus.phantom import PhantomSettings as FundusPhantom
+from studies.fundus.phantom import write_fairgenmed
+from studies.heart.phantom import PhantomSettings as HeartPhantom
 from studies.heart.phantom import write_mnms
-from studies.heart.rules import PhantomSettings as HeartPhantom
 from tests.fairlib.cohorts.phantoms import (
     ChestSettings,
     DermoscopySettings,

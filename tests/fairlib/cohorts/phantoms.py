@@ -11,18 +11,24 @@ by a rotation and by noise.
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pandas as pd
 from PIL import Image
 
 from fairlib.cohorts.ham10000 import BENIGN, MALIGNANT
 from fairlib.io import write_bytes
-from studies.fundus.phantom_files import write_csv
 
 Progress = Callable[[Iterable], Iterable]
+
+
+def write_csv(path: Path, rows: Sequence[Any], columns: Sequence[str]) -> None:
+    """Write rows (mappings or sequences) as a table with these columns."""
+    write_bytes(path, pd.DataFrame(rows, columns=list(columns)).to_csv(index=False).encode())
 
 
 def write_jpeg(path: Path, image: np.ndarray) -> None:

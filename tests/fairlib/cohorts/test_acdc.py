@@ -7,8 +7,7 @@ import pytest
 from fairlib import CorruptScan, DataError
 from fairlib.cohorts.acdc import read_acdc
 from fairlib.cohorts.cardiac import PIXEL_MM
-from studies.heart.phantom import draw_heart
-from studies.heart.rules import PhantomSettings
+from studies.heart.phantom import PhantomSettings, draw_heart
 
 SETTINGS = PhantomSettings(seed=5)
 AFFINE = np.diag([-2.0, -2.0, 10.0, 1.0])

@@ -12,8 +12,7 @@ from fairlib import CorruptScan, DataError
 from fairlib.cohorts import mnms as module
 from fairlib.cohorts.cardiac import CardiacSettings, choose, label_order
 from fairlib.cohorts.mnms import PARTS, read_mnms, read_subjects
-from studies.heart.phantom import TABLE, draw_heart, write_mnms
-from studies.heart.rules import PhantomSettings
+from studies.heart.phantom import TABLE, PhantomSettings, draw_heart, write_mnms
 
 SETTINGS = PhantomSettings(subjects=8, seed=5, missing=0.3, unlabelled=0.3)
 

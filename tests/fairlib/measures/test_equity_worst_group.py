@@ -17,7 +17,7 @@ from fairlib.measures.equity import (
     worst_share,
 )
 from fairlib.measures.intervals import delong
-from studies.statistics.coverage_simulation import (
+from studies.statistics import (
     NAIVE,
     OURS,
     PICKED,

@@ -16,7 +16,7 @@ from fairlib.measures.paired import (
     compare_auc,
     swap_p,
 )
-from studies.statistics.null_simulation import simulated_arms
+from studies.statistics import simulated_arms
 
 SIZES = (30, 40, 60)
 

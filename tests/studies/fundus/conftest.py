@@ -8,8 +8,8 @@ from fairlib.models import generator as gen
 from fairlib.models.autoencoder import build_autoencoder
 from fairlib.settings import to_dict
 from studies.engine.stage import write_manifest
-from studies.fundus import FundusSettings
-from studies.fundus.rules import PhantomSettings
+from studies.fundus.data import FundusSettings
+from studies.fundus.phantom import PhantomSettings
 
 CONFIG = {
     "embed_dim": 16,
@@ -46,16 +46,16 @@ def settings(tmp_path_factory):
         batch_size=8,
         window=2,
         learning_rate=1e-3,
-        probe_people=24,
+        probe_subjects=24,
         probe_per_group=2,
         probe_times=1,
         probe_every=1,
         images=24,
-        reference_people=24,
+        reference_subjects=24,
         sampling_steps=1,
         guidance_scale=1.0,
         sample_batch=10,
-        evaluator_people=24,
+        evaluator_subjects=24,
         evaluator_steps=3,
         semantic_steps=3,
         replicates=20,

@@ -12,7 +12,7 @@ from fairlib.io import read_tensors
 from studies.engine.study import Run
 from studies.fundus import arms
 from studies.fundus.arms import ARMS, SIZES, TUNINGS, each_once, even_races, generated, tuned
-from studies.fundus.data import people
+from studies.fundus.data import subjects
 from studies.fundus.study import STUDY, cost
 
 THREE = ("plain", "released", "repaired")
@@ -105,7 +105,7 @@ def test_the_row_of_everyone_is_drawn_by_the_other_generator_from_the_same_noise
         for one, arm in ((settings, "everyone"), (other, "base"), (settings, "base"))
     ]
     assert losses[0] == losses[1] != losses[2]
-    table = people(settings, "requested").load().table.head(2)
+    table = subjects(settings, "requested").load().table.head(2)
     seen = [generated(arm, settings, 1, table, noise=0).load() for arm in ("base", "everyone")]
     assert seen[0].images.shape == (2, 1, 128, 128)
     assert not torch.equal(seen[0].stored, seen[1].stored)

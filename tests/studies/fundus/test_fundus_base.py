@@ -8,24 +8,36 @@ from fairlib.io import read_json
 from fairlib.models import clip as cl
 from fairlib.models.autoencoder import build_autoencoder, encode
 from fairlib.models.generator import Generator
+from fairlib.models.training import FitSettings
 from studies.engine import recipe
+from studies.engine.recipe import PixelPhase
 from studies.fundus import base as fb
-from studies.fundus.phantom import draw_fundi
-from studies.fundus.rules import PhantomSettings
+from studies.fundus.phantom import PhantomSettings
+from tests.studies.fundus.drawing import draw_fundi
 
 pytestmark = pytest.mark.slow
+TINY = fb.FundusBaseSettings(  # a rehearsal of every phase in seconds
+    fundi=PhantomSettings(subjects=24, seed=109),
+    words=FitSettings(steps=2, batch_size=8, learning_rate=1e-3),
+    pixels=(
+        PixelPhase(64, False, FitSettings(2, 2, 1e-3)),
+        PixelPhase(128, True, FitSettings(1, 2, 1e-3)),
+    ),
+    noise=FitSettings(steps=2, batch_size=4, learning_rate=1e-3, ema_decay=0.9),
+    white=FitSettings(steps=1, batch_size=4, learning_rate=1e-3, ema_decay=0.9),
+)
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory, runs):
     place = tmp_path_factory.mktemp("fundus")
-    return place, fb.main(place / "weights", fb.TINY)
+    return place, fb.main(place / "weights", TINY)
 
 
 def parts():
     """The stages of the recipe: training set, autoencoder, latents."""
-    drawn = recipe.training_set(fb.draw_training, fb.TINY.fundi)
-    model = recipe.autoencoder(drawn, fb.TINY.pixels, build_autoencoder, fb.TINY.initial_seed)
+    drawn = recipe.training_set(fb.draw_training, TINY.fundi)
+    model = recipe.autoencoder(drawn, TINY.pixels, build_autoencoder, TINY.initial_seed)
     return drawn, model, recipe.latents(drawn, model)
 
 
@@ -68,7 +80,7 @@ def test_the_weights_stay_within_fourteen_megabytes(made):
 def test_made_again_nothing_is_fitted_and_the_weights_are_the_same(made, tmp_path, monkeypatch):
     folder = made[1]
     monkeypatch.setattr(recipe, "fit", None)
-    again = fb.main(tmp_path / "weights", fb.TINY)
+    again = fb.main(tmp_path / "weights", TINY)
     names = [file.relative_to(folder) for file in folder.rglob("*.safetensors")]
     assert len(names) == 4
     assert all((again / name).read_bytes() == (folder / name).read_bytes() for name in names)
@@ -77,7 +89,7 @@ def test_made_again_nothing_is_fitted_and_the_weights_are_the_same(made, tmp_pat
 def test_the_pictures_are_those_of_the_phantom_and_not_of_a_cohort(made):
     tensors, prompts = parts()[0].load()
     images = tensors["images"]
-    drawn, table = draw_fundi(fb.TINY.fundi, [0, 23])
+    drawn, table = draw_fundi(TINY.fundi, [0, 23])
     assert images.shape == (24, 1, 128, 128) and prompts[::23] == table["prompt"].tolist()
     assert ((images[[0, 23]].float() / 127.5 - 1) - drawn).abs().max() <= 0.5 / 127.5 + 1e-6
     assert fb.FundusBaseSettings().fundi.seed != PhantomSettings().seed
@@ -109,7 +121,7 @@ def test_no_prompt_is_cut_and_no_two_are_the_same_to_the_tokenizer(made):
         and len(torch.unique(ids, dim=0)) == 864
     )
     words = recipe.text_tower(
-        parts()[0], prompts, fb.CLIP, fb.attributes_of, fb.TINY.words, fb.TINY.initial_seed
+        parts()[0], prompts, fb.CLIP, fb.attributes_of, TINY.words, TINY.initial_seed
     ).folder
     assert torch.equal(ids, cl.clip_tokenizer(words, 40)(prompts))
     lengths = [len(tokenizer(prompt).input_ids) for prompt in prompts]

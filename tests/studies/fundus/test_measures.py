@@ -12,11 +12,10 @@ from fairlib.cohorts.tables import ATTRIBUTES, RACES
 from fairlib.errors import DataError
 from fairlib.measures.equity import equity_report
 from studies.fundus import measures, report
-from studies.fundus.data import even_settings
+from studies.fundus.data import HEADS, TASKS, FundusSettings, even_settings
 from studies.fundus.evaluators import columns, stacked
-from studies.fundus.measures import INDEX, People, figures_of, times
-from studies.fundus.rules import PhantomSettings
-from studies.fundus.settings import HEADS, TASKS, FundusSettings
+from studies.fundus.measures import INDEX, Subjects, figures_of, times
+from studies.fundus.phantom import PhantomSettings
 
 
 def everybody(count=96, seed=0):
@@ -35,7 +34,7 @@ def everybody(count=96, seed=0):
                 "cdr_status": CDR_STATUSES[i // 24 % 3],
             }
         )
-    return pd.DataFrame(rows).assign(asked_cdr=0.5)
+    return pd.DataFrame(rows).assign(requested_cdr=0.5)
 
 
 def said(table, heads, prefix, rng=None):
@@ -50,7 +49,7 @@ def said(table, heads, prefix, rng=None):
 def figures(people, cdr, seen, rng=None):
     table = pd.concat(
         [
-            pd.DataFrame({"cdr": cdr, "found": seen}, index=people.requested.index),
+            pd.DataFrame({"cdr": cdr, "has_disc": seen}, index=people.requested.index),
             said(people.requested, HEADS, "p", rng),
             said(people.requested, TASKS, "s", rng),
         ],
@@ -65,7 +64,7 @@ def figures(people, cdr, seen, rng=None):
 @pytest.fixture(scope="module")
 def people():
     asked, reference = everybody(), everybody(120)
-    return People(asked, reference, times(asked, 30, 0), times(reference, 30, 1), 4)
+    return Subjects(asked, reference, times(asked, 30, 0), times(reference, 30, 1), 4)
 
 
 def as_dict(found):
@@ -94,8 +93,8 @@ def test_errors_gaps_and_shares_in_closed_form(people):
         1
     )
     assert (
-        found["asked found", "race", "all", "all"]
-        == found["asked found, of real", "race", "all", "all"]
+        found["attribute recovered", "race", "all", "all"]
+        == found["attribute recovered, of real", "race", "all", "all"]
         == 1
     )
 
@@ -153,10 +152,10 @@ def test_small_groups_are_left_out_and_named(people):
 
 def test_without_a_law_there_is_no_error_and_everything_else(people):
     found = as_dict(
-        figures(replace(people, requested=people.requested.assign(asked_cdr=np.nan)), 0.5, True)
+        figures(replace(people, requested=people.requested.assign(requested_cdr=np.nan)), 0.5, True)
     )
     measures = {key[0] for key in found}
-    assert "cdr error" not in measures and {"no disc", "mmd", "asked found"} <= measures
+    assert "cdr error" not in measures and {"no disc", "mmd", "attribute recovered"} <= measures
 
 
 def test_differences_are_paired_and_their_two_intervals_are_of_seeds_and_of_people(people):
@@ -176,12 +175,12 @@ def test_differences_are_paired_and_their_two_intervals_are_of_seeds_and_of_peop
         row["seed_low"],
         row["seed_high"],
     ) == pytest.approx(wanted)
-    assert row["people_low"] == pytest.approx(0.04, abs=1e-6) and row[
-        "people_high"
+    assert row["subject_low"] == pytest.approx(0.04, abs=1e-6) and row[
+        "subject_high"
     ] == pytest.approx(0.04, abs=1e-6)
     values = measures.values_table(found).set_index(["arm", *INDEX])
     own = values.loc[("plain", "cdr error", "-", "all", "all")]
-    assert own["people_high"] - own["people_low"] > 0.05, "unpaired, people matter"
+    assert own["subject_high"] - own["subject_low"] > 0.05, "unpaired, people matter"
     assert np.isnan(measures.t_interval(np.ones((1, 3)))[0]).all()
 
 
@@ -203,8 +202,8 @@ def test_the_sentence_says_when_nothing_can_be_told():
         "arm": "released",
         "reference": "random",
         "seeds": 5,
-        "people_low": 0.0,
-        "people_high": 0.1,
+        "subject_low": 0.0,
+        "subject_high": 0.1,
     }
     for (low, high), words in (
         ((-0.1, 0.2), "do not show a difference"),
@@ -242,8 +241,11 @@ def test_points_and_tables_of_the_arms(people):
     assert len(said) == 2 and said[0].startswith("**Quality.**") and "released" in said[1]
     row = report.race_difference(differences, measures.MMD, "-", "released", "plain", "Black")
     assert set(report.numbers_of(row, "black")) == {"black", "black_low", "black_high"}
-    patients = [people.requested.assign(part="asked"), people.reference.assign(part="reference")]
-    tables = {"values": values, "differences": differences, "people": pd.concat(patients)}
+    patients = [
+        people.requested.assign(part="requested"),
+        people.reference.assign(part="reference"),
+    ]
+    tables = {"values": values, "differences": differences, "subjects": pd.concat(patients)}
     rows = pd.DataFrame(report.criteria(tables, FundusSettings()))
     cups = rows[rows["metric_id"] == "cdr"].set_index("arm")
     assert cups["met"].to_dict() == {"plain": True, "released": True}
@@ -254,10 +256,10 @@ def test_points_and_tables_of_the_arms(people):
 @pytest.mark.parametrize(("low", "met"), [(-0.1, True), (0.1, False)])
 def test_the_repair_is_worse_only_where_the_whole_interval_says_so(low, met):
     row = {"measure": "mmd", "task": "-", "by": "race", "group": "gap", "difference": 0.2}
-    ends = {"people_low": low, "people_high": 0.4, "seed_low": np.nan, "seed_high": np.nan}
+    ends = {"subject_low": low, "subject_high": 0.4, "seed_low": np.nan, "seed_high": np.nan}
     row |= {"arm": "repaired", "reference": "released", "seeds": 1, **ends}
     no_values = pd.DataFrame(columns=[*INDEX, "arm", "value"])
-    people = pd.DataFrame({"part": ["asked"] * 3, "race": "Black"})
-    tables = {"values": no_values, "differences": pd.DataFrame([row]), "people": people}
+    people = pd.DataFrame({"part": ["requested"] * 3, "race": "Black"})
+    tables = {"values": no_values, "differences": pd.DataFrame([row]), "subjects": people}
     (found,) = report.criteria(tables, FundusSettings())
     assert found["met"] is met and found["n"] == 3 and found["metric_id"] == "repair"

@@ -19,13 +19,13 @@ from studies.engine.profiles import (
     notebook_parameters,
     notebooks,
 )
-from studies.fundus import STUDY, FundusSettings, evaluators
+from studies.fundus import evaluators
 from studies.fundus.arms import generated
-from studies.fundus.data import people
+from studies.fundus.data import FundusSettings, subjects
 from studies.fundus.evaluators import attribute_classifier, read_images, task_classifier
 from studies.fundus.measures import STRATA, race_distances
-from studies.fundus.phantom_files import write_fairgenmed
-from studies.fundus.rules import PhantomSettings
+from studies.fundus.phantom import PhantomSettings, write_fairgenmed
+from studies.fundus.study import STUDY
 from tests.studies.tracing import stages_traced
 
 ARMS = ("plain", "released", "repaired")
@@ -39,7 +39,7 @@ def test_every_stage_is_known_by_the_code_that_it_runs(settings, tmp_path, monke
         study.tables_of(STUDY, settings, arms)
     assert unseen == {}
     assert stages_traced.built == {
-        *("draw_people", "encode_images", "fine_tune", "measure_probe", "generate", "figures"),
+        *("draw_subjects", "encode_images", "fine_tune", "measure_probe", "generate", "figures"),
         *("fit_classifier", "read_images", "answer", "race_distances"),
     }
 
@@ -50,14 +50,14 @@ def test_the_stage_of_real_patients_is_known_by_the_code_that_it_runs(tmp_path, 
     write_fairgenmed(tmp_path, PhantomSettings(subjects=24, seed=8))
     real = STUDY.settings(cohort="fairgenmed", data_dir=str(tmp_path))
     with stages_traced() as unseen:
-        people(real, "train")
-    assert unseen == {} and stages_traced.built == {"read_people"}
+        subjects(real, "train")
+    assert unseen == {} and stages_traced.built == {"read_subjects"}
 
 
 @pytest.mark.slow
 def test_distances_are_those_of_the_public_measure(settings, runs):
     classifier = attribute_classifier(settings)
-    parts = [people(settings, part) for part in ("requested", "reference")]
+    parts = [subjects(settings, part) for part in ("requested", "reference")]
     found = [read_images(part, classifier) for part in parts]
     tables = [part.load().table[list(STRATA)] for part in parts]
     table = race_distances(*found, *tables, 20).load()
@@ -86,9 +86,9 @@ def test_the_study_writes_what_the_report_reads(settings, runs, tmp_path, monkey
     }
     assert (
         found["readings"].groupby(["arm", "seed"]).size().eq(24).all()
-        and len(found["people"]) == 48
+        and len(found["subjects"]) == 48
     )
-    prompt = people(settings, "requested").load().table["prompt"][0]
+    prompt = subjects(settings, "requested").load().table["prompt"][0]
     assert parse_prompt(prompt)["race"] == found["readings"]["race"][0]
     assert set(found["history"]["arm"]) == set(ARMS) and set(found["probe"]["arm"]) == {
         "base",
@@ -151,8 +151,8 @@ def test_the_classifier_of_real_patients_never_saw_those_it_is_tried_on(
         lambda reader, images, truth, settings: seen.append(images) or iter(()),
     )
     less = replace(settings, semantic_steps=2)
-    task_classifier(less, people(less, "evaluators"), 9)
-    assert torch.equal(seen[0], people(settings, "evaluators").load().stored[:24])
+    task_classifier(less, subjects(less, "evaluators"), 9)
+    assert torch.equal(seen[0], subjects(settings, "evaluators").load().stored[:24])
 
 
 @pytest.mark.slow
@@ -161,12 +161,12 @@ def test_fairgenmed_runs_end_to_end(settings, runs, tmp_path):
     write_fairgenmed(tmp_path / "data", PhantomSettings(subjects=240, seed=2, **shares))
     where = {"cohort": "fairgenmed", "data_dir": str(tmp_path / "data"), "everyone": ""}
     real = replace(
-        settings, **where, train_people=40, images=30, reference_people=30, probe_per_group=1
+        settings, **where, train_subjects=40, images=30, reference_subjects=30, probe_per_group=1
     )
     out = study.run_study(STUDY, real, ["plain"], [1], tmp_path / "out")
     found = study.load_results(STUDY, out)
     assert set(found["readings"]["arm"]) == {"real", "base", "plain"}
-    assert found["people"]["asked_cdr"].isna().all()
+    assert found["subjects"]["requested_cdr"].isna().all()
     assert "cdr error" not in set(found["values"]["measure"])
     assert not study.criteria_of(STUDY, out)["figure"].str.contains("cup-to-disc").any()
     assert generated("base", real, 1).load().images.shape == (30, 1, 128, 128)

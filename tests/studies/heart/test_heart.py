@@ -19,13 +19,11 @@ from studies.engine.stage import write_manifest
 from studies.engine.study import Arm, Run, load_results, run_study, same_study, settings_of
 from studies.heart import arms, report
 from studies.heart.arms import ARMS, best_synthetic, compared, excluded, ppv, subsampled
-from studies.heart.data import part, trained_on
+from studies.heart.data import HeartSettings, part, part_settings, trained_on
 from studies.heart.generation import FLIPPED, WAYS, WORDS, flipped, generated, preview, requests
 from studies.heart.measures import BMI_STEP, prompt_or_mask, recovered
-from studies.heart.phantom import draw_hearts
+from studies.heart.phantom import PhantomSettings, draw_hearts
 from studies.heart.report import in_words, worst_difference
-from studies.heart.rules import PhantomSettings
-from studies.heart.settings import HeartSettings, part_settings
 from studies.heart.study import STUDY, heart_report
 from tests.studies.options import command_options
 
@@ -66,7 +64,7 @@ def test_the_training_cohort_is_exactly_what_the_generator_saw(study, runs):
     seen = set(found.table["subject"])
     assert all(
         not seen & set(part(study, name).load().table["subject"])
-        for name in ("hold", "validation", "test")
+        for name in ("heldout", "validation", "test")
     )
 
 
@@ -74,7 +72,7 @@ def test_weights_that_do_not_say_whom_they_saw_are_refused(tmp_path):
     with pytest.raises(WeightsError, match="no heart generator here"):
         trained_on(HeartSettings(weights=str(tmp_path)))
     write_manifest(tmp_path, {}, 0.0)
-    with pytest.raises(WeightsError, match="which synthetic people"):
+    with pytest.raises(WeightsError, match="which synthetic subjects"):
         trained_on(HeartSettings(weights=str(tmp_path)))
     with pytest.raises(SettingsError, match="one of 'phantom', 'mnms'"):
         HeartSettings(cohort="brats")
@@ -83,7 +81,7 @@ def test_weights_that_do_not_say_whom_they_saw_are_refused(tmp_path):
     with pytest.raises(SettingsError, match="guidance_scale is nan"):
         HeartSettings(guidance_scale=float("nan"))
     with pytest.raises(SettingsError, match="one of them at a time"):
-        HeartSettings(guidance_scale=2.0, classifier_people=150)
+        HeartSettings(guidance_scale=2.0, classifier_subjects=150)
 
 
 # ---- what is asked
@@ -92,7 +90,7 @@ def test_weights_that_do_not_say_whom_they_saw_are_refused(tmp_path):
 
 @pytest.mark.slow
 def test_masks_and_prompts_belong_together(study, runs):
-    train, hold = part(study, "train").load(), part(study, "hold").load()
+    train, hold = part(study, "train").load(), part(study, "heldout").load()
     copies, masks = requests(study, "copies")
     assert torch.equal(masks, train.masks[copies["source"].tolist()])
     assert list(copies["prompt"]) == [train.table["prompt"][i] for i in copies["source"]]
@@ -319,12 +317,12 @@ def test_the_study_writes_what_the_report_reads(study, runs, tmp_path, monkeypat
     )
     found = load_results(STUDY)
     assert found["hearts"].groupby("hearts").size().to_dict() == {
-        "hold": 20,
+        "heldout": 20,
         **dict.fromkeys(WAYS, 16),
         **dict.fromkeys(FLIPPED, 6),
     }
     assert found["margins"].groupby("arm").size().to_dict() == dict.fromkeys(CHOSEN, 56)
-    assert found["people"].groupby("part").size().to_dict() == {"choice": 16, "test": 40}
+    assert found["subjects"].groupby("part").size().to_dict() == {"choice": 16, "test": 40}
     assert set(found["dice"]["way"]) == set(WAYS) and found["dice"]["mean"].between(0, 1).all()
     check_what_is_kept(study, out)
 
@@ -376,6 +374,7 @@ def run_beside(study, place):
         "frechet.csv",
         "too_few.csv",
         "memorisation.csv",
+        "cost.csv",
     }
 
 
@@ -396,7 +395,7 @@ def test_generated_hearts_are_the_same_in_any_batch_and_keep_their_noise(study, 
     other = generated(replace(study, batch_size=5), "unseen").load().images
     assert (first - other).abs().max() <= 2 / 127.5  # a grey level, from sums in another order
     assert torch.equal(first[:, 0], first[:, 2]), "ED is one image"
-    masks = part(study, "hold").load().masks[[0, 0]]
+    masks = part(study, "heldout").load().masks[[0, 0]]
     shown = preview(study, ["Male, age in 60s, obese BMI, healthy"] * 2, masks)
     assert (shown[0] - shown[1]).abs().max() <= 1 / 127.5 + 1e-6, "one noise for all"
 

@@ -8,28 +8,41 @@ from fairlib.io import read_json
 from fairlib.models import clip as cl
 from fairlib.models.controlnet import ControlledGenerator, build_controlnet
 from fairlib.models.generator import build_denoiser
+from fairlib.models.training import FitSettings
 from studies.engine import recipe
+from studies.engine.recipe import PixelPhase
 from studies.heart import base as hb
+from studies.heart.phantom import PhantomSettings
 
 pytestmark = pytest.mark.slow
+TINY = hb.HeartBaseSettings(  # a rehearsal of every phase in seconds
+    hearts=PhantomSettings(subjects=24, seed=101),
+    words=FitSettings(steps=2, batch_size=8, learning_rate=1e-3),
+    pixels=(
+        PixelPhase(32, False, FitSettings(2, 2, 1e-3)),
+        PixelPhase(64, True, FitSettings(1, 2, 1e-3)),
+    ),
+    noise=FitSettings(steps=2, batch_size=4, learning_rate=1e-3, ema_decay=0.9),
+    control=(FitSettings(steps=2, batch_size=4, learning_rate=1e-3, ema_decay=0.9),),
+)
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory, runs):
     place = tmp_path_factory.mktemp("heart")
-    return place, hb.main(place / "weights", hb.TINY)
+    return place, hb.main(place / "weights", TINY)
 
 
 def words_of(made):
-    drawn = recipe.training_set(hb.draw_training, hb.TINY.hearts)
+    drawn = recipe.training_set(hb.draw_training, TINY.hearts)
     return recipe.text_tower(
-        drawn, hb.every_prompt(), hb.CLIP, hb.attributes_of, hb.TINY.words, hb.TINY.initial_seed
+        drawn, hb.every_prompt(), hb.CLIP, hb.attributes_of, TINY.words, TINY.initial_seed
     )
 
 
 def test_the_recipe_makes_a_pipeline_that_draws_under_a_mask(made):
     generator = ControlledGenerator.load(made[1])
-    tensors, prompts = recipe.training_set(hb.draw_training, hb.TINY.hearts).load()
+    tensors, prompts = recipe.training_set(hb.draw_training, TINY.hearts).load()
     images, masks = tensors["images"], tensors["masks"]
     assert images.shape == (24, 3, 64, 64) and masks.shape == (24, 2, 64, 64)
     drawn = generator.sample(prompts[:2], 0, control=control_image(masks[:2]), steps=2)
@@ -48,7 +61,7 @@ def test_the_weights_stay_within_twenty_five_megabytes(made):
 def test_made_again_nothing_is_fitted_and_the_weights_are_the_same(made, tmp_path, monkeypatch):
     folder = made[1]
     monkeypatch.setattr(recipe, "fit", None)
-    again = hb.main(tmp_path / "weights", hb.TINY)
+    again = hb.main(tmp_path / "weights", TINY)
     names = [file.relative_to(folder) for file in folder.rglob("*.safetensors")]
     assert len(names) == 5
     assert all((again / name).read_bytes() == (folder / name).read_bytes() for name in names)
@@ -75,6 +88,4 @@ def test_every_prompt_is_within_the_vocabulary(made):
 
 
 def test_the_hearts_are_not_those_of_a_cohort():
-    from studies.heart.rules import PhantomSettings
-
     assert hb.HeartBaseSettings().hearts.seed != PhantomSettings().seed

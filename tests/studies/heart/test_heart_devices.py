@@ -11,15 +11,13 @@ from torch import nn
 from fairlib.methods import downstream as method
 from fairlib.models.classifier import ClassifierSettings
 from fairlib.models.segmenter import SegmenterSettings
-from fairlib.models.training import device_of
+from fairlib.models.training import FitSettings, device_of
 from studies.engine import recipe
 from studies.engine.stage import Progress
 from studies.heart import arms, evaluators
 from studies.heart import base as heart_base
-from studies.heart.data import Hearts
-from studies.heart.phantom import draw_hearts
-from studies.heart.rules import PhantomSettings
-from studies.heart.settings import HeartSettings
+from studies.heart.data import Hearts, HeartSettings
+from studies.heart.phantom import PhantomSettings, draw_hearts
 
 
 def given(value):
@@ -91,6 +89,6 @@ def test_downstream_classifiers_are_trained_there(people, monkeypatch, tmp_path)
 def test_the_text_tower_is_fitted_there(monkeypatch, tmp_path):
     monkeypatch.setattr(recipe, "Trainer", stop)
     drawn = given(SimpleNamespace(tensors={"images": torch.zeros(0)}, captions=[]))
-    how = heart_base.CLIP, heart_base.attributes_of, heart_base.TINY.words, 0
+    how = heart_base.CLIP, heart_base.attributes_of, FitSettings(2, 8, 1e-3), 0
     with pytest.raises(Seen, match="meta"):
         recipe.text_tower.function(tmp_path, Progress(), drawn, heart_base.every_prompt(), *how)

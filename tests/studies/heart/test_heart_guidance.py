@@ -85,14 +85,14 @@ def tables(bmi=1.0, lost=-0.02, width=0.005):
 def test_table_sets_the_figures_of_every_scale_side_by_side():
     found = scales_table({4.0: tables(2.2, -0.06), 2.0: tables(1.3, -0.03)}).set_index("figure")
     paper, other = found["scale 4, the paper's"], found["scale 2"]
-    assert paper["body-mass index, as a share of real"] == "2.20 (2.10 to 2.30)"
-    assert other["body-mass index, as a share of real"] == "1.30 (1.20 to 1.40)"
+    assert paper["body-mass index, as a share of held-out"] == "2.20 (2.10 to 2.30)"
+    assert other["body-mass index, as a share of held-out"] == "1.30 (1.20 to 1.40)"
     assert (
-        paper["Dice less that on real hearts, lowest subgroup, combinations"]
+        paper["Dice less that on held-out hearts, lowest subgroup, combinations"]
         == "-0.060 (-0.065 to -0.055)"
     )
     assert (
-        other["Dice less that on real hearts, lowest subgroup, unseen"]
+        other["Dice less that on held-out hearts, lowest subgroup, unseen"]
         == "-0.015 (-0.020 to -0.010)"
     )
     assert paper["MMD, farthest subgroup"].startswith("30.0") and paper[
@@ -116,7 +116,7 @@ def test_the_law_has_its_rows_where_there_is_one():
     )
     found = scales_table({4.0: tables() | {"geometry": law}}).set_index("figure")
     assert (
-        found.loc["wall, mm beyond real hearts' error", "scale 4, the paper's"]
+        found.loc["wall, mm beyond error on held-out hearts", "scale 4, the paper's"]
         == "0.25 (0.10 to 0.40)"
     )
 
@@ -132,7 +132,7 @@ def test_the_law_has_its_rows_where_there_is_one():
         (
             (2.2, -0.03),
             (1.3, -0.03),
-            "is that the requested weight is stronger in the images than in real subjects.$",
+            "is that the requested weight is stronger in the images than in held-out subjects.$",
         ),
         ((1.0, -0.06), (0.6, -0.03), "is that the mask is followed less well.$"),
         ((1.0, -0.03), (2.2, -0.06), "no cost of 4 against 2"),
@@ -143,7 +143,7 @@ def test_the_words_follow_the_figures(high, low, words):
     said = scales_in_words({4.0: tables(*high), 2.0: tables(*low)})
     assert pd.Series([said]).str.contains(words).all()
     assert (
-        f"shows {high[0]:.1f} (scale 4) and {low[0]:.1f} (scale 2) times as strongly as in real "
+        f"shows {high[0]:.1f} (scale 4) and {low[0]:.1f} (scale 2) times as strongly as in held-out "
         "hearts" in said
     )
     assert f"by {high[1]:+.3f} (scale 4) and {low[1]:+.3f} (scale 2); the bound is -0.05" in said

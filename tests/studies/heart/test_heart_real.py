@@ -14,10 +14,8 @@ from studies.engine import cli
 from studies.engine.study import load_results, run_study
 from studies.heart import phantom
 from studies.heart.arms import DEFAULT_ARMS, default_arms, summary
-from studies.heart.data import FRACTIONS, mnms_cohort, part
-from studies.heart.phantom import write_mnms
-from studies.heart.rules import PhantomSettings
-from studies.heart.settings import HeartSettings
+from studies.heart.data import FRACTIONS, HeartSettings, mnms_cohort, part
+from studies.heart.phantom import PhantomSettings, write_mnms
 from studies.heart.study import STUDY
 from tests.studies.options import command_options
 
@@ -45,14 +43,14 @@ def test_the_command_runs_through_on_a_cohort_of_the_real_size(real, runs, tmp_p
         == set(DEFAULT_ARMS) - {"extra_real"}
     )
     assert read_json(tmp_path / "four" / "study.json")["people"] == "patients of M&Ms"
-    people = found["people"].groupby("part")["subject"].nunique()
+    people = found["subjects"].groupby("part")["subject"].nunique()
     assert people["test"] >= 50 and people["choice"] >= 20
     check_what_is_left_out(real, found)
 
     cuts = set(found["values"]["by"])
     assert "sex" in cuts and "all three" not in cuts and cuts == set(found["differences"]["by"])
     row = found["small_groups"].set_index("by").loc["all three"]
-    assert row["group"] == "everybody" and row["ill"] + row["healthy"] == people["test"]
+    assert row["group"] == "all subjects" and row["ill"] + row["healthy"] == people["test"]
     assert "of 18 groups have 4 subjects" in row["reason"]
     least = {n_min: summary(found, replace(real, n_min=n_min))["by"].unique() for n_min in (1, 50)}
     assert set(least[1]) == {"sex", "age", "bmi", "all three"}
@@ -67,7 +65,7 @@ def check_what_is_left_out(study, found):
     assert set(found["excluded"]["reason"]) == {"no segmentation", "body-mass index unknown"}
     assert (
         len(found["frechet"]) == 2
-        and found["frechet"]["n"].max() == found["people"]["part"].eq("test").sum() // 2
+        and found["frechet"]["n"].max() == found["subjects"]["part"].eq("test").sum() // 2
     )
     few = found["too_few"].set_index(["table", "item"])["reason"]
     assert (
@@ -79,7 +77,7 @@ def check_what_is_left_out(study, found):
 
 def test_an_arm_that_a_real_cohort_cannot_have_is_refused_at_once():
     settings = HeartSettings(cohort="mnms", data_dir="nowhere")
-    with pytest.raises(SettingsError, match="extra_real.*no people beyond its parts"):
+    with pytest.raises(SettingsError, match="extra_real.*no subjects beyond its parts"):
         run_study(STUDY, settings, ["real", "extra_real"], [1])
 
 
@@ -94,7 +92,7 @@ def test_real_patients_have_a_folder_of_their_own():
         return STUDY.results(HeartSettings(**settings)).name
 
     assert name(cohort="mnms") == "heart-mnms"
-    assert name(cohort="mnms", classifier_people=50) == "heart-mnms-shared"
+    assert name(cohort="mnms", classifier_subjects=50) == "heart-mnms-shared"
     assert name(cohort="mnms", guidance_scale=2.0) == "heart-mnms-guidance2"
     assert name(guidance_scale=2.0) == "heart-guidance2" and STUDY.results().name == "heart"
 

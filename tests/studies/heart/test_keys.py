@@ -8,12 +8,18 @@ import pytest
 
 from studies.engine import stage
 from studies.engine.study import run_study
-from studies.heart.data import mnms_cohort, read_part
-from studies.heart.generation import generated, preview, readings
-from studies.heart.phantom import write_mnms
-from studies.heart.rules import PhantomSettings
-from studies.heart.settings import HeartSettings
-from studies.heart.study import STUDY
+from studies.heart.data import HeartSettings, mnms_cohort, read_part
+from studies.heart.generation import (
+    FLIPPED,
+    WAYS,
+    generated,
+    load_generator,
+    preview,
+    readings,
+    weights_of,
+)
+from studies.heart.phantom import PhantomSettings, write_mnms
+from studies.heart.study import STUDY, cost
 from tests.studies.tracing import stages_traced
 
 pytestmark = pytest.mark.slow
@@ -43,7 +49,7 @@ def test_the_key_of_a_real_part_misses_no_code_that_runs(tmp_path, runs):
     [
         ({"guidance_scale": 2.0}, {"generate", "evaluate"}),
         ({"segmenter_steps": 3}, {"fit_evaluator", "evaluate"}),
-        ({"classifier_steps": 3, "test_people": 44, "replicates": 21, "n_min": 2}, set()),
+        ({"classifier_steps": 3, "test_subjects": 44, "replicates": 21, "n_min": 2}, set()),
     ],
 )
 def test_a_setting_remakes_what_it_can_change(change, made, tiny_heart_study, runs, monkeypatch):
@@ -66,3 +72,12 @@ def test_generated_hearts_depend_on_the_mask_and_on_the_prompt(tiny_heart_study,
     assert first is preview(tiny_heart_study, prompts, masks)
     assert preview(tiny_heart_study, prompts, masks.flip(-1)) is not first
     assert preview(tiny_heart_study, [prompts[0].replace("F", "f")] * 2, masks) is not first
+
+
+def test_the_cost_is_what_the_generator_evaluates(tiny_heart_study, runs):
+    other = replace(tiny_heart_study, batch_size=7)
+    counted = load_generator(weights_of(other)).evaluations
+    before = counted["sampling", "forward"]
+    table = cost(other)
+    assert table["forward"].sum() == counted["sampling", "forward"] - before
+    assert table["hearts"].tolist() == [*WAYS, *FLIPPED] and (table["backward"] == 0).all()

@@ -11,12 +11,14 @@ import torch
 
 from fairlib import DataError, SettingsError
 from fairlib.cohorts.cardiac import label_order
-from studies.heart.phantom import draw_heart, draw_hearts, draw_subject
-from studies.heart.rules import (
+from studies.heart.phantom import (
     DILATED_SHARE,
     PhantomSettings,
     depths,
+    draw_heart,
+    draw_hearts,
     draw_person,
+    draw_subject,
     expected_geometry,
     grid,
     make_heart,

@@ -7,9 +7,9 @@ import pandas as pd
 import pytest
 
 from fairlib.errors import DataError
-from studies.heart import geometry as c
-from studies.heart.phantom import draw_subject
-from studies.heart.rules import expected_geometry, make_person
+from studies.heart import evaluators as c
+from studies.heart import measures
+from studies.heart.phantom import draw_subject, expected_geometry, make_person
 
 RNG = np.random.default_rng
 
@@ -157,7 +157,7 @@ def test_hearts_drawn_by_the_law_obey_it_and_planted_errors_are_seen(hearts):
     """
     masks, table = hearts
     own = c.geometry(masks)
-    found = c.attribute_truth(
+    found = measures.attribute_truth(
         own, table, expected_geometry, RNG(0), real=(own, table), replicates=200
     )
     assert list(found["attribute"].unique()) == ["all", "sex", "diagnosis"]
@@ -175,8 +175,13 @@ def test_hearts_drawn_by_the_law_obey_it_and_planted_errors_are_seen(hearts):
         abs(healthy.loc["wall_ed", "difference"]) < 0.4 and healthy.loc["wall_ed", "unit"] == "mm"
     )
     assert ((found["low"] < 0) & (found["high"] > 0)).mean() > 0.7
-    faces = c.attribute_truth(
-        own, table, expected_geometry, RNG(0), inputs=(*c.RULE_INPUTS, "face"), replicates=200
+    faces = measures.attribute_truth(
+        own,
+        table,
+        expected_geometry,
+        RNG(0),
+        inputs=(*measures.RULE_INPUTS, "face"),
+        replicates=200,
     )
     width, narrower = (
         (t["high"] - t["low"])[
@@ -188,7 +193,7 @@ def test_hearts_drawn_by_the_law_obey_it_and_planted_errors_are_seen(hearts):
     assert (found["beyond_real"] == 0).all()
     planted = own.copy()
     planted.loc[table["sex"] == "F", "wall_ed"] -= 2.0
-    found = c.attribute_truth(
+    found = measures.attribute_truth(
         planted, table, expected_geometry, RNG(0), ("sex",), real=(own, table), replicates=200
     )
     wall = found[found["measure"] == "wall_ed"].set_index("group")
@@ -221,7 +226,7 @@ def test_differences_are_means_of_measured_minus_expected():
     def law(sex, age, bmi, height, diagnosis):
         return {"wall_ed": bmi / 3 + (sex == "M"), "unheard_of": 1.0}
 
-    found = c.attribute_truth(measured, table, law, RNG(1), ("sex",)).set_index("group")
+    found = measures.attribute_truth(measured, table, law, RNG(1), ("sex",)).set_index("group")
     expected = table["bmi"] / 3 + (table["sex"] == "M")
     for group, rows in (
         ("F", table["sex"] == "F"),
@@ -248,7 +253,7 @@ def test_small_groups_have_no_interval_and_missing_labels_are_shown():
             "centre": [1] * 8 + [None],
         }
     )
-    found = c.attribute_truth(
+    found = measures.attribute_truth(
         pd.DataFrame({"wall_ed": np.arange(9.0)}),
         table,
         lambda **_: {"wall_ed": 3.0},
@@ -279,8 +284,8 @@ def test_tables_that_do_not_match_are_refused():
     )
     measured = pd.DataFrame({"wall_ed": [9.0]})
     with pytest.raises(DataError, match="no heart has all of"):
-        c.attribute_truth(measured, table, lambda **_: {"wall_ed": 3.0}, RNG(0))
+        measures.attribute_truth(measured, table, lambda **_: {"wall_ed": 3.0}, RNG(0))
     with pytest.raises(DataError, match="height"):
-        c.attribute_truth(measured, table.drop(columns="height"), lambda **_: {}, RNG(0))
+        measures.attribute_truth(measured, table.drop(columns="height"), lambda **_: {}, RNG(0))
     with pytest.raises(DataError, match="2 measured hearts and 1 rows"):
-        c.attribute_truth(pd.concat([measured] * 2), table, lambda **_: {}, RNG(0))
+        measures.attribute_truth(pd.concat([measured] * 2), table, lambda **_: {}, RNG(0))

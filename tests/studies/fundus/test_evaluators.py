@@ -7,9 +7,9 @@ import pytest
 from scipy import ndimage
 
 from fairlib.errors import DataError
-from studies.fundus.cup import HARMONICS, _model, fit_disc, measure_cdr
-from studies.fundus.phantom import draw_fundi
-from studies.fundus.rules import PhantomSettings
+from studies.fundus.evaluators import HARMONICS, _model, fit_disc, measure_cdr
+from studies.fundus.phantom import PhantomSettings
+from tests.studies.fundus.drawing import draw_fundi
 
 RNG = np.random.default_rng
 
@@ -114,7 +114,7 @@ def test_the_camera_hardly_moves_the_ratio(phantoms, measured, change, most):
     """Median change of a picture's reading; the mean error to the truth stays small, too."""
     images, table = phantoms[0][:16], phantoms[1][:16]
     found = measure_cdr(change(images))
-    assert found.found.mean() > 0.9
+    assert found.has_disc.mean() > 0.9
     assert (found.cdr - measured.cdr[:16]).abs().median() <= most
     assert (found.cdr - table.cdr).abs().mean() <= 0.05
 
@@ -125,12 +125,12 @@ def test_pictures_without_a_disc_are_counted_and_never_raise():
     ramp = np.broadcast_to(np.linspace(-1, 1, 128), (1, 1, 128, 128))
     no_cup = ellipses(0.5, levels=(-0.5, 0.5, 0.5))
     found = measure_cdr(np.concatenate([noise, plain, lost, ramp, no_cup, ellipses(0.5)]))
-    assert found.found.tolist() == [False] * 8 + [True]
+    assert found.has_disc.tolist() == [False] * 8 + [True]
     assert found[["cdr", "disc_diameter"]].isna().all(axis=1).tolist() == [True] * 8 + [False]
     assert measure_cdr(np.zeros((0, 1, 128, 128))).columns.tolist() == [
         "cdr",
         "disc_diameter",
-        "found",
+        "has_disc",
     ]
 
 
