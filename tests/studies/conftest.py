@@ -115,11 +115,10 @@ def house(tmp_path, monkeypatch):
         "common: {profile: tiny, seed: 0}\n02_second: {seed: 4, rate: 1}\n"
     )
     for module in (
-        "engine.places",
+        "engine",
         "engine.profiles",
-        "engine.manifest",
+        "engine.stage",
         "book.notebooks",
-        "book.publish",
         "book.build",
     ):
         monkeypatch.setattr(f"studies.{module}.repository", lambda: tmp_path)
