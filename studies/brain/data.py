@@ -84,11 +84,14 @@ def splits(settings: BrainSettings) -> dict[str, Cohort]:
     return split(cohort(settings).load(), settings.split_seed)
 
 
-def female_shares(everyone: Cohort, target: str = "marginal") -> dict[str, float]:
+def female_shares(everyone: Cohort, target: str | float = "marginal") -> dict[str, float]:
     """The female share requested of each prompt group (grade), counted in subjects of the cohort.
 
-    "marginal": the cohort's share for every prompt; "conditional": each grade its own.
+    "marginal": the cohort's share for every prompt; "conditional": each grade its own; a number:
+    that share for every prompt.
     """
+    if not isinstance(target, str):
+        return {"HGG": target, "LGG": target}
     subjects = everyone.with_known_sex().by_subject(("sex", "grade"))
     overall = float((subjects.sex == "F").mean())
     if target == "marginal":

@@ -22,6 +22,16 @@ STUDIES = {
         "STUDY",
         "the brain study (Han et al.): arms tuned, sampled and read by every evaluator",
     ),
+    "comparison": (
+        "studies.brain.comparison",
+        "STUDY",
+        "the comparison of methods on one base: arms tuned, sampled and read by every evaluator",
+    ),
+    "sweep": (
+        "studies.brain.comparison",
+        "SWEEP",
+        "rates and strengths of the compared methods, on a seed that no result uses",
+    ),
     "ablation": (
         "studies.brain.study",
         "ABLATION",
