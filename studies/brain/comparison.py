@@ -56,7 +56,7 @@ from studies.brain.evaluators import (
     tuning_classifier,
 )
 from studies.brain.prompts import EVALUATION_PROMPTS
-from studies.brain.quality import attributes, comparison, consistency, read_values
+from studies.brain.quality import attributes, comparison, consistency, prompt_fidelity, read_values
 from studies.brain.settings import ComparisonSettings, Tuning, alignment, sampling
 from studies.brain.study import STUDY as BRAIN
 from studies.engine.progress import Progress
@@ -142,8 +142,12 @@ def _test_slices(
 
 
 def measures(run: Run) -> pd.DataFrame:
-    """CLIP cosine to the same-noise images of the untuned model, and distance to the cohort."""
+    """Prompt fidelity, CLIP cosine to the same-noise images of the untuned model, and distance to
+    the cohort.
+    """
     settings = run.settings
+    plan = evaluation(settings, run.seed)
+    shown = prompt_fidelity(attributes(settings), run.artifact, plan).load()
     found = comparison(
         run.artifact,
         run.of("untuned").artifact,
@@ -154,7 +158,7 @@ def measures(run: Run) -> pd.DataFrame:
         settings.split_seed,
         run.seed,
     ).load()
-    return pd.DataFrame([found])
+    return pd.DataFrame([shown | found])
 
 
 def choice_readings(run: Run) -> pd.DataFrame:
