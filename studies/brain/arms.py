@@ -28,9 +28,15 @@ from fairlib.methods.targets import Target
 from fairlib.models.classifier import predict
 from fairlib.models.clip import Clip, load_clip
 from fairlib.models.generator import Generator
-from studies.brain.data import cohort, female_shares, split
+from studies.brain.data import (
+    EVALUATION_PROMPTS,
+    FIDELITY_PROMPTS,
+    Prompt,
+    cohort,
+    female_shares,
+    split,
+)
 from studies.brain.evaluators import Fitted, combined, tuning_classifier
-from studies.brain.prompts import EVALUATION_PROMPTS, FIDELITY_PROMPTS, Prompt
 from studies.brain.settings import (
     BrainSettings,
     Sampling,

@@ -41,7 +41,7 @@ from studies.brain.arms import (
     tuned_images,
 )
 from studies.brain.calibration import COLUMNS, calibration_sets, known_images, test_images
-from studies.brain.data import cohort, split
+from studies.brain.data import EVALUATION_PROMPTS, cohort, split
 from studies.brain.evaluators import (
     BrainEvaluator,
     anatomy,
@@ -55,7 +55,6 @@ from studies.brain.evaluators import (
     selection_classifier,
     tuning_classifier,
 )
-from studies.brain.prompts import EVALUATION_PROMPTS
 from studies.brain.quality import attributes, comparison, consistency, prompt_fidelity, read_values
 from studies.brain.settings import ComparisonSettings, Tuning, alignment, sampling
 from studies.brain.study import STUDY as BRAIN
