@@ -25,6 +25,7 @@ from fairlib.methods.finetuning import FinetuneSettings, FinetuneState, finetune
 from fairlib.methods.group_weights import Uniform
 from fairlib.models.clip import Clip
 from fairlib.models.generator import Generator
+from studies.brain import comparison_report
 from studies.brain.arms import (
     HISTORY,
     Plan,
@@ -385,8 +386,8 @@ def _untuned(name: str) -> bool:
 
 
 def criteria(tables: dict[str, pd.DataFrame], settings: ComparisonSettings) -> list[dict]:
-    """None yet."""
-    return []
+    """All figures that the tables decide, with their criteria."""
+    return comparison_report.criteria(tables, {name: arm.evaluator for name, arm in ARMS.items()})
 
 
 STUDY: Study[ComparisonSettings] = Study(

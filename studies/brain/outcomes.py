@@ -130,14 +130,21 @@ def compare(
 
 
 def error_rates(data: Comparison, draws: Draws) -> tuple[np.ndarray, np.ndarray]:
-    """(a_F, a_M), each [B, S]: how often the evaluator is right on female and on male images."""
+    """(a_F, a_M), each [B, S]: how often the evaluator is right on female and on male images; NaN
+    in a draw in which it is no better than chance.
+
+    Raises `DataError` when it is so on the calibration set itself.
+    """
     read = (data.known > THRESHOLD).astype(np.float32)
     right = []
     for sex, good in ((1, read), (0, 1 - read)):
         rows = data.female == sex
         counts = draws.calibration[:, rows]
         right.append(counts @ good[:, rows].T / counts.sum(1, keepdims=True))
-    return right[0], right[1]
+    useless = right[0] + right[1] <= 1
+    if useless[0].any():
+        raise DataError("an evaluator is no better than chance on its calibration set")
+    return tuple(np.where(useless, np.nan, each) for each in right)  # type: ignore[return-value]
 
 
 def cell_shares(data: Comparison, draws: Draws) -> np.ndarray:
