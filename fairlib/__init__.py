@@ -29,6 +29,9 @@ if TYPE_CHECKING:
     from fairlib.measures.shares import Evaluator, share_table
     from fairlib.methods.alignment import tune
     from fairlib.methods.finetuning import FinetuneSettings, finetune
+    from fairlib.methods.grpo import GRPOSettings, grpo
+    from fairlib.methods.guidance import fit_bottleneck_head, null_offset, sample_batch_guided
+    from fairlib.methods.selection import choose_noises, generate_and_keep
     from fairlib.methods.settings import AlignmentSettings
     from fairlib.methods.targets import Target
     from fairlib.models.classifier import Classifier, fit_classifier, predict
@@ -45,13 +48,19 @@ _MODULES = {
     "ControlledGenerator": "models.controlnet",
     "Evaluator": "measures.shares",
     "FinetuneSettings": "methods.finetuning",
+    "GRPOSettings": "methods.grpo",
     "Generator": "models.generator",
     "Interval": "measures.intervals",
     "Target": "methods.targets",
+    "choose_noises": "methods.selection",
     "equity_report": "measures.equity",
     "equity_table": "measures.equity",
     "finetune": "methods.finetuning",
+    "fit_bottleneck_head": "methods.guidance",
     "fit_classifier": "models.classifier",
+    "generate_and_keep": "methods.selection",
+    "grpo": "methods.grpo",
+    "null_offset": "methods.guidance",
     "predict": "models.classifier",
     "read_acdc": "cohorts.acdc",
     "read_brats": "cohorts.brats",
@@ -61,6 +70,7 @@ _MODULES = {
     "read_mnms": "cohorts.mnms",
     "read_roco": "cohorts.roco",
     "read_rocov2": "cohorts.roco",
+    "sample_batch_guided": "methods.guidance",
     "share_table": "measures.shares",
     "split_subjects": "cohorts.cohort",
     "tune": "methods.alignment",
@@ -76,16 +86,22 @@ __all__ = [
     "Evaluator",
     "FairlibError",
     "FinetuneSettings",
+    "GRPOSettings",
     "Generator",
     "Interval",
     "SettingsError",
     "Target",
     "WeightsError",
     "__version__",
+    "choose_noises",
     "equity_report",
     "equity_table",
     "finetune",
+    "fit_bottleneck_head",
     "fit_classifier",
+    "generate_and_keep",
+    "grpo",
+    "null_offset",
     "predict",
     "read_acdc",
     "read_brats",
@@ -95,6 +111,7 @@ __all__ = [
     "read_mnms",
     "read_roco",
     "read_rocov2",
+    "sample_batch_guided",
     "share_table",
     "split_subjects",
     "tune",
