@@ -15,29 +15,20 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import torch
 from torch import Tensor
 
-from fairlib.cohorts.brats import caption
 from fairlib.cohorts.cohort import Cohort
-from fairlib.io import write_bytes, write_json, write_tensors
-from fairlib.methods.finetuning import FinetuneSettings, FinetuneState, finetune
-from fairlib.methods.group_weights import Uniform
+from fairlib.io import write_json
 from fairlib.models.clip import Clip
-from fairlib.models.generator import Generator
-from studies.brain import comparison_report
+from studies.brain import comparison_report, rivals
 from studies.brain.arms import (
-    HISTORY,
-    Plan,
     TunedArm,
     base_images,
     base_model,
     clip_model,
     evaluation,
-    generate,
     generated,
     history,
-    read_denoiser,
     tuned,
     tuned_images,
 )
@@ -57,7 +48,7 @@ from studies.brain.evaluators import (
     tuning_classifier,
 )
 from studies.brain.quality import attributes, comparison, consistency, prompt_fidelity, read_values
-from studies.brain.settings import ComparisonSettings, Tuning, alignment, sampling
+from studies.brain.settings import ComparisonSettings, Tuning, alignment
 from studies.brain.study import STUDY as BRAIN
 from studies.engine.progress import Progress
 from studies.engine.stage import Artifact, stage
@@ -75,8 +66,10 @@ PUBLISHED = {
     "step_weights": "flat",
     "steps": 18,
 }
+GUIDANCES = (0.15, 0.5, 1.5)
 # chosen in `results/sweep` by the rule of `plan.md`
-RATE = 1.2e-4
+RATE, GUIDANCE = 1.2e-4, 0.5
+POOL = 3.0  # images generated for each that is kept, when noises are chosen
 
 
 def _by(kind: str) -> BrainEvaluator:
@@ -192,6 +185,36 @@ def choice_cosine(run: Run) -> pd.DataFrame:
     return pd.DataFrame([cosines(run.artifact, base, classifier, clip_model(settings)).load()])
 
 
+def _finetuning_cost(run: Run) -> list[tuple[str, int, int]]:
+    chosen = rivals.target_finetuning(run.settings, run.seed, RATE)
+    images = chosen.steps * chosen.batch_size
+    return [("fine-tuning", images, images)]
+
+
+def _grpo_cost(run: Run) -> list[tuple[str, int, int]]:
+    """The base model predicts once more wherever a step carries gradient."""
+    chosen = rivals.grpo_settings(run.settings, run.seed, RATE)
+    images = chosen.steps * chosen.prompts_per_step * chosen.images_per_prompt
+    replayed = images * chosen.replay_steps
+    sampled = ("tuning", images * chosen.sampling_steps, 0)
+    return [sampled, ("replay", 2 * replayed, replayed)]
+
+
+def _kept_cost(run: Run) -> list[tuple[str, int, int]]:
+    steps, prompts = run.settings.sampling_steps, len(EVALUATION_PROMPTS)
+    cache = alignment(run.settings, Tuning("robust"), run.seed).cache_size
+    more = rivals.draws_of(run.artifact) - run.settings.images
+    return [("base cache", prompts * cache * steps, 0), ("images not kept", more * steps, 0)]
+
+
+RIVAL_COST = {
+    "target-images": _finetuning_cost,
+    "grpo": _grpo_cost,
+    "generate-and-keep": _kept_cost,
+    "choose-noises": _kept_cost,
+}
+
+
 def tuning_history(run: Run) -> pd.DataFrame:
     """What each step of one tuning recorded."""
     return history(tuned(run.settings, run.arm.tuning, run.seed))
@@ -212,86 +235,10 @@ def cost(run: Run) -> pd.DataFrame:
         rows.append(("base cache", len(EVALUATION_PROMPTS) * used * chosen.sampling_steps, 0))
         rows.append(("tuning", log.forward - log.backward, 0))
         rows.append(("replay", log.backward, log.backward))
-    elif run.name == "target-images":
-        chosen = target_finetuning(run.seed)
-        images = chosen.steps * chosen.batch_size
-        rows.append(("fine-tuning", images, images))
+    else:
+        rows += RIVAL_COST.get(run.name.split("@")[0], lambda run: [])(run)
     rows.append(("sampling", settings.images * settings.sampling_steps, 0))
     return pd.DataFrame(rows, columns=["kind", "forward", "backward"])
-
-
-# ---- fine-tuning on the target cohort's images
-
-
-@stage(load=read_denoiser, ignore=("label",))
-def finetune_denoiser(
-    out: Path,
-    progress: Progress,
-    settings: FinetuneSettings,
-    base: Artifact[Generator],
-    everyone: Artifact[Cohort],
-    split_seed: int,
-    label: str,
-) -> None:
-    """Fine-tune the denoiser on the target cohort's slices with their captions:
-    `denoiser.safetensors` (moving average of the weights).
-    """
-    generator = base.reader(base.folder)
-    part = split(everyone.load(), split_seed)["tuning"]
-    rows = part.table[["contrast", "grade", "side"]].itertuples(index=False)
-    texts = [caption(*row) for row in rows]
-    distinct = list(dict.fromkeys(texts))
-    latents = _encode(generator, part.load())
-    codes = torch.zeros(len(texts), 1, dtype=torch.long)
-    state = FinetuneState(generator.denoiser, Uniform((1,)), settings)
-    steps = finetune(
-        generator.denoiser,
-        latents,
-        generator.encode_prompts(distinct),
-        torch.tensor([distinct.index(text) for text in texts]),
-        codes,
-        state.weights,
-        settings,
-        null=generator.encode_prompts([""]),
-        scheduler=generator.pipeline.scheduler,
-        state=state,
-    )
-    log = [(done.step, done.loss) for done in progress.track(steps, settings.steps, label)]
-    state.use_average()
-    tuned = {name: p.half() for name, p in generator.trainable_parameters().items()}
-    write_tensors(out / "denoiser.safetensors", tuned)
-    table = pd.DataFrame(log, columns=["step", "loss"])
-    write_bytes(out / HISTORY, table.to_csv(index=False).encode())
-
-
-@torch.no_grad()
-def _encode(generator: Generator, images: Tensor) -> Tensor:
-    vae = generator.pipeline.vae
-    parts = [
-        vae.encode(part.to(generator.device)).latent_dist.mean.float()
-        for part in images.expand(-1, vae.config.in_channels, -1, -1).split(50)
-    ]
-    return torch.cat(parts).cpu() * vae.config.scaling_factor
-
-
-def target_finetuning(seed: int, rate: float = RATE) -> FinetuneSettings:
-    """185 steps of 32 images cost what a tuning does."""
-    return FinetuneSettings(
-        185, 32, rate, warmup=10, anneal="cosine", ema_decay=0.9, probe_every=1000, seed=seed
-    )
-
-
-def target_images(
-    settings: ComparisonSettings, seed: int, plan: Plan | None = None, rate: float = RATE
-) -> Artifact[Tensor]:
-    """Images of the base model fine-tuned on the target cohort's own images."""
-    plan, base = plan or evaluation(settings, seed), base_model(settings)
-    label = f"fine-tuning on the target cohort, seed {seed}"
-    denoiser = finetune_denoiser(
-        target_finetuning(seed, rate), base, cohort(settings), settings.split_seed, label
-    )
-    label = f"images after fine-tuning on the target cohort, seed {seed}"
-    return generate(base, denoiser, plan, sampling(settings), label)
 
 
 # ---- the arms
@@ -333,8 +280,45 @@ ARMS: dict[str, Arm] = {
         "class",
         **PUBLISHED,
     ),
+    "last-step": arm(
+        "transport targets, the gradient through the last step alone",
+        "robust",
+        "transport",
+        replay_scheme="last",
+        replay_steps=1,
+    ),
     "target-images": Arm(
-        target_images, "fine-tuning on the target cohort's images", "fine-tuning", "robust"
+        partial(rivals.target_images, RATE),
+        "fine-tuning on the target cohort's images",
+        "fine-tuning",
+        "robust",
+    ),
+    "grpo": Arm(
+        partial(rivals.grpo_images, RATE), "policy gradient (Fair-GRPO)", "fine-tuning", "robust"
+    ),
+    "generate-and-keep": Arm(
+        partial(rivals.kept, "class", 1.0),
+        "generate and keep by the tuning classifier's class",
+        "selection",
+        "robust",
+    ),
+    "choose-noises": Arm(
+        partial(rivals.kept, "transport", POOL),
+        "of a pool of noises, those whose readings match the target",
+        "selection",
+        "robust",
+    ),
+    "batch-guidance": Arm(
+        partial(rivals.guided, rivals.batch_guided, GUIDANCE),
+        "batch guidance (Balancing Act)",
+        "sampling",
+        "robust",
+    ),
+    "null-offset": Arm(
+        partial(rivals.guided, rivals.offset_guided, None),
+        "the null prompt moved (StayFair)",
+        "sampling",
+        "robust",
     ),
     "conditional": arm(
         "transport targets, each grade toward its own share", "robust", "transport", "conditional"
@@ -347,6 +331,18 @@ ARMS: dict[str, Arm] = {
         "robust",
         "transport",
         "own",
+    ),
+    "words-female": Arm(
+        partial(rivals.worded, "54-year-old woman."),
+        "null: the untuned model, prompts that say woman",
+        "sampling",
+        "robust",
+    ),
+    "words-male": Arm(
+        partial(rivals.worded, "54-year-old man."),
+        "null: the untuned model, prompts that say man",
+        "sampling",
+        "robust",
     ),
 }
 
@@ -365,12 +361,13 @@ def _swept() -> dict[str, Arm]:
             arms[f"{name}@{rate:g}"] = arm(
                 f"{name}, rate {rate:g}", classifier, family, learning_rate=rate, **changes
             )
-        arms[f"target-images@{rate:g}"] = Arm(
-            partial(target_images, rate=rate),
-            f"fine-tuning on the target cohort's images, rate {rate:g}",
-            "fine-tuning",
-            "robust",
-        )
+        for name, run in (("target-images", rivals.target_images), ("grpo", rivals.grpo_images)):
+            says = f"{name}, rate {rate:g}"
+            arms[f"{name}@{rate:g}"] = Arm(partial(run, rate), says, "fine-tuning", "robust")
+    for strength in GUIDANCES:
+        run = partial(rivals.guided, rivals.batch_guided, strength)
+        says = f"batch guidance, strength {strength:g}"
+        arms[f"batch-guidance@{strength:g}"] = Arm(run, says, "sampling", "robust")
     return arms
 
 
