@@ -378,6 +378,14 @@ def tuned_images(
     return generate(base_model(settings), denoiser, plan, sampling(settings), label)
 
 
+def images_of(
+    arm: Arm[BrainSettings], settings: BrainSettings, seed: int, plan: Plan, how: Sampling
+) -> Artifact[Tensor]:
+    """Images of the untuned model or of a tuned one, of another plan and sampled otherwise."""
+    denoiser = tuned(settings, arm.tuning, seed) if isinstance(arm, TunedArm) else None
+    return generate(base_model(settings), denoiser, plan, how, f"images elsewhere, seed {seed}")
+
+
 @dataclass(frozen=True)
 class TunedArm(Arm[BrainSettings]):
     """An arm that tunes the base model, and how."""

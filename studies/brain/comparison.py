@@ -50,6 +50,7 @@ from studies.brain.evaluators import (
 from studies.brain.quality import attributes, comparison, consistency, prompt_fidelity, read_values
 from studies.brain.settings import ComparisonSettings, Tuning, alignment
 from studies.brain.study import STUDY as BRAIN
+from studies.brain.transfer import transfer
 from studies.engine.progress import Progress
 from studies.engine.stage import Artifact, stage
 from studies.engine.study import Arm, Run, Study, Table
@@ -347,6 +348,11 @@ ARMS: dict[str, Arm] = {
 }
 
 
+def transferred(run: Run) -> pd.DataFrame:
+    """What evaluators read in the images of one arm and seed under the conditions of `transfer`."""
+    return transfer(EVALUATORS, run)
+
+
 def _swept() -> dict[str, Arm]:
     cells: dict[str, tuple[str, str, dict]] = {
         "class-standard": ("standard", "class", {}),
@@ -406,6 +412,14 @@ STUDY: Study[ComparisonSettings] = Study(
     default_arms=lambda settings: ("transport-robust", "class-standard"),
     seeds=tuple(range(1, 9)),
 )
+TRANSFER = replace(
+    STUDY,
+    name="transfer",
+    default_arms=lambda settings: ("transport-robust", "class-standard"),
+    seeds=(1, 2, 3),
+    tables={"transfer": Table(transferred, compressed=True, decimals=4)},
+    criteria=lambda tables, settings: [],
+)
 SWEEP = replace(
     STUDY,
     name="sweep",
@@ -417,4 +431,5 @@ SWEEP = replace(
         "cosine": Table(choice_cosine),
         **{name: STUDY.tables[name] for name in ("history", "cost")},
     },
+    criteria=lambda tables, settings: [],
 )

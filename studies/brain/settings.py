@@ -53,7 +53,8 @@ class BrainSettings:
 class ComparisonSettings(BrainSettings):
     """Everything that the comparison of methods depends on: every run has classifiers and a base
     cache of its own, and the budget of `plan.md`. calibration: images of known sex in the primary
-    calibration set; denoised, pairs: in the others.
+    calibration set; denoised, pairs: in the others; transfer: generated in each condition of
+    `transfer`.
     """
 
     classifier_seed: int | None = None
@@ -62,6 +63,7 @@ class ComparisonSettings(BrainSettings):
     calibration: int = 4000
     denoised: int = 1200
     pairs: int = 500
+    transfer: int = 200
 
 
 @dataclass(frozen=True)

@@ -32,6 +32,11 @@ STUDIES = {
         "SWEEP",
         "rates and strengths of the compared methods, on a seed that no result uses",
     ),
+    "transfer": (
+        "studies.brain.comparison",
+        "TRANSFER",
+        "compared arms on other prompts, guidance scales and numbers of steps",
+    ),
     "ablation": (
         "studies.brain.study",
         "ABLATION",
