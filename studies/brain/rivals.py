@@ -64,7 +64,7 @@ from studies.engine.stage import Artifact, stage
 
 FIT_NOISE = 6800  # stream of noises of what is fitted before sampling
 GUIDED_FIT, OFFSET_FIT = 50, 24  # images a prompt
-OFFSETS = (-10.0, 10.0)  # beyond them contrast drifts
+OFFSETS = (-30.0, 30.0)  # beyond them contrast drifts
 
 
 # ---- fine-tuning
