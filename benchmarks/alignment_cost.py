@@ -147,7 +147,7 @@ def make_study(
     """`prompts` x `images` a batch on the pipeline in `folder`, or on an untrained one when
     `folder` is None.
     """
-    from studies.brain.prompts import EVALUATION_PROMPTS
+    from studies.brain.data import EVALUATION_PROMPTS
 
     if folder is None:
         generator = RandomGenerator()

@@ -39,6 +39,13 @@ if TYPE_CHECKING:
     from fairlib.methods.alignment import tune as tune
     from fairlib.methods.finetuning import FinetuneSettings as FinetuneSettings
     from fairlib.methods.finetuning import finetune as finetune
+    from fairlib.methods.grpo import GRPOSettings as GRPOSettings
+    from fairlib.methods.grpo import grpo as grpo
+    from fairlib.methods.guidance import fit_bottleneck_head as fit_bottleneck_head
+    from fairlib.methods.guidance import null_offset as null_offset
+    from fairlib.methods.guidance import sample_batch_guided as sample_batch_guided
+    from fairlib.methods.selection import choose_noises as choose_noises
+    from fairlib.methods.selection import generate_and_keep as generate_and_keep
     from fairlib.methods.targets import Target as Target
     from fairlib.models.classifier import Classifier as Classifier
     from fairlib.models.classifier import fit_classifier as fit_classifier
@@ -63,6 +70,9 @@ _NAMES = {
     "measures.shares": ["Evaluator", "share_table"],
     "methods.alignment": ["AlignmentSettings", "tune"],
     "methods.finetuning": ["FinetuneSettings", "finetune"],
+    "methods.grpo": ["GRPOSettings", "grpo"],
+    "methods.guidance": ["fit_bottleneck_head", "null_offset", "sample_batch_guided"],
+    "methods.selection": ["choose_noises", "generate_and_keep"],
     "methods.targets": ["Target"],
     "models.classifier": ["Classifier", "fit_classifier", "predict"],
     "models.controlnet": ["ControlledGenerator"],

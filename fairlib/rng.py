@@ -43,6 +43,8 @@ class Stream(IntEnum):
     CLASSIFIER_4 = 28  # augmentation and dropout of a fourth classifier [step]
     ARM_IMAGES = 31  # downstream test: which synthetic or extra images an arm takes
     PREVALENCE = 37  # downstream test: which subjects remain at a prevalence
+    POLICY_NOISE = 41  # policy gradient: noise of the sampling steps [step]
+    KEEPING = 43  # generate and keep: which images are accepted [prompt]
     AUTOENCODER = 51  # autoencoder training: crops, mirroring, noise of the posterior [step]
     CLIP = 52  # CLIP training: shifts of images [step]
     DENOISER = 53  # denoiser training: noise, time steps, dropped prompts [step]

@@ -123,7 +123,9 @@ class AlignmentSettings:
     sampling_steps: Count = 10
     guidance_scale: Weight = 3.0
     replay_steps: Count = 3
-    replay_scheme: Literal["all", "stratified", "importance", "uniform", "early"] = "importance"
+    replay_scheme: Literal["all", "stratified", "importance", "uniform", "early", "last"] = (
+        "importance"
+    )
     step_weights: Literal["natural", "flat"] = "natural"
     learning_rate: Positive = 1e-4
     warmup: Natural = 5

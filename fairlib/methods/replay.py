@@ -22,7 +22,7 @@ from fairlib.errors import SettingsError
 from fairlib.models.solvers import Solver
 
 PredictNoise = Callable[[Tensor, int, Tensor], Tensor]
-SCHEMES = ("all", "stratified", "importance", "uniform", "early")
+SCHEMES = ("all", "stratified", "importance", "uniform", "early", "last")
 WEIGHTS = ("natural", "flat")
 
 
@@ -93,7 +93,8 @@ def choose_steps(
     whose shifts are themselves evenly spread over the images, so that together they cover all
     steps. These are unbiased for sum_t coefficient_t * (...), image by image. "early" takes the
     first, coarse steps only and is biased by intent: its weight makes up for the absolute
-    coefficients left out.
+    coefficients left out. "last" takes the last, fine steps only, as they are: with one step, the
+    exact gradient of DRaFT-1 (Clark et al. 2024, arXiv 2309.17400).
     """
     if scheme not in SCHEMES:
         raise SettingsError(f"replay scheme is {scheme!r}; expected one of {', '.join(SCHEMES)}")
@@ -109,6 +110,9 @@ def choose_steps(
     weights = np.zeros((total, images))
     if scheme == "early":
         weights[:count] = size.sum() / size[:count].sum()
+        return weights
+    if scheme == "last":
+        weights[-count:] = 1
         return weights
     for image in range(images):
         if scheme == "uniform":

@@ -28,8 +28,8 @@ RAYS = 180
 SMOOTH = 1.6
 # px: each ray looks this far to either side of the coarse edge, in such steps
 INSIDE, OUTSIDE, STEP = 9.0, 4.0, 0.5
-# the area adds nothing to these two (same AUC), the ventricles tell age
-FEATURES = ("width_mm", "length_mm")
+# the area adds nothing to width and length (same AUC), the ventricles tell age
+AXES, AREA = ("width_mm", "length_mm"), ("extent_mm",)
 SMALLEST_MM2 = 3000.0  # a smaller outline is not a brain slice
 MEASURES = ("area_mm2", "width_mm", "length_mm", "extent_mm", "ventricle_mm2")
 
@@ -210,19 +210,20 @@ def ventricle_area(image: np.ndarray, found: Outline, fluid_is_bright: bool) -> 
 
 @dataclass(frozen=True)
 class AnatomicalMeasurement:
-    """Logistic regression of sex on log width and log length, each taken about the mean of its
-    contrast.
+    """Logistic regression of sex on the logarithms of `features` of the outline (width and length,
+    or the extent alone, which is the area), each taken about the mean of its contrast.
 
     Fluid around the brain shows on t2 and not on t1, so one brain measures 6 % more area on t2:
-    contrasts have their own mean. `means`: {contrast: (log width, log length, log extent)}, the
-    average of both sexes' means; `spread`: standard deviations within sex of log width and log
-    length; `weights`: of the two features, and the intercept.
+    contrasts have their own mean. `means`: {contrast: (*features, extent)}, logarithms, the average
+    of both sexes' means; `spread`: standard deviations within sex of the features; `weights`: of
+    the features, and the intercept.
     """
 
-    means: dict[str, tuple[float, float, float]]
-    spread: tuple[float, float]
-    weights: tuple[float, float, float]
+    means: dict[str, tuple[float, ...]]
+    spread: tuple[float, ...]
+    weights: tuple[float, ...]
     pixel_mm: float = PIXEL_MM
+    features: tuple[str, ...] = AXES
 
     def read(self, images: np.ndarray, contrasts: Sequence[str]) -> pd.DataFrame:
         """Measure images [N, 1, H, H] in [-1, 1] of these contrasts [N]: a row an image.
@@ -238,10 +239,11 @@ class AnatomicalMeasurement:
                 f"{', '.join(self.means)}"
             )
         table = measure(images, contrasts, self.pixel_mm)
-        centred = _logs(table) - np.array([self.means[contrast] for contrast in contrasts])
-        p_female = sigmoid(centred[:, :2] / self.spread @ self.weights[:2] + self.weights[2])
-        typical = np.mean([mean[2] for mean in self.means.values()])
-        return table.assign(p_female=p_female, extent_mm=np.exp(centred[:, 2] + typical))
+        means = np.array([self.means[contrast] for contrast in contrasts])
+        centred = _logs(table, self.features) - means
+        p_female = sigmoid(centred[:, :-1] / self.spread @ self.weights[:-1] + self.weights[-1])
+        typical = np.mean([mean[-1] for mean in self.means.values()])
+        return table.assign(p_female=p_female, extent_mm=np.exp(centred[:, -1] + typical))
 
     def save(self, path: str | Path) -> Path:
         """Write the measurement as JSON."""
@@ -252,11 +254,17 @@ class AnatomicalMeasurement:
         """Read what `save` wrote."""
         found = read_json(path)
         means = {contrast: tuple(values) for contrast, values in found["means"].items()}
-        return cls(means, tuple(found["spread"]), tuple(found["weights"]), found["pixel_mm"])
+        parts = (tuple(found[name]) for name in ("spread", "weights"))
+        features = tuple(found.get("features", AXES))
+        return cls(means, *parts, found["pixel_mm"], features)
 
 
 def fit_anatomy(
-    images: np.ndarray, female: np.ndarray, contrasts: Sequence[str], pixel_mm: float = PIXEL_MM
+    images: np.ndarray,
+    female: np.ndarray,
+    contrasts: Sequence[str],
+    pixel_mm: float = PIXEL_MM,
+    features: tuple[str, ...] = AXES,
 ) -> AnatomicalMeasurement:
     """Fit the anatomical measurement on real slices [N, 1, H, H] with `female` [N] (1 or 0) and
     `contrasts` [N].
@@ -273,14 +281,19 @@ def fit_anatomy(
             f"{int((~good).sum())} of {len(good)} slices show no brain that can be outlined; "
             "give slices in [-1, 1] with background -1, one sex and one contrast for each"
         )
-    return _fit(_logs(measures[good]), female[good], contrasts[good], pixel_mm)
+    return _fit(measures[good], female[good], contrasts[good], pixel_mm, features)
 
 
 def _fit(
-    logs: np.ndarray, female: np.ndarray, contrasts: np.ndarray, pixel_mm: float
+    measures: pd.DataFrame,
+    female: np.ndarray,
+    contrasts: np.ndarray,
+    pixel_mm: float,
+    features: tuple[str, ...],
 ) -> AnatomicalMeasurement:
     from sklearn.linear_model import LogisticRegression
 
+    logs = _logs(measures, features)
     means = {
         str(name): _middle(logs[contrasts == name], female[contrasts == name], name)
         for name in np.unique(contrasts)
@@ -288,10 +301,11 @@ def _fit(
     centred = logs - np.array([means[str(name)] for name in contrasts])
     by_sex = [centred[female == sex] for sex in (0, 1)]
     within = np.concatenate([part - part.mean(0) for part in by_sex])
-    spread = within.std(0)[:2]
-    model = LogisticRegression(C=10.0, class_weight="balanced").fit(centred[:, :2] / spread, female)
+    spread = within.std(0)[:-1]
+    model = LogisticRegression(C=10.0, class_weight="balanced")
+    model.fit(centred[:, :-1] / spread, female)
     weights = _floats([*model.coef_[0], model.intercept_[0]])
-    return AnatomicalMeasurement(means, _floats(spread), weights, pixel_mm)
+    return AnatomicalMeasurement(means, _floats(spread), weights, pixel_mm, features)
 
 
 def _middle(logs: np.ndarray, female: np.ndarray, contrast: str) -> tuple[float, ...]:
@@ -304,8 +318,8 @@ def _middle(logs: np.ndarray, female: np.ndarray, contrast: str) -> tuple[float,
     return _floats((logs[female == 0].mean(0) + logs[female == 1].mean(0)) / 2)
 
 
-def _logs(measures: pd.DataFrame) -> np.ndarray:
-    return np.log(measures[[*FEATURES, "extent_mm"]].to_numpy(float))
+def _logs(measures: pd.DataFrame, features: tuple[str, ...]) -> np.ndarray:
+    return np.log(measures[[*features, "extent_mm"]].to_numpy(float))
 
 
 def _floats(values: Sequence[float]) -> tuple[float, ...]:

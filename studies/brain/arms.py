@@ -22,13 +22,20 @@ from torch import Tensor, nn
 from fairlib.cohorts.cohort import Cohort
 from fairlib.io import read_tensors, to_bytes, to_images, write_bytes, write_tensors
 from fairlib.methods.alignment import AlignmentSettings, AlignmentStep, cache_base, tune
+from fairlib.methods.base_cache import BaseCache
 from fairlib.methods.targets import Target
 from fairlib.models.classifier import predict
 from fairlib.models.clip import Clip, load_clip
 from fairlib.models.generator import Generator
-from studies.brain.data import cohort, female_shares, split
+from studies.brain.data import (
+    EVALUATION_PROMPTS,
+    FIDELITY_PROMPTS,
+    Prompt,
+    cohort,
+    female_shares,
+    split,
+)
 from studies.brain.evaluators import Fitted, combined, tuning_classifier
-from studies.brain.prompts import EVALUATION_PROMPTS, FIDELITY_PROMPTS, Prompt
 from studies.brain.settings import (
     BrainSettings,
     Sampling,
@@ -168,7 +175,7 @@ def tuned_generator(base: Generator, tuned: dict[str, Tensor]) -> Generator:
 
 
 def targets_of(
-    everyone: Cohort, split_seed: int, classifier: nn.Module, target: str = "marginal"
+    everyone: Cohort, split_seed: int, classifier: nn.Module, target: str | float = "marginal"
 ) -> list[Target]:
     """The target of each evaluation prompt: the tuning classifier's logits on slices of the same
     contrast and grade that it was not fitted on.
@@ -184,6 +191,19 @@ def targets_of(
         share, name = shares[prompt.group], f"{prompt.contrast}-{prompt.grade}"
         wanted, logits = {"F": share, "M": 1 - share}, rows.logit.to_numpy()
         targets.append(Target.shares(wanted, logits, rows.sex.tolist(), name=name))
+    return targets
+
+
+def own_targets(cache: BaseCache) -> list[Target]:
+    """The untuned model's own distribution of logits as the target of each evaluation prompt: a
+    null, toward which there is nothing to tune.
+    """
+    targets = []
+    for place, prompt in enumerate(EVALUATION_PROMPTS):
+        logits = cache.all_logits(place)
+        share = float((logits > 0).float().mean().clamp(0.01, 0.99))
+        scores = {"F": share, "M": 1 - share}
+        targets.append(Target.shares(scores, logits, name=f"{prompt.contrast}-{prompt.grade}"))
     return targets
 
 
@@ -237,7 +257,7 @@ def tune_denoiser(
     out: Path,
     progress: Progress,
     settings: AlignmentSettings,
-    target: str,
+    target: str | float,
     base: Artifact[Generator],
     clip: Artifact[Clip],
     classifier: list[Artifact],
@@ -256,9 +276,12 @@ def tune_denoiser(
         combined(classifier),
         clip.load().embed_images,
     )
-    targets = targets_of(everyone.load(), split_seed, follows, target)
     stored = cache_base(base.load(), follows, _texts(), embed=embed, settings=settings)
     stored.load(read_tensors(cache.load() / READINGS))
+    if target == "own":
+        targets = own_targets(stored)
+    else:
+        targets = targets_of(everyone.load(), split_seed, follows, target)
     state, rows = _saved(out / "working")
     steps = tune(
         generator,
@@ -351,6 +374,14 @@ def tuned_images(
     plan, denoiser = plan or evaluation(settings, seed), tuned(settings, tuning, seed)
     label = f"images of a tuned model, seed {seed}"
     return generate(base_model(settings), denoiser, plan, sampling(settings), label)
+
+
+def images_of(
+    arm: Arm[BrainSettings], settings: BrainSettings, seed: int, plan: Plan, how: Sampling
+) -> Artifact[Tensor]:
+    """Images of the untuned model or of a tuned one, of another plan and sampled otherwise."""
+    denoiser = tuned(settings, arm.tuning, seed) if isinstance(arm, TunedArm) else None
+    return generate(base_model(settings), denoiser, plan, how, f"images elsewhere, seed {seed}")
 
 
 @dataclass(frozen=True)

@@ -21,8 +21,8 @@ from fairlib.models import autoencoder as ae
 from fairlib.models import clip as cl
 from fairlib.models import generator as gen
 from fairlib.models.training import FitSettings, Trainer
+from studies.brain.data import mirrored
 from studies.brain.phantom import RadiologySettings, draw_slice
-from studies.brain.prompts import mirrored
 from studies.engine import accelerator, recipe
 from studies.engine.recipe import Drawn, PixelPhase, Words
 from studies.engine.stage import Artifact, Progress, stage

@@ -1,16 +1,22 @@
-"""The cohorts of the study: written once if synthetic, always read by the reader of the real
-layout.
+"""The cohorts of the study, written once if synthetic and always read by the reader of the real
+layout; and the neutral prompts that images are sampled from.
+
+ROCO captions hardly ever name sex (about one in twenty), so a prompt that says nothing of sex is
+the right test.
 """
 
 from __future__ import annotations
 
+import re
+from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 
-from fairlib.cohorts.brats import find_biotabs, find_subjects, read_brats
+from fairlib.cohorts.brats import GRADES, caption, find_biotabs, find_subjects, read_brats
 from fairlib.cohorts.cohort import Cohort
 from fairlib.cohorts.roco import read_roco
+from fairlib.cohorts.slices import CONTRASTS
 from studies.brain.phantom import PhantomSettings, RadiologySettings, write_brats, write_roco
 from studies.brain.settings import BrainSettings
 from studies.engine import runs_folder
@@ -83,11 +89,14 @@ def splits(settings: BrainSettings) -> dict[str, Cohort]:
     return split(cohort(settings).load(), settings.split_seed)
 
 
-def female_shares(everyone: Cohort, target: str = "marginal") -> dict[str, float]:
+def female_shares(everyone: Cohort, target: str | float = "marginal") -> dict[str, float]:
     """The female share requested of each prompt group (grade), counted in subjects of the cohort.
 
-    "marginal": the cohort's share for every prompt; "conditional": each grade its own.
+    "marginal": the cohort's share for every prompt; "conditional": each grade its own; a number:
+    that share for every prompt.
     """
+    if not isinstance(target, str):
+        return {"HGG": target, "LGG": target}
     subjects = everyone.with_known_sex().by_subject(("sex", "grade"))
     overall = float((subjects.sex == "F").mean())
     if target == "marginal":
@@ -109,3 +118,47 @@ def phantom_truth(settings: BrainSettings) -> pd.DataFrame | None:
         return None
     truth = pd.read_csv(cohort(settings).folder / "brats" / "truth.csv")
     return truth.rename(columns={"brats": "subject"})
+
+
+# ---- prompts
+
+SIDES = ("left", "right")
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A prompt and what it asks for. `group` is the prompt group of the conditional target."""
+
+    text: str
+    contrast: str
+    grade: str
+    side: str
+
+    @property
+    def group(self) -> str:
+        """The grade."""
+        return self.grade
+
+
+def mirrored(text: str) -> str:
+    """The caption of the same slice seen in a mirror: "left" and "right" change places, all else
+    stays.
+    """
+    return re.sub(r"\b(left|right)\b", lambda word: SIDES[1 - SIDES.index(word[0])], text)
+
+
+def _prompt(contrast: str, grade: str, side: str) -> Prompt:
+    return Prompt(caption(contrast, grade, side), contrast, grade, side)
+
+
+# Every contrast with every grade; the side alternates, so that each occurs four times.
+EVALUATION_PROMPTS = tuple(
+    _prompt(contrast, grade, SIDES[(i + j) % 2])
+    for i, contrast in enumerate(CONTRASTS)
+    for j, grade in enumerate(GRADES)
+)
+# The same and one prompt a contrast without a tumour: "tumour" can only be checked where some ask
+# for none.
+FIDELITY_PROMPTS = EVALUATION_PROMPTS + tuple(
+    _prompt(contrast, "none", "none") for contrast in CONTRASTS
+)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import torch
 from torch import Tensor, nn
 
 from fairlib.cohorts.cohort import Cohort
@@ -30,7 +31,7 @@ from fairlib.models.classifier import (
     predict,
     save_classifier,
 )
-from studies.brain.anatomy import AnatomicalMeasurement, fit_anatomy
+from studies.brain.anatomy import AREA, AXES, AnatomicalMeasurement, fit_anatomy
 from studies.brain.data import cohort, split
 from studies.brain.settings import BrainSettings
 from studies.engine import accelerator
@@ -94,13 +95,42 @@ def read_measurement(folder: Path) -> AnatomicalMeasurement:
 
 @stage(load=read_measurement)
 def anatomical_measurement(
-    out: Path, progress: Progress, everyone: Artifact[Cohort], split_seed: int
+    out: Path,
+    progress: Progress,
+    everyone: Artifact[Cohort],
+    split_seed: int,
+    features: tuple[str, ...],
 ) -> None:
-    """Fit the anatomical measurement on the held-out classifier's subjects."""
+    """Fit the anatomical measurement of `features` on the held-out classifier's subjects."""
     part = split(everyone.load(), split_seed)["heldout"]
     progress.say(f"measuring {len(part)} slices")
-    contrasts = list(part.table.contrast)
-    fit_anatomy(part.load().numpy(), part.labels().numpy(), contrasts).save(out / "anatomy.json")
+    images, contrasts = part.load().numpy(), list(part.table.contrast)
+    fitted = fit_anatomy(images, part.labels().numpy(), contrasts, features=features)
+    fitted.save(out / "anatomy.json")
+
+
+@stage(load=read_classifier)
+def shuffled_classifier(
+    out: Path,
+    progress: Progress,
+    settings: ClassifierSettings,
+    everyone: Artifact[Cohort],
+    split_seed: int,
+) -> None:
+    """Fit a classifier on the subjects of the tuning classifiers, with sexes dealt out anew: a null
+    that knows nothing of sex.
+    """
+    part = split(everyone.load(), split_seed)["tuning"]
+    subjects, places = np.unique(part.table.subject.to_numpy(str), return_inverse=True)
+    labels = np.zeros(len(subjects), dtype=np.float32)
+    labels[places] = part.labels().numpy()
+    rng = np.random.default_rng([settings.seed, 61])
+    dealt = torch.from_numpy(rng.permutation(labels)[places])
+    classifier = build_classifier({"female": "binary"}, settings.architecture, settings.seed)
+    steps = fit_classifier(classifier.to(accelerator()), part.load(), dealt, settings)
+    for _ in progress.track(steps, settings.steps, "shuffled"):
+        pass
+    save_classifier(out, classifier)
 
 
 def classifier_settings(settings: BrainSettings, kind: str, seed: int) -> list[ClassifierSettings]:
@@ -111,6 +141,7 @@ def classifier_settings(settings: BrainSettings, kind: str, seed: int) -> list[C
     plain = ClassifierSettings(steps=settings.classifier_steps, seed=seed, balance=True)
     return {
         "plain": [plain],
+        "standard": [plain],
         "robust": [replace(plain, radius=settings.radius)],
         "bare": [replace(plain, augmentation="none")],
         "ensemble": [replace(plain, seed=seed + member) for member in range(3)],
@@ -122,10 +153,37 @@ def tuning_classifier(settings: BrainSettings, kind: str, seed: int = 0) -> list
     own.
     """
     own = seed if settings.classifier_seed is None else settings.classifier_seed
+    kind, _, how = kind.partition("_")
+    everyone = cohort(short_training(settings) if how == "short" else settings)
+    if kind == "shuffled":
+        [fit] = classifier_settings(settings, "standard", own)
+        return [shuffled_classifier(fit, everyone, settings.split_seed)]
+    if how == "short":
+        settings = short_training(settings)
     return [
-        sex_classifier(each, cohort(settings), settings.split_seed, "tuning", kind)
+        sex_classifier(each, everyone, settings.split_seed, "tuning", kind)
         for each in classifier_settings(settings, kind, own)
     ]
+
+
+def short_training(settings: BrainSettings) -> BrainSettings:
+    """The settings of tuning classifiers with less of everything: 300 steps, on a cohort as large
+    as the real one, of other subjects.
+    """
+    smaller = min(1.0, settings.subjects)
+    steps = round(settings.classifier_steps * 3 / 7)
+    return replace(
+        settings, subjects=smaller, classifier_steps=steps, cohort_seed=settings.cohort_seed + 1
+    )
+
+
+def selection_classifier(settings: BrainSettings, seed: int = 0) -> list[Artifact]:
+    """The classifier by which strengths and rates are chosen: no tuning follows it and no result is
+    read by it. It has an architecture and a seed of its own, on the tuning classifiers' subjects.
+    """
+    fit = ClassifierSettings(settings.classifier_steps, learning_rate=1.5e-3, seed=501)
+    chosen = replace(fit, architecture=RESIDUAL, balance=True)
+    return [sex_classifier(chosen, cohort(settings), settings.split_seed, "tuning", "selection")]
 
 
 def heldout_classifier(settings: BrainSettings, seed: int = 0) -> list[Artifact]:
@@ -139,7 +197,12 @@ def heldout_classifier(settings: BrainSettings, seed: int = 0) -> list[Artifact]
 
 def anatomy(settings: BrainSettings, seed: int = 0) -> list[Artifact]:
     """The anatomical measurement; the same for every run."""
-    return [anatomical_measurement(cohort(settings), settings.split_seed)]
+    return [anatomical_measurement(cohort(settings), settings.split_seed, AXES)]
+
+
+def area(settings: BrainSettings, seed: int = 0) -> list[Artifact]:
+    """The second anatomical measurement, of the area alone; the same for every run."""
+    return [anatomical_measurement(cohort(settings), settings.split_seed, AREA)]
 
 
 def combined(members: Fitted) -> nn.Module:
@@ -161,6 +224,13 @@ def measure_anatomy(
     """Probability of female by the anatomical measurement, and the size that it measured."""
     found = members[0].load().read(images.numpy(), contrasts)
     return {column: found.p_female.to_numpy(), "extent_mm": found.extent_mm.to_numpy()}
+
+
+def measure_area(
+    column: str, members: Fitted, images: Tensor, contrasts: list[str]
+) -> dict[str, np.ndarray]:
+    """Probability of female by the area alone."""
+    return {column: members[0].load().read(images.numpy(), contrasts).p_female.to_numpy()}
 
 
 def _tuning(kind: str) -> BrainEvaluator:

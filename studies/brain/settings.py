@@ -7,6 +7,11 @@ from typing import Any, Literal
 
 from fairlib.methods.alignment import AlignmentSettings
 
+Target = str | float
+# of the comparison: 30 steps of 24 images and 120 noises a prompt are 17,760 denoiser evaluations,
+# base cache included
+BUDGET = {"steps": 30, "warmup": 4, "cache_size": 120}
+
 
 @dataclass(frozen=True)
 class BrainSettings:
@@ -45,6 +50,23 @@ class BrainSettings:
 
 
 @dataclass(frozen=True)
+class ComparisonSettings(BrainSettings):
+    """Everything that the comparison of methods depends on: every run has classifiers and a base
+    cache of its own, and the budget of `plan.md`. calibration: images of known sex in the primary
+    calibration set; denoised, pairs: in the others; transfer: generated in each condition of
+    `transfer`.
+    """
+
+    classifier_seed: int | None = None
+    cache_seed: int | None = None
+    tuning: dict[str, Any] = field(default_factory=lambda: dict(BUDGET))
+    calibration: int = 4000
+    denoised: int = 1200
+    pairs: int = 500
+    transfer: int = 200
+
+
+@dataclass(frozen=True)
 class Sampling:
     """How images are generated: solver steps, guidance scale, images at once."""
 
@@ -64,12 +86,13 @@ class Tuning:
     """How an arm tunes: the tuning classifier it follows, towards which shares, and what makes an
     image's target.
 
+    target: as `data.female_shares` has it; "own", the untuned model's own distribution.
     changes: settings of the tuning other than `TUNING`.
     """
 
-    classifier: Literal["plain", "robust", "bare", "ensemble"]
+    classifier: str
     family: str = "transport"
-    target: Literal["marginal", "conditional"] = "marginal"
+    target: Target = "marginal"
     changes: dict[str, Any] = field(default_factory=dict)
 
 
@@ -99,8 +122,8 @@ def alignment(settings: BrainSettings, tuning: Tuning, seed: int) -> AlignmentSe
         "noise_seed": settings.cache_seed,
         **TUNING,
         **({} if tuning.family == "transport" else RANKED),
-        **tuning.changes,
         **settings.tuning,
+        **tuning.changes,
     }
     return AlignmentSettings(family=tuning.family, seed=seed, **chosen)
 

@@ -32,7 +32,7 @@ from studies.brain.arms import (
     history,
     tuned,
 )
-from studies.brain.data import cohort, split, splits
+from studies.brain.data import EVALUATION_PROMPTS, cohort, split, splits
 from studies.brain.evaluators import (
     EVALUATORS,
     EVERYWHERE,
@@ -40,7 +40,6 @@ from studies.brain.evaluators import (
     evaluators_of,
     read_images,
 )
-from studies.brain.prompts import EVALUATION_PROMPTS
 from studies.brain.quality import attributes, comparison, prompt_fidelity
 from studies.brain.report import corrected_shares, criteria
 from studies.brain.settings import BrainSettings, alignment

@@ -22,6 +22,12 @@ from fairlib.settings import from_dict, unknown_key
 
 STUDIES = {  # where it is defined, and what it is
     "brain": ("studies.brain.study:STUDY", "brain MRI (Han et al.): arms tuned, sampled, measured"),
+    "comparison": ("studies.brain.comparison:STUDY", "methods compared on one base of brain MRI"),
+    "sweep": ("studies.brain.comparison:SWEEP", "rates and strengths of the compared methods"),
+    "transfer": (
+        "studies.brain.comparison:TRANSFER",
+        "compared arms, other prompts and sampling",
+    ),
     "ablation": ("studies.brain.study:ABLATION", "the brain study's default, each part taken away"),
     "heart": ("studies.heart.study:STUDY", "cardiac MRI (Skorupko et al.): images, classifiers"),
     "fundus": ("studies.fundus.study:STUDY", "fundus images (Luo et al.): fine-tuning, by group"),

@@ -216,6 +216,22 @@ def test_early_takes_the_first_steps_and_keeps_the_absolute_sum(alphas_cumprod):
     np.testing.assert_allclose(np.abs(coefficients) @ importance, np.abs(coefficients).sum())
 
 
+@pytest.mark.parametrize("make", [ddim, dpm_solver_2m])
+def test_last_is_the_gradient_through_the_last_step_alone(study, make):
+    """DRaFT-1: sample without gradient but for the last step, then differentiate as it is."""
+    net, noise, prompt, alphas = study
+    solver = make(alphas, 4)
+    with torch.no_grad():
+        *_, before, last = solver.sample(lambda x, t: net(x, t, prompt), noise)
+    output = net(last.latents, last.timestep, prompt)
+    x0 = solver.advance(3, last.latents, output, before.data_prediction)[1]
+    expected = torch.autograd.grad(loss_of(x0), list(net.parameters()))
+    importance = rp.choose_steps(4, 1, "last", np.ones(4), torch.Generator(), len(noise))
+    found = replayed(net, solver, noise, prompt, importance)
+    assert importance.sum() == len(noise)
+    assert all(torch.allclose(a, b, atol=1e-10) for a, b in zip(found, expected, strict=True))
+
+
 def test_all_and_a_full_count_take_every_step_once():
     for scheme, count in (("all", 2), ("uniform", 5), ("stratified", 5), ("importance", 5)):
         assert (

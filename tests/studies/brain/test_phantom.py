@@ -10,22 +10,20 @@ from fairlib.cohorts.brats import caption, read_brats
 from fairlib.cohorts.roco import read_roco
 from fairlib.cohorts.slices import CONTRASTS
 from fairlib.errors import SettingsError
+from studies.brain.data import EVALUATION_PROMPTS, FIDELITY_PROMPTS, mirrored
 from studies.brain.phantom import (
+    BASE_SIZE,
+    EFFECTS,
     PhantomSettings,
     RadiologySettings,
     draw_slice,
-    roster,
-    write_brats,
-    write_roco,
-)
-from studies.brain.prompts import EVALUATION_PROMPTS, FIDELITY_PROMPTS, mirrored
-from studies.brain.rules import (
-    BASE_SIZE,
-    EFFECTS,
     draw_subject,
     normalise,
     render_slice,
+    roster,
     slice_height,
+    write_brats,
+    write_roco,
 )
 
 

@@ -1,0 +1,285 @@
+"""The outcomes of the comparison, from readings of every image and of the calibration sets: what
+`plan.md` defines, with intervals that draw seeds, images and calibration subjects together.
+
+Arms of one seed share their noises, so each draw takes the same images of every arm: differences
+between arms are paired. An evaluator's error rates are counted on one calibration set, whose
+subjects are drawn once for all arms and seeds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from fairlib.errors import DataError
+from fairlib.measures.intervals import Interval
+
+PRIMARY = "radiology"
+UNTUNED = "untuned"
+THRESHOLD = 0.5
+
+
+@dataclass(frozen=True)
+class Draws:
+    """What one resampling takes: how often each seed [B, S], image [B, S, I] and calibration image
+    [B, C]; the first draw takes everything once and gives the estimate.
+    """
+
+    seeds: np.ndarray
+    images: np.ndarray
+    calibration: np.ndarray
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Readings of several arms at the same seeds and noises by one evaluator, as arrays.
+
+    arms: names [A]; seeds: [S]; p: [A, S, I] in [0, 1]; extent: [A, S, I] mm; prompts: [I] codes;
+    known: [S, C] readings of the calibration set; female: [C]; known_extent: [C] mm.
+    """
+
+    arms: tuple[str, ...]
+    seeds: tuple[int, ...]
+    p: np.ndarray
+    extent: np.ndarray
+    prompts: np.ndarray
+    known: np.ndarray
+    female: np.ndarray
+    known_extent: np.ndarray
+    subjects: np.ndarray
+
+    def place(self, arm: str) -> int:
+        """The row of an arm."""
+        return self.arms.index(arm)
+
+    def draws(self, replicates: int, rng: np.random.Generator) -> Draws:
+        """Bootstrap counts: seeds with replacement, images within prompt, calibration subjects
+        within sex.
+        """
+        shape = (replicates + 1, len(self.seeds))
+        images = np.ones((*shape, len(self.prompts)), dtype=np.float32)
+        for code in np.unique(self.prompts):
+            rows = np.flatnonzero(self.prompts == code)
+            counts = rng.multinomial(len(rows), np.full(len(rows), 1 / len(rows)), size=shape)
+            images[..., rows] = counts
+        images[0] = 1
+        seeds = rng.multinomial(shape[1], np.full(shape[1], 1 / shape[1]), size=shape[0])
+        seeds[0] = 1
+        return Draws(seeds.astype(float), images, self._subject_counts(shape[0], rng))
+
+    def _subject_counts(self, count: int, rng: np.random.Generator) -> np.ndarray:
+        names, codes = np.unique(self.subjects, return_inverse=True)
+        kinds = np.full(len(names), -1)
+        kinds[codes] = self.female
+        taken = np.zeros((count, len(names)), dtype=np.float32)
+        for kind in np.unique(kinds):
+            rows = np.flatnonzero(kinds == kind)
+            chances = np.full(len(rows), 1 / len(rows))
+            taken[:, rows] = rng.multinomial(len(rows), chances, size=count)
+        taken[0] = 1
+        return taken[:, codes]
+
+
+def compare(
+    readings: pd.DataFrame,
+    calibration: pd.DataFrame,
+    column: str | dict[str, str],
+    arms: Sequence[str],
+    calibration_set: str = PRIMARY,
+) -> Comparison:
+    """Put the readings of `arms` by an evaluator into arrays, at the seeds that all of them have.
+
+    column: the evaluator's, in both tables; or of each arm its own tuning classifier's (the
+    calibration readings are then those of the last arm). Raises `DataError` when the arms share no
+    seed or differ in their images.
+    """
+    columns = dict.fromkeys(arms, column) if isinstance(column, str) else column
+    held = [set(readings.seed[readings.arm == arm]) for arm in arms]
+    seeds = sorted(set.intersection(*held, set(calibration.seed)))
+    if not seeds:
+        raise DataError(f"arms {', '.join(arms)} share no seed with a calibration set; run them")
+    cells = {key: part.sort_values("image") for key, part in readings.groupby(["arm", "seed"])}
+    first = cells[arms[0], seeds[0]]
+    for arm in arms:
+        for seed in seeds:
+            if cells[arm, seed].prompt.tolist() != first.prompt.tolist():
+                raise DataError(f"arm {arm!r}, seed {seed}: other images than {arms[0]!r} has")
+    values = [
+        [cells[arm, seed][[columns[arm], "extent_mm"]].to_numpy(float) for seed in seeds]
+        for arm in arms
+    ]
+    p, extent = np.moveaxis(np.array(values), -1, 0)
+    chosen = calibration[calibration["set"] == calibration_set]
+    known = [chosen[chosen.seed == seed] for seed in seeds]
+    last = columns[arms[-1]]
+    return Comparison(
+        tuple(arms),
+        tuple(seeds),
+        p,
+        extent,
+        pd.factorize(first.prompt)[0],
+        np.stack([part[last].to_numpy(float) for part in known]),
+        (known[0].sex == "F").to_numpy(int),
+        known[0].extent_mm.to_numpy(float),
+        known[0].subject.to_numpy(str),
+    )
+
+
+def error_rates(data: Comparison, draws: Draws) -> tuple[np.ndarray, np.ndarray]:
+    """(a_F, a_M), each [B, S]: how often the evaluator is right on female and on male images; NaN
+    in a draw in which it is no better than chance.
+
+    Raises `DataError` when it is so on the calibration set itself.
+    """
+    read = (data.known > THRESHOLD).astype(np.float32)
+    right = []
+    for sex, good in ((1, read), (0, 1 - read)):
+        rows = data.female == sex
+        counts = draws.calibration[:, rows]
+        right.append(counts @ good[:, rows].T / counts.sum(1, keepdims=True))
+    useless = right[0] + right[1] <= 1
+    if useless[0].any():
+        raise DataError("an evaluator is no better than chance on its calibration set")
+    return tuple(np.where(useless, np.nan, each) for each in right)  # type: ignore[return-value]
+
+
+def cell_shares(data: Comparison, draws: Draws) -> np.ndarray:
+    """Corrected shares [B, A, S] of every arm and seed, not clipped."""
+    a_f, a_m = error_rates(data, draws)
+    read = np.nan_to_num((data.p > THRESHOLD).astype(np.float32))
+    raw = np.einsum("asi,bsi->bas", read, draws.images) / draws.images.sum(2)[:, None]
+    return (raw + (a_m - 1)[:, None]) / (a_f + a_m - 1)[:, None]
+
+
+def shares(data: Comparison, draws: Draws) -> np.ndarray:
+    """Corrected shares [B, A], mean over the drawn seeds."""
+    return np.einsum("bas,bs->ba", cell_shares(data, draws), draws.seeds) / len(data.seeds)
+
+
+def interval_of(values: np.ndarray) -> Interval:
+    """The first draw as estimate with the 95 % percentile interval of the others."""
+    return Interval(float(values[0]), *map(float, np.nanquantile(values[1:], [0.025, 0.975])))
+
+
+def confirmation_ratio(
+    measured: Comparison, tuning: Comparison, arm: str, draws: Draws, other: Draws
+) -> Interval:
+    """Corrected change of `arm` by an evaluator over that by its tuning classifier, both against
+    the untuned model; the two share their draws of seeds and images.
+    """
+    moved = [
+        each[:, data.place(arm)] - each[:, data.place(UNTUNED)]
+        for data, each in ((measured, shares(measured, draws)), (tuning, shares(tuning, other)))
+    ]
+    return interval_of(moved[0] / moved[1])
+
+
+def same_images(data: Comparison, draws: Draws, rng: np.random.Generator) -> Draws:
+    """Draws for another evaluator or calibration set that take the same seeds and images."""
+    return Draws(draws.seeds, draws.images, data._subject_counts(len(draws.seeds), rng))
+
+
+def prompt_gap(data: Comparison, draws: Draws, arm: str, target: float) -> Interval:
+    """Root mean square over prompts and seeds of (corrected share - target), less its expected
+    sampling variance.
+
+    A bootstrap draw holds that variance twice, once of the images that were generated and once of
+    drawing them again; so the draws lose it twice.
+    """
+    a_f, a_m = error_rates(data, draws)
+    slope = a_f + a_m - 1
+    read = (data.p[data.place(arm)] > THRESHOLD).astype(np.float32)
+    squares, noise = np.zeros_like(slope), np.zeros_like(slope)
+    codes = np.unique(data.prompts)
+    for code in codes:
+        rows = data.prompts == code
+        counts = draws.images[..., rows]
+        raw = (counts * read[None, :, rows]).sum(2) / counts.sum(2)
+        squares += ((raw + a_m - 1) / slope - target) ** 2 / len(codes)
+        plain = read[:, rows].mean(1)
+        noise += plain * (1 - plain) / (rows.sum() - 1) / slope**2 / len(codes)
+    times = np.where(np.arange(len(slope)) == 0, 1, 2)[:, None]
+    mean = ((squares - times * noise) * draws.seeds).sum(1) / len(data.seeds)
+    found = interval_of(mean)
+    return Interval(
+        *(float(np.sqrt(max(0.0, value))) for value in (found.estimate, found.low, found.high))
+    )
+
+
+def size_within(data: Comparison, draws: Draws, arm: str, sex: str) -> Interval:
+    """Mean size of images classified as `sex` less that of calibration images classified so, in the
+    standard deviations of calibration images of that sex.
+
+    The calibration images are mixed in the arm's own corrected share: images classified as one sex
+    hold misclassified ones of the other, the more the rarer that sex is.
+    """
+    p, extent = data.p[data.place(arm)], data.extent[data.place(arm)]
+    mine = ((p > THRESHOLD) == (sex == "F")) & np.isfinite(extent)
+    theirs = (data.known[0] > THRESHOLD) == (sex == "F")
+    weight = draws.images * mine * draws.seeds[:, :, None]
+    generated = (weight * np.nan_to_num(extent)).sum((1, 2)) / weight.sum((1, 2))
+    share = np.clip(shares(data, draws)[:, [data.place(arm)]], 0, 1)
+    female, male = ((data.female == code) / (data.female == code).sum() for code in (1, 0))
+    counts = draws.calibration * theirs * (share * female + (1 - share) * male)
+    real = counts @ np.nan_to_num(data.known_extent) / counts.sum(1)
+    spread = np.nanstd(data.known_extent[data.female == (sex == "F")], ddof=1)
+    return interval_of((generated - real) / spread)
+
+
+def size_distance(data: Comparison, arm: str, target: float) -> tuple[float, float]:
+    """Wasserstein-1 distance (mm) of brain sizes to the target's mixture of calibration images, and
+    what a perfect generator would read at this number of images (mean of 200 draws).
+    """
+    known = data.known_extent
+    weights = np.where(data.female == 1, target / data.female.sum(), 0)
+    weights = np.where(data.female == 0, (1 - target) / (1 - data.female).sum(), weights)
+    found = [
+        stats.wasserstein_distance(sizes[np.isfinite(sizes)], known, None, weights)
+        for sizes in data.extent[data.place(arm)]
+    ]
+    rng, count = np.random.default_rng(7), data.extent.shape[2]
+    perfect = [
+        stats.wasserstein_distance(rng.choice(known, count, p=weights), known, None, weights)
+        for _ in range(200)
+    ]
+    return float(np.mean(found)), float(np.mean(perfect))
+
+
+def contrasts(data: Comparison, target: float, default: str, others: Sequence[str]) -> pd.DataFrame:
+    """Paired t tests over seeds of the distance of the share to the target, the default against
+    each of `others`, with Holm's correction: one row each.
+    """
+    each = np.abs(cell_shares(data, data.draws(0, np.random.default_rng(0)))[0] - target)
+    rows = []
+    for other in others:
+        difference = each[data.place(default)] - each[data.place(other)]
+        test = stats.ttest_1samp(difference, 0)
+        low, high = test.confidence_interval(0.95)
+        rows.append((default, other, len(difference), difference.mean(), low, high, test.pvalue))
+    columns = ["arm", "against", "seeds", "difference", "low", "high", "p"]
+    table = pd.DataFrame(rows, columns=columns)
+    return table.assign(p_holm=holm(table.p.to_numpy()))
+
+
+def holm(p: np.ndarray) -> np.ndarray:
+    """P values [K] of one family, corrected by Holm's step-down rule (1979)."""
+    order = np.argsort(p)
+    steps = np.minimum(1, np.maximum.accumulate(np.sort(p) * np.arange(len(p), 0, -1)))
+    return steps[np.argsort(order)]
+
+
+def power(spread: float, seeds: int, difference: float = 0.04, tests: int = 3) -> float:
+    """Power of a paired t test of level 0.05 / `tests` (Holm's first step) for a true `difference`,
+    when differences of one seed have standard deviation `spread`.
+    """
+    noncentral = difference / spread * np.sqrt(seeds)
+    critical = stats.t.ppf(1 - 0.05 / tests / 2, seeds - 1)
+    tails = (
+        stats.nct.sf(critical, seeds - 1, noncentral),
+        stats.nct.cdf(-critical, seeds - 1, noncentral),
+    )
+    return float(sum(tails))

@@ -1,0 +1,403 @@
+"""The arms of the comparison that do not tune by aligned replay: fine-tuning on the target cohort,
+a policy gradient, choosing among images, and guidance at sampling time.
+
+Each is a stage that gives a denoiser or images, and a function (settings, seed, plan) that puts it
+together for the registry.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from fairlib.cohorts.brats import caption
+from fairlib.cohorts.cohort import Cohort
+from fairlib.io import read_json, read_tensors, to_bytes, write_bytes, write_json, write_tensors
+from fairlib.methods.alignment import AlignmentSettings, cache_base
+from fairlib.methods.finetuning import FinetuneSettings, FinetuneState, finetune
+from fairlib.methods.group_weights import Uniform
+from fairlib.methods.grpo import GRPOSettings, grpo
+from fairlib.methods.guidance import (
+    classifier_direction,
+    fit_bottleneck_head,
+    null_offset,
+    sample_batch_guided,
+    strength_for_share,
+)
+from fairlib.methods.selection import generate_and_keep
+from fairlib.methods.targets import group_shares
+from fairlib.models.generator import Generator
+from studies.brain.arms import (
+    HISTORY,
+    READINGS,
+    Plan,
+    base_cache,
+    base_images,
+    base_model,
+    evaluation,
+    generate,
+    log_row,
+    read_denoiser,
+    read_images,
+    targets_of,
+)
+from studies.brain.data import EVALUATION_PROMPTS, cohort, split
+from studies.brain.evaluators import combined, tuning_classifier
+from studies.brain.settings import (
+    RANKED,
+    TUNING,
+    BrainSettings,
+    Sampling,
+    Tuning,
+    alignment,
+    sampling,
+)
+from studies.engine.stage import Artifact, Progress, stage
+
+FIT_NOISE = 6800  # stream of noises of what is fitted before sampling
+GUIDED_FIT, OFFSET_FIT = 50, 24  # images a prompt
+OFFSETS = (-30.0, 30.0)  # beyond them contrast drifts
+
+
+# ---- fine-tuning
+
+
+@stage(load=read_denoiser, ignore=("label",))
+def finetune_denoiser(
+    out: Path,
+    progress: Progress,
+    settings: FinetuneSettings,
+    base: Artifact[Generator],
+    everyone: Artifact[Cohort],
+    split_seed: int,
+    label: str,
+) -> None:
+    """Fine-tune the denoiser on the target cohort's slices with their captions:
+    `denoiser.safetensors` (moving average of the weights).
+    """
+    generator = base.reader(base.folder)
+    part = split(everyone.load(), split_seed)["tuning"]
+    rows = part.table[["contrast", "grade", "side"]].itertuples(index=False)
+    texts = [caption(*row) for row in rows]
+    distinct = list(dict.fromkeys(texts))
+    state = FinetuneState(generator.denoiser, Uniform((1,)), settings)
+    steps = finetune(
+        generator.denoiser,
+        _encode(generator, part.load()),
+        generator.encode_prompts(distinct),
+        torch.tensor([distinct.index(text) for text in texts]),
+        torch.zeros(len(texts), 1, dtype=torch.long),
+        state.weights,
+        settings,
+        null=generator.encode_prompts([""]),
+        scheduler=generator.pipeline.scheduler,
+        state=state,
+    )
+    log = [(done.step, done.loss) for done in progress.track(steps, settings.steps, label)]
+    state.use_average()
+    _write_denoiser(out, generator, pd.DataFrame(log, columns=["step", "loss"]))
+
+
+def _write_denoiser(out: Path, generator: Generator, log: pd.DataFrame) -> None:
+    tuned = {name: p.half() for name, p in generator.trainable_parameters().items()}
+    write_tensors(out / "denoiser.safetensors", tuned)
+    write_bytes(out / HISTORY, log.to_csv(index=False).encode())
+
+
+@torch.no_grad()
+def _encode(generator: Generator, images: Tensor) -> Tensor:
+    vae = generator.pipeline.vae
+    parts = [
+        vae.encode(part.to(generator.device)).latent_dist.mean.float()
+        for part in images.expand(-1, vae.config.in_channels, -1, -1).split(50)
+    ]
+    return torch.cat(parts).cpu() * vae.config.scaling_factor
+
+
+def target_finetuning(settings: BrainSettings, seed: int, rate: float) -> FinetuneSettings:
+    """With 30 steps of tuning, 185 steps of 32 images, which cost as much."""
+    steps = max(1, round(settings.tuning.get("steps", TUNING["steps"]) * 185 / 30))
+    return FinetuneSettings(
+        steps, 32, rate, warmup=10, anneal="cosine", ema_decay=0.9, probe_every=10**6, seed=seed
+    )
+
+
+def target_images(
+    rate: float, settings: BrainSettings, seed: int, plan: Plan | None = None
+) -> Artifact[Tensor]:
+    """Images of the base model fine-tuned on the target cohort's own images."""
+    base, label = base_model(settings), f"fine-tuning on the target cohort, seed {seed}"
+    chosen = target_finetuning(settings, seed, rate)
+    denoiser = finetune_denoiser(chosen, base, cohort(settings), settings.split_seed, label)
+    label = f"images after fine-tuning on the target cohort, seed {seed}"
+    return generate(base, denoiser, plan or evaluation(settings, seed), sampling(settings), label)
+
+
+@stage(load=read_denoiser, ignore=("label",))
+def grpo_denoiser(
+    out: Path,
+    progress: Progress,
+    settings: GRPOSettings,
+    base: Artifact[Generator],
+    classifier: list[Artifact],
+    everyone: Artifact[Cohort],
+    split_seed: int,
+    label: str,
+) -> None:
+    """Tune the base model's denoiser by Fair-GRPO: `denoiser.safetensors` and `history.csv`."""
+    generator, follows = base.reader(base.folder), combined(classifier)
+    targets = targets_of(everyone.load(), split_seed, follows)
+    texts = [prompt.text for prompt in EVALUATION_PROMPTS]
+    steps = grpo(generator, follows, texts, targets, settings=settings, base=base.load())
+    count = settings.steps * settings.updates_per_batch
+    rows = [log_row(step) for step in progress.track(steps, count, label)]
+    _write_denoiser(out, generator, pd.DataFrame(rows))
+
+
+def grpo_settings(settings: BrainSettings, seed: int, rate: float) -> GRPOSettings:
+    """The published weight of the distance to the base model. Without a base cache, 46 steps cost
+    what 30 of tuning do.
+    """
+    usual = {**TUNING, **settings.tuning}
+    return GRPOSettings(
+        **RANKED,
+        steps=max(1, round(usual["steps"] * 46 / 30)),
+        warmup=usual["warmup"],
+        sampling_steps=settings.sampling_steps,
+        guidance_scale=settings.guidance_scale,
+        replay_steps=TUNING["replay_steps"],
+        cache_size=usual["cache_size"],
+        learning_rate=rate,
+        seed=seed,
+        noise_seed=settings.cache_seed,
+    )
+
+
+def grpo_images(
+    rate: float, settings: BrainSettings, seed: int, plan: Plan | None = None
+) -> Artifact[Tensor]:
+    """Images of the base model tuned by Fair-GRPO with the robust tuning classifier."""
+    base, label = base_model(settings), f"policy gradient, seed {seed}"
+    denoiser = grpo_denoiser(
+        grpo_settings(settings, seed, rate),
+        base,
+        tuning_classifier(settings, "robust", seed),
+        cohort(settings),
+        settings.split_seed,
+        label,
+    )
+    label = f"images after the policy gradient, seed {seed}"
+    return generate(base, denoiser, plan or evaluation(settings, seed), sampling(settings), label)
+
+
+# ---- choosing among images
+
+
+@stage(load=read_images, ignore=("label",))
+def kept_images(
+    out: Path,
+    progress: Progress,
+    rule: str,
+    settings: AlignmentSettings,
+    base: Artifact[Generator],
+    classifier: list[Artifact],
+    cache: Artifact[Path],
+    everyone: Artifact[Cohort],
+    split_seed: int,
+    plan: Plan,
+    chosen: Sampling,
+    pool: float,
+    label: str,
+) -> None:
+    """Generate with the base model and keep the images that bring the tuning classifier's readings
+    to the target: `images.safetensors`, and in `draws.json` how many were generated.
+    """
+    follows, texts = combined(classifier), [prompt.text for prompt in plan.prompts]
+    stored = cache_base(base.load(), follows, texts, settings=settings)
+    stored.load(read_tensors(cache.load() / READINGS))
+    targets = targets_of(everyone.load(), split_seed, follows)
+    shares = [group_shares(stored.all_logits(i), targets[i].groups) for i in range(len(texts))]
+    kept = generate_and_keep(
+        base.load(),
+        follows,
+        texts,
+        targets,
+        plan.images // len(texts),
+        base_shares=shares,
+        rule=rule,
+        draws_per_image=pool,
+        seed=plan.noise,
+        block=chosen.batch_size,
+        steps=chosen.steps,
+        guidance_scale=chosen.guidance_scale,
+        micro_batch=chosen.batch_size,
+    )
+    images, draws = [], [0] * len(texts)
+    for each in progress.track(kept, plan.images, label):
+        images.append(to_bytes(each.image).cpu())
+        draws[each.prompt] = each.draws
+    write_tensors(out / "images.safetensors", {"images": torch.stack(images)})
+    write_json(out / "draws.json", draws)
+
+
+def kept(
+    rule: str, pool: float, settings: BrainSettings, seed: int, plan: Plan | None = None
+) -> Artifact[Tensor]:
+    """Images of the untuned model that the robust tuning classifier chooses; of the evaluation
+    prompts alone.
+    """
+    cached = alignment(settings, Tuning("robust"), seed)
+    classifier = tuning_classifier(settings, "robust", seed)
+    return kept_images(
+        rule,
+        cached,
+        base_model(settings),
+        classifier,
+        base_cache(settings, cached, classifier),
+        cohort(settings),
+        settings.split_seed,
+        plan or evaluation(settings, seed),
+        sampling(settings),
+        pool,
+        f"generate and keep ({rule}), seed {seed}",
+    )
+
+
+def draws_of(images: Artifact) -> int:
+    """How many images were generated for those that `kept_images` kept."""
+    return sum(read_json(images.folder / "draws.json"))
+
+
+# ---- guidance at sampling time
+
+
+@stage(load=read_images, ignore=("label",))
+def guided_images(
+    out: Path,
+    progress: Progress,
+    sample: Callable[..., Tensor],
+    strength: float | None,
+    base: Artifact[Generator],
+    classifier: list[Artifact],
+    everyone: Artifact[Cohort],
+    split_seed: int,
+    plan: Plan,
+    chosen: Sampling,
+    label: str,
+) -> None:
+    """Images of the base model under guidance, as `sample` makes them prompt by prompt."""
+    generator, follows = base.load(), combined(classifier)
+    targets = targets_of(everyone.load(), split_seed, follows)
+    made = sample(generator, follows, targets, strength, plan, chosen, progress, label)
+    write_tensors(out / "images.safetensors", {"images": to_bytes(made).cpu()})
+
+
+def _blocks(generator: Generator, plan: Plan) -> list[tuple[list[str], Tensor]]:
+    """The texts and noises of each prompt's images."""
+    texts = [prompt.text for prompt in plan.prompt_of_each()]
+    blocks = []
+    for prompt in plan.prompts:
+        rows = [row for row, text in enumerate(texts) if text == prompt.text]
+        blocks.append(([prompt.text] * len(rows), generator.noise(plan.noise, rows)))
+    return blocks
+
+
+def _fitting(generator: Generator, each: int, plan: Plan) -> tuple[list[str], Tensor]:
+    """Texts and noises to fit on, `each` of every prompt."""
+    texts = [prompt.text for prompt in plan.prompts for _ in range(each)]
+    return texts, generator.noise(FIT_NOISE + plan.noise, list(range(len(texts))))
+
+
+def batch_guided(
+    generator: Generator,
+    classifier: Any,
+    targets: Any,
+    strength: float,
+    plan: Plan,
+    chosen: Sampling,
+    progress: Progress,
+    label: str,
+) -> Tensor:
+    """Batch guidance (Balancing Act), one prompt's images at a time."""
+    how = {"steps": chosen.steps, "guidance_scale": chosen.guidance_scale}
+    texts, noise = _fitting(generator, GUIDED_FIT, plan)
+    size = chosen.batch_size
+    head = fit_bottleneck_head(generator, classifier, texts, noise, micro_batch=size, **how)
+    blocks = list(zip(_blocks(generator, plan), targets, strict=True))
+    return torch.cat(
+        [
+            sample_batch_guided(generator, texts, noise, head, target, strength)
+            for (texts, noise), target in progress.track(blocks, len(blocks), label)
+        ]
+    )
+
+
+def offset_guided(
+    generator: Generator,
+    classifier: Any,
+    targets: Any,
+    strength: float | None,
+    plan: Plan,
+    chosen: Sampling,
+    progress: Progress,
+    label: str,
+) -> Tensor:
+    """The null prompt moved (StayFair) along the tuning classifier's gradient, so far that the
+    share by that classifier meets the target.
+    """
+    how = {"steps": chosen.steps, "guidance_scale": chosen.guidance_scale}
+    texts, noise = _fitting(generator, OFFSET_FIT, plan)
+    direction = classifier_direction(
+        generator, classifier, texts, noise, micro_batch=chosen.batch_size, **how
+    )
+
+    def share_at(alpha: float) -> float:
+        view = null_offset(generator, direction, alpha)
+        images = view.sample(texts, noise=noise, micro_batch=chosen.batch_size, **how)
+        return float((classifier(images) > 0).float().mean())
+
+    share = targets[0].proportions[0]
+    alpha = strength_for_share(share_at, share, *OFFSETS) if strength is None else strength
+    view, blocks = null_offset(generator, direction, alpha), _blocks(generator, plan)
+    return torch.cat(
+        [
+            view.sample(texts, noise=noise, micro_batch=chosen.batch_size, **how)
+            for texts, noise in progress.track(blocks, len(blocks), label)
+        ]
+    )
+
+
+def guided(
+    sample: Callable[..., Tensor],
+    strength: float | None,
+    settings: BrainSettings,
+    seed: int,
+    plan: Plan | None = None,
+) -> Artifact[Tensor]:
+    """Images of the untuned model under guidance by the robust tuning classifier."""
+    return guided_images(
+        sample,
+        strength,
+        base_model(settings),
+        tuning_classifier(settings, "robust", seed),
+        cohort(settings),
+        settings.split_seed,
+        plan or evaluation(settings, seed),
+        sampling(settings),
+        f"{sample.__name__.replace('_', ' ')} images, seed {seed}",
+    )
+
+
+def worded(
+    words: str, settings: BrainSettings, seed: int, plan: Plan | None = None
+) -> Artifact[Tensor]:
+    """Images of the untuned model whose prompts end in `words`."""
+    plan = plan or evaluation(settings, seed)
+    prompts = tuple(replace(each, text=f"{each.text} {words}") for each in plan.prompts)
+    return base_images(settings, seed, replace(plan, prompts=prompts))
