@@ -20,7 +20,7 @@ def test_a_table_is_written_for_a_reader():
     """
     frame = pd.DataFrame(
         {
-            "evaluator": ["tuning <b>", None],
+            "judge": ["guide <b>", None],
             "n": [1234, 7],
             "raw": [0.12345, np.nan],
             "raw_low": 0.1,
@@ -31,9 +31,9 @@ def test_a_table_is_written_for_a_reader():
         },
         index=[7, 7],
     )
-    heads, first, second = rows_of(table(frame, digits=2, names={"evaluator": "read by"}))
+    heads, first, second = rows_of(table(frame, digits=2, names={"judge": "read by"}))
     assert heads == ["read by", "images", "as read", "from", "to", "size", "from", "holds"]
-    assert first == ["tuning &lt;b&gt;", "1,234", "12%", "10%", "20%", "1.50", "0.00", "yes"]
+    assert first == ["guide &lt;b&gt;", "1,234", "12%", "10%", "20%", "1.50", "0.00", "yes"]
     assert second == ["–", "7", "–", "10%", "100%", "-2.00", "inf", "no"]
     assert rows_of(table(frame[["size"]], percent=["size"]))[1:] == [["150.0%"], ["-200.0%"]]
 
