@@ -31,6 +31,7 @@ PUBLISHED = "class-standard"
 HELDOUT, MEASUREMENT = NAMES["heldout"], NAMES["anatomy"]
 # the evaluators in names of columns and values
 KEYS = {TUNING_CLASSIFIER: "tuning_classifier", HELDOUT: "heldout", MEASUREMENT: "anatomy"}
+ATTRIBUTES = "attribute classifier"
 FIDELITY = ("contrast", "tumour", "side", "grade")
 
 BASE_SHARE = Criterion(
@@ -182,10 +183,10 @@ def _measured(measures: pd.DataFrame) -> Iterator[dict]:
     base, after = measures.loc[UNTUNED], measures.loc[TUNED]
     for name in FIDELITY:
         value, loss = _over_seeds(base[name]), _over_seeds(100 * (base[name] - after[name]))
-        yield FIDELITY_BASE.row(UNTUNED, "attributes", value, len(base), name=name)
-        yield FIDELITY_LOSS.row(TUNED, "attributes", loss, len(after), name=name)
-    yield MMD_CHANGE.row(TUNED, "attributes", _interval(after.mean(), "mmd_change"), len(after))
-    yield COSINE.row(TUNED, "clip", _over_seeds(after.cosine_kept), len(after))
+        yield FIDELITY_BASE.row(UNTUNED, ATTRIBUTES, value, len(base), name=name)
+        yield FIDELITY_LOSS.row(TUNED, ATTRIBUTES, loss, len(after), name=name)
+    yield MMD_CHANGE.row(TUNED, ATTRIBUTES, _interval(after.mean(), "mmd_change"), len(after))
+    yield COSINE.row(TUNED, "CLIP", _over_seeds(after.cosine_kept), len(after))
 
 
 def _cost(path: Path) -> Iterator[dict]:
