@@ -139,13 +139,12 @@ def classifier_settings(settings: BrainSettings, kind: str, seed: int) -> list[C
 
     They share an architecture and a seed, so that one thing is all that differs.
     """
-    plain = ClassifierSettings(steps=settings.classifier_steps, seed=seed, balance=True)
+    standard = ClassifierSettings(steps=settings.classifier_steps, seed=seed, balance=True)
     return {
-        "plain": [plain],
-        "standard": [plain],
-        "robust": [replace(plain, radius=settings.radius)],
-        "bare": [replace(plain, augmentation="none")],
-        "ensemble": [replace(plain, seed=seed + member) for member in range(3)],
+        "standard": [standard],
+        "robust": [replace(standard, radius=settings.radius)],
+        "bare": [replace(standard, augmentation="none")],
+        "ensemble": [replace(standard, seed=seed + member) for member in range(3)],
     }[kind]
 
 
