@@ -33,7 +33,7 @@ def _evaluators(sheet):
         ]
     ):
         sheet.dot(40, 193 + row * 31, 5, colour)
-        sheet.text(54, 198 + row * 31, words, 14, anchor="start")
+        sheet.text(52, 198 + row * 31, words, 13.5, anchor="start")
 
 
 def _loop(sheet):
