@@ -46,7 +46,7 @@ class Study:
     """One batch, its models and losses; `counter` sees every denoiser call."""
 
     generator: object
-    guide: object
+    classifier: object
     embed: object
     solver: Solver
     noise: Tensor
@@ -68,14 +68,16 @@ class Study:
         self.counter.backward += len(gradient)
 
     def targets(self, sample: Tensor) -> Tensor:
-        """Two sexes, 45.8 % female, as quantile targets of the guide's readings."""
+        """Two sexes, 45.8 % female, as quantile targets of the tuning classifier's readings."""
         values = np.concatenate([np.linspace(1, 3, 458), np.linspace(-3, -1, 542)])
         with torch.no_grad():
-            return quantile_targets(self.guide(self.generator.decode(sample)), weighted(values))
+            return quantile_targets(
+                self.classifier(self.generator.decode(sample)), weighted(values)
+            )
 
     def loss(self, sample: Tensor, targets: Tensor, reference: Tensor) -> Tensor:
         images = self.generator.decode(sample)
-        alignment = al.transport_alignment(self.guide(images), targets)
+        alignment = al.transport_alignment(self.classifier(images), targets)
         return alignment + al.consistency(self.embed(images), reference)
 
     @torch.no_grad()
@@ -141,7 +143,7 @@ def make_study(
     prompts: int,
     images: int,
     guidance_scale: float = 1.0,
-    guide=None,
+    classifier=None,
     embed=None,
 ) -> Study:
     """`prompts` x `images` a batch on the pipeline in `folder`, or on an untrained one when
@@ -159,7 +161,7 @@ def make_study(
     generator.trainable_parameters()
     return Study(
         generator,
-        guide or bright_extent,
+        classifier or bright_extent,
         embed or pooled_pixels,
         dpm_solver_2m(generator.alphas_cumprod, steps),
         generator.noise(0, list(range(len(texts)))),
@@ -169,13 +171,13 @@ def make_study(
     )
 
 
-def load_readers(guide: str | None, clip: str) -> dict:
-    """The trained guide and image embedding where their folders are there."""
+def load_readers(classifier: str | None, clip: str) -> dict:
+    """The trained tuning classifier and image embedding where their folders are there."""
     readers = {}
-    if guide:
+    if classifier:
         from fairlib.models.classifier import load_classifier
 
-        readers["guide"] = load_classifier(guide).eval().requires_grad_(False)
+        readers["classifier"] = load_classifier(classifier).eval().requires_grad_(False)
     if Path(clip).is_dir():
         from fairlib.models.clip import load_clip
 
@@ -315,7 +317,7 @@ def main(arguments: list[str] | None = None) -> dict:
         "--generator", default=str(ROOT / "weights" / "brain"), help="pipeline folder"
     )
     parser.add_argument(
-        "--guide", help="folder of a saved sex classifier; default: a bright-extent stand-in"
+        "--classifier", help="folder of a saved sex classifier; default: a bright-extent stand-in"
     )
     parser.add_argument(
         "--clip", default=str(ROOT / "weights" / "clip"), help="folder of the image embedding"
@@ -340,7 +342,7 @@ def main(arguments: list[str] | None = None) -> dict:
     chosen = parser.parse_args(arguments)
     torch.set_num_threads(1)
     folder = chosen.generator if Path(chosen.generator).is_dir() else None
-    readers = load_readers(chosen.guide, chosen.clip) if folder else {}
+    readers = load_readers(chosen.classifier, chosen.clip) if folder else {}
     study = make_study(
         folder, chosen.steps, chosen.prompts, chosen.images, chosen.guidance_scale, **readers
     )
@@ -354,7 +356,7 @@ def main(arguments: list[str] | None = None) -> dict:
         chosen.others,
     )
     result["generator"] = Path(folder).name if folder else "untrained"
-    result["guide"] = "classifier" if chosen.guide and folder else "bright extent"
+    result["tuning_classifier"] = "classifier" if chosen.classifier and folder else "bright extent"
     show(result)
     if chosen.write:
         print("wrote", write_json(ROOT / "results" / "cost.json", result).relative_to(ROOT))

@@ -40,8 +40,8 @@ class RandomGenerator:
 
 
 def bright_extent(images: Tensor) -> Tensor:
-    """A differentiable stand-in for the guide: the standardised extent of what is brighter than the
-    background.
+    """A differentiable stand-in for the tuning classifier: the standardised extent of what
+    is brighter than the background.
     """
     extent = torch.sigmoid((images + 0.6) / 0.1).mean(dim=(1, 2, 3))
     return -(extent - extent.detach().mean()) / (extent.detach().std() + 1e-6)

@@ -61,7 +61,7 @@ LAYOUTS: dict[str, dict[str, str | tuple[str, ...]]] = {
     },
     "ham10000": {
         "HAM10000_metadata": "HAM10000_metadata*",
-        "pictures (*_images_part_*/*.jpg)": "*_[iI]mages_[pP]art_*/*.jpg",
+        "images (*_images_part_*/*.jpg)": "*_[iI]mages_[pP]art_*/*.jpg",
     },
     "chexpert": {
         "train.csv": "**/train.csv",

@@ -1,7 +1,7 @@
 """What Jupyter Book cannot be told through its configuration file.
 
 It serves the vendored scripts and our style sheet, drops the one script of the theme that names
-another host, lets widgets typeset through MathJax 3, and refuses a picture without alternative text
+another host, lets widgets typeset through MathJax 3, and refuses an image without alternative text
 (a warning, which the build turns into an error). It also adds the directive of the API page.
 """
 
@@ -12,7 +12,7 @@ from docutils import nodes
 from sphinx.util import logging
 
 logger = logging.getLogger(__name__)
-PICTURES = (".png", ".svg", ".jpg", ".jpeg", ".gif", ".webp")
+IMAGES = (".png", ".svg", ".jpg", ".jpeg", ".gif", ".webp")
 BOOK = Path(__file__).resolve().parents[1]
 
 # The widget script calls MathJax as version 2 was called; without this a page with a formula and a
@@ -56,15 +56,15 @@ def _is_thebe(asset):
 def speechless(alt):
     """True where `alt` tells a blind reader nothing: empty, a path, or a bare file name."""
     text = (alt or "").strip()
-    return not text or text.lower().endswith(PICTURES) or " " not in text
+    return not text or text.lower().endswith(IMAGES) or " " not in text
 
 
 def require_alt(app, doctree):
-    """Warn of every picture whose alternative text says nothing."""
+    """Warn of every image whose alternative text says nothing."""
     for image in doctree.findall(nodes.image):
         if speechless(image.get("alt")):
             logger.warning(
-                "picture without alternative text: %s",
+                "image without alternative text: %s",
                 image.get("uri"),
                 location=image,
                 type="book",

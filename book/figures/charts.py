@@ -98,18 +98,19 @@ def targets():
     sheet = Sheet(
         420,
         470,
-        "Twelve images on the line of the guide's logit, before and after three kinds of target",
+        "Twelve images on the line of the tuning classifier's logit, before and after three kinds "
+        "of target",
     )
-    for row, (name, logits, verdict) in enumerate(ROWS):
+    for row, (name, logits, says) in enumerate(ROWS):
         y = 52 + row * 84
         sheet.text(20, y - 20, name, 15, anchor="start", weight="bold")
         sheet.line(20, y, 400, y, GREY, 1)
         sheet.line(210, y - 8, 210, y + 8, GREY, 1)
         for logit in logits:
             sheet.dot(210 + logit * 42, y, 7, FEMALE if logit > 0 else MALE, "#ffffff")
-        sheet.text(20, y + 28, verdict, 14, GREY, "start")
+        sheet.text(20, y + 28, says, 14, GREY, "start")
     sheet.text(20, 460, "read male", 14, MALE, "start", "bold")
-    sheet.text(210, 460, "guide's logit", 14, GREY)
+    sheet.text(210, 460, "tuning classifier's logit", 14, GREY)
     sheet.text(400, 460, "read female", 14, FEMALE, "end", "bold")
     return sheet
 

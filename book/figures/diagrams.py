@@ -6,7 +6,7 @@ SAND = "#fdf1e6"
 
 
 def way():
-    """From scans to a verdict."""
+    """From scans to a comparison before and after tuning."""
     sheet = Sheet(
         440, 668, "The way of the data, from scans to a comparison before and after tuning"
     )
@@ -16,20 +16,24 @@ def way():
     sheet.arrow(325, 66, 325, 92)
     sheet.label(20, 94, 190, 52, "target cohort,\nsplit by subject", "#e4f1f1", ACCENT)
     sheet.label(230, 94, 190, 52, "training set,\n80 % male", "#e4f1f1", ACCENT)
-    _judges(sheet)
+    _evaluators(sheet)
     _loop(sheet)
     return sheet
 
 
-def _judges(sheet):
+def _evaluators(sheet):
     sheet.arrow(325, 146, 325, 304)
     sheet.arrow(115, 146, 115, 172)
     sheet.box(20, 174, 190, 100, fill="#ffffff")
     for row, (words, colour) in enumerate(
-        [("guide: trains", FEMALE), ("auditor: judges", MALE), ("oracle: measures", INK)]
+        [
+            ("tuning classifier", FEMALE),
+            ("held-out classifier", MALE),
+            ("anatomical measurement", INK),
+        ]
     ):
         sheet.dot(40, 193 + row * 31, 5, colour)
-        sheet.text(54, 198 + row * 31, words, 15, anchor="start")
+        sheet.text(52, 198 + row * 31, words, 13.5, anchor="start")
 
 
 def _loop(sheet):
@@ -54,7 +58,7 @@ def _loop(sheet):
     )
     sheet.arrow(214, 496, 229, 496, FEMALE)
     sheet.line(105, 440, 105, 552, GREY, 1.5, "4 4")
-    sheet.label(20, 622, 400, 36, "compare: three judges, intervals, the pictures", "#ffffff", INK)
+    sheet.label(20, 622, 400, 36, "compare: three evaluators, intervals, images", "#ffffff", INK)
     sheet.arrow(105, 604, 105, 621)
 
 

@@ -1,7 +1,7 @@
 """Draw `headline.png` from the study's saved images: seed 2, ten noises evenly spaced over the
 thousand, none chosen by eye.
 
-    python -m studies study --arms robust --seeds 2 && python book/figures/headline.py
+    python -m studies brain --arms transport-robust --seeds 2 && python book/figures/headline.py
 """
 
 from pathlib import Path
@@ -27,9 +27,9 @@ def saved(arm: str) -> tuple[pd.DataFrame, Tensor]:
 
 
 def main() -> None:
-    (before, was), (after, now) = saved("base"), saved("robust")
+    (before, was), (after, now) = saved("untuned"), saved("transport-robust")
     pick = np.linspace(0, len(before) - 1, COUNT).astype(int)
-    titles = [f"{before.auditor[i]:.2f} to {after.auditor[i]:.2f}" for i in pick]
+    titles = [f"{before.heldout[i]:.2f} to {after.heldout[i]:.2f}" for i in pick]
     figures.house_style()
     figure = figures.before_after(to_images(was[pick]), to_images(now[pick]), titles, cell=1.15)
     figure.savefig(Path(__file__).with_name("headline.png"), dpi=110, bbox_inches="tight")

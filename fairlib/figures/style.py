@@ -47,11 +47,11 @@ NAMED = {
     "F": Look(ORANGE, "o", "-", "//"),
     "M": Look(BLUE, "s", "--", ""),
     "target": Look(INK, "D", ":", ""),
-    "base": Look(GREY, "o", "--", "//"),
+    **dict.fromkeys(("untuned", "base"), Look(GREY, "o", "--", "//")),
     "tuned": Look(BLUE, "s", "-", ""),
-    **dict.fromkeys(("tuning classifier", "tuning_classifier", "guide"), LOOKS[0]),
-    **dict.fromkeys(("held-out classifier", "heldout_classifier", "auditor"), LOOKS[1]),
-    **dict.fromkeys(("anatomical measurement", "anatomy", "oracle"), LOOKS[2]),
+    **dict.fromkeys(("tuning classifier", "tuning_classifier"), LOOKS[0]),
+    **dict.fromkeys(("held-out classifier", "heldout"), LOOKS[1]),
+    **dict.fromkeys(("anatomical measurement", "anatomy"), LOOKS[2]),
 }
 
 

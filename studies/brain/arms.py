@@ -397,29 +397,37 @@ def tuned_arm(
     """The entry of an arm that tunes: see `Tuning`."""
     tuning = Tuning(classifier, family, target, changes)
     run = partial(tuned_images, tuning)
-    return TunedArm(run, says, "fine-tuning", f"guide_{classifier}", tuning=tuning)
+    return TunedArm(run, says, "fine-tuning", classifier, tuning=tuning)
 
 
 ARMS: dict[str, Arm[BrainSettings]] = {
-    "base": Arm(base_images, "the untuned model", "nowhere", "guide_robust"),
-    "plain": tuned_arm("class targets as published (Shen et al.), plain guide", "plain", "class"),
-    "plain-transport": tuned_arm("transport targets, plain guide (no adversary)", "plain"),
-    "robust-class": tuned_arm("class targets, robust guide", "robust", "class"),
-    "robust-quantile": tuned_arm("quantile targets within each batch", "robust", "quantile"),
-    "robust": tuned_arm("transport targets, robust guide: the default", "robust"),
+    "untuned": Arm(base_images, "the untuned model", "nowhere", "robust"),
+    "class-standard": tuned_arm(
+        "class targets as published (Shen et al.), standard tuning classifier", "standard", "class"
+    ),
+    "transport-standard": tuned_arm(
+        "transport targets, standard tuning classifier (no adversary)", "standard"
+    ),
+    "class-robust": tuned_arm("class targets, robust tuning classifier", "robust", "class"),
+    "quantile-robust": tuned_arm("quantile targets within each batch", "robust", "quantile"),
+    "transport-robust": tuned_arm(
+        "transport targets, robust tuning classifier: the default", "robust"
+    ),
     "conditional": tuned_arm(
         "the default, each grade toward its own share", "robust", target="conditional"
     ),
 }
 # One thing at a time taken from the default, or done otherwise.
 ABLATIONS: dict[str, Arm[BrainSettings]] = {
-    "base": ARMS["base"],
-    "robust": ARMS["robust"],
-    "plain-transport": ARMS["plain-transport"],
-    "bare": tuned_arm("guide without adversary and augmentation", "bare"),
-    "ensemble": tuned_arm("guide: mean logit of three augmented ones, no adversary", "ensemble"),
-    "robust-class": ARMS["robust-class"],
-    "robust-quantile": ARMS["robust-quantile"],
+    "untuned": ARMS["untuned"],
+    "transport-robust": ARMS["transport-robust"],
+    "transport-standard": ARMS["transport-standard"],
+    "bare": tuned_arm("tuning classifier without adversary and augmentation", "bare"),
+    "ensemble": tuned_arm(
+        "tuning classifier: mean logit of three augmented ones, no adversary", "ensemble"
+    ),
+    "class-robust": ARMS["class-robust"],
+    "quantile-robust": ARMS["quantile-robust"],
     "early": tuned_arm(
         "gradient through the two first, coarse steps only", "robust", replay_scheme="early"
     ),

@@ -138,13 +138,12 @@ def classifier_settings(settings: BrainSettings, kind: str, seed: int) -> list[C
 
     They share an architecture and a seed, so that one thing is all that differs.
     """
-    plain = ClassifierSettings(steps=settings.classifier_steps, seed=seed, balance=True)
+    standard = ClassifierSettings(steps=settings.classifier_steps, seed=seed, balance=True)
     return {
-        "plain": [plain],
-        "standard": [plain],
-        "robust": [replace(plain, radius=settings.radius)],
-        "bare": [replace(plain, augmentation="none")],
-        "ensemble": [replace(plain, seed=seed + member) for member in range(3)],
+        "standard": [standard],
+        "robust": [replace(standard, radius=settings.radius)],
+        "bare": [replace(standard, augmentation="none")],
+        "ensemble": [replace(standard, seed=seed + member) for member in range(3)],
     }[kind]
 
 
@@ -237,26 +236,31 @@ def _tuning(kind: str) -> BrainEvaluator:
     def fit(settings: BrainSettings, seed: int) -> Fitted:
         return tuning_classifier(settings, kind, seed)
 
-    return BrainEvaluator(f"{kind} guide", f"guide_{kind}", fit=fit, read=classify)
+    return BrainEvaluator(f"{kind} tuning classifier", kind, fit=fit, read=classify)
 
 
-KINDS = ("plain", "robust", "bare", "ensemble")
+KINDS = ("standard", "robust", "bare", "ensemble")
+TUNING_CLASSIFIER = "tuning classifier"  # of each arm its own
 EVALUATORS = {
-    **{f"guide_{kind}": _tuning(kind) for kind in KINDS},
-    "auditor": BrainEvaluator("auditor", "auditor", fit=heldout_classifier, read=classify),
-    "oracle": BrainEvaluator("oracle", "oracle", fit=anatomy, read=measure_anatomy),
+    **{kind: _tuning(kind) for kind in KINDS},
+    "heldout": BrainEvaluator(
+        "held-out classifier", "heldout", fit=heldout_classifier, read=classify
+    ),
+    "anatomy": BrainEvaluator(
+        "anatomical measurement", "anatomy", fit=anatomy, read=measure_anatomy
+    ),
 }
 # those that read every image of every arm
-EVERYWHERE = ("guide_plain", "guide_robust", "auditor", "oracle")
+EVERYWHERE = ("standard", "robust", "heldout", "anatomy")
 NAMES = {column: EVALUATORS[column].name for column in EVERYWHERE}
 
 
 def evaluators_of(kind: str = "robust") -> list[Evaluator]:
-    """The three of an arm: its tuning classifier, called "guide" in tables, the held-out classifier
+    """The three of an arm: its tuning classifier, named without its kind, the held-out classifier
     and the anatomical measurement.
     """
-    guide = replace(EVALUATORS[f"guide_{kind}"], name="guide")
-    return [guide, EVALUATORS["auditor"], EVALUATORS["oracle"]]
+    tuning = replace(EVALUATORS[kind], name=TUNING_CLASSIFIER)
+    return [tuning, EVALUATORS["heldout"], EVALUATORS["anatomy"]]
 
 
 def read_column(folder: Path) -> pd.DataFrame:

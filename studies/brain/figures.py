@@ -124,8 +124,8 @@ def disturbance_table(
     contrasts: list[str],
     levels: Mapping[str, Iterable[float]],
 ) -> pd.DataFrame:
-    """How far noise and blur move each evaluator: kind, level, judge, moved (mean |change of p|),
-    flipped (share of readings).
+    """How far noise and blur move each evaluator: kind, level, evaluator, moved (mean |change of
+    p|), flipped (share of readings).
     """
     fitted = {column: EVALUATORS[column].fit(settings, 0) for column in NAMES}
 
@@ -140,12 +140,12 @@ def disturbance_table(
             moved = float(np.nanmean(np.abs(after - before)))
             flipped = float(np.mean((after > 0.5) != (before > 0.5)))
             rows.append((kind, level, name, moved, flipped))
-    return pd.DataFrame(rows, columns=["kind", "level", "judge", "moved", "flipped"])
+    return pd.DataFrame(rows, columns=["kind", "level", "evaluator", "moved", "flipped"])
 
 
 def accuracy_table(slices: pd.DataFrame, seed: int, replicates: int = 500) -> pd.DataFrame:
-    """Sensitivity and specificity of each evaluator on `slices`, by subject: judge, what, n, value,
-    value_low, value_high.
+    """Sensitivity and specificity of each evaluator on `slices`, by subject: evaluator, what, n,
+    value, value_low, value_high.
     """
     rng, rows = np.random.default_rng(seed), []
     for column, name in NAMES.items():
@@ -156,11 +156,13 @@ def accuracy_table(slices: pd.DataFrame, seed: int, replicates: int = 500) -> pd
             sample = Sample(right, clusters=part.subject.to_numpy(str))
             value = bootstrap_interval(np.mean, [sample], rng, replicates)
             rows.append((name, what, len(part), value.estimate, value.low, value.high))
-    return pd.DataFrame(rows, columns=["judge", "what", "n", "value", "value_low", "value_high"])
+    return pd.DataFrame(
+        rows, columns=["evaluator", "what", "n", "value", "value_low", "value_high"]
+    )
 
 
 def disagreement(
-    readings: pd.DataFrame, tuned: str = "robust", other: str = "oracle"
+    readings: pd.DataFrame, tuned: str = "transport-robust", other: str = "anatomy"
 ) -> pd.DataFrame:
     """Share of the images of each arm that its own tuning classifier and `other` read as different
     sexes: arm, n, disagree.
@@ -170,7 +172,7 @@ def disagreement(
     """
     rows = []
     for name, part in readings[readings[other].notna()].groupby("arm", sort=False):
-        own = ARMS[tuned if name == "base" else name].evaluator
+        own = ARMS[tuned if name == "untuned" else name].evaluator
         apart = (part[own] > 0.5) != (part[other] > 0.5)
         rows.append({"arm": name, "n": len(part), "disagree": float(apart.mean())})
     return pd.DataFrame(rows)

@@ -19,14 +19,19 @@ from fairlib.measures.shares import (
     within_sex_table,
 )
 from studies.brain.arms import ARMS
-from studies.brain.evaluators import evaluators_of
+from studies.brain.evaluators import NAMES, TUNING_CLASSIFIER, evaluators_of
 from studies.brain.settings import BrainSettings
 from studies.engine import repository
 from studies.engine.criteria import Criterion, Rule
 
 TARGET = 76 / 166  # female subjects of BraTS 2018 with a known sex
 CONDITIONAL_TARGETS = {"HGG": 38 / 101, "LGG": 38 / 65}
-BASE, TUNED, CONDITIONAL = "base", "robust", "conditional"
+UNTUNED, TUNED, CONDITIONAL = "untuned", "transport-robust", "conditional"
+PUBLISHED = "class-standard"
+HELDOUT, MEASUREMENT = NAMES["heldout"], NAMES["anatomy"]
+# the evaluators in names of columns and values
+KEYS = {TUNING_CLASSIFIER: "tuning_classifier", HELDOUT: "heldout", MEASUREMENT: "anatomy"}
+ATTRIBUTES = "attribute classifier"
 FIDELITY = ("contrast", "tumour", "side", "grade")
 
 BASE_SHARE = Criterion(
@@ -34,7 +39,7 @@ BASE_SHARE = Criterion(
 )
 GAP = {
     name: Criterion("prompt_gap", "mean gap over prompts", bound, Rule.AT_MOST)
-    for name, bound in (("guide", 0.03), ("auditor", 0.05), ("oracle", 0.05))
+    for name, bound in ((TUNING_CLASSIFIER, 0.03), (HELDOUT, 0.05), (MEASUREMENT, 0.05))
 }
 GAP_BEYOND_CHANCE = {
     name: Criterion("prompt_gap_beyond_chance", "gap beyond chance", each.bound, Rule.AT_MOST)
@@ -94,7 +99,7 @@ def readings_criteria(
 
 def _kind(arm: str) -> str:
     """The tuning classifier that an arm follows; that of `TUNED` for the base model."""
-    return (ARMS[arm].evaluator or ARMS[TUNED].evaluator).removeprefix("guide_")
+    return ARMS[arm].evaluator or ARMS[TUNED].evaluator
 
 
 def _of(readings: pd.DataFrame, *arms: str) -> pd.DataFrame:
@@ -112,17 +117,17 @@ def magnitude(value: Interval) -> Interval:
 
 
 def _base_share(readings, slices, evaluators, tuned, rng, replicates) -> Iterator[dict]:
-    part, oracle = _of(readings, BASE), evaluators[-1:]
+    part, anatomy = _of(readings, UNTUNED), evaluators[-1:]
     if part.empty:
         return
-    row = share_table(part, slices, oracle, rng, ("arm",), replicates).iloc[0]
+    row = share_table(part, slices, anatomy, rng, ("arm",), replicates).iloc[0]
     ends = (row.corrected, row.corrected_high, row.corrected_low)
     below = Interval(*(100 * (TARGET - share) for share in ends))
-    yield BASE_SHARE.row(BASE, "oracle", below, row.n)
+    yield BASE_SHARE.row(UNTUNED, MEASUREMENT, below, row.n)
 
 
 def _prompt_gaps(readings, slices, evaluators, tuned, rng, replicates) -> Iterator[dict]:
-    for arm in (BASE, tuned):
+    for arm in (UNTUNED, tuned):
         part = _of(readings, arm)
         if part.empty:
             continue
@@ -133,7 +138,7 @@ def _prompt_gaps(readings, slices, evaluators, tuned, rng, replicates) -> Iterat
         )
         joined, apart = joined.set_index("evaluator"), apart.set_index("evaluator")
         for name in GAP:
-            one, each, compared = joined.loc[name], apart.loc[name], arm == BASE
+            one, each, compared = joined.loc[name], apart.loc[name], arm == UNTUNED
             beyond = _interval(each, "beyond_chance")
             gap, gap_joined = (Interval(row.gap, np.nan, np.nan) for row in (each, one))
             yield GAP[name].row(arm, name, gap, each.n, each.floor, compared)
@@ -142,27 +147,27 @@ def _prompt_gaps(readings, slices, evaluators, tuned, rng, replicates) -> Iterat
 
 
 def _conditional(readings, slices, evaluators, tuned, rng, replicates) -> Iterator[dict]:
-    part, auditor = _of(readings, CONDITIONAL), evaluators[1:2]
+    part, heldout = _of(readings, CONDITIONAL), evaluators[1:2]
     if part.empty:
         return
-    table = group_table(part, slices, auditor, CONDITIONAL_TARGETS, rng, ("arm",), replicates)
+    table = group_table(part, slices, heldout, CONDITIONAL_TARGETS, rng, ("arm",), replicates)
     for _, row in table.iterrows():
         gap = Interval(row.gap, row.share_low - row.target, row.share_high - row.target)
-        yield GROUP_GAP.row(CONDITIONAL, "auditor", magnitude(gap), row.n, group=row["group"])
+        yield GROUP_GAP.row(CONDITIONAL, HELDOUT, magnitude(gap), row.n, group=row["group"])
 
 
 def _ambiguous(readings, slices, evaluators, tuned, rng, replicates) -> Iterator[dict]:
-    part = _of(readings, BASE, tuned)
+    part = _of(readings, UNTUNED, tuned)
     for _, row in ambiguity_table(part, slices, evaluators, rng, ("arm",), replicates).iterrows():
         value = magnitude(_interval(row, "points"))
-        yield AMBIGUOUS.row(row.arm, row.evaluator, value, row.n, compared=row.arm == BASE)
+        yield AMBIGUOUS.row(row.arm, row.evaluator, value, row.n, compared=row.arm == UNTUNED)
 
 
 def _anatomy(readings, slices, evaluators, tuned, rng, replicates) -> Iterator[dict]:
-    part = _of(readings, BASE, tuned)
+    part = _of(readings, UNTUNED, tuned)
     table = within_sex_table(part, slices, evaluators, rng, ("arm",), replicates)
     for _, row in table[table.against == "truth"].iterrows():
-        value, compared = magnitude(_interval(row, "difference")), row.arm == BASE
+        value, compared = magnitude(_interval(row, "difference")), row.arm == UNTUNED
         yield ANATOMY.row(row.arm, row.evaluator, value, row.n, compared=compared, sex=row.sex)
 
 
@@ -175,13 +180,13 @@ def _over_seeds(values: pd.Series) -> Interval:
 
 def _measured(measures: pd.DataFrame) -> Iterator[dict]:
     measures = measures.set_index(["arm", "seed"])
-    base, after = measures.loc[BASE], measures.loc[TUNED]
+    base, after = measures.loc[UNTUNED], measures.loc[TUNED]
     for name in FIDELITY:
         value, loss = _over_seeds(base[name]), _over_seeds(100 * (base[name] - after[name]))
-        yield FIDELITY_BASE.row(BASE, "attributes", value, len(base), name=name)
-        yield FIDELITY_LOSS.row(TUNED, "attributes", loss, len(after), name=name)
-    yield MMD_CHANGE.row(TUNED, "attributes", _interval(after.mean(), "mmd_change"), len(after))
-    yield COSINE.row(TUNED, "clip", _over_seeds(after.cosine_kept), len(after))
+        yield FIDELITY_BASE.row(UNTUNED, ATTRIBUTES, value, len(base), name=name)
+        yield FIDELITY_LOSS.row(TUNED, ATTRIBUTES, loss, len(after), name=name)
+    yield MMD_CHANGE.row(TUNED, ATTRIBUTES, _interval(after.mean(), "mmd_change"), len(after))
+    yield COSINE.row(TUNED, "CLIP", _over_seeds(after.cosine_kept), len(after))
 
 
 def _cost(path: Path) -> Iterator[dict]:
@@ -210,11 +215,11 @@ def corrected_shares(
     rng: np.random.Generator,
     replicates: int,
 ) -> dict[str, float]:
-    """The corrected share of one arm by each evaluator: `<evaluator>`, and with `_low`, `_high`."""
+    """The corrected share of one arm by each evaluator: `KEYS`, and these with `_low`, `_high`."""
     table = share_table(part, slices, evaluators, rng, ("arm",), replicates)
     shares = table.set_index("evaluator").filter(like="corrected")
     return {
-        name + column.removeprefix("corrected"): value
+        KEYS[name] + column.removeprefix("corrected"): value
         for name, row in shares.iterrows()
         for column, value in row.items()
     }
@@ -224,29 +229,34 @@ def headline(
     results: Mapping[str, pd.DataFrame], tuned: str = TUNED, replicates: int = 200
 ) -> dict[str, float]:
     """The numbers that the book's prose quotes from the long runs, by name
-    (`long_<arm>_<evaluator>` and more).
+    (`long_<arm>_<evaluator>` and more, with the words of `KEYS`).
 
     Each arm is read by the classifier that tuned it; shares are corrected, with 95 % intervals,
     over all of the arm's seeds.
     """
     readings, slices, rng = results["readings"], results["slices"], np.random.default_rng(1)
     found: dict[str, float] = {}
-    for arm in (BASE, "plain", tuned):
-        part, evaluators = _of(readings, arm), evaluators_of(_kind(tuned if arm == BASE else arm))
+    for arm in (UNTUNED, PUBLISHED, tuned):
+        part, evaluators = (
+            _of(readings, arm),
+            evaluators_of(_kind(tuned if arm == UNTUNED else arm)),
+        )
         if part.empty:
             continue
         shares = corrected_shares(part, slices, evaluators, rng, replicates)
-        found |= {f"long_{arm}_{name}": value for name, value in shares.items()}
+        key = f"long_{arm}".replace("-", "_")
+        found |= {f"{key}_{name}": value for name, value in shares.items()}
         table = within_sex_table(part, slices, evaluators, rng, ("arm",), replicates)
-        for row in table[(table.evaluator == "oracle") & (table.against == "truth")].itertuples():
-            found[f"long_{arm}_size_{row.sex}"] = row.difference
-        disagree = (part[evaluators[0].column] > 0.5) != (part["oracle"] > 0.5)
+        sizes = table[(table.evaluator == MEASUREMENT) & (table.against == "truth")]
+        for row in sizes.itertuples():
+            found[f"{key}_size_{row.sex}"] = row.difference
+        disagree = (part[evaluators[0].column] > 0.5) != (part["anatomy"] > 0.5)
         means = _of(results["measures"], arm)[[*FIDELITY, "cosine_kept"]].mean()
         found |= {
-            f"long_{arm}_disagree": float(disagree.mean()),
-            f"long_{arm}_images": len(part),
-            f"long_{arm}_seeds": int(part.seed.nunique()),
-            **{f"long_{arm}_{name}": float(value) for name, value in means.items()},
+            f"{key}_disagree": float(disagree.mean()),
+            f"{key}_images": len(part),
+            f"{key}_seeds": int(part.seed.nunique()),
+            **{f"{key}_{name}": float(value) for name, value in means.items()},
         }
     return found | _conditional_shares(_of(readings, CONDITIONAL), slices, rng, replicates)
 
@@ -263,5 +273,5 @@ def _conditional_shares(
     table = group_table(part, slices, evaluators, CONDITIONAL_TARGETS, rng, ("arm",), replicates)
     found: dict[str, float] = {"long_conditional_seeds": int(part.seed.nunique())}
     for row in table.itertuples():
-        found[f"long_conditional_{row.group}_{row.evaluator}"] = row.share
+        found[f"long_conditional_{row.group}_{KEYS[row.evaluator]}"] = row.share
     return found

@@ -99,7 +99,7 @@ def compared(run: Run) -> dict[str, float]:
     settings = run.settings
     return comparison(
         run.artifact,
-        run.of("base").artifact,
+        run.of("untuned").artifact,
         list(EVALUATORS[run.arm.evaluator].fit(settings, run.seed)),
         clip_model(settings),
         attributes(settings),
@@ -156,7 +156,7 @@ def shares(table: pd.DataFrame, slices: pd.DataFrame, kind: str) -> dict[str, fl
     sizes = within_sex_table(table, slices, evaluators[-1:], rng, ("arm",), 100)
     for row in sizes[sizes.against == "truth"].itertuples():
         found[f"size_{row.sex}"] = row.difference
-    disagree = (table[evaluators[0].column] > 0.5) != (table.oracle > 0.5)
+    disagree = (table[evaluators[0].column] > 0.5) != (table.anatomy > 0.5)
     return found | {"disagree": float(disagree.mean())}
 
 
@@ -192,8 +192,8 @@ STUDY = Study(
     criteria=criteria,
     evaluators=EVALUATORS,
     bases={"weights": base_model, "clip": clip_model},
-    references=lambda settings: ("base",),
-    default_arms=lambda settings: ("plain", "robust", "conditional"),
+    references=lambda settings: ("untuned",),
+    default_arms=lambda settings: ("class-standard", "transport-robust", "conditional"),
     folder=_folder,
 )
 ABLATION = replace(

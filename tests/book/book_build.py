@@ -50,19 +50,19 @@ def glued():
 
 
 def stand_in(name, keys):
-    """An executed notebook with a picture, the glued keys, and, in the first one, linked
+    """An executed notebook with an image, the glued keys, and, in the first one, linked
     widgets.
     """
-    picture = new_output("display_data", {"image/png": PIXEL, "text/plain": "<Figure>"})
+    image = new_output("display_data", {"image/png": PIXEL, "text/plain": "<Figure>"})
     about = {
         "mystnb": {
-            "image": {"alt": f"Stand-in picture of {name}"},
+            "image": {"alt": f"Stand-in image of {name}"},
             "figure": {"caption": "A stand-in.", "name": f"fig-{name}"},
         }
     }
     cells = [
         new_markdown_cell(f"# {name}\n\nWhere $x^2$ is set in type.\n\n## A section"),
-        new_code_cell("draw()", metadata=about, outputs=[picture]),
+        new_code_cell("draw()", metadata=about, outputs=[image]),
         new_code_cell(
             "record()",
             metadata={"tags": ["remove-cell"]},

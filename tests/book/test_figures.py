@@ -32,7 +32,7 @@ def test_a_drawing_is_what_its_script_draws_byte_for_byte(name):
     assert (FIGURES / name).read_text(encoding="utf-8") == DRAWINGS[name]().render()
 
 
-def test_every_picture_in_the_folder_has_a_script():
+def test_every_image_in_the_folder_has_a_script():
     assert {path.name for path in FIGURES.glob("*.svg")} == set(DRAWINGS)
 
 

@@ -32,14 +32,14 @@ LOADING_LINKS = {
 
 
 class Page(HTMLParser):
-    """What a page loads, which pictures it shows, where its links lead, and the levels of its
+    """What a page loads, which images it shows, where its links lead, and the levels of its
     headings.
     """
 
     def __init__(self, path):
         super().__init__()
         self.reading = False  # inside the article; the theme keeps a second title for print
-        self.path, self.loads, self.pictures, self.links, self.ids, self.levels, self.language = (
+        self.path, self.loads, self.images, self.links, self.ids, self.levels, self.language = (
             path,
             [],
             [],
@@ -58,7 +58,7 @@ class Page(HTMLParser):
         if tag == "link" and LOADING_LINKS & set((given.get("rel") or "").split()):
             self.loads.append(given.get("href", ""))
         if tag == "img":
-            self.pictures.append(given)
+            self.images.append(given)
         if tag == "a" and given.get("href"):
             self.links.append(given["href"])
         if tag == "html":
@@ -96,13 +96,13 @@ def test_a_page_loads_nothing_from_another_host(pages, name):
 
 
 @pytest.mark.parametrize("name", book_build.pages())
-def test_every_picture_of_a_page_has_words(pages, name):
-    for picture in pages[name].pictures:
-        words = picture.get("alt")
-        logo = "logo" in picture.get("class", "")  # the title stands beside it, so it is decoration
+def test_every_image_of_a_page_has_words(pages, name):
+    for image in pages[name].images:
+        words = image.get("alt")
+        logo = "logo" in image.get("class", "")  # the title stands beside it, so it is decoration
         assert logo or (
             words and " " in words and not re.search(r"\.(png|svg|jpe?g)$|^[0-9a-f]{32,}", words)
-        ), picture
+        ), image
 
 
 @pytest.mark.parametrize("name", book_build.pages())
@@ -126,7 +126,7 @@ def test_a_page_names_its_language_and_its_headings_do_not_jump(pages, name):
     assert all(after - before <= 1 for before, after in itertools.pairwise(levels))
 
 
-def test_a_picture_without_words_stops_the_build(tmp_path):
+def test_an_image_without_words_stops_the_build(tmp_path):
     source = tmp_path / "source"
     source.mkdir()
     (source / "_config.yml").write_text((book_build.ROOT / "_config.yml").read_text())
@@ -134,4 +134,4 @@ def test_a_picture_without_words_stops_the_build(tmp_path):
     shutil.copytree(book_build.BOOK, source / "book", ignore=shutil.ignore_patterns("*.md"))
     (source / "book" / "preface.md").write_text("# A page\n\n![](figures/way.svg)\n")
     code, words = book_build.build(source, tmp_path / "target")
-    assert code != 0 and "picture without alternative text" in words
+    assert code != 0 and "image without alternative text" in words

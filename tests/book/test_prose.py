@@ -62,7 +62,7 @@ def test_every_figure_has_a_name_a_caption_and_a_text_for_those_who_cannot_see_i
         caption = re.sub(r"^:\w+:.*$", "", body, flags=re.M).strip()
         assert (path.parent / source).exists(), source
         assert alt and len(alt[1].split()) >= 8, (
-            f"{source} needs a text that tells what the picture shows"
+            f"{source} needs a text that tells what the image shows"
         )
         assert ":name: fig-" in body and len(caption.split()) >= 6, source
     assert "![" not in text(path), "use a figure, which has a caption"
@@ -87,7 +87,7 @@ def test_every_chapter_says_what_it_teaches_and_asks_afterwards(path):
 
 
 @pytest.mark.parametrize("path", [*PROSE, *LOOKS], ids=lambda path: Path(path).name)
-def test_no_source_takes_a_picture_script_or_style_from_another_host(path):
+def test_no_source_takes_an_image_script_or_style_from_another_host(path):
     taken = r"""(?:src|href)\s*=\s*["']?(?:https?:)?//|url\(\s*["']?(?:https?:)?//|@import|!\[[^\]]*\]\(https?:"""
     assert not re.search(taken, path.read_text(encoding="utf-8"))
 

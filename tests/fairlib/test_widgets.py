@@ -1,4 +1,4 @@
-"""Widgets without a kernel: the pictures are all there, one is seen, the slider names them, nothing
+"""Widgets without a kernel: the images are all there, one is seen, the slider names them, nothing
 is fetched.
 """
 
@@ -17,7 +17,7 @@ from fairlib import widgets
 from fairlib.errors import SettingsError
 
 
-def pictures(count):
+def squares(count):
     return [
         widgets.contact_sheet(torch.full((1, 1, 8, 8), -1 + 2 * i / max(1, count - 1)))
         for i in range(count)
@@ -39,7 +39,7 @@ class Elements(HTMLParser):
 
 def test_slider_shows_one_picture_and_names_all():
     page = Elements(
-        widgets.slider(pictures(4), {"step": ["a", "b", "c", "d"]}, "a grey square", start=2).data
+        widgets.slider(squares(4), {"step": ["a", "b", "c", "d"]}, "a grey square", start=2).data
     )
     images, [slider] = page.of("img"), page.of("input")
     assert [image["alt"] for image in images] == [f"{label}: a grey square" for label in "abcd"]
@@ -54,7 +54,7 @@ def test_slider_shows_one_picture_and_names_all():
 
 
 def test_slider_holds_the_pictures_themselves_and_asks_no_host():
-    given = pictures(2)
+    given = squares(2)
     text = widgets.slider(given, {"n": ["x", "y"]}, "square").data
     held = [base64.b64decode(data) for data in re.findall(r"base64,([^\"]+)", text)]
     assert held == given
@@ -62,7 +62,7 @@ def test_slider_holds_the_pictures_themselves_and_asks_no_host():
 
 
 def test_words_cannot_break_out_of_the_markup():
-    text = widgets.slider(pictures(2), {"a & b": ['<b>"x"', "y"]}, 'say "hello" <i>').data
+    text = widgets.slider(squares(2), {"a & b": ['<b>"x"', "y"]}, 'say "hello" <i>').data
     page = Elements(text)
     assert not page.of("b") and not page.of("i")
     assert page.of("img")[0]["alt"] == '<b>"x": say "hello" <i>'
@@ -73,12 +73,12 @@ def test_words_cannot_break_out_of_the_markup():
 )
 def test_slider_refuses(count, labels, start):
     with pytest.raises(SettingsError):
-        widgets.slider(pictures(count), {"n": labels}, "square", start=start)
+        widgets.slider(squares(count), {"n": labels}, "square", start=start)
 
 
 def test_sliders_show_the_picture_of_their_combination():
     axes = {"sex": ["woman", "man"], "age": ["50s", "60s", "70s"]}
-    given = pictures(6)
+    given = squares(6)
     page = Elements(widgets.slider(given, axes, "a grey square", "person", start=[1, 2]).data)
     images, sliders = page.of("img"), page.of("input")
     assert [image["data-label"] for image in images] == [
@@ -110,7 +110,7 @@ def test_sliders_show_the_picture_of_their_combination():
 )
 def test_sliders_refuse(count, axes, start):
     with pytest.raises(SettingsError):
-        widgets.slider(pictures(count), axes, "square", "n", start)
+        widgets.slider(squares(count), axes, "square", "n", start)
 
 
 def test_tabs_are_linked_in_the_page():

@@ -344,9 +344,9 @@ def test_the_phantom_shows_what_it_says():
     settings = ChestSettings(effusion=0.5, female=0.5, races=(0.4, 0.3, 0.2), seed=2)
     found = [draw_chest(settings, index) for index in range(80)]
     truth = pd.DataFrame([row for _, row in found])
-    pictures = np.stack([picture for picture, _ in found]).astype(float)
+    images = np.stack([picture for picture, _ in found]).astype(float)
     lungs, effusion, female = (
-        (pictures < 100).mean((1, 2)),
+        (images < 100).mean((1, 2)),
         truth["effusion"].to_numpy(),
         (truth["sex"] == "Female").to_numpy(),
     )

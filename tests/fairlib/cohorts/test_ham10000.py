@@ -85,7 +85,7 @@ def test_sex_and_age_that_are_unknown_are_counted(cohort, released):
     assert len(cohort) + len(cohort.excluded) == len(released)
 
 
-def test_pictures_have_colours(cohort, written, released):
+def test_images_have_colours(cohort, written, released):
     images = cohort.load([0, 1, 2])
     assert (
         images.shape == (3, 3, 24, 24)
@@ -97,7 +97,7 @@ def test_pictures_have_colours(cohort, written, released):
     assert len({path.parent.name for path in written.glob("*/*.jpg")}) == 2
 
 
-def test_two_pictures_of_a_lesion_are_never_parted(cohort):
+def test_two_images_of_a_lesion_are_never_parted(cohort):
     assert cohort.table["subject"].duplicated().any()
     parts = cohort.split({"train": 0.5, "test": 0.5}, seed=2, stratify=("category",))
     assert not set(parts["train"].subjects()) & set(parts["test"].subjects())

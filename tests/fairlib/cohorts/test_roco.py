@@ -1,4 +1,4 @@
-"""ROCO and ROCOv2 as they are released, on a handful of tiny pictures."""
+"""ROCO and ROCOv2 as they are released, on a handful of tiny images."""
 
 import numpy as np
 import pandas as pd

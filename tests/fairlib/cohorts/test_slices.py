@@ -61,7 +61,7 @@ FLIPS = list(itertools.product([1, -1], repeat=3))
 @pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1), (1, 2, 0)])
 @pytest.mark.parametrize("flips", FLIPS)
 def test_storage_order_changes_nothing(flips, order):
-    """The same head stored along any axes in any direction gives the same pictures, bit for bit."""
+    """The same head stored along any axes in any direction gives the same images, bit for bit."""
     volumes, labels = head()
     code = [("LR", "PA", "IS")[axis][(flips[axis] + 1) // 2] for axis in order]
     stored = {

@@ -44,16 +44,19 @@ def legend(ax):
     return [text.get_text() for text in ax.get_legend().get_texts()]
 
 
-def shares(arms=("base", "tuned"), judges=("guide", "auditor", "oracle"), seeds=1):
+EVALUATORS = ("tuning classifier", "held-out classifier", "anatomical measurement")
+
+
+def shares(arms=("base", "tuned"), evaluators=EVALUATORS, seeds=1):
     rows = [
         {
             "arm": arm,
-            "evaluator": judge,
+            "evaluator": evaluator,
             "seed": seed,
             "corrected": 0.2 + 0.2 * i + 0.01 * j + 0.001 * seed,
         }
         for i, arm in enumerate(arms)
-        for j, judge in enumerate(judges)
+        for j, evaluator in enumerate(evaluators)
         for seed in range(seeds)
     ]
     table = pd.DataFrame(rows)
@@ -77,7 +80,7 @@ class TestShares:
                 table.loc[table.arm == arm, ["corrected_low", "corrected_high"]].to_numpy()
             )
         assert legend(ax) == ["target (45.8 %)", "base", "tuned"]
-        assert [tick.get_text() for tick in ax.get_yticklabels()] == ["guide", "auditor", "oracle"]
+        assert [tick.get_text() for tick in ax.get_yticklabels()] == list(EVALUATORS)
         assert ax.xaxis.get_major_formatter()(0.4, 0) == "40 %"
 
     def test_the_target_is_a_line_at_the_target(self):
@@ -92,7 +95,7 @@ class TestShares:
         assert self.plot(shares(), ax) is ax
 
     def test_no_two_series_share_a_colour_or_a_marker(self):
-        names = ("base", "plain", "tuned", "robust")
+        names = ("untuned", "class-standard", "tuned", "transport-robust")
         drawn = [c.lines[0] for c in self.plot(shares(names)).containers]
         assert (
             len({to_hex(line.get_color()) for line in drawn})
@@ -139,10 +142,10 @@ def test_line_plot_draws_one_line_an_evaluator_with_its_band():
         figures.line_plot(table, "scale", "corrected", "evaluator", band=True, reference=0.458)
     )
     lines = {line.get_label(): line for line in ax.lines}
-    for judge in ("guide", "auditor", "oracle"):
-        part = table[table.evaluator == judge].sort_values("scale")
-        assert list(lines[judge].get_xdata()) == [1, 3, 5]
-        assert list(lines[judge].get_ydata()) == list(part.corrected)
+    for evaluator in EVALUATORS:
+        part = table[table.evaluator == evaluator].sort_values("scale")
+        assert list(lines[evaluator].get_xdata()) == [1, 3, 5]
+        assert list(lines[evaluator].get_ydata()) == list(part.corrected)
     assert len({line.get_linestyle() for line in ax.lines}) == 4 and len(ax.collections) == 3
 
 
@@ -244,7 +247,7 @@ def test_roc_curves_and_their_areas():
                     "p_female": 1 / (1 + np.exp(-(truth - 0.5) * k - rng.normal(size=300))),
                 }
             )
-            for name, k in (("guide", 3), ("auditor", 2))
+            for name, k in (("tuning classifier", 3), ("held-out classifier", 2))
         ]
     )
     ax = draw(figures.roc_curves(table))

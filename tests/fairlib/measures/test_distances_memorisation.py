@@ -12,13 +12,13 @@ from fairlib.measures.distances import blurred, memorisation, nearest
 RNG = np.random.default_rng
 
 
-def pictures(n, seed, size=12):
+def random_images(n, seed, size=12):
     return blurred(RNG(seed).normal(size=(n, 2, size, size)), 1.5)
 
 
 @pytest.mark.parametrize("chunk", [1, 7, 256])
 def test_nearest_is_exact(chunk):
-    queries, training = pictures(20, 0), pictures(50, 1)
+    queries, training = random_images(20, 0), random_images(50, 1)
     found = nearest(queries, training, chunk=chunk)
     brute = cdist(queries.reshape(20, -1), training.reshape(50, -1))
     assert (found.index == brute.argmin(1)).all()
@@ -26,7 +26,7 @@ def test_nearest_is_exact(chunk):
 
 
 def test_pairs_of_one_subject_are_left_out():
-    training, subjects = pictures(30, 1), np.repeat(np.arange(10), 3)
+    training, subjects = random_images(30, 1), np.repeat(np.arange(10), 3)
     found = nearest(training, training, subjects, subjects)
     brute = cdist(training.reshape(30, -1), training.reshape(30, -1))
     brute[subjects[:, None] == subjects] = np.inf
@@ -39,7 +39,7 @@ def test_a_planted_copy_is_found():
     (digits are lost there).
     """
     training, held_out, made = (
-        pictures(n, seed) + 50 for n, seed in ((200, 0), (300, 1), (100, 2))
+        random_images(n, seed) + 50 for n, seed in ((200, 0), (300, 1), (100, 2))
     )
     copies = RNG(3).permutation(200)[:20]
     made[:20] = training[copies] + RNG(4).normal(0, 1e-3, made[:20].shape)
@@ -61,9 +61,9 @@ def test_an_honest_generator_is_not_accused():
     """Fresh draws of the population: the share below the 5 % quantile is near 5 %, and intervals
     hold it nearly always.
     """
-    training, hits, shares = pictures(150, 0, 6), 0, []
+    training, hits, shares = random_images(150, 0, 6), 0, []
     for seed in range(20):
-        made, held_out = pictures(150, 100 + seed, 6), pictures(150, 200 + seed, 6)
+        made, held_out = random_images(150, 100 + seed, 6), random_images(150, 200 + seed, 6)
         found = memorisation(made, held_out, training, RNG(seed), (0.05,), replicates=100)
         row = found.shares.iloc[0]
         hits += row["low"] <= 0.05 <= row["high"]
@@ -76,7 +76,7 @@ def test_under_training_masks_the_own_subject_is_left_out():
     """An image that is its mask's owner again counts as a copy, unless the pair is left out by
     name.
     """
-    training, held_out = pictures(100, 0), pictures(120, 1)
+    training, held_out = random_images(100, 0), random_images(120, 1)
     made = training + RNG(2).normal(0, 0.01, training.shape)
     blind = memorisation(made, held_out, training, RNG(0), (0.05,), replicates=50)
     named = memorisation(
@@ -97,7 +97,7 @@ def test_under_training_masks_the_own_subject_is_left_out():
 
 
 def test_blur_brings_noisy_copies_together():
-    image = pictures(1, 0, 32)
+    image = random_images(1, 0, 32)
     noisy = image + RNG(1).normal(0, 0.1, image.shape)
     assert np.linalg.norm(blurred(noisy, 1.5) - blurred(image, 1.5)) < 0.3 * np.linalg.norm(
         noisy - image
@@ -121,4 +121,4 @@ def test_blur_brings_noisy_copies_together():
 )
 def test_bad_input_is_refused(call, words):
     with pytest.raises(DataError, match=words):
-        call(pictures(4, 0))
+        call(random_images(4, 0))

@@ -165,7 +165,7 @@ def test_small_and_one_class_groups_are_named_and_never_nan():
         equity_report(label, score, groups[["sex"]], small="error")
 
 
-def test_people_are_counted_and_not_their_pictures():
+def test_people_are_counted_and_not_their_images():
     label, score, groups = people(60)
     label, score, groups = (
         np.repeat(label, 5),

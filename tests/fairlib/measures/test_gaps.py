@@ -139,8 +139,8 @@ def test_interval_covers_the_true_gap_of_images():
     assert hits >= 53
 
 
-def test_a_judge_near_chance_is_refused_as_where_shares_are_corrected():
-    """Right on 11 of 20 people of either sex: in a third of the draws the judge is no better than a
+def test_an_evaluator_near_chance_is_refused_as_where_shares_are_corrected():
+    """Right on 11 of 20 people of either sex: in a third of the draws the evaluator is no better than a
     coin.
     """
     truth = np.repeat([1, 0], 20)

@@ -139,7 +139,7 @@ def test_a_paired_interval_is_narrower_than_two_separate_ones():
 
 
 def simulated(rng, people=120, seeds=6, luck=0.15, spread=0.3, better=0.0):
-    """Answers of two arms alike in law but for `better` (women, second arm), without the detour
+    """Answers of two arms alike in distribution but for `better` (women, second arm), without the detour
     through a table.
     """
     sex, label = np.arange(people) % 2, np.arange(people) // 2 % 2

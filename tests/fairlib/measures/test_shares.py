@@ -54,7 +54,7 @@ class TestRoganGladen:
         assert pr.rogan_gladen(np.array([0.0, 1.0]), 0.9, 0.8).tolist() == [0, 1]
 
     @pytest.mark.parametrize("a_f, a_m", [(0.5, 0.5), (0.3, 0.6), (float("nan"), 0.9)])
-    def test_a_judge_at_chance_is_refused(self, a_f, a_m):
+    def test_an_evaluator_at_chance_is_refused(self, a_f, a_m):
         with pytest.raises(DataError, match="sum to more than 1"):
             pr.rogan_gladen(0.4, a_f, a_m)
 
@@ -90,7 +90,7 @@ class TestSaerens:
             0.2, abs=0.01
         )
 
-    def test_keeps_the_prior_of_a_judge_that_knows_nothing(self):
+    def test_keeps_the_prior_of_an_evaluator_that_knows_nothing(self):
         assert pr.saerens_em(
             np.tile([0.3, 0.5, 0.2], (10, 1)), np.array([0.3, 0.5, 0.2])
         ) == pytest.approx([0.3, 0.5, 0.2])
@@ -104,7 +104,7 @@ class TestSaerens:
             (theirs.coef_[0, 0], theirs.intercept_[0]), abs=2e-3
         )
 
-    def test_recalibration_of_a_judge_that_is_too_sure(self):
+    def test_recalibration_of_an_evaluator_that_is_too_sure(self):
         """Right in nine of ten cases, and as sure of the tenth: whole Newton steps lead away from
         the minimum.
         """
@@ -124,7 +124,7 @@ class TestSaerens:
         repeated = pr.platt(np.repeat(logits, weight), np.repeat(truth, weight))
         assert pr.platt(logits, truth, weight) == pytest.approx(repeated, abs=1e-9)
 
-    def test_recalibration_survives_a_perfect_judge(self):
+    def test_recalibration_survives_a_perfect_evaluator(self):
         slope, intercept = pr.platt(np.array([-5.0, -4, 4, 5]), np.array([0, 0, 1, 1]))
         assert np.isfinite([slope, intercept]).all() and slope > 0
 
@@ -156,7 +156,7 @@ class TestIntervals:
 
     @pytest.mark.parametrize("measure", [pr.corrected_share, pr.em_share])
     def test_coverage(self, measure):
-        """A judge of AUC 0.95 on 60 held-out subjects of three correlated slices; true share
+        """An evaluator of AUC 0.95 on 60 held-out subjects of three correlated slices; true share
         0.3.
         """
         rng, hits, runs = RNG(4), 0, 40
@@ -183,7 +183,7 @@ class TestIntervals:
         assert 0.1 in pr.corrected_share(images, real, rng, 100)
         assert 0.1 in pr.em_share(images, real, rng, 100)
 
-    def test_a_judge_at_chance_is_refused(self):
+    def test_an_evaluator_at_chance_is_refused(self):
         with pytest.raises(DataError, match="use a better evaluator"):
             pr.corrected_share(np.array([0.2, 0.8]), calibration(0.5, 0.5), RNG(0), 10)
 

@@ -12,26 +12,26 @@ from fairlib.measures.gaps import gap_table, prompt_table
 from fairlib.measures.shares import Evaluator, sigmoid
 
 RNG = np.random.default_rng
-JUDGES = ("guide", "auditor", "oracle")
+EVALUATORS = ("robust", "heldout", "anatomy")
 
 
 def by(*names):
     """Evaluators whose column has their name; all by default."""
-    return [Evaluator(name, name) for name in names or JUDGES]
+    return [Evaluator(name, name) for name in names or EVALUATORS]
 
 
 PROMPTS = [f"{contrast}-{grade}" for contrast in ("t1", "flair") for grade in ("HGG", "LGG")]
 
 
-def judged(female, rng, separation=1.2):
-    """Readings by three judges of calibrated AUC 0.95, and a size 2.4 standard deviations apart
+def read(female, rng, separation=1.2):
+    """Readings by three evaluators of calibrated AUC 0.95, and a size 2.4 standard deviations apart
     (mm).
     """
     sign = np.where(female, 1, -1)
     table = pd.DataFrame(
         {
-            judge: sigmoid(2 * separation * (separation * sign + rng.normal(size=len(sign))))
-            for judge in ("guide", "auditor", "oracle")
+            evaluator: sigmoid(2 * separation * (separation * sign + rng.normal(size=len(sign))))
+            for evaluator in EVALUATORS
         }
     )
     return table.assign(extent_mm=145 - 7 * sign + rng.normal(0, 6, len(sign)))
@@ -41,7 +41,7 @@ def judged(female, rng, separation=1.2):
 def slices():
     rng = RNG(0)
     female = np.repeat(np.arange(400) % 2 == 0, 2)
-    return judged(female, rng).assign(
+    return read(female, rng).assign(
         subject=np.repeat(np.arange(400), 2).astype(str), sex=np.where(female, "F", "M")
     )
 
@@ -54,7 +54,7 @@ def arm(name, shares, rng, n=400, seeds=(0, 1), grow=0.0):
     for seed in seeds:
         for prompt, share in zip(PROMPTS, shares, strict=True):
             female = np.arange(n) < round(share * n)
-            table = judged(female, rng)
+            table = read(female, rng)
             table.extent_mm += np.where(female, -grow, grow)
             parts.append(
                 table.assign(
@@ -87,28 +87,28 @@ class TestTables:
             ["arm", "evaluator"]
         )
         for name, share in (("base", 0.15), ("tuned", 0.458)):
-            for judge in JUDGES:
-                row = table.loc[(name, judge)]
+            for evaluator in EVALUATORS:
+                row = table.loc[(name, evaluator)]
                 assert row.corrected == pytest.approx(share, abs=0.035) and row.em == pytest.approx(
                     share, abs=0.035
                 )
                 assert row.corrected_low <= row.corrected <= row.corrected_high and row.n == 3200
-        # the judges' errors make it look less biased than it is
+        # the evaluators' errors make it look less biased than it is
         assert (table.loc["base"].raw > 0.2).all()
 
-    def test_one_row_for_each_arm_seed_and_judge(self, study, slices):
-        table = rd.share_table(study, slices, by("auditor"), RNG(0), replicates=5)
+    def test_one_row_for_each_arm_seed_and_evaluator(self, study, slices):
+        table = rd.share_table(study, slices, by("heldout"), RNG(0), replicates=5)
         assert list(zip(table.arm, table.seed, strict=True)) == [
             (a, s) for a in ("base", "tuned", "conditional") for s in (0, 1)
         ]
-        assert (table.n == 1600).all() and (table.evaluator == "auditor").all()
+        assert (table.n == 1600).all() and (table.evaluator == "heldout").all()
 
     def test_evaluators_have_a_column_and_a_calibration_set_of_their_own(self, study, slices):
-        renamed = study.rename(columns={"guide": "guide_robust"})
-        sets = {"calibration": slices, "other": slices.rename(columns={"guide": "guide_robust"})}
-        evaluator = Evaluator("guide", "guide_robust", "other")
+        renamed = study.rename(columns={"robust": "standard"})
+        sets = {"calibration": slices, "other": slices.rename(columns={"robust": "standard"})}
+        evaluator = Evaluator("robust", "standard", "other")
         table = rd.share_table(renamed, sets, [evaluator], RNG(0), ("arm",), 5)
-        expected = rd.share_table(study, slices, by("guide"), RNG(0), ("arm",), 5)
+        expected = rd.share_table(study, slices, by("robust"), RNG(0), ("arm",), 5)
         pd.testing.assert_frame_equal(table, expected)
         with pytest.raises(
             DataError, match="needs the calibration set 'other'; given: calibration"
@@ -123,10 +123,10 @@ class TestTables:
         half = parts[1].index % 2 == 0
         parts[1].loc[half, "contrast"] = "flair"
         parts[0].loc[parts[0].prompt.str.startswith("flair"), "contrast"] = "flair"
-        strict = Evaluator("strict", "auditor", threshold=0.8, stratum=("contrast",))
-        table = rd.share_table(*parts, [*by("auditor"), strict], RNG(0), ("arm",), 20)
+        strict = Evaluator("strict", "heldout", threshold=0.8, stratum=("contrast",))
+        table = rd.share_table(*parts, [*by("heldout"), strict], RNG(0), ("arm",), 20)
         table = table.set_index(["evaluator", "arm"])
-        assert (table.loc["strict"].raw < table.loc["auditor"].raw - 0.02).all()
+        assert (table.loc["strict"].raw < table.loc["heldout"].raw - 0.02).all()
         assert table.loc[("strict", "tuned"), "corrected"] == pytest.approx(0.458, abs=0.05)
         gaps = gap_table(*parts, [strict], 0.458, RNG(0), ("arm",), 20).set_index("arm")
         assert gaps.gap["tuned"] < 0.08 < 0.2 < gaps.gap["base"]
@@ -141,14 +141,14 @@ class TestTables:
         assert (tuned.floor < 0.02).all() and (tuned.beyond_chance_low < 0.015).all()
 
     def test_prompts_come_back(self, study, slices):
-        table = prompt_table(study, slices, by("oracle"), 0.458, RNG(0), replicates=40)
+        table = prompt_table(study, slices, by("anatomy"), 0.458, RNG(0), replicates=40)
         conditional = table[table.arm == "conditional"].set_index("prompt").share
         assert conditional[PROMPTS].to_numpy() == pytest.approx([0.376, 0.585] * 2, abs=0.06)
 
     def test_groups_come_back_with_signed_gaps(self, study, slices):
         targets = {"HGG": 0.376, "LGG": 0.585}
         table = rd.group_table(
-            study, slices, by("auditor"), targets, RNG(0), ("arm",), 40
+            study, slices, by("heldout"), targets, RNG(0), ("arm",), 40
         ).set_index(["arm", "group"])
         assert table.loc["conditional"].gap.abs().max() < 0.05
         assert table.loc[("base", "LGG"), "gap"] == pytest.approx(0.15 - 0.585, abs=0.05)
@@ -158,10 +158,10 @@ class TestTables:
     def test_ambiguity_against_the_slices(self, study, slices):
         table = rd.ambiguity_table(study, slices, by(), RNG(0), ("arm",), 40)
         assert table.points.abs().max() < 5
-        polarised = study.assign(**{judge: study[judge].round() for judge in JUDGES})
+        polarised = study.assign(**{name: study[name].round() for name in EVALUATORS})
         gone = rd.ambiguity_table(polarised, slices, by(), RNG(0), ("arm",), 40)
         assert (gone.share == 0).all() and gone.points.to_numpy() == pytest.approx(
-            -100 * np.tile([((slices[j] > 0.2) & (slices[j] < 0.8)).mean() for j in JUDGES], 3)
+            -100 * np.tile([((slices[j] > 0.2) & (slices[j] < 0.8)).mean() for j in EVALUATORS], 3)
         )
 
 
@@ -172,16 +172,16 @@ class TestWithinSex:
         assert len(table) == 3 * 2 * 2
 
     def test_a_caricature_shows(self, slices):
-        """Men 6 mm larger, women 6 mm smaller: one standard deviation each way; a judge that errs
+        """Men 6 mm larger, women 6 mm smaller: one standard deviation each way; an evaluator that errs
         sees less.
         """
         images, real = (
             arm("tuned", [0.5] * 4, RNG(2), grow=6.0),
             slices.assign(truth=(slices.sex == "F").astype(float)),
         )
-        table = rd.within_sex_table(images, real, by("truth", "auditor"), RNG(0), ("arm",), 60)
+        table = rd.within_sex_table(images, real, by("truth", "heldout"), RNG(0), ("arm",), 60)
         table = table[table.against == "truth"].set_index(["evaluator", "sex"])
-        found, erring = table.loc["truth"], table.loc["auditor"]
+        found, erring = table.loc["truth"], table.loc["heldout"]
         assert found.difference["F"] == pytest.approx(-1, abs=0.1) and found.difference[
             "M"
         ] == pytest.approx(1, abs=0.1)
@@ -190,12 +190,12 @@ class TestWithinSex:
             "F"
         ] < 0 < found.difference_low["M"]
 
-    def test_a_judges_mistakes_move_the_comparison_with_the_truth_only(self, study, slices):
+    def test_an_evaluators_mistakes_move_the_comparison_with_the_truth_only(self, study, slices):
         """Nine in ten base images are men: those misread as women make 'women' large, against true
         women.
         """
         table = rd.within_sex_table(
-            study[study.arm == "base"], slices, by("auditor"), RNG(0), ("arm",), 60
+            study[study.arm == "base"], slices, by("heldout"), RNG(0), ("arm",), 60
         ).set_index(["sex", "against"])
         assert table.difference[("F", "truth")] > 0.3
 
@@ -203,8 +203,8 @@ class TestWithinSex:
         assert rd.standardised_difference([3.0, 5.0], [1.0, 3.0]) == pytest.approx(2 / np.sqrt(2))
 
     def test_too_few_images_say_nothing(self, slices):
-        few = arm("tuned", [0.0] * 4, RNG(0), n=4, seeds=(0,)).assign(auditor=0.01)
-        table = rd.within_sex_table(few, slices, by("auditor"), RNG(0), ("arm",), 20)
+        few = arm("tuned", [0.0] * 4, RNG(0), n=4, seeds=(0,)).assign(heldout=0.01)
+        table = rd.within_sex_table(few, slices, by("heldout"), RNG(0), ("arm",), 20)
         assert (
             table[table.sex == "F"].difference.isna().all()
             and table[table.sex == "M"].difference.notna().all()
@@ -214,20 +214,20 @@ class TestWithinSex:
 class TestBadTables:
     def test_unreadable_images_are_counted(self, study, slices):
         holes = study.copy()
-        holes.loc[holes.index[:100], "oracle"] = np.nan
+        holes.loc[holes.index[:100], "anatomy"] = np.nan
         table = rd.share_table(
-            holes, slices, by("oracle", "auditor"), RNG(0), ("arm",), 5
+            holes, slices, by("anatomy", "heldout"), RNG(0), ("arm",), 5
         ).set_index(["arm", "evaluator"])
-        assert table.unreadable[("base", "oracle")] == 100 and table.n[("base", "oracle")] == 3100
+        assert table.unreadable[("base", "anatomy")] == 100 and table.n[("base", "anatomy")] == 3100
         assert table.unreadable.sum() == 100
-        by_seed = rd.share_table(holes, slices, by("oracle"), RNG(0), replicates=5)
+        by_seed = rd.share_table(holes, slices, by("anatomy"), RNG(0), replicates=5)
         assert by_seed.unreadable.tolist() == [100, 0, 0, 0, 0, 0]
 
-    def test_a_judge_that_reads_nothing_is_refused(self, study, slices):
-        with pytest.raises(DataError, match="'oracle' could read no image of {'arm': 'base'}"):
-            rd.share_table(study.assign(oracle=np.nan), slices, by(), RNG(0), ("arm",), 5)
+    def test_an_evaluator_that_reads_nothing_is_refused(self, study, slices):
+        with pytest.raises(DataError, match="'anatomy' could read no image of {'arm': 'base'}"):
+            rd.share_table(study.assign(anatomy=np.nan), slices, by(), RNG(0), ("arm",), 5)
 
-    @pytest.mark.parametrize("column", ["prompt", "auditor", "seed"])
+    @pytest.mark.parametrize("column", ["prompt", "heldout", "seed"])
     def test_missing_columns_are_named(self, study, slices, column):
         with pytest.raises(DataError, match=f"readings .* lacks column '{column}'"):
             rd.share_table(study.drop(columns=column), slices, by(), RNG(0), replicates=5)

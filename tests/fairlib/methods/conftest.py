@@ -81,7 +81,7 @@ def read_size(images):
     return 2 * torch.atanh(images.mean(dim=(1, 2, 3)).clamp(-0.999, 0.999))
 
 
-def guide(images):
+def classifier(images):
     """Logit of female: four times the size."""
     return 4 * read_size(images)
 
@@ -98,7 +98,7 @@ def size_generator():
 
 @pytest.fixture
 def size_readers():
-    return guide, embed
+    return classifier, embed
 
 
 @pytest.fixture

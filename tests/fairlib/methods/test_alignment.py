@@ -77,12 +77,12 @@ def cached(base, readers, settings=None):
 
 
 @torch.no_grad()
-def drawn(generator, guide, prompt, count=500):
+def drawn(generator, classifier, prompt, count=500):
     """Logits of fresh noises, never seen in tuning."""
     embeds = generator.encode_prompts([prompt]).expand(count, -1, -1)
     solver = dpm_solver_2m(generator.alphas_cumprod, 6)
     noise = torch.randn(count, 1, 1, 1, generator=torch.Generator().manual_seed(7))
-    return guide(
+    return classifier(
         generator.decode(solver.run(lambda x, t: generator.predict_noise(x, t, embeds, 1.0), noise))
     )
 
@@ -289,7 +289,7 @@ def test_one_bank_of_noises_for_several_seeds(size_generator, size_readers):
     assert not torch.equal(runs[0][-1].state.named["0.weight"], runs[1][-1].state.named["0.weight"])
 
 
-def test_saved_latents_serve_another_guide(size_generator, size_readers, tmp_path):
+def test_saved_latents_serve_another_classifier(size_generator, size_readers, tmp_path):
     cache = cached(size_generator.frozen_copy(), size_readers)
     expected = cache.all_logits(1)
     write_tensors(tmp_path / "cache.safetensors", cache.to_tensors())
@@ -342,7 +342,7 @@ def test_a_model_that_predicts_velocity_is_sampled_as_its_twin_that_predicts_noi
     settings = dataclasses.replace(SHORT, steps=1, family="transport")
     one, other = (tuned(model, size_readers, settings)[0] for model in (size_generator, Velocity()))
     torch.testing.assert_close(one.logits, other.logits, rtol=1e-3, atol=1e-3)
-    # of the frozen twins
+    # of the frozen copies
     torch.testing.assert_close(one.targets, other.targets, rtol=1e-3, atol=1e-3)
 
 
@@ -427,7 +427,7 @@ def test_consistency_holds_the_images_and_less_so_where_the_class_must_change(
     assert free < partly < held
 
 
-def test_guides_keep_no_gradient(size_generator, size_readers):
+def test_classifiers_keep_no_gradient(size_generator, size_readers):
     scale = torch.nn.Parameter(torch.ones(()))
     tuned(size_generator, (lambda images: size_readers[0](images) * scale, size_readers[1]), SHORT)
     assert scale.grad is None

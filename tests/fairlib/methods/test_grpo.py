@@ -82,8 +82,8 @@ def test_log_probability_and_clipped_loss_are_the_closed_forms():
     assert loss.tolist() == pytest.approx([-1.2, 1.5, -0.5, 0.8, -2.0])
 
 
-def run(generator, guide, settings=SHORT, targets=EACH, **more):
-    return list(gr.grpo(generator, guide, PROMPTS, targets, settings=settings, **more))
+def run(generator, classifier, settings=SHORT, targets=EACH, **more):
+    return list(gr.grpo(generator, classifier, PROMPTS, targets, settings=settings, **more))
 
 
 def test_the_first_gradient_is_reinforce(size_generator, size_readers):
@@ -109,13 +109,13 @@ def test_the_first_gradient_is_reinforce(size_generator, size_readers):
     assert torch.equal(batch.advantages, torch.cat(parts))
 
 
-def share(generator, guide, prompt, count=1000):
+def share(generator, classifier, prompt, count=1000):
     noise = torch.randn(count, 1, 1, 1, generator=torch.Generator().manual_seed(7))
     embeds = generator.encode_prompts([prompt]).expand(count, -1, -1)
     solver = dpm_solver_2m(generator.alphas_cumprod, 6)
     with torch.no_grad():
         clean = solver.run(lambda x, t: generator.predict_noise(x, t, embeds, 1.0), noise)
-        return float((guide(generator.decode(clean)) > 0).double().mean())
+        return float((classifier(generator.decode(clean)) > 0).double().mean())
 
 
 def test_tuning_moves_the_shares_without_a_gradient_of_the_classifier(size_generator, size_readers):

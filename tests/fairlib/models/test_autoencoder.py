@@ -10,7 +10,7 @@ from fairlib.models.autoencoder import (
 from fairlib.models.training import FitSettings
 
 
-def pictures(n=8, size=32):
+def random_images(n=8, size=32):
     return torch.randint(
         0, 256, (n, 1, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
     )
@@ -22,7 +22,7 @@ def tiny():
 
 
 def test_latents_are_an_eighth_of_the_grid_by_default():
-    assert encode(build_autoencoder(), pictures(1, 64)).shape == (1, 4, 8, 8)
+    assert encode(build_autoencoder(), random_images(1, 64)).shape == (1, 4, 8, 8)
 
 
 def test_the_loss_is_zero_for_equal_pictures_and_sees_edges():
@@ -34,7 +34,7 @@ def test_the_loss_is_zero_for_equal_pictures_and_sees_edges():
 
 
 def test_standardised_latents_leave_the_pictures_as_they_were():
-    autoencoder, images = tiny(), pictures()
+    autoencoder, images = tiny(), random_images()
     before = autoencoder.decode(encode(autoencoder, images)).sample
     spread = autoencoder.encode(images.float() / 127.5 - 1).latent_dist
     ratio = spread.std / spread.mean.std((0, 2, 3), keepdim=True)
@@ -48,7 +48,7 @@ def test_standardised_latents_leave_the_pictures_as_they_were():
 
 
 def test_the_decoder_phase_leaves_the_latents_alone():
-    autoencoder, images = tiny(), pictures()
+    autoencoder, images = tiny(), random_images()
     before = encode(autoencoder, images)
     weights = autoencoder.decoder.conv_out.weight.detach().clone()
     for _ in fit_autoencoder(

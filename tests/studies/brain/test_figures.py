@@ -14,37 +14,39 @@ from studies.brain.settings import BrainSettings, sampling
 
 
 def slices():
-    """Ten slices of five people: the guides say 0.9 to every woman but one slice, the oracle misses
-    one slice.
+    """Ten slices of five people: the classifiers say 0.9 to every woman but one slice, the
+    anatomical measurement misses one slice.
     """
     rng = np.random.default_rng(0)
     sex = np.repeat(["F", "F", "M", "M", "M"], 2)
     right = np.where(sex == "F", 0.9, 0.1)
-    guide = right.copy()
-    guide[0] = 0.2
-    oracle = right.copy()
-    oracle[9] = np.nan
+    standard = right.copy()
+    standard[0] = 0.2
+    anatomy = right.copy()
+    anatomy[9] = np.nan
     return pd.DataFrame(
         {
             "subject": np.repeat(list("abcde"), 2),
             "sex": sex,
-            "guide_plain": guide,
-            "guide_robust": right,
-            "auditor": rng.random(10),
-            "oracle": oracle,
+            "standard": standard,
+            "robust": right,
+            "heldout": rng.random(10),
+            "anatomy": anatomy,
         }
     )
 
 
 def test_accuracies_are_counts_by_sex():
-    found = figures.accuracy_table(slices(), seed=0, replicates=50).set_index(["judge", "what"])
+    found = figures.accuracy_table(slices(), seed=0, replicates=50).set_index(["evaluator", "what"])
     assert (
-        found.value["plain guide", "sensitivity"] == 0.75
-        and found.value["plain guide", "specificity"] == 1.0
+        found.value["standard tuning classifier", "sensitivity"] == 0.75
+        and found.value["standard tuning classifier", "specificity"] == 1.0
     )
-    assert found.n["oracle", "specificity"] == 5, "a slice without a reading is not counted"
+    assert found.n["anatomical measurement", "specificity"] == 5, (
+        "a slice without a reading is not counted"
+    )
     assert (found.value_low <= found.value).all() and (found.value <= found.value_high).all()
-    assert found.value_low["plain guide", "sensitivity"] == 0.5, (
+    assert found.value_low["standard tuning classifier", "sensitivity"] == 0.5, (
         "the interval draws people, so it reaches woman a alone"
     )
 
@@ -54,25 +56,30 @@ def test_cost_counts_calls_an_image():
     first step alone.
     """
     steps = pd.DataFrame(
-        {"arm": "robust", "forward": [32 * 10] * 2, "backward": [32 * 2] * 2, "frozen": [32 * 8, 0]}
+        {
+            "arm": "transport-robust",
+            "forward": [32 * 10] * 2,
+            "backward": [32 * 2] * 2,
+            "frozen": [32 * 8, 0],
+        }
     )
     [row] = figures.cost_table(steps, 8).itertuples()
     assert (row.sampling, row.replay, row.frozen, row.calls, row.published) == (8, 6, 4, 18, 48)
     assert row.ratio == pytest.approx(18 / 48)
 
 
-def test_disagreement_is_the_share_that_the_own_guide_and_the_oracle_place_on_different_sides():
+def test_disagreement_is_between_the_tuning_classifier_of_an_arm_and_the_measurement():
     readings = pd.DataFrame(
         {
-            "arm": ["base"] * 2 + ["plain"] * 3,
-            "guide_plain": [0.9, 0.9, 0.9, 0.1, 0.9],
-            "guide_robust": [0.1, 0.9, 0.1, 0.1, 0.1],
-            "oracle": [0.2, 0.2, 0.2, 0.1, np.nan],
+            "arm": ["untuned"] * 2 + ["class-standard"] * 3,
+            "standard": [0.9, 0.9, 0.9, 0.1, 0.9],
+            "robust": [0.1, 0.9, 0.1, 0.1, 0.1],
+            "anatomy": [0.2, 0.2, 0.2, 0.1, np.nan],
         }
     )
-    base, plain = figures.disagreement(readings).itertuples()
-    assert (base.arm, base.n, base.disagree) == ("base", 2, 0.5)
-    assert (plain.arm, plain.n, plain.disagree) == ("plain", 2, 0.5)
+    untuned, tuned = figures.disagreement(readings).itertuples()
+    assert (untuned.arm, untuned.n, untuned.disagree) == ("untuned", 2, 0.5)
+    assert (tuned.arm, tuned.n, tuned.disagree) == ("class-standard", 2, 0.5)
 
 
 def test_power_on_the_rim_counts_as_such_and_power_elsewhere_does_not():

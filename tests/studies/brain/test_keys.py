@@ -117,12 +117,15 @@ def test_keys_miss_nothing_that_stages_run(settings, runs, monkeypatch):
     monkeypatch.setattr("studies.brain.anatomy.SMALLEST_MM2", 0.0)
     settings = replace(settings, images=52)  # distances want fifty
     with stages_traced() as unseen:
-        for which, arms in ((STUDY, ["plain", "robust-quantile"]), (ABLATION, ["ensemble"])):
+        for which, arms in (
+            (STUDY, ["class-standard", "quantile-robust"]),
+            (ABLATION, ["ensemble"]),
+        ):
             for arm in which.arms_of(settings, arms):
                 run = Run(which, settings, arm, 0)
                 study.readings(run)
                 study.compared(run)
-        study.measures(Run(STUDY, settings, "base", 0))
+        study.measures(Run(STUDY, settings, "untuned", 0))
         slice_readings(settings)
     assert unseen == {}
     assert stages_traced.built == {

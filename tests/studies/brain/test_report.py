@@ -23,25 +23,31 @@ def tables():
         {
             "subject": [f"s{i}" for i in range(400)],
             "sex": np.where(p > 0.5, "F", "M"),
-            "guide_robust": p,
-            "auditor": p,
-            "oracle": p,
+            "robust": p,
+            "heldout": p,
+            "anatomy": p,
             "extent_mm": 100 + 10 * (p < 0.5) + np.arange(400) % 7,
         }
     )
     prompts = np.repeat(["one", "two"], 200)
-    readings = slices.assign(arm="robust", seed=0, prompt=prompts, group="HGG", auditor=0.9)
+    readings = slices.assign(
+        arm="transport-robust", seed=0, prompt=prompts, group="HGG", heldout=0.9
+    )
     return {"readings": readings, "slices": slices}
 
 
 def test_readings_alone_decide_what_they_can(monkeypatch):
     rows = pd.DataFrame(report.criteria(tables(), BrainSettings()))
-    assert set(rows.arm) == {"robust"} and rows.metric_id.str.contains("gap").sum() == 9
+    assert set(rows.arm) == {"transport-robust"} and rows.metric_id.str.contains("gap").sum() == 9
     gaps = rows[rows.metric_id == "prompt_gap"].set_index("evaluator")
     # |1/2 - 76/166|, 1 - 76/166
-    assert gaps.estimate["guide"] == pytest.approx(0.042, abs=5e-4)
-    assert gaps.estimate["auditor"] == pytest.approx(0.542, abs=5e-4)
-    assert gaps.met.to_dict() == {"guide": False, "auditor": False, "oracle": True}
+    assert gaps.estimate["tuning classifier"] == pytest.approx(0.042, abs=5e-4)
+    assert gaps.estimate["held-out classifier"] == pytest.approx(0.542, abs=5e-4)
+    assert gaps.met.to_dict() == {
+        "tuning classifier": False,
+        "held-out classifier": False,
+        "anatomical measurement": True,
+    }
     joined = rows[rows.metric_id == "prompt_gap_seeds_joined"]
     assert joined.met.isna().all() and (rows[rows.metric_id.str.contains("gap")].n == 400).all()
     sizes = rows[rows.metric_id == "anatomy"]
@@ -52,10 +58,10 @@ def test_readings_alone_decide_what_they_can(monkeypatch):
 
 def test_the_untuned_model_is_shown_for_comparison():
     found = tables()
-    base = found["readings"].assign(arm="base")
+    base = found["readings"].assign(arm="untuned")
     found["readings"] = pd.concat([base, found["readings"]], ignore_index=True)
     rows = pd.DataFrame(report.criteria(found, BrainSettings()))
-    shown = rows[(rows.arm == "base") & (rows.metric_id != "base_share")]
+    shown = rows[(rows.arm == "untuned") & (rows.metric_id != "base_share")]
     assert len(shown) and shown.met.isna().all() and shown.criterion.isna().all()
     below = rows[rows.metric_id == "base_share"].iloc[0]
     assert below.estimate == pytest.approx(100 * (76 / 166 - 0.5)) and not below.met
@@ -68,8 +74,8 @@ def test_measures_are_means_over_seeds():
     seeds = {"seed": [1, 2]}
     measures = pd.concat(
         [
-            pd.DataFrame({"arm": "base", **seeds, **base}),
-            pd.DataFrame({"arm": "robust", **seeds, **after}),
+            pd.DataFrame({"arm": "untuned", **seeds, **base}),
+            pd.DataFrame({"arm": "transport-robust", **seeds, **after}),
         ]
     )
     rows = pd.DataFrame(report._measured(measures)).set_index("figure")
@@ -101,7 +107,7 @@ def read(female, rng, separation=1.2):
     (mm).
     """
     sign = np.where(female, 1, -1)
-    columns = ("guide_robust", "auditor", "oracle")
+    columns = ("robust", "heldout", "anatomy")
     noise = {name: rng.normal(size=len(sign)) for name in columns}
     found = {name: sigmoid(2 * separation * (separation * sign + noise[name])) for name in columns}
     return pd.DataFrame(found).assign(extent_mm=145 - 7 * sign + rng.normal(0, 6, len(sign)))
@@ -129,8 +135,8 @@ def arm(name, shares, rng, n=400, seeds=(0, 1)):
 def planted():
     rng = RNG(1)
     parts = [
-        arm("base", [0.15] * 4, rng),
-        arm("robust", [0.458] * 4, rng),
+        arm("untuned", [0.15] * 4, rng),
+        arm("transport-robust", [0.458] * 4, rng),
         arm("conditional", [0.376, 0.585] * 2, rng),
     ]
     return pd.concat(parts, ignore_index=True)
@@ -142,7 +148,7 @@ def rows_of(readings, slices, replicates=20):
 
 def test_a_good_study_passes(planted, slices):
     rows = rows_of(planted, slices, 60)
-    tuned = rows[(rows.arm != "base") & (rows.metric_id != "anatomy")]
+    tuned = rows[(rows.arm != "untuned") & (rows.metric_id != "anatomy")]
     assert tuned.met.dropna().all(), tuned[tuned.met.eq(False)]
     assert rows.met[rows.metric_id == "base_share"].all()
     assert set(rows.figure) == {
@@ -159,9 +165,9 @@ def test_a_good_study_passes(planted, slices):
 
 
 def test_an_untuned_study_fails(planted, slices):
-    base = planted[planted.arm == "base"]
-    rows = rows_of(pd.concat([base, base.assign(arm="robust")]), slices)
-    gaps = rows[(rows.arm == "robust") & rows.figure.str.contains("gap")]
+    base = planted[planted.arm == "untuned"]
+    rows = rows_of(pd.concat([base, base.assign(arm="transport-robust")]), slices)
+    gaps = rows[(rows.arm == "transport-robust") & rows.figure.str.contains("gap")]
     decided = gaps[gaps.met.notna()]
     assert len(gaps) == 9 and len(decided) == 6 and not decided.met.any()
     assert not rows.figure.str.contains("HGG").any()
@@ -170,19 +176,21 @@ def test_an_untuned_study_fails(planted, slices):
 
 
 def test_an_arm_that_is_not_there_has_no_rows(planted, slices):
-    whole, part = (rows_of(some, slices) for some in (planted, planted[planted.arm == "robust"]))
-    assert set(part.arm) == {"robust"}
+    whole, part = (
+        rows_of(some, slices) for some in (planted, planted[planted.arm == "transport-robust"])
+    )
+    assert set(part.arm) == {"transport-robust"}
     kept = ["figure", "arm", "evaluator", "estimate", "floor"]
-    same = whole[whole.arm == "robust"][kept].reset_index(drop=True)
+    same = whole[whole.arm == "transport-robust"][kept].reset_index(drop=True)
     pd.testing.assert_frame_equal(part[kept], same)
 
 
 def test_seeds_on_either_side_do_not_cancel(slices):
     rng = RNG(5)
-    parts = [arm("base", [0.1] * 4, rng), arm("robust", [0.258] * 4, rng, seeds=(0,))]
-    parts.append(arm("robust", [0.658] * 4, rng, seeds=(1,)))
+    parts = [arm("untuned", [0.1] * 4, rng), arm("transport-robust", [0.258] * 4, rng, seeds=(0,))]
+    parts.append(arm("transport-robust", [0.658] * 4, rng, seeds=(1,)))
     rows = rows_of(pd.concat(parts, ignore_index=True), slices)
-    rows = rows[rows.arm == "robust"]
+    rows = rows[rows.arm == "transport-robust"]
     gaps = rows[rows.metric_id == "prompt_gap"].estimate.to_numpy()
     assert gaps == pytest.approx(np.full(3, 0.2), abs=0.04)
     assert (rows[rows.metric_id == "prompt_gap_seeds_joined"].estimate < 0.06).all()

@@ -52,32 +52,42 @@ def test_targets_are_counted_in_subjects(settings, runs):
 
 @slow
 def test_the_study_writes_what_the_report_reads(settings, runs, tmp_path, few):
-    out = run_study(STUDY, settings, ["robust", "conditional"], [0], tmp_path / "all")
+    out = run_study(STUDY, settings, ["transport-robust", "conditional"], [0], tmp_path / "all")
     tables = load_results(STUDY, out)
     readings, history = tables["readings"], tables["history"]
-    assert readings.groupby("arm").size().to_dict() == {"base": 16, "conditional": 16, "robust": 16}
-    assert readings[["guide_plain", "guide_robust", "auditor"]].stack().between(0, 1).all()
-    assert history.groupby("arm").step.max().to_dict() == {"robust": 1, "conditional": 1}
+    assert readings.groupby("arm").size().to_dict() == {
+        "conditional": 16,
+        "transport-robust": 16,
+        "untuned": 16,
+    }
+    assert readings[["standard", "robust", "heldout"]].stack().between(0, 1).all()
+    assert history.groupby("arm").step.max().to_dict() == {"transport-robust": 1, "conditional": 1}
     assert list(tables["measures"]) == [
         *("arm", "seed", "contrast", "tumour", "side", "grade", "cosine", "cosine_kept", "kept"),
         *MMD,
     ]
     costs = tables["cost"].set_index(["arm", "kind"])
-    assert costs.loc["base"].to_dict("index") == {"sampling": BASE_COST}
+    assert costs.loc["untuned"].to_dict("index") == {"sampling": BASE_COST}
     # eight prompts, two noises each; two steps of four images, one solver step of two replayed
-    assert costs.loc["robust"].forward.to_dict() == {
+    assert costs.loc["transport-robust"].forward.to_dict() == {
         "sampling": 32,
         "base cache": 32,
         "tuning": 16,
         "replay": 8,
     }
-    assert costs.loc["robust"].backward.sum() == 8
-    before, after = (readings[readings.arm == arm] for arm in ("base", "robust"))
+    assert costs.loc["transport-robust"].backward.sum() == 8
+    before, after = (readings[readings.arm == arm] for arm in ("untuned", "transport-robust"))
     assert not np.allclose(before.extent_mm, after.extent_mm), "tuning changed the images"
-    again = run_study(STUDY, settings, ["base", "robust", "robust"], [0, 0], tmp_path / "again")
+    again = run_study(
+        STUDY,
+        settings,
+        ["untuned", "transport-robust", "transport-robust"],
+        [0, 0],
+        tmp_path / "again",
+    )
     same = load_results(STUDY, again)
     pd.testing.assert_frame_equal(
-        same["readings"][same["readings"].arm == "robust"].reset_index(drop=True),
+        same["readings"][same["readings"].arm == "transport-robust"].reset_index(drop=True),
         after.reset_index(drop=True),
     )
     assert len(same["readings"]) == 32 and len(same["history"]) == 2, "named twice, counted once"
@@ -86,9 +96,9 @@ def test_the_study_writes_what_the_report_reads(settings, runs, tmp_path, few):
 @slow
 def test_readings_alone_need_no_untuned_images(settings, runs, tmp_path, few):
     only = ("readings", "slices", "history")
-    out = run_study(STUDY, settings, ["robust"], [0], tmp_path, only, references=False)
+    out = run_study(STUDY, settings, ["transport-robust"], [0], tmp_path, only, references=False)
     tables = load_results(STUDY, out)
-    assert sorted(tables) == sorted(only) and set(tables["readings"].arm) == {"robust"}
+    assert sorted(tables) == sorted(only) and set(tables["readings"].arm) == {"transport-robust"}
 
 
 @slow
@@ -166,13 +176,15 @@ class Stopping:
 
 @slow
 def test_what_each_part_contributes(settings, runs, tmp_path, few):
-    out = run_study(ABLATION, settings, ["ensemble", "robust"], [0], tmp_path)
+    out = run_study(ABLATION, settings, ["ensemble", "transport-robust"], [0], tmp_path)
     tables = load_results(ABLATION, out)
     table, readings = tables["ablation"], tables["readings"]
-    assert list(table.arm) == ["robust", "ensemble"], "in the order of ABLATIONS"
+    assert list(table.arm) == ["transport-robust", "ensemble"], "in the order of ABLATIONS"
     assert (table.seconds > 0).all()
-    assert set(readings.arm) == {"base", "robust", "ensemble"}, "every image's readings are kept"
-    assert readings[readings.arm == "ensemble"].guide_ensemble.notna().all()
+    assert set(readings.arm) == {"untuned", "transport-robust", "ensemble"}, (
+        "every image's readings are kept"
+    )
+    assert readings[readings.arm == "ensemble"].ensemble.notna().all()
     members = [member.load() for member in tuning_classifier(settings, "ensemble")]
     images = torch.rand(4, 1, 128, 128) * 2 - 1
     mean = sum(predict(member, images).logit for member in members) / len(members)
@@ -184,10 +196,10 @@ def test_what_each_part_contributes(settings, runs, tmp_path, few):
 @slow
 def test_every_run_may_have_its_own_tuning_classifier_and_base_cache(settings, runs):
     own = dataclasses.replace(settings, classifier_seed=None, cache_seed=None)
-    one, other = (tuning_classifier(own, "plain", seed) for seed in (10, 11))
-    assert one == tuning_classifier(settings, "plain", 3) and one != other
-    assert alignment(own, Tuning("plain"), 7).noise_seed is None
-    assert alignment(settings, Tuning("plain"), 7).noise_seed == 100
+    one, other = (tuning_classifier(own, "standard", seed) for seed in (10, 11))
+    assert one == tuning_classifier(settings, "standard", 3) and one != other
+    assert alignment(own, Tuning("standard"), 7).noise_seed is None
+    assert alignment(settings, Tuning("standard"), 7).noise_seed == 100
 
 
 def test_shares_of_a_variant_are_read_by_its_own_tuning_classifier():
@@ -196,26 +208,24 @@ def test_shares_of_a_variant_are_read_by_its_own_tuning_classifier():
         {
             "subject": [f"s{i}" for i in range(100)],
             "sex": np.where(p > 0.5, "F", "M"),
-            "guide_bare": p,
-            "guide_robust": p,
-            "auditor": p,
-            "oracle": p,
+            "bare": p,
+            "robust": p,
+            "heldout": p,
+            "anatomy": p,
             "extent_mm": 100 + 10 * (p < 0.5) + np.arange(100) % 7,
         }
     )
-    readings = slices.assign(
-        arm="bare", prompt="one", group="HGG", guide_bare=0.9, guide_robust=0.1
-    )
+    readings = slices.assign(arm="bare", prompt="one", group="HGG", bare=0.9, robust=0.1)
     found = study.shares(readings, slices, "bare")
-    assert found["guide"] == 1 and found["disagree"] == 0.5
-    assert found["auditor"] == pytest.approx(0.5)
+    assert found["tuning_classifier"] == 1 and found["disagree"] == 0.5
+    assert found["heldout"] == pytest.approx(0.5)
     assert found["size_F"] == pytest.approx(0) and found["images"] == 100
 
 
 def test_variants_differ_from_the_default_in_what_they_say():
-    tunings = {name: arm.tuning for name, arm in ABLATIONS.items() if name != "base"}
+    tunings = {name: arm.tuning for name, arm in ABLATIONS.items() if name != "untuned"}
     chosen = {name: alignment(BrainSettings(), tuning, 1) for name, tuning in tunings.items()}
-    default = chosen["robust"]
+    default = chosen["transport-robust"]
     for name, tuning in tunings.items():
         other = {
             field.name
@@ -224,7 +234,7 @@ def test_variants_differ_from_the_default_in_what_they_say():
         }
         if tuning.family == "transport":
             assert other == set(tuning.changes), name
-        assert name == "robust" or other or tuning.classifier != "robust"
+        assert name == "transport-robust" or other or tuning.classifier != "robust"
 
 
 def test_more_images_have_a_folder_of_their_own():
@@ -235,11 +245,16 @@ def test_more_images_have_a_folder_of_their_own():
 
 @pytest.mark.parametrize(
     ("which", "arm"),
-    [(STUDY, "robusted"), (STUDY, "bare"), (ABLATION, "blunt"), (ABLATION, "conditional")],
+    [
+        (STUDY, "transport-robusted"),
+        (STUDY, "bare"),
+        (ABLATION, "blunt"),
+        (ABLATION, "conditional"),
+    ],
 )
 def test_an_unknown_arm_is_refused_before_any_work(which, arm, tmp_path):
     with pytest.raises(SettingsError, match=f"'{arm}'"):
-        run_study(which, BrainSettings(weights="nowhere"), ["robust", arm], [1], tmp_path)
+        run_study(which, BrainSettings(weights="nowhere"), ["transport-robust", arm], [1], tmp_path)
     assert not list(tmp_path.iterdir())
 
 
@@ -279,6 +294,6 @@ def test_the_study_names_what_it_read(settings, runs):
 
 @slow
 def test_a_notebook_gets_the_same_in_memory(settings, runs, few):
-    tables = tables_of(STUDY, settings, ["robust"], [0], ["readings", "measures"])
+    tables = tables_of(STUDY, settings, ["transport-robust"], [0], ["readings", "measures"])
     assert set(tables) == {"readings", "measures"} and len(tables["readings"]) == 32
     assert set(ARMS) >= set(tables["measures"].arm)
