@@ -69,11 +69,8 @@ def only(folder: Path, pattern: str, remedy: str) -> Path:
     paths = listed(folder, pattern)
     if len(paths) != 1:
         names = f" ({', '.join(path.name for path in paths)})" if paths else ""
-        raise missing(
-            folder,
-            f"{len(paths) or 'none'} of the files match {pattern}{names}, expected one",
-            remedy,
-        )
+        what = f"{len(paths) or 'none'} of the files match {pattern}{names}, expected one"
+        raise missing(folder, what, remedy)
     return paths[0]
 
 
