@@ -13,7 +13,7 @@ from torch import Tensor
 from fairlib import figures
 from fairlib.io import to_images
 from studies.brain.arms import ARMS
-from studies.brain.settings import BrainSettings
+from studies.brain.data import BrainSettings
 from studies.brain.study import image_readings
 
 SEED, COUNT = 2, 10

@@ -30,20 +30,18 @@ from fairlib.models.generator import Generator
 from studies.brain.data import (
     EVALUATION_PROMPTS,
     FIDELITY_PROMPTS,
-    Prompt,
-    cohort,
-    female_shares,
-    split,
-)
-from studies.brain.evaluators import Fitted, combined, tuning_classifier
-from studies.brain.settings import (
     BrainSettings,
+    Prompt,
     Sampling,
     Tuning,
     alignment,
     cache_settings,
+    cohort,
+    female_shares,
     sampling,
+    split,
 )
+from studies.brain.evaluators import Fitted, combined, tuning_classifier
 from studies.engine import accelerator
 from studies.engine.stage import Artifact, Progress, stage
 from studies.engine.study import Arm

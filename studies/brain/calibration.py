@@ -22,9 +22,8 @@ from fairlib.io import read_tensors, to_bytes, to_images, write_bytes, write_ten
 from fairlib.models.generator import Generator
 from fairlib.models.solvers import Solver, ddim
 from studies.brain.arms import base_model
-from studies.brain.data import cohort, split
+from studies.brain.data import ComparisonSettings, cohort, split
 from studies.brain.phantom import RadiologySettings, draw_slice
-from studies.brain.settings import ComparisonSettings
 from studies.engine.stage import Artifact, Progress, stage
 
 SETS = ("radiology", "denoised", "test", "pairs")

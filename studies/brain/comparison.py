@@ -33,7 +33,14 @@ from studies.brain.arms import (
     tuned_images,
 )
 from studies.brain.calibration import COLUMNS, calibration_sets, known_images, test_images
-from studies.brain.data import EVALUATION_PROMPTS, cohort, split
+from studies.brain.data import (
+    EVALUATION_PROMPTS,
+    ComparisonSettings,
+    Tuning,
+    alignment,
+    cohort,
+    split,
+)
 from studies.brain.estimation import estimators
 from studies.brain.evaluators import (
     BrainEvaluator,
@@ -49,7 +56,6 @@ from studies.brain.evaluators import (
     tuning_classifier,
 )
 from studies.brain.quality import attributes, comparison, consistency, prompt_fidelity, read_values
-from studies.brain.settings import ComparisonSettings, Tuning, alignment
 from studies.brain.study import STUDY as BRAIN
 from studies.brain.transfer import transfer
 from studies.engine.stage import Artifact, Progress, stage

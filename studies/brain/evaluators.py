@@ -32,8 +32,7 @@ from fairlib.models.classifier import (
     save_classifier,
 )
 from studies.brain.anatomy import AREA, AXES, AnatomicalMeasurement, fit_anatomy
-from studies.brain.data import cohort, split
-from studies.brain.settings import BrainSettings
+from studies.brain.data import BrainSettings, cohort, split
 from studies.engine import accelerator
 from studies.engine.stage import Artifact, Progress, stage
 

@@ -17,8 +17,8 @@ from fairlib.models.generator import Generator
 from fairlib.models.training import device_of
 from studies.brain.anatomy import Outline
 from studies.brain.arms import ARMS
+from studies.brain.data import BrainSettings
 from studies.brain.evaluators import EVALUATORS, NAMES
-from studies.brain.settings import BrainSettings
 
 Make = Callable[..., solvers.Solver]
 SOLVERS = {"DDIM": solvers.ddim, "DPM-Solver++ 2M": solvers.dpm_solver_2m}

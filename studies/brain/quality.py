@@ -26,9 +26,8 @@ from fairlib.models.classifier import (
 )
 from fairlib.models.clip import Clip
 from studies.brain.arms import Plan
-from studies.brain.data import split, training_cohort
+from studies.brain.data import BrainSettings, split, training_cohort
 from studies.brain.evaluators import combined, read_classifier
-from studies.brain.settings import BrainSettings
 from studies.engine import accelerator
 from studies.engine.stage import Artifact, Progress, stage
 

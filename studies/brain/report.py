@@ -19,8 +19,8 @@ from fairlib.measures.shares import (
     within_sex_table,
 )
 from studies.brain.arms import ARMS
+from studies.brain.data import BrainSettings
 from studies.brain.evaluators import NAMES, TUNING_CLASSIFIER, evaluators_of
-from studies.brain.settings import BrainSettings
 from studies.engine import repository
 from studies.engine.criteria import Criterion, Rule
 

@@ -47,17 +47,19 @@ from studies.brain.arms import (
     read_images,
     targets_of,
 )
-from studies.brain.data import EVALUATION_PROMPTS, cohort, split
-from studies.brain.evaluators import combined, tuning_classifier
-from studies.brain.settings import (
+from studies.brain.data import (
+    EVALUATION_PROMPTS,
     RANKED,
     TUNING,
     BrainSettings,
     Sampling,
     Tuning,
     alignment,
+    cohort,
     sampling,
+    split,
 )
+from studies.brain.evaluators import combined, tuning_classifier
 from studies.engine.stage import Artifact, Progress, stage
 
 FIT_NOISE = 6800  # stream of noises of what is fitted before sampling

@@ -32,7 +32,7 @@ from studies.brain.arms import (
     history,
     tuned,
 )
-from studies.brain.data import EVALUATION_PROMPTS, cohort, split, splits
+from studies.brain.data import EVALUATION_PROMPTS, BrainSettings, alignment, cohort, split, splits
 from studies.brain.evaluators import (
     EVALUATORS,
     EVERYWHERE,
@@ -42,7 +42,6 @@ from studies.brain.evaluators import (
 )
 from studies.brain.quality import attributes, comparison, prompt_fidelity
 from studies.brain.report import corrected_shares, criteria
-from studies.brain.settings import BrainSettings, alignment
 from studies.engine.stage import Artifact
 from studies.engine.study import Run, Source, Study, Table
 

@@ -12,9 +12,16 @@ import pandas as pd
 
 from fairlib.cohorts.brats import caption
 from studies.brain.arms import Plan, generated, images_of
-from studies.brain.data import EVALUATION_PROMPTS, FIDELITY_PROMPTS, SIDES, Prompt
+from studies.brain.data import (
+    EVALUATION_PROMPTS,
+    FIDELITY_PROMPTS,
+    SIDES,
+    ComparisonSettings,
+    Prompt,
+    Sampling,
+    sampling,
+)
 from studies.brain.evaluators import BrainEvaluator, read_images
-from studies.brain.settings import ComparisonSettings, Sampling, sampling
 from studies.engine.study import Run
 
 TRANSFER_NOISE = 7700

@@ -27,9 +27,7 @@ from fairlib.models.controlnet import ControlledGenerator
 from studies.engine import accelerator
 from studies.engine.stage import Artifact, Progress, stage
 from studies.engine.study import read_table
-from studies.heart.data import Hearts, HeartSettings, part
-from studies.heart.evaluators import UNITS, Readings, fitted
-from studies.heart.generation import (
+from studies.heart.arms import (
     FLIPPED,
     OTHER,
     WAYS,
@@ -40,6 +38,8 @@ from studies.heart.generation import (
     readings,
     weights_of,
 )
+from studies.heart.data import Hearts, HeartSettings, part
+from studies.heart.evaluators import UNITS, Readings, fitted
 from studies.heart.phantom import expected_geometry
 
 SUBGROUPS = ("sex", "age", "bmi_class", "diagnosis", "sex, diagnosis", "bmi_class, diagnosis")

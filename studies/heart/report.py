@@ -17,9 +17,8 @@ import pandas as pd
 from fairlib.measures.intervals import Interval
 from studies.engine.criteria import Criterion, Rule
 from studies.engine.study import Tables
-from studies.heart.arms import best_synthetic
+from studies.heart.arms import WAYS, best_synthetic
 from studies.heart.data import PAPER_GUIDANCE, HeartSettings
-from studies.heart.generation import WAYS
 from studies.heart.measures import THROUGH, lowest_dice
 
 DICE = Criterion("dice_lowest", "Dice, lowest subgroup ({group}){where}", 0.85, Rule.AT_LEAST)

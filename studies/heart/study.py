@@ -32,8 +32,11 @@ from studies.engine.stage import Artifact, as_is
 from studies.engine.study import Study, Table, Tables, load_results, settings_of
 from studies.heart.arms import (
     ARMS,
+    FLIPPED,
+    WAYS,
     comparable,
     default_arms,
+    generated,
     margins_of,
     subjects_of,
     summary,
@@ -41,7 +44,6 @@ from studies.heart.arms import (
 )
 from studies.heart.data import SOURCES, HeartSettings, left_out
 from studies.heart.evaluators import EVALUATORS
-from studies.heart.generation import FLIPPED, WAYS, generated
 from studies.heart.measures import tables_on_hearts
 from studies.heart.report import criteria
 

@@ -6,7 +6,7 @@ import torch
 from fairlib.models import clip as cl
 from fairlib.models import generator as gen
 from fairlib.models.autoencoder import build_autoencoder
-from studies.brain.settings import BrainSettings
+from studies.brain.data import BrainSettings
 from studies.engine.stage import write_manifest
 
 CLIP = {

@@ -8,7 +8,7 @@ import pytest
 
 from studies.brain import comparison, comparison_report
 from studies.brain.arms import TunedArm
-from studies.brain.settings import ComparisonSettings, alignment
+from studies.brain.data import ComparisonSettings, alignment
 from studies.engine.criteria import criteria_table
 from tests.studies.brain.test_outcomes import world
 

@@ -9,8 +9,7 @@ from fairlib.models.generator import Generator, alphas_cumprod
 from studies.brain import figures
 from studies.brain.anatomy import Outline
 from studies.brain.arms import Plan, sample
-from studies.brain.data import EVALUATION_PROMPTS
-from studies.brain.settings import BrainSettings, sampling
+from studies.brain.data import EVALUATION_PROMPTS, BrainSettings, sampling
 
 
 def slices():

@@ -12,10 +12,9 @@ import pytest
 from fairlib.cohorts import brats
 from studies.brain import study
 from studies.brain.arms import tuned
-from studies.brain.data import cohort
+from studies.brain.data import BrainSettings, Tuning, cohort
 from studies.brain.evaluators import EVERYWHERE
 from studies.brain.phantom import PhantomSettings, write_brats
-from studies.brain.settings import BrainSettings, Tuning
 from studies.brain.study import ABLATION, STUDY, slice_readings
 from studies.engine import stage
 from studies.engine.stage import write_manifest

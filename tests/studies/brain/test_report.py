@@ -7,8 +7,8 @@ import pytest
 from fairlib.measures.intervals import Interval
 from fairlib.measures.shares import sigmoid
 from studies.brain import report
+from studies.brain.data import BrainSettings
 from studies.brain.report import readings_criteria
-from studies.brain.settings import BrainSettings
 
 RNG = np.random.default_rng
 PROMPTS = [f"{contrast}-{grade}" for contrast in ("t1", "flair") for grade in ("HGG", "LGG")]

@@ -13,9 +13,16 @@ from fairlib.io import read_json, read_tensors
 from fairlib.models.classifier import predict
 from studies.brain import arms, quality, study
 from studies.brain.arms import ABLATIONS, ARMS, base_model, tuned, tuned_generator
-from studies.brain.data import FRACTIONS, cohort, splits, target_share
+from studies.brain.data import (
+    FRACTIONS,
+    BrainSettings,
+    Tuning,
+    alignment,
+    cohort,
+    splits,
+    target_share,
+)
 from studies.brain.evaluators import combined, tuning_classifier
-from studies.brain.settings import BrainSettings, Tuning, alignment
 from studies.brain.study import ABLATION, STUDY
 from studies.engine import repository
 from studies.engine.study import Source, load_results, run_study, same_study, tables_of

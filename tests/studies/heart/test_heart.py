@@ -18,9 +18,22 @@ from studies.engine import cli, repository, stages_folder
 from studies.engine.stage import write_manifest
 from studies.engine.study import Arm, Run, load_results, run_study, same_study, settings_of
 from studies.heart import arms, report
-from studies.heart.arms import ARMS, best_synthetic, compared, excluded, ppv, subsampled
+from studies.heart.arms import (
+    ARMS,
+    FLIPPED,
+    WAYS,
+    WORDS,
+    best_synthetic,
+    compared,
+    excluded,
+    flipped,
+    generated,
+    ppv,
+    preview,
+    requests,
+    subsampled,
+)
 from studies.heart.data import HeartSettings, part, part_settings, trained_on
-from studies.heart.generation import FLIPPED, WAYS, WORDS, flipped, generated, preview, requests
 from studies.heart.measures import BMI_STEP, prompt_or_mask, recovered
 from studies.heart.phantom import PhantomSettings, draw_hearts
 from studies.heart.report import in_words, worst_difference

@@ -7,7 +7,7 @@ import pytest
 
 from fairlib.io import write_json
 from studies.engine.study import write_table
-from studies.heart.generation import WAYS
+from studies.heart.arms import WAYS
 from studies.heart.report import scales_in_words, scales_table
 from studies.heart.study import long_runs
 

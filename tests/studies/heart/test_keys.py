@@ -8,8 +8,7 @@ import pytest
 
 from studies.engine import stage
 from studies.engine.study import run_study
-from studies.heart.data import HeartSettings, mnms_cohort, read_part
-from studies.heart.generation import (
+from studies.heart.arms import (
     FLIPPED,
     WAYS,
     generated,
@@ -18,6 +17,7 @@ from studies.heart.generation import (
     readings,
     weights_of,
 )
+from studies.heart.data import HeartSettings, mnms_cohort, read_part
 from studies.heart.phantom import PhantomSettings, write_mnms
 from studies.heart.study import STUDY, cost
 from tests.studies.tracing import stages_traced
