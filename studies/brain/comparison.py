@@ -14,11 +14,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
+import torch
 from torch import Tensor
 
 from fairlib.cohorts.cohort import Cohort
-from fairlib.io import write_json
+from fairlib.io import to_images, write_json
+from fairlib.models.classifier import predict
 from fairlib.models.clip import Clip
 from studies.brain import comparison_report, rivals
 from studies.brain.arms import (
@@ -55,7 +58,14 @@ from studies.brain.evaluators import (
     selection_classifier,
     tuning_classifier,
 )
-from studies.brain.quality import attributes, comparison, consistency, prompt_fidelity, read_values
+from studies.brain.quality import (
+    attributes,
+    comparison,
+    consistency,
+    distance_fairness,
+    prompt_fidelity,
+    read_values,
+)
 from studies.brain.study import STUDY as BRAIN
 from studies.brain.transfer import transfer
 from studies.engine.stage import Artifact, Progress, stage
@@ -147,6 +157,25 @@ def estimation(tables: Tables, settings: ComparisonSettings) -> pd.DataFrame:
     """
     known = tables["calibration"]
     return estimators(known[known.seed == known.seed.min()])
+
+
+def fairness_of_distance(settings: ComparisonSettings) -> pd.DataFrame:
+    """Whether distances in each feature space see the same damage in both sexes."""
+    known = calibration_sets(settings)["radiology"].load()
+    count = min(len(known.images), 2000)
+    images = to_images(known.images[:count])
+    classifier, clip = attributes(settings).load(), clip_model(settings).load()
+
+    @torch.no_grad()
+    def embedded(shown: Tensor) -> np.ndarray:
+        return torch.cat([clip.embed_images(part) for part in shown.split(50)]).cpu().numpy()
+
+    spaces = {
+        "attribute classifier": lambda shown: predict(classifier, shown).features.numpy(),
+        "CLIP": embedded,
+    }
+    female = (known.table.sex[:count] == "F").to_numpy(int)
+    return distance_fairness(spaces, images, female, {"blur": (1.0,), "noise": (0.1,)})
 
 
 def measures(run: Run) -> pd.DataFrame:
@@ -417,6 +446,7 @@ STUDY: Study[ComparisonSettings] = Study(
         "measures": Table(measures),
         "history": Table(tuning_history, arms=_tuned, compressed=True, decimals=6),
         "cost": Table(cost),
+        "distance_fairness": Table(fairness_of_distance, "study"),
         "estimation": Table(estimation, per="summary"),
     },
     sources=BRAIN.sources,

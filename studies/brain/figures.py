@@ -19,6 +19,7 @@ from studies.brain.anatomy import Outline
 from studies.brain.arms import ARMS
 from studies.brain.data import BrainSettings
 from studies.brain.evaluators import EVALUATORS, NAMES
+from studies.brain.quality import disturbed
 
 Make = Callable[..., solvers.Solver]
 SOLVERS = {"DDIM": solvers.ddim, "DPM-Solver++ 2M": solvers.dpm_solver_2m}
@@ -104,18 +105,6 @@ def _beyond(shape: Outline, row: np.ndarray, column: np.ndarray) -> np.ndarray:
     up, right, rays = shape.centre[0] - row, column - shape.centre[1], len(shape.radii)
     ray = np.round(np.arctan2(up, right) / (2 * np.pi) * rays).astype(int) % rays
     return np.hypot(up, right) - shape.radii[ray]
-
-
-def disturbed(images: Tensor, kind: str, level: float, seed: int = 0) -> Tensor:
-    """`images` with white noise of standard deviation `level`, or blurred by a Gaussian of `level`
-    pixels; no size changes.
-    """
-    if kind == "noise":
-        rng = torch.Generator().manual_seed(seed)
-        return (images + level * torch.randn(images.shape, generator=rng)).clamp(-1, 1)
-    from scipy.ndimage import gaussian_filter
-
-    return torch.from_numpy(gaussian_filter(images.numpy(), (0, 0, level, level)))
 
 
 def disturbance_table(
