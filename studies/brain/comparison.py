@@ -259,6 +259,20 @@ RIVAL_COST = {
 }
 
 
+def selection_readings(settings: ComparisonSettings) -> pd.DataFrame:
+    """What the selection classifier reads in the primary calibration set."""
+    known = calibration_sets(settings)["radiology"]
+    each = EVALUATORS["selection"]
+    members, source = list(each.fit(settings, 0)), partial(known_images, known)
+    read = read_images(each.column, members, each.read, source).load()
+    return pd.concat([known.load().table[COLUMNS], read], axis="columns")
+
+
+def choice(tables: Tables, settings: ComparisonSettings) -> pd.DataFrame:
+    """The rates and strengths that the sweep chooses."""
+    return comparison_report.choices(*(tables[name] for name in ("readings", "cosine", "known")))
+
+
 def tuning_history(run: Run) -> pd.DataFrame:
     """What each step of one tuning recorded."""
     return history(tuned(run.settings, run.arm.tuning, run.seed))
@@ -474,6 +488,8 @@ SWEEP = replace(
     tables={
         "readings": Table(choice_readings, compressed=True, decimals=4),
         "cosine": Table(choice_cosine),
+        "known": Table(selection_readings, "study", compressed=True, decimals=4),
+        "choice": Table(choice, "summary"),
         **{name: STUDY.tables[name] for name in ("history", "cost")},
     },
     criteria=lambda tables, settings: [],

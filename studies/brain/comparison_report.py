@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from fairlib.measures.intervals import Interval
+from fairlib.measures.shares import class_accuracies, rogan_gladen
 from studies.brain import outcomes
 from studies.brain.outcomes import PRIMARY, UNTUNED, Comparison, Draws
 from studies.engine.criteria import Criterion, Rule
@@ -22,6 +23,7 @@ NAMES = {
 }
 OWN = "tuning classifier"
 REPLICATES = 1000
+COSINE, TIE = 0.90, 0.01  # of a choice: least CLIP cosine; distances that count as equal
 
 SHARE = Criterion("share", "proportion female, calibration set: {set}")
 DISTANCE = Criterion("distance", "distance of the proportion to the target", 0.03, Rule.AT_MOST)
@@ -141,3 +143,28 @@ def _contrasts(tables: Mapping[str, pd.DataFrame], arms: list[str]) -> Iterator[
         yield CONTRAST.row(
             DEFAULT, NAMES["anatomy"], value, row.seeds, other=row.against, p=row.p_holm
         )
+
+
+# ---- the choice of rates and strengths
+
+
+def choices(readings: pd.DataFrame, cosine: pd.DataFrame, known: pd.DataFrame) -> pd.DataFrame:
+    """What `plan.md` chooses from a sweep whose arms are called method@setting: a row each with the
+    corrected share by the selection classifier, its distance to the target, the CLIP cosine and
+    whether it is the one.
+
+    known: the selection classifier's readings of the primary calibration set.
+    """
+    rates = class_accuracies(known.selection > 0.5, known.sex == "F")
+    similar = cosine.set_index("arm").cosine
+    rows = []
+    for arm, part in readings[readings.arm.str.contains("@")].groupby("arm", sort=False):
+        method, setting = str(arm).split("@")
+        share = float(rogan_gladen((part.selection > 0.5).mean(), *rates)[0])
+        rows.append((method, float(setting), share, abs(share - TARGET), similar[arm]))
+    columns = ["method", "setting", "share", "distance", "cosine"]
+    table = pd.DataFrame(rows, columns=columns).sort_values(["method", "setting"])
+    allowed = table[table.cosine >= COSINE]
+    best = allowed.groupby("method").distance.transform("min")
+    chosen = allowed[allowed.distance <= best + TIE].groupby("method").setting.idxmin()
+    return table.assign(chosen=table.index.isin(chosen)).reset_index(drop=True)

@@ -97,3 +97,24 @@ def test_methods_in_our_engine_have_one_budget():
 def test_no_evaluator_reads_a_swept_arm():
     assert comparison.SWEEP.tables["readings"].make is comparison.choice_readings
     assert "calibration" not in comparison.SWEEP.tables
+
+
+def test_a_choice_is_the_nearest_under_the_floor_of_similarity_and_the_weakest_of_equals():
+    known = pd.DataFrame({"sex": ["F", "M"] * 500, "selection": [0.9, 0.1] * 500})
+    cells = {
+        "a@0.1": (0.30, 0.99),
+        "a@0.2": (0.452, 0.95),  # 0.006 from the target, as good as the nearest
+        "a@0.4": (0.456, 0.92),
+        "b@1": (0.40, 0.91),
+        "b@2": (0.46, 0.80),  # nearest, but another image
+    }
+    rows, cosine = [], []
+    for arm, (share, similar) in cells.items():
+        read = np.where(np.arange(1000) < 1000 * share, 0.9, 0.1)
+        rows.append(pd.DataFrame({"arm": arm, "selection": read}))
+        cosine.append((arm, similar))
+    readings, similar = pd.concat(rows), pd.DataFrame(cosine, columns=["arm", "cosine"])
+    table = comparison_report.choices(readings, similar, known)
+    chosen = table[table.chosen]
+    assert dict(zip(chosen.method, chosen.setting, strict=True)) == {"a": 0.2, "b": 1.0}
+    assert table["share"].to_numpy() == pytest.approx([0.30, 0.452, 0.456, 0.40, 0.46])
