@@ -42,8 +42,8 @@ def names(requirements):
 
 @pytest.mark.parametrize(
     ("folder", "groups"),
-    [("fairlib", ("models", "figures")), ("studies", ("models", "figures", "book")),
-     ("book", ("figures", "book")),],
+    [("fairlib", ("models", "figures")), ("studies", ("models", "figures", "notebooks", "book")),
+     ("book", ("figures", "notebooks", "book")),],
 )  # fmt: skip
 def test_what_is_imported_is_declared(folder, groups):
     declared = names(PROJECT["dependencies"]).union(*(names(EXTRAS[group]) for group in groups))

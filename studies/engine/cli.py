@@ -1,5 +1,5 @@
 """The command line of the experiments: `python -m studies brain | ablation | heart | fundus |
-statistics | grid | report | base | run | html`.
+statistics | grid | report | base | run | html | address`.
 
 The options of a study are the fields of its settings, so that a new setting is an option at once.
 """
@@ -128,6 +128,15 @@ def html(options: argparse.Namespace) -> None:
     print(build_book(options.profile, strict=not options.lenient))
 
 
+def address(options: argparse.Namespace) -> None:
+    """Print the repository's address; or write URL into badges, launch buttons, citation and
+    set-up cells, and name the files that changed.
+    """
+    from studies.book import address as places
+
+    print(*(places.set_address(options.url) if options.url else [places.address()]), sep="\n")
+
+
 def _parser(arguments: list[str]) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="studies", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="command")
@@ -158,6 +167,8 @@ def _parser(arguments: list[str]) -> argparse.ArgumentParser:
     notebooks.add_argument("--jobs", type=int, metavar="N", help=jobs)
     book = _command(commands, html, parents=[of_profile])
     book.add_argument("--lenient", action="store_true", help="let warnings pass")
+    published = _command(commands, address)
+    published.add_argument("url", nargs="?", metavar="URL", help="as https://github.com/OWNER/NAME")
     return parser
 
 
