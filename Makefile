@@ -15,7 +15,7 @@ RUN   := .venv/bin/python
 STAMP := .venv/.installed
 SAY    = @printf '%s  %s\n' "$$(date +%H:%M:%S)"
 
-.PHONY: help book html run test base bench smoke report doctor lock clean
+.PHONY: help book html run test base bench smoke report doctor colab lock clean
 
 help:             ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -51,6 +51,9 @@ report: $(STAMP)  ## figures, intervals and criteria of every study
 
 doctor: $(STAMP)  ## versions, device, weights: what a bug report needs
 	@$(RUN) -m fairlib.cli doctor
+
+colab:            ## run the notebooks (profile smoke) with the versions that Google Colab ships; needs uv
+	@.ci/colab
 
 lock:             ## pin pyproject.toml anew into requirements.lock
 	@head -2 requirements.lock > .lock.head
