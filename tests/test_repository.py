@@ -162,7 +162,7 @@ def test_import_is_light(module):
 def test_make_verbs():
     result = subprocess.run(["make", "help"], capture_output=True, text=True, cwd=ROOT, check=True)
     verbs = {line.split()[0] for line in result.stdout.splitlines() if line}
-    assert {"book", "test", "html", "base", "bench", "smoke", "clean"} <= verbs
+    assert {"book", "test", "html", "base", "bench", "smoke", "colab", "clean"} <= verbs
 
 
 def test_make_sets_up_the_environment_for_book_and_test():

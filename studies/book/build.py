@@ -17,6 +17,7 @@ from typing import Any
 
 from fairlib.errors import DataError, FairlibError, SettingsError
 from fairlib.io import read_json, sha256
+from studies.book.address import PLACEHOLDER, address
 from studies.book.glue import ROLE
 from studies.book.notebooks import executed_path
 from studies.engine import repository
@@ -55,6 +56,8 @@ def build_book(profile: str, strict: bool = True) -> Path:
             f"the book did not build (exit {result.returncode}); warnings above name page and line"
         )
     Progress().say(f"book built in {duration(time.monotonic() - start)}: {index}")
+    if address() == PLACEHOLDER:
+        Progress().say("launch buttons lead nowhere before `python -m studies address URL`")
     return index
 
 

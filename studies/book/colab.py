@@ -25,7 +25,7 @@ DRIVE = "/content/drive"  # where Colab mounts it
 HERE = "/content/fairlib-runs"  # outlives the kernel, not the machine
 NO_GPU = (
     "no GPU (Runtime, Change runtime type, to get one): on two slow cores all ten notebooks take "
-    'about 25 minutes together with profile = "quick"; the sizes of profile = "colab" need a GPU'
+    'about 25 minutes together with profile = "quick"; profile = "colab" is made for a GPU'
 )
 
 
@@ -40,7 +40,7 @@ def set_up(drive: bool = False) -> None:
     folder = keep_results(drive)
     print(f"results: {folder}; completed stages there are not computed again")
     if not folder.startswith(DRIVE):
-        print("the folder ends with this machine: add --drive to the %run line to use Google Drive")
+        print("they are lost with this machine; add --drive to the %run line to use Google Drive")
     print(device())
 
 
