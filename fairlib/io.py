@@ -105,6 +105,29 @@ def write_image(path: Path, image: Tensor) -> None:
     write_bytes(path, stream.getvalue())
 
 
+SIGNATURES = {  # of files that stand where another was expected
+    b"version https://git-lfs": "is a pointer of Git LFS, not the file itself (run `git lfs pull`)",
+    b"PK\x03\x04": "is a ZIP archive or an Office document",
+    b"\xd0\xcf\x11\xe0": "is a document of an old Office (.xls)",
+    b"<!doctype html": "is a web page (a failed download)",
+    b"<html": "is a web page (a failed download)",
+    b"<?xml": "is an XML text (a failed download)",
+    b"%PDF": "is a PDF file",
+}
+
+
+def what_it_is(data: bytes) -> str:
+    """Say in words what a file is that is empty or of another kind by its first bytes; "" where
+    that is not known.
+    """
+    if not data:
+        return "is empty"
+    if data.count(0) == len(data):
+        return "holds zeros only (an interrupted download)"
+    head = data[:64].lstrip().lower()
+    return next((name for mark, name in SIGNATURES.items() if head.startswith(mark.lower())), "")
+
+
 def sha256(path: str | Path) -> str:
     """SHA-256 of a file, in hexadecimal."""
     digest = hashlib.sha256()

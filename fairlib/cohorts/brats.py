@@ -31,7 +31,7 @@ from fairlib.cohorts.tables import (
     word_of,
 )
 from fairlib.errors import CorruptScan, DataError
-from fairlib.nifti import read_labels, read_volume, require_same_grid, scale_note
+from fairlib.nifti import affine_note, read_labels, read_volume, require_same_grid
 
 GRADES = ("HGG", "LGG")
 SCANS = (*CONTRASTS, "seg")
@@ -330,9 +330,9 @@ def _notes(
 ) -> list[tuple[str, str, str]]:
     count, most = len(slices.index), settings.slices_per_subject
     tcga = "" if pd.isna(subject["tcga"]) else subject["tcga"]
-    scale = scale_note(entry.files.values())
+    unusual = affine_note(entry.files.values())
     notes = [
-        ("voxel size from pixdim", scale, scale),
+        (*unusual, unusual[0]),
         (subject["reason"], tcga, subject["reason"]),
         ("brain cropped", f"wider than {settings.field_of_view_mm:g} mm", slices.cropped),
         ("fewer slices", f"{count} of {most}", count < most),

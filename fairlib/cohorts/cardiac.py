@@ -23,7 +23,7 @@ from fairlib.cohorts.listing import Excluded, missing, require_some, tracked
 from fairlib.cohorts.slices import Pixels, SliceStore, centred, stretched
 from fairlib.cohorts.tables import SEX_WORDS, known_word, require_words, typed
 from fairlib.errors import DataError, SettingsError
-from fairlib.nifti import scale_note, voxel_sizes
+from fairlib.nifti import affine_note, voxel_sizes
 from fairlib.settings import Count, Positive, check_bounds
 
 FORMAT = 2  # of the cached slices; raise it when they are read or drawn otherwise
@@ -341,8 +341,8 @@ def read_hearts(
     failure" or missing), pathology (the raw code), centre, vendor, part, slice, decade, bmi_class,
     prompt (missing where one of sex, age, bmi, diagnosis is), image. Images float32 [3, H, W] (ED,
     ES, ED), masks uint8 [2, H, W] (ED, ES). `notes` lists the subjects whose segmentation is wider
-    than the image, and those whose scans' voxel size comes from pixdim, because the sform states
-    another (see `fairlib.nifti.read_affine`). The columns that `not_stated` names are not in the
+    than the image, and those whose scans do not state their affine plainly (see
+    `fairlib.nifti.read_affine`). The columns that `not_stated` names are not in the
     table. Raises `DataError` when a scan is missing or no subject is left.
     """
     for path in [path for files in scans.values() for path in files]:
@@ -361,9 +361,9 @@ def read_hearts(
     ]
     table = typed(rows, ("age", "height", "weight", "bmi"), ("slice",))[[*OF_SUBJECT, *OF_SLICE]]
     width = f"wider than {settings.field_of_view_mm:g} mm"
-    scales = {subject: scale_note(scans[subject]) for subject in slices}
+    affines = {subject: affine_note(scans[subject]) for subject in slices}
     notes = [(subject, "heart cropped", width) for subject, one in slices.items() if one.cropped]
-    notes += [(one, "voxel size from pixdim", note) for one, note in scales.items() if note]
+    notes += [(one, *note) for one, note in affines.items() if note[0]]
     return Cohort(
         name,
         table.drop(columns=list(not_stated or ())),
