@@ -12,18 +12,20 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 import pandas as pd
 
-from fairlib.cohorts.listing import missing
-from fairlib.errors import DataError, SettingsError
+from fairlib.cohorts.listing import Excluded, attempt, missing, require_some
+from fairlib.errors import DataError, FairlibError, SettingsError
 from fairlib.io import what_it_is
 from fairlib.settings import unknown_key
 
+T = TypeVar("T")
 SEXES = ("F", "M")
 SEX_WORDS = {"F": "Female", "M": "Male"}
 SEX_CELLS = {"female": "F", "male": "M"}  # of a release's table, in lower case
@@ -31,6 +33,7 @@ RACES = ("Asian", "Black", "White")
 ETHNICITIES = ("Non-Hispanic", "Hispanic")
 ATTRIBUTES = {"race": RACES, "sex": SEXES, "ethnicity": ETHNICITIES}
 MISSING = {"", "-", "-1", "na", "n/a", "nan", "none", "unknown"}
+FAULTY_ROW = "faulty row of the table"  # why a subject or an image is left out
 TAKE_AGAIN = "take the file from its release again"
 UTF_16 = (b"\xff\xfe", b"\xfe\xff")
 ENCODINGS = ("utf-8-sig", "cp1252")  # of a table; the second is what Excel writes in the West
@@ -137,6 +140,28 @@ def named_cells(
     """
     places = {name: column(path, rows[0], heading) for name, heading in columns.items()}
     return [{name: row[place] for name, place in places.items()} for row in rows[1:]]
+
+
+def sound_rows(
+    path: str | Path,
+    cells: Iterable[Mapping[str, str]],
+    make: Callable[[Mapping[str, str]], T],
+    key: str,
+) -> tuple[list[T], list[Excluded]]:
+    """What `make` returns of each row of a table, and the rows that are left out because it raises,
+    each by its cell `key`, with the reason.
+
+    Raises `DataError` when no row is left: then it is the table that is wrong.
+    """
+    faults: dict[str, FairlibError] = {}
+    made = [
+        attempt(partial(make, row), faults, row[key] or f"row {number}")
+        for number, row in enumerate(cells, 2)
+    ]
+    kept = [row for row in made if row is not None]
+    excluded = [(item, FAULTY_ROW, str(error)) for item, error in faults.items()]
+    require_some(kept, excluded, path, "rows", "correct the table")
+    return kept, excluded
 
 
 def refuse_twice(path: str | Path, ids: Iterable[str]) -> None:
