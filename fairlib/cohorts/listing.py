@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from fairlib.errors import DataError
+from fairlib.errors import DataError, FairlibError
 from fairlib.io import to_images, what_it_is
 
 T = TypeVar("T")
@@ -140,13 +140,41 @@ def _stem(name: str) -> str:
 
 
 def require_some(
-    kept: Sized, excluded: Sequence[Excluded], where: str | Path, what: str, remedy: str
+    kept: Sized,
+    excluded: Sequence[Excluded],
+    where: str | Path,
+    what: str,
+    remedy: str,
+    *names: str,
 ) -> None:
-    """Raise `DataError` when every one of the `what` was excluded, with the first reason."""
+    """Raise `DataError` when every one of the `what` was excluded, with the first reason; `names`
+    as in `missing`.
+    """
     if not len(kept):
-        raise missing(
-            where, f"none of the {len(excluded)} {what} can be used, such as {excluded[:1]}", remedy
-        )
+        text = f"none of the {len(excluded)} {what} can be used, such as {excluded[:1]}"
+        raise missing(where, text, remedy, *names)
+
+
+def attempt(make: Callable[[], T], faults: dict[str, FairlibError], item: str) -> T | None:
+    """What `make` returns; None when it raises, and then the error stands under `item` in
+    `faults`.
+    """
+    try:
+        return make()
+    except FairlibError as error:
+        faults[item] = error
+        return None
+
+
+def refuse_all(where: str | Path, faults: Mapping[str, FairlibError], remedy: str = "") -> None:
+    """Raise the faults of all items as one error; nothing when there are none."""
+    errors = list(faults.values())
+    if len(errors) == 1:
+        raise errors[0]
+    if errors:
+        remedy = f"; {remedy}" if remedy else ""
+        each = "".join(f"\n  {error}" for error in errors)
+        raise DataError(f"{where}: {len(errors)} faults{remedy}:{each}")
 
 
 def tracked(items: Iterable[T], progress: Callable[[int, int], None] | None) -> Iterator[T]:
