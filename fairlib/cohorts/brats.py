@@ -1,10 +1,12 @@
-"""BraTS 2018 as it is released, as a cohort of captioned axial slices, with the sex that it does
-not carry: the official name mapping gives the TCGA id, the TCGA clinical tables give sex and age.
+"""BraTS as it is released (2017 to 2021, and gliomas of 2023), as a cohort of captioned axial
+slices, with the sex that it does not carry: the official name mapping gives the TCGA id, the TCGA
+clinical tables give sex and age; or the user's own table gives them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,7 +15,20 @@ import numpy as np
 import pandas as pd
 
 from fairlib.cohorts.cohort import Cohort, report
-from fairlib.cohorts.listing import by_name, folders, missing, only, tracked
+from fairlib.cohorts.listing import (
+    FAULTY,
+    Excluded,
+    attempt,
+    by_name,
+    folders,
+    listed,
+    missing,
+    nearest,
+    only,
+    refuse_all,
+    require_some,
+    tracked,
+)
 from fairlib.cohorts.slices import (
     CONTRASTS,
     STANDARD,
@@ -26,18 +41,49 @@ from fairlib.cohorts.tables import (
     SEX_CELLS,
     is_missing,
     named_cells,
+    number_of,
     read_rows,
     refuse_twice,
     word_of,
 )
-from fairlib.errors import CorruptScan, DataError
-from fairlib.nifti import affine_note, read_labels, read_volume, require_same_grid
+from fairlib.errors import CorruptScan, DataError, FairlibError
+from fairlib.nifti import (
+    BRATS_LABELS,
+    affine_note,
+    read_grid,
+    read_labels,
+    read_volume,
+    require_one_grid,
+)
 
 GRADES = ("HGG", "LGG")
-SCANS = (*CONTRASTS, "seg")
+# What releases call each scan: BraTS to 2021, from 2023 on, and TCGA's own.
+SCANS = {
+    "t1": ("t1", "t1n"),
+    "t1ce": ("t1ce", "t1c", "t1gd"),
+    "t2": ("t2", "t2w"),
+    "flair": ("flair", "t2f"),
+    "seg": ("seg",),
+}
 NAME_MAPPING = "name_mapping.csv"
 SCAN_AGAIN = "have one .nii or .nii.gz of each scan, as the release has"
+LEAVE_OUT = "skip_faulty=True leaves those subjects out and lists them in `excluded`"
 TCGA, AGE = "TCGA_TCIA_subject_ID", "age_at_initial_pathologic_diagnosis"
+# Of TCGA's biotab, and of the clinical.tsv of GDC's portal.
+CLINICAL = {
+    "tcga": ("bcr_patient_barcode", "case_submitter_id", "cases.submitter_id"),
+    "sex": ("gender", "sex_at_birth", "demographic.gender", "demographic.sex_at_birth"),
+    "age": (AGE, "age_at_index", "demographic.age_at_index"),
+}
+# Ids from 2023 on: challenge, patient, time point. Those of 2017 to 2019 end in the time point.
+SINCE_2023 = re.compile(r"(BraTS-([A-Z]+)[A-Z-]*-\d+)-(\d+)", re.IGNORECASE)
+TO_2019 = re.compile(r"(Brats1[789]_.+)_\d", re.IGNORECASE)
+POST_TREATMENT = 100  # first time point of the scans after treatment (BraTS 2024)
+NO_GLIOMA = {
+    "MEN": "meningiomas",
+    "MET": "metastases",
+    "PED": "tumours of children, with other labels",
+}
 
 # What a caption says, and each wording of it (synonyms change with the template).
 _CONTRAST = {
@@ -49,6 +95,7 @@ _CONTRAST = {
 _GRADE = {
     "HGG": ("high-grade glioma", "glioblastoma"),
     "LGG": ("low-grade glioma", "diffuse low-grade glioma"),
+    "unknown": ("glioma", "glial tumour"),
 }
 _TEMPLATES = (
     "Axial {contrast} MRI of the brain showing a {grade} in the {side} hemisphere.",
@@ -66,11 +113,17 @@ _NORMAL = (
 
 @dataclass(frozen=True)
 class SubjectFiles:
-    """One subject's folder: its five files by name (t1, t1ce, t2, flair, seg)."""
+    """The folder of one scan of a subject: its five files by name (t1, t1ce, t2, flair, seg).
 
+    scan: the folder's name. subject: the same, without the time point where ids have one. grade:
+    None where the folders do not tell. note: a file that is not called as the others are.
+    """
+
+    scan: str
     subject: str
-    grade: str
+    grade: str | None
     files: dict[str, Path]
+    note: str = ""
 
 
 def read_brats(
@@ -78,118 +131,315 @@ def read_brats(
     *,
     name_mapping: str | Path | None = None,
     clinical: Sequence[str | Path] | None = None,
+    sex: str | Path | None = None,
     settings: SliceSettings = STANDARD,
     cache_dir: str | Path | None = None,
     progress: Callable[[int, int], None] | None = None,
+    skip_faulty: bool = False,
 ) -> Cohort:
-    """Read informative axial slices of `root/{HGG,LGG}/<id>/<id>_{flair,t1,t1ce,t2,seg}.nii[.gz]`.
+    """Read informative axial slices of `root/{HGG,LGG}/<id>/<id>_{flair,t1,t1ce,t2,seg}.nii[.gz]`
+    (to 2019) or `root/<id>/...` (2020 and later; 2023 writes `<id>-{t2f,t1n,t1c,t2w,seg}`).
 
     Every volume is opened once. A slice without visible tumour has side "none" and a caption that
-    names none; `grade` stays the subject's. On the released training data 166 of 285 subjects have
-    a recorded sex, 76 of them female.
+    names none; `grade` stays the subject's. On the released training data of 2018, 166 of 285
+    subjects have a recorded sex, 76 of them female.
 
     Parameters
     ----------
     root
-        The folder of the BraTS 2018 training data, which holds HGG and LGG.
+        The folder of the training data, which holds HGG and LGG, or the subjects' folders.
     name_mapping
-        The official map of BraTS ids to TCGA ids; by default `root/name_mapping.csv`.
+        The official map of BraTS ids to TCGA ids; by default `root/name_mapping.csv`. Releases from
+        2021 on do not have one, and are read without it; sex is then unknown.
     clinical
         TCGA's patient tables, which state sex and age; by default the two in `root` whose names end
-        in `clinical_patient_gbm.txt` and `clinical_patient_lgg.txt`.
+        in `clinical_patient_gbm.txt` and `clinical_patient_lgg.txt`, or GDC's `clinical.tsv`.
+    sex
+        Your own table instead of these, with columns subject, sex (F, M, female, male or empty)
+        and, if you like, age (years); a subject is named as its folder is.
     settings
         How slices are chosen and drawn, such as the size in pixels and the field of view in mm.
     cache_dir
         Where the drawn slices are kept, one file a subject, keyed by settings, file size and time;
         in memory when None.
     progress
-        Called as `progress(done, subjects)` after each subject.
+        Called as `progress(done, scans)` after each scanned subject.
+    skip_faulty
+        Whether subjects with missing or broken files are left out, each listed in `excluded`. By
+        default one error names them all, after everything has been read.
 
     Returns
     -------
     Cohort
-        One row is one (subject, slice, contrast): subject, sex, grade, contrast, slice (axial index
-        from the feet), side (of the tumour in that slice, the patient's), caption, age (years or
-        NaN), image. Images are float32 `[N, 1, size, size]` in [-1, 1]; row 0 is anterior, column 0
-        the patient's right. Subjects without a recorded sex stay, with the reason in `notes`; a
-        second scan of the same patient is in `excluded`, since it could fall on both sides of a
-        split.
+        One row is one (subject, slice, contrast): subject, sex, grade (HGG, LGG, or missing where
+        neither folder nor name mapping tells), contrast, slice (axial index from the feet), side
+        (of the tumour in that slice, the patient's), caption, age (years or NaN), image. Images are
+        float32 `[N, 1, size, size]` in [-1, 1]; row 0 is anterior, column 0 the patient's right.
+        Several time points of one subject are one subject. Subjects without a recorded sex stay,
+        with the reason in `notes`; a scan of the same patient under another id is in `excluded`,
+        since it could fall on both sides of a split.
 
     Raises
     ------
     DataError
-        Another layout, a missing or doubled scan, ids or tables that do not fit.
+        Another layout or tumour, missing or doubled scans, ids or tables that do not fit.
     CorruptScan
         A scan that cannot be trusted.
     """
-    root = Path(root).expanduser()
-    entries = find_subjects(root)
-    name_mapping = root / NAME_MAPPING if name_mapping is None else name_mapping
-    clinical = find_biotabs(root) if clinical is None else clinical
-    table = join_sex([entry.subject for entry in entries], name_mapping, clinical)
-    table = table.set_index("subject")
-    folder_of = pd.Series({entry.subject: entry.grade for entry in entries})
-    for one in table.index[table["grade"].notna() & (table["grade"] != folder_of)]:
-        differ = f"{one} is {table.at[one, 'grade']}, its folder {folder_of[one]}"
-        raise DataError(f"{name_mapping}: {differ}; move the folder")
-    second = _same_patient(table)
-    entries = [entry for entry in entries if entry.subject not in second]
+    entries, table, excluded, faults = _opened(root, name_mapping, clinical, sex)
     store = SliceStore(SubjectSlices, cache_dir)
     rows, notes = [], []
     for entry in tracked(entries, progress):
-        files, make = entry.files.values(), partial(read_subject, entry, settings)
-        slices = store.add(entry.subject, files, make, settings)
-        rows += _rows(entry, slices, table.loc[entry.subject])
-        notes += _notes(entry, slices, table.loc[entry.subject], settings)
-    excluded = [
-        (subject, "second scan of one patient", f"same as {first}")
-        for subject, first in second.items()
-    ]
-    return Cohort(
-        "brats",
-        pd.DataFrame(rows).astype({"sex": "string", "age": float}),
-        partial(_read_image, store),
-        report(excluded),
-        report(notes),
-        strata=("sex", "grade"),
-    )
+        make = partial(read_subject, entry, settings)
+        files = entry.files.values()
+        add = partial(store.add, entry.scan, files, make, settings)
+        if (slices := attempt(add, faults, entry.scan)) is not None:
+            rows += _rows(entry, slices, table.loc[entry.subject])
+            notes += _notes(entry, table.loc[entry.subject], slices, settings)
+    excluded += _faulty(root, faults, skip_faulty)
+    require_some(rows, excluded, root, "subjects", SCAN_AGAIN)
+    return _cohort(rows, partial(_read_image, store), excluded, notes)
+
+
+def survey_brats(root: str | Path, *, skip_faulty: bool = False) -> Cohort:
+    """List the subjects that `read_brats` would read, from tables, names and headers alone.
+
+    One row is one scan: subject, sex, grade, age, image (the scan's folder), which cannot be
+    loaded. Scans damaged inside are not found. Raises as `read_brats`.
+    """
+    entries, table, excluded, faults = _opened(root, None, None, None)
+    rows, notes = [], []
+    for entry in entries:
+        if attempt(partial(_check_grids, entry), faults, entry.scan):
+            rows.append(_about(entry, table.loc[entry.subject]) | {"image": entry.scan})
+            notes += _notes(entry, table.loc[entry.subject])
+    excluded += _faulty(root, faults, skip_faulty)
+    require_some(rows, excluded, root, "subjects", SCAN_AGAIN)
+    return _cohort(rows, _not_drawn, excluded, notes)
 
 
 def find_subjects(root: str | Path) -> list[SubjectFiles]:
-    """The subjects under `root/HGG` and `root/LGG`, sorted by grade and id.
+    """The scans under `root/HGG` and `root/LGG`, or in `root`, sorted by grade and id.
 
-    Raises `DataError` naming the missing folder or scan, a scan present as .nii and .nii.gz, or an
-    id in both grades.
+    Raises `DataError` naming the missing folder or all missing scans, a scan present as .nii and
+    .nii.gz, an id in both grades, or another tumour than a glioma before treatment.
     """
-    root = Path(root)
+    entries, _, faults = _listed(Path(root).expanduser())
+    refuse_all(root, faults)
+    return entries
+
+
+def _listed(root: Path) -> tuple[list[SubjectFiles], list[Excluded], dict[str, FairlibError]]:
+    """The scans below `root`, folders that hold none, and what is wrong with a scan's files."""
+    entries, strays, faults = [], [], {}
+    found = _folders(root)
+    for scan, (grade, folder) in found.items():
+        _require_glioma(root, scan)
+        if not _is_subject(folder):
+            strays.append((scan, "folder without scans", f"{folder}: move it away"))
+        elif entry := attempt(partial(_files, folder, grade or None), faults, scan):
+            entries.append(entry)
+    if len(strays) == len(found):
+        raise missing(root, "HGG and LGG hold no subject folders", "give the training release")
+    return entries, strays, faults
+
+
+def _folders(root: Path) -> dict[str, tuple[str, Path]]:
+    """The subjects' folders by name, with their grade ("" where subjects lie in `root`)."""
+    graded = any((root / grade).is_dir() for grade in GRADES)
+    if not graded and any(map(_is_subject, folders(root))):
+        return by_name(root, {"": folders(root)})
     for grade in GRADES:
         if not (root / grade).is_dir():
-            remedy = "give the folder that holds HGG and LGG (BraTS 2018 training data)"
-            raise missing(root, f"no folder {grade}", remedy)
-    found = by_name(root, {grade: folders(root / grade) for grade in GRADES})
-    if not found:
-        remedy = "give the folder of the training release"
-        raise missing(root, "HGG and LGG hold no subject folders", remedy)
-    return [
-        SubjectFiles(
-            subject,
-            grade,
-            {scan: only(folder, f"{folder.name}_{scan}.nii*", SCAN_AGAIN) for scan in SCANS},
+            remedy = "give the folder that holds HGG and LGG, or the subjects' folders (BraTS 2020)"
+            raise missing(root, f"no folder {grade}", remedy, grade, *["BraTS*_*"] * (not graded))
+    return by_name(root, {grade: folders(root / grade) for grade in GRADES})
+
+
+def _is_subject(folder: Path) -> bool:
+    """Whether a folder holds scans, or is called as one that should."""
+    if listed(folder, "*.nii*"):
+        return True
+    return folder.name.lower().startswith("brats") and not folders(folder)
+
+
+def _require_glioma(root: Path, scan: str) -> None:
+    match = SINCE_2023.fullmatch(scan)
+    kind = NO_GLIOMA.get(match[2].upper(), "") if match else ""
+    if match and int(match[3]) >= POST_TREATMENT:
+        kind = "gliomas after treatment (BraTS 2024), where label 4 is the resection cavity"
+    if kind:
+        remedy = "give gliomas before treatment (BraTS 2017 to 2021, BraTS-GLI of 2023)"
+        raise missing(root, f"{scan} is of a release of {kind}", remedy)
+
+
+def _files(folder: Path, grade: str | None) -> SubjectFiles:
+    """The five files of one folder. One spare mask of another name is taken for the missing one
+    (BraTS 2020 has W39_1998.09.19_Segm.nii in folder 355), which `note` says.
+    """
+    spare, found, note = listed(folder, "*.nii*"), {}, ""
+    for scan, names in SCANS.items():
+        form = rf"{re.escape(folder.name)}[-_]({'|'.join(names)})\.nii(\.gz)?"
+        found[scan] = [
+            path for path in spare if re.fullmatch(form, path.name, re.I) and path.is_file()
+        ]
+    spare = [path for path in spare if path not in sum(found.values(), [])]
+    masks = [path for path in spare if "seg" in path.name.lower() and path.is_file()]
+    if not found["seg"] and len(masks) == 1:
+        found["seg"], note = masks, f"the mask is read from {masks[0].name}"
+    for scan, paths in found.items():
+        if len(paths) > 1:
+            names = ", ".join(path.name for path in paths)
+            what = (
+                f"{len(paths)} of the files match {_called(folder, scan)} ({names}), expected one"
+            )
+            raise missing(folder, what, SCAN_AGAIN)
+    absent = [_called(folder, scan) for scan in SCANS if not found[scan]]
+    if absent:
+        there = ", ".join(path.name + "/" * path.is_dir() for path in spare)
+        hint = f" (there is {there})" if there else nearest(folder, *absent)
+        what = f"none of the files match {', '.join(absent)}, expected one{hint}"
+        raise missing(folder, what, SCAN_AGAIN)
+    files = {scan: paths[0] for scan, paths in found.items()}
+    return SubjectFiles(folder.name, _patient(folder.name), grade, files, note)
+
+
+def _called(folder: Path, scan: str) -> str:
+    """The pattern of a scan's file, in the words of its release."""
+    if SINCE_2023.fullmatch(folder.name):
+        return f"{folder.name}-{SCANS[scan][:2][-1]}.nii*"
+    return f"{folder.name}_{scan}.nii*"
+
+
+def _patient(scan: str) -> str:
+    """The subject of a scan: ids of several time points of one subject are one."""
+    if match := SINCE_2023.fullmatch(scan):
+        return match[1]
+    match = TO_2019.fullmatch(scan)
+    return f"{match[1]}_1" if match else scan
+
+
+def _opened(
+    root: str | Path,
+    name_mapping: str | Path | None,
+    clinical: Sequence[str | Path] | None,
+    sex: str | Path | None,
+) -> tuple[list[SubjectFiles], pd.DataFrame, list[Excluded], dict[str, FairlibError]]:
+    """Scans with their grade, what the tables say of each subject (the index), who is left out so
+    far, and faults of files.
+    """
+    root = Path(root).expanduser()
+    entries, excluded, faults = _listed(root)
+    scans: dict[str, str] = {}
+    for entry in entries:
+        scans.setdefault(entry.subject, entry.scan)  # the first of each
+    if not entries:
+        refuse_all(root, faults)
+    newer = all(re.match("BraTS(2021_|-)", scan, re.I) for scan in scans.values())
+    mapping = root / NAME_MAPPING if name_mapping is None else Path(name_mapping).expanduser()
+    if sex is not None:
+        table = _own_table(sex, scans)
+        if mapping.is_file() or name_mapping is not None:
+            ids = read_name_mapping(mapping).set_index("subject").reindex(list(scans.values()))
+            table = table.assign(tcga=ids["tcga"].to_numpy(), grade=ids["grade"].to_numpy())
+    elif newer and name_mapping is None and not mapping.is_file():
+        table = pd.DataFrame(
+            {"subject": list(scans), "reason": "neither name mapping nor own table"}
         )
-        for subject, (grade, folder) in found.items()
-    ]
+        table = table.assign(tcga=None, grade=None, sex=pd.NA, age=np.nan)
+    else:
+        clinical = find_biotabs(root) if clinical is None else clinical
+        table = join_sex(list(scans.values()), mapping, clinical).assign(subject=list(scans))
+    table = table.set_index("subject")
+    for entry in entries:
+        stated = table.at[entry.subject, "grade"]
+        if entry.grade and pd.notna(stated) and stated != entry.grade:
+            differ = f"{entry.scan} is {stated}, its folder {entry.grade}"
+            raise DataError(f"{mapping}: {differ}; move the folder")
+    second = _same_patient(table)
+    for subject, first in second.items():
+        excluded.append((subject, "second scan of one patient", f"same as {first}"))
+    return [one for one in entries if one.subject not in second], table, excluded, faults
+
+
+def _own_table(path: str | Path, scans: Mapping[str, str]) -> pd.DataFrame:
+    """Sex and age by the user's own table; `scans`: subject -> folder, either of which it names."""
+    rows = read_rows(path)
+    rows[0] = [name.lower() for name in rows[0]]
+    fields = {name: name for name in ("subject", "sex", *(["age"] if "age" in rows[0] else []))}
+    cells = named_cells(path, rows, fields)
+    refuse_twice(path, [row["subject"] for row in cells])
+    of = {row["subject"]: row for row in cells}
+    if not of.keys() & {*scans, *scans.values()}:
+        what = f"holds none of the {len(scans)} subjects (such as {next(iter(scans))})"
+        raise missing(path, what, "name subjects as their folders are")
+    words, table = SEX_CELLS | {"f": "F", "m": "M"}, []
+    for subject, scan in scans.items():
+        row = of.get(subject, of.get(scan))
+        where, row = f"{path}: {subject}", row or {"sex": ""}
+        sex = word_of(where, "sex", row["sex"], words)
+        reason = "" if sex else "sex not stated in your table"
+        reason = reason if row.get("subject") else "subject not in your table"
+        age = number_of(where, "age", row.get("age", ""), 0, 120)
+        table.append({"subject": subject, "sex": sex, "age": age, "reason": reason})
+    return pd.DataFrame(table).assign(tcga=None, grade=None)
+
+
+def _faulty(
+    root: str | Path, faults: Mapping[str, FairlibError], skip_faulty: bool
+) -> list[Excluded]:
+    if not skip_faulty:
+        refuse_all(root, faults, LEAVE_OUT)
+    return [(scan, FAULTY, str(error)) for scan, error in faults.items()]
+
+
+def _cohort(
+    rows: Sequence[Mapping],
+    read_image: Callable[[str], np.ndarray],
+    excluded: Sequence[Excluded],
+    notes: Sequence[Excluded],
+) -> Cohort:
+    table = pd.DataFrame(rows).astype({"sex": "string", "age": float})
+    strata = ("sex", "grade")
+    return Cohort("brats", table, read_image, report(excluded), report(notes), strata=strata)
+
+
+def _not_drawn(key: str) -> np.ndarray:
+    raise DataError(f"{key}: only listed, not read; use read_brats for images")
+
+
+def _check_grids(entry: SubjectFiles) -> bool:
+    """Check names, lengths and headers of the five files, and that they share one grid."""
+    faults: dict[str, FairlibError] = {}
+    grids = {path: attempt(partial(read_grid, path), faults, name)
+             for name, path in entry.files.items()}  # fmt: skip
+    refuse_all(entry.files["seg"].parent, faults)
+    require_one_grid(grids)
+    return True
 
 
 def read_subject(entry: SubjectFiles, settings: SliceSettings) -> SubjectSlices:
-    """Read the five volumes of one subject, check that they share one grid, and draw its slices."""
-    labels, affine = read_labels(entry.files["seg"])
-    volumes = {}
-    for contrast in CONTRASTS:
-        path = entry.files[contrast]
-        volumes[contrast], grid = read_volume(path)
-        require_same_grid(path, volumes[contrast], grid, labels.shape, affine)
+    """Read the five volumes of one subject, check that they share one grid, and draw its slices.
+
+    From 2023 on, the label of enhancing tumour is 3; it becomes 4. Raises `CorruptScan`, or one
+    `DataError` naming all the broken scans.
+    """
+    faults: dict[str, FairlibError] = {}
+    since_2023 = SINCE_2023.fullmatch(entry.scan)
+    allowed = frozenset(range(5)) if since_2023 else BRATS_LABELS
+    mask = attempt(partial(read_labels, entry.files["seg"], allowed), faults, "seg")
+    scans = {name: attempt(partial(read_volume, entry.files[name]), faults, name)
+             for name in CONTRASTS}  # fmt: skip
+    refuse_all(entry.files["seg"].parent, faults)
+    grids = {"seg": mask, **scans}
+    require_one_grid({entry.files[name]: (one[0].shape, one[1]) for name, one in grids.items()})
+    labels, affine = mask
+    if since_2023 and (labels == 4).any():
+        what = "label 4 is the resection cavity of BraTS 2024 (after treatment)"
+        raise CorruptScan(entry.files["seg"], f"{what}; give gliomas before treatment")
+    labels = np.where(labels == 3, 4, labels) if since_2023 else labels
     try:
-        return extract(volumes, labels, affine, settings)
+        return extract({name: one[0] for name, one in scans.items()}, labels, affine, settings)
     except DataError as error:
         raise CorruptScan(entry.files["t1"].parent, str(error)) from error
 
@@ -222,30 +472,40 @@ def find_biotabs(root: str | Path) -> list[Path]:
     puts `nationwidechildrens.org_` before that. Raises `DataError` unless there is exactly one of
     each.
     """
-    remedy = "put the one patient table (biotab) of TCGA there"
-    return [only(Path(root), f"*clinical_patient_{study}.txt", remedy) for study in ("gbm", "lgg")]
+    root = Path(root)
+    if not listed(root, "*clinical_patient_*.txt") and (tables := listed(root, "clinical.tsv")):
+        return tables
+    remedy = "put the one patient table (biotab) of TCGA there, or give your own with sex="
+    return [only(root, f"*clinical_patient_{study}.txt", remedy) for study in ("gbm", "lgg")]
 
 
 def read_biotab(path: str | Path) -> pd.DataFrame:
-    """Read a TCGA biotab patient table (tabs, three header lines): columns tcga, sex ("F", "M" or
-    missing), age (years).
+    """Read a TCGA biotab patient table (tabs, three header lines), or GDC's `clinical.tsv` (one
+    header line, several rows a patient): columns tcga, sex ("F", "M" or missing), age (years).
 
     Age is missing (NaN) where the table has no such column or no number. Raises `DataError` on a
     missing column, other header lines, another word for a sex, or a barcode that stands twice.
     """
     rows = read_rows(path, "\t")
-    fields = {"tcga": "bcr_patient_barcode", "sex": "gender"}
-    fields |= {"age": AGE} if AGE in rows[0] else {}
+    fields = {name: next((one for one in names if one in rows[0]), names[0])
+              for name, names in CLINICAL.items()}  # fmt: skip
+    if fields["age"] not in rows[0]:
+        del fields["age"]
     cells = named_cells(path, rows, fields)
-    if len(cells) < 2 or any(row["sex"].lower() in SEX_CELLS for row in cells[:2]):
-        raise DataError(
-            f"{path}: expected three header lines (names, alternates, CDE ids); take the biotab "
-            "file as it is"
-        )
-    table = pd.DataFrame(cells[2:], columns=["tcga", "sex", "age"], dtype="string")
+    if fields["tcga"] == CLINICAL["tcga"][0]:
+        if len(cells) < 2 or any(row["sex"].lower() in SEX_CELLS for row in cells[:2]):
+            raise DataError(
+                f"{path}: expected three header lines (names, alternates, CDE ids); take the "
+                "biotab file as it is"
+            )
+        cells = cells[2:]
+    else:
+        cells = [dict(pairs) for pairs in dict.fromkeys(tuple(row.items()) for row in cells)]
+    table = pd.DataFrame(cells, columns=["tcga", "sex", "age"], dtype="string")
     refuse_twice(path, table["tcga"])
-    # biotab writes [Not Available], [Unknown], ... where it knows nothing
-    known = table["sex"].where(~table["sex"].str.startswith("["), "")
+    # [Not Available], [Unknown], ... in a biotab, '-- in GDC's table where nothing is known
+    known = table["sex"].where(~table["sex"].str.startswith(("[", "'--")), "")
+    known = known.where(known.str.lower() != "not reported", "")
     sex = [word_of(str(path), "gender", text, SEX_CELLS) for text in known]
     age = pd.to_numeric(table["age"], errors="coerce").astype(float)
     return table.assign(sex=pd.array(sex, dtype="string"), age=age)
@@ -301,18 +561,26 @@ def _same_patient(table: pd.DataFrame) -> dict[str, str]:
     return {subject: first[tcga] for subject, tcga in known[known.duplicated()].items()}
 
 
+def _about(entry: SubjectFiles, subject: pd.Series) -> dict:
+    grade = entry.grade or (subject["grade"] if pd.notna(subject["grade"]) else None)
+    sex, age = subject["sex"], subject["age"]
+    return {"subject": entry.subject, "sex": sex, "grade": grade, "age": age}
+
+
 def _rows(entry: SubjectFiles, slices: SubjectSlices, subject: pd.Series) -> list[dict]:
+    about = _about(entry, subject)
+    glioma = about["grade"] or "unknown"
     return [
         {
             "subject": entry.subject,
-            "sex": subject["sex"],
-            "grade": entry.grade,
+            "sex": about["sex"],
+            "grade": about["grade"],
             "contrast": contrast,
             "slice": index,
             "side": side,
-            "caption": caption(contrast, "none" if side == "none" else entry.grade, side),
-            "age": subject["age"],
-            "image": f"{entry.subject}/{contrast}/{number}",
+            "caption": caption(contrast, "none" if side == "none" else glioma, side),
+            "age": about["age"],
+            "image": f"{entry.scan}/{contrast}/{number}",
         }
         for number, (index, side) in enumerate(zip(slices.index, slices.sides, strict=True))
         for contrast in CONTRASTS
@@ -326,15 +594,21 @@ def _read_image(store: SliceStore, key: str) -> np.ndarray:
 
 
 def _notes(
-    entry: SubjectFiles, slices: SubjectSlices, subject: pd.Series, settings: SliceSettings
-) -> list[tuple[str, str, str]]:
-    count, most = len(slices.index), settings.slices_per_subject
+    entry: SubjectFiles,
+    subject: pd.Series,
+    slices: SubjectSlices | None = None,
+    settings: SliceSettings = STANDARD,
+) -> list[Excluded]:
     tcga = "" if pd.isna(subject["tcga"]) else subject["tcga"]
     unusual = affine_note(entry.files.values())
     notes = [
         (*unusual, unusual[0]),
         (subject["reason"], tcga, subject["reason"]),
-        ("brain cropped", f"wider than {settings.field_of_view_mm:g} mm", slices.cropped),
-        ("fewer slices", f"{count} of {most}", count < most),
+        ("file called otherwise", entry.note, entry.note),
     ]
+    if slices is not None:
+        count, most = len(slices.index), settings.slices_per_subject
+        width = f"wider than {settings.field_of_view_mm:g} mm"
+        notes.append(("brain cropped", width, slices.cropped))
+        notes.append(("fewer slices", f"{count} of {most}", count < most))
     return [(entry.subject, reason, detail) for reason, detail, applies in notes if applies]
