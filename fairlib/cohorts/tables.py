@@ -160,7 +160,8 @@ def sound_rows(
     ]
     kept = [row for row in made if row is not None]
     excluded = [(item, FAULTY_ROW, str(error)) for item, error in faults.items()]
-    require_some(kept, excluded, path, "rows", "correct the table")
+    if excluded:
+        require_some(kept, excluded, path, "rows", "correct the table")
     return kept, excluded
 
 
