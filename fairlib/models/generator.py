@@ -280,13 +280,10 @@ class Generator:
 
     @classmethod
     def load(
-        cls,
-        folder: str | Path,
-        device: str | torch.device = "cpu",
-        check: bool = True,
-        local_files_only: bool = True,
+        cls, folder: str | Path, device: str | torch.device = "cpu", local_files_only: bool = True
     ) -> Self:
-        """Read a pipeline folder, or a hub name, in float32; safetensors only.
+        """Read a pipeline folder, or a hub name, in float32; safetensors only. The hashes of the
+        weights are compared with the folder's `manifest.json`, if it has one.
 
         Parameters
         ----------
@@ -294,8 +291,6 @@ class Generator:
             Folder or hub name.
         device
             Where it shall run.
-        check
-            Compare the hashes of the weights with the folder's `manifest.json`, if it has one.
         local_files_only
             Look hub names up in diffusers' cache alone.
 
@@ -306,7 +301,7 @@ class Generator:
         """
         from diffusers import DiffusionPipeline
 
-        pipeline = read_pretrained(DiffusionPipeline, folder, check, local_files_only)
+        pipeline = read_pretrained(DiffusionPipeline, folder, local_files_only)
         return cls._prepared(pipeline, device, folder)
 
     @classmethod
@@ -345,13 +340,8 @@ class Generator:
         """
         new = [text for text in dict.fromkeys(prompts) if text not in self._known]
         if new:
-            tokens = self.pipeline.tokenizer(
-                new,
-                padding="max_length",
-                truncation=True,
-                return_tensors="pt",
-                max_length=token_length(self.pipeline),
-            )
+            length = {"max_length": token_length(self.pipeline), "padding": "max_length"}
+            tokens = self.pipeline.tokenizer(new, truncation=True, return_tensors="pt", **length)
             hidden = self.pipeline.text_encoder(tokens.input_ids.to(self.device))[0]
             self._known.update(zip(new, hidden.float(), strict=True))
         return torch.stack([self._known[text] for text in prompts])

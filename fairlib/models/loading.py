@@ -56,11 +56,11 @@ def border(place: str | Path, remedy: str) -> Iterator[None]:
         raise WeightsError(f"{place}: {text}; {remedy}") from error
 
 
-def read_pretrained(kind: Any, name: str | Path, check: bool, local: bool) -> Any:
+def read_pretrained(kind: Any, name: str | Path, local: bool) -> Any:
     """`kind.from_pretrained(name)` of a folder or a hub name, without progress bars: each would
     leave a widget in a notebook.
 
-    A folder is looked through first (with `check`, also the hashes of its manifest are compared):
+    A folder is looked through first, and the hashes of its manifest are compared:
     weights in half precision (fp16 variants) are read, a safety checker whose folder is absent is
     left out, and LoRA weights beside a pipeline give a warning, for they are not read.
 
@@ -80,7 +80,7 @@ def read_pretrained(kind: Any, name: str | Path, check: bool, local: bool) -> An
     what = f"{name}: no pipeline here and none that loads from {place}"
     remedy += "local_files_only=False"
     if folder.exists():
-        if check and _has_manifest(folder):
+        if _has_manifest(folder):
             read_manifest(folder)
         source, what, remedy = str(folder), f"{folder}: does not load", f"{FETCH}, whole"
         options = check_part(folder) if single else _of_folder(folder)
