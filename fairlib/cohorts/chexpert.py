@@ -290,7 +290,7 @@ def _sheet_notes(table: pd.DataFrame, sheet: Mapping[str, dict]) -> list[Exclude
 
 def _folder(root: Path) -> Path:
     what = f"holds neither train.csv nor valid.csv, nor does {' or '.join(FOLDERS)} in it"
-    inner = [place for place in folders(root) if place.name not in FOLDERS]
+    inner = [place.name for place in folders(root) if place.name not in FOLDERS]
     paths = [root / folder / name for folder in ("", *FOLDERS, *inner) for name in TABLES]
     return first_of(paths, missing(root, what, "give that folder", *TABLES)).parent
 

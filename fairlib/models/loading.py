@@ -5,20 +5,20 @@ the part and a remedy for whatever they raise.
 
 from __future__ import annotations
 
-import difflib
 import json
 import os
 import re
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import nn
 
-from fairlib.cohorts.listing import folders, listed
+from fairlib.cohorts.listing import folders, listed, nearest
 from fairlib.errors import FairlibError, SettingsError, WeightsError
 from fairlib.io import MANIFEST, parse_manifest, read_manifest
 from fairlib.models.solvers import PREDICTION_TYPES, dpm_solver_2m
@@ -60,9 +60,9 @@ def read_pretrained(kind: Any, name: str | Path, local: bool) -> Any:
     """`kind.from_pretrained(name)` of a folder or a hub name, without progress bars: each would
     leave a widget in a notebook.
 
-    A folder is looked through first, and the hashes of its manifest are compared:
-    weights in half precision (fp16 variants) are read, a safety checker whose folder is absent is
-    left out, and LoRA weights beside a pipeline give a warning, for they are not read.
+    A folder is looked through first, and the hashes of its manifest are compared: weights in half
+    precision (fp16 variants) are read, a safety checker whose folder is absent is left out, and
+    LoRA weights beside a pipeline give a warning, for they are not read.
 
     Raises `WeightsError` when nothing of that name loads, naming the part that is missing, pickled,
     incomplete or a pointer of git-lfs, and when it is a pipeline that `Generator` cannot drive.
@@ -74,12 +74,12 @@ def read_pretrained(kind: Any, name: str | Path, local: bool) -> Any:
     diffusers.utils.logging.disable_progress_bar()
     transformers.utils.logging.disable_progress_bar()
     single = issubclass(kind, nn.Module)
-    place = "the local cache" if local else "the hub"
     options: dict[str, Any] = {} if single else {"safety_checker": None}
-    source, remedy = str(name), f"{_near(folder)}make it with `make base`, or allow the hub with "
-    what = f"{name}: no pipeline here and none that loads from {place}"
-    remedy += "local_files_only=False"
-    if folder.exists():
+    if not folder.exists():
+        place, near = "the local cache" if local else "the hub", nearest(folder.parent, folder.name)
+        source, what = str(name), f"{name}: no pipeline here{near} and none that loads from {place}"
+        remedy = "make it with `make base`, or allow the hub with local_files_only=False"
+    else:
         if _has_manifest(folder):
             read_manifest(folder)
         source, what, remedy = str(folder), f"{folder}: does not load", f"{FETCH}, whole"
@@ -191,15 +191,11 @@ def _of_controlnet(pipeline: DiffusionPipeline) -> dict[str, bool]:
     control, unet = pipeline.controlnet.config, pipeline.unet.config
     channels = control.get("conditioning_channels", 3)
     same = ("in_channels", "cross_attention_dim", "block_out_channels", "layers_per_block")
-    differ = [name for name in same if _plain(control.get(name)) != _plain(unet.get(name))]
+    differ = [name for name in same if not np.array_equal(control.get(name), unet.get(name))]
     return {
         f"its ControlNet reads {channels} channels, not 3": channels != 3,
         f"its ControlNet was made for another UNet ({', '.join(differ)} differ)": bool(differ),
     }
-
-
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, list | tuple) else value
 
 
 def _of_folder(folder: Path) -> dict[str, Any]:
@@ -221,7 +217,12 @@ def _of_folder(folder: Path) -> dict[str, Any]:
                 f"{folder}: {name} is named in {INDEX}, but no such folder is there (there are: "
                 f"{others}); {FETCH}"
             )
-    _warn_of_lora(folder)
+    for name in _lora(folder):
+        warnings.warn(
+            f"{folder / name} was not read; to use it, call load_lora_weights and fuse_lora on the "
+            "pipeline and pass that to Generator.from_pipeline",
+            stacklevel=4,
+        )
     there = [name for name in named if name not in gone and name != "safety_checker"]
     variants = [check_part(folder / name) for name in there]
     absent: dict[str, Any] = {name: None for name in SPARE if name in index and name not in there}
@@ -255,15 +256,15 @@ def check_part(part: Path) -> dict[str, Any]:
     """
     if not part.is_dir():
         raise WeightsError(f"{part}: is one file; give the folder in diffusers' layout")
-    files = listed(part, "*.safetensors")
-    pickles = [path.name for path in listed(part) if path.suffix in PICKLES]
-    for path in (*files, *(part / name for name in pickles)):
+    files, variant = _weights(part)
+    pickles = [path for path in listed(part) if path.suffix in PICKLES]
+    for path in files or pickles:
         with path.open("rb") as file:
             if file.read(len(POINTER)) == POINTER:
                 raise WeightsError(f"{path}: a pointer of git-lfs, not weights; run `git lfs pull`")
     if not files and pickles:
         raise WeightsError(
-            f"{part}: {pickles[0]} is a pickle, which runs whatever code it carries, and no "
+            f"{part}: {pickles[0].name} is a pickle, which runs whatever code it carries, and no "
             f'safetensors are there; if you trust it, convert it: python -c "{CONVERT}"'
         )
     if not files and (part / "config.json").is_file():
@@ -271,9 +272,19 @@ def check_part(part: Path) -> dict[str, Any]:
     for path in files:
         with border(path, FETCH):
             _stored(path)
-    matches = [VARIANT.fullmatch(path.name) for path in files]
-    names = [match[1] for match in matches if match]
-    return {"variant": names[0]} if names and all(matches) else {}
+    return {"variant": variant} if variant else {}
+
+
+def _weights(part: Path) -> tuple[list[Path], str]:
+    """The files that are read of one model, and the name of their variant: "" of the plain ones,
+    which go before any other.
+    """
+    files: dict[str, list[Path]] = {}
+    for path in listed(part, "*model*.safetensors"):
+        match = VARIANT.fullmatch(path.name)
+        files.setdefault(match[1] if match else "", []).append(path)
+    variant = min(files, default="")
+    return files.get(variant, []), variant
 
 
 def _stored(path: Path) -> int:
@@ -289,10 +300,9 @@ def _require_whole(part: Path, module: nn.Module) -> None:
     """Raise `WeightsError` when weights are missing, which the loaders leave random or empty, or
     not finite.
     """
-    files = [path for path in listed(part, "*.safetensors") if "model" in path.name]
-    plain = [path for path in files if not VARIANT.fullmatch(path.name)] or files
-    count, stored = sum(p.numel() for p in module.parameters()), sum(map(_stored, plain))
-    if any(p.is_meta for p in module.parameters()) or (plain and stored < count):
+    files, _ = _weights(part)
+    count, stored = sum(p.numel() for p in module.parameters()), sum(map(_stored, files))
+    if any(p.is_meta for p in module.parameters()) or (files and stored < count):
         raise WeightsError(f"{part}: holds {stored} of {count} weights; {FETCH}")
     if not all(bool(p.isfinite().all()) for p in module.parameters()):
         raise WeightsError(f"{part}: weights hold NaN or infinity; {FETCH}")
@@ -316,18 +326,3 @@ def _has_manifest(folder: Path) -> bool:
 def _lora(folder: Path) -> list[str]:
     names = [path.name for path in listed(folder, "*.safetensors")]
     return [name for name in names if "lora" in name.lower() or name.startswith("adapter_model")]
-
-
-def _warn_of_lora(folder: Path) -> None:
-    for name in _lora(folder):
-        warnings.warn(
-            f"{folder / name} was not read; to use it, call load_lora_weights and fuse_lora on the "
-            "pipeline and pass that to Generator.from_pipeline",
-            stacklevel=5,
-        )
-
-
-def _near(folder: Path) -> str:
-    names: Iterable[str] = [path.name for path in folders(folder.parent)]
-    near = difflib.get_close_matches(folder.name, names, n=1)
-    return f"did you mean {folder.parent / near[0]}? Or " if near else ""
