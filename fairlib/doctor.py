@@ -164,9 +164,10 @@ def _examined(root: Path, reader: Reader, split: str, deep: bool) -> tuple[list[
                 lines.append(f"  and {len(rows) - len(shown)} more (--deep names all)")
     lines += [f"broken: {fault}" for fault in broken]
     well = not broken and not _refused(cohort)
-    depth = "every byte read" if deep else "tables, names and headers; --deep reads every byte"
-    verdict = f"usable ({depth})" if well else "not usable before the above is mended"
-    return [*lines, verdict], well
+    if not well:
+        return [*lines, "not usable before the above is mended"], False
+    partly = "no fault in tables, names, sizes and headers; --deep reads every byte"
+    return [*lines, partly if reader.survey and not deep else "usable"], True
 
 
 def _refused(cohort: Cohort) -> bool:

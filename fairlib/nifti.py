@@ -30,7 +30,9 @@ HEADER, DATA_START, DATA_LATEST, HEAD_PACKED = 348, 352, 1 << 20, 1 << 14
 DEFLATE_LIMIT = 1032  # no deflate stream expands further (zlib's technical notes)
 GZIP, PIECE = b"\x1f\x8b", 1 << 20
 ROUNDED = 1.01  # a quaternion up to this length has been rounded, a longer one is broken
-DTYPES = frozenset(np.dtype(name) for name in ("u1", "i1", "i2", "u2", "i4", "u4", "f4", "f8"))
+DTYPES = frozenset(
+    np.dtype(name) for name in ("u1", "i1", "i2", "u2", "i4", "u4", "i8", "u8", "f4", "f8")
+)
 BRATS_LABELS = frozenset({0, 1, 2, 4})
 VOXEL_MM = (0.01, 100.0)
 SAME_SIZE = 0.01  # sizes further apart than this share are two sizes, not one that was rounded
@@ -191,8 +193,9 @@ def read_affine(path: str | Path, header: Nifti1Header) -> tuple[np.ndarray, Not
     """
     if (units := int(header["xyzt_units"]) & 7) not in (0, 2):  # 0 unknown, 2 mm
         raise CorruptScan(path, f"units of space are code {units}, not millimetres; {ORIENT_AGAIN}")
-    coded = {"sform": header.get_sform, "qform": partial(_qform, header)}
-    coded = {name: make for name, make in coded.items() if int(header[f"{name}_code"]) > 0}
+    forms: dict[str, Callable[[], np.ndarray]] = {"sform": header.get_sform}
+    forms["qform"] = partial(_qform, header)
+    coded = {name: make for name, make in forms.items() if int(header[f"{name}_code"]) > 0}
     if not coded:
         why = "neither qform nor sform has a code: left and right are a guess"
         return _checked_affine(path, header.get_base_affine), ("orientation not stated", why)
@@ -384,7 +387,7 @@ def _header(
     path: Path, raw: bytes, max_voxels: int, series: bool
 ) -> tuple[Nifti1Header, tuple[int, ...], np.dtype, int]:
     if len(raw) < DATA_START or raw[344:348] != b"n+1\x00":
-        raise CorruptScan(path, f"not a NIfTI-1 file; {SAVE_AGAIN}")
+        raise CorruptScan(path, f"not a NIfTI-1 file{_other_format(raw)}; {SAVE_AGAIN}")
     header = Nifti1Header(raw[:HEADER], check=False)
     if int(header["sizeof_hdr"]) != HEADER:
         size = int(header["sizeof_hdr"])
@@ -396,6 +399,19 @@ def _header(
     if _is_scaled(slope) and not math.isfinite(offset):
         raise CorruptScan(path, f"offset {offset} beside scale {slope} is not finite; {SAVE_AGAIN}")
     return header, shape, dtype, int(start)
+
+
+def _other_format(raw: bytes) -> str:
+    """What a file is that is no NIfTI-1 file, where its first bytes tell."""
+    formats = {
+        "NIfTI-2": raw[4:8] == b"n+2\x00",
+        "gzip data, compressed twice": raw[:2] == GZIP,
+        "DICOM": raw[128:132] == b"DICM",
+        "the header of a pair (.hdr and .img)": raw[344:348] == b"ni1\x00",
+        "Analyze 7.5": raw[:4] in (b"\x5c\x01\0\0", b"\0\0\x01\x5c"),
+        "NRRD": raw[:4] == b"NRRD",
+    }
+    return next((f", but {name}" for name, met in formats.items() if met), "")
 
 
 def _shape(path: Path, header: Nifti1Header, max_voxels: int, series: bool) -> tuple[int, ...]:

@@ -6,7 +6,7 @@ clinical tables give sex and age; or the user's own table gives them.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,6 +19,7 @@ from fairlib.cohorts.listing import (
     FAULTY,
     Excluded,
     attempt,
+    attempt_all,
     by_name,
     folders,
     listed,
@@ -231,11 +232,16 @@ def find_subjects(root: str | Path) -> list[SubjectFiles]:
 
 def _listed(root: Path) -> tuple[list[SubjectFiles], list[Excluded], dict[str, FairlibError]]:
     """The scans below `root`, folders that hold none, and what is wrong with a scan's files."""
-    entries, strays, faults = [], [], {}
+    entries: list[SubjectFiles] = []
+    strays: list[Excluded] = []
+    faults: dict[str, FairlibError] = {}
     found = _folders(root)
     for scan, (grade, folder) in found.items():
         _require_glioma(root, scan)
-        if not _is_subject(folder):
+        if grade and any(map(_is_subject, folders(folder))):
+            what = "holds the folders of subjects, not a subject's scans"
+            faults[scan] = missing(folder, what, "move them one level up")
+        elif not _is_subject(folder):
             strays.append((scan, "folder without scans", f"{folder}: move it away"))
         elif entry := attempt(partial(_files, folder, grade or None), faults, scan):
             entries.append(entry)
@@ -395,7 +401,7 @@ def _faulty(
 
 def _cohort(
     rows: Sequence[Mapping],
-    read_image: Callable[[str], np.ndarray],
+    read_image: Callable[[Hashable], np.ndarray],
     excluded: Sequence[Excluded],
     notes: Sequence[Excluded],
 ) -> Cohort:
@@ -404,17 +410,15 @@ def _cohort(
     return Cohort("brats", table, read_image, report(excluded), report(notes), strata=strata)
 
 
-def _not_drawn(key: str) -> np.ndarray:
+def _not_drawn(key: Hashable) -> np.ndarray:
     raise DataError(f"{key}: only listed, not read; use read_brats for images")
 
 
 def _check_grids(entry: SubjectFiles) -> bool:
     """Check names, lengths and headers of the five files, and that they share one grid."""
-    faults: dict[str, FairlibError] = {}
-    grids = {path: attempt(partial(read_grid, path), faults, name)
-             for name, path in entry.files.items()}  # fmt: skip
-    refuse_all(entry.files["seg"].parent, faults)
-    require_one_grid(grids)
+    read = {name: partial(read_grid, path) for name, path in entry.files.items()}
+    grids = attempt_all(entry.files["seg"].parent, read)
+    require_one_grid({entry.files[name]: grid for name, grid in grids.items()})
     return True
 
 
@@ -424,16 +428,15 @@ def read_subject(entry: SubjectFiles, settings: SliceSettings) -> SubjectSlices:
     From 2023 on, the label of enhancing tumour is 3; it becomes 4. Raises `CorruptScan`, or one
     `DataError` naming all the broken scans.
     """
-    faults: dict[str, FairlibError] = {}
     since_2023 = SINCE_2023.fullmatch(entry.scan)
     allowed = frozenset(range(5)) if since_2023 else BRATS_LABELS
-    mask = attempt(partial(read_labels, entry.files["seg"], allowed), faults, "seg")
-    scans = {name: attempt(partial(read_volume, entry.files[name]), faults, name)
-             for name in CONTRASTS}  # fmt: skip
-    refuse_all(entry.files["seg"].parent, faults)
-    grids = {"seg": mask, **scans}
-    require_one_grid({entry.files[name]: (one[0].shape, one[1]) for name, one in grids.items()})
-    labels, affine = mask
+    read: dict[str, Callable[[], tuple[np.ndarray, np.ndarray]]] = {
+        name: partial(read_volume, entry.files[name]) for name in CONTRASTS
+    }
+    read["seg"] = partial(read_labels, entry.files["seg"], allowed)
+    scans = attempt_all(entry.files["seg"].parent, read)
+    require_one_grid({entry.files[name]: (one.shape, grid) for name, (one, grid) in scans.items()})
+    labels, affine = scans.pop("seg")
     if since_2023 and (labels == 4).any():
         what = "label 4 is the resection cavity of BraTS 2024 (after treatment)"
         raise CorruptScan(entry.files["seg"], f"{what}; give gliomas before treatment")

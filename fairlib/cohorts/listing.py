@@ -177,6 +177,14 @@ def refuse_all(where: str | Path, faults: Mapping[str, FairlibError], remedy: st
         raise DataError(f"{where}: {len(errors)} faults{remedy}:{each}")
 
 
+def attempt_all(where: str | Path, makes: Mapping[str, Callable[[], T]]) -> dict[str, T]:
+    """What each of `makes` returns; when some raise, one error names all their faults."""
+    faults: dict[str, FairlibError] = {}
+    made = {name: attempt(make, faults, name) for name, make in makes.items()}
+    refuse_all(where, faults)
+    return {name: value for name, value in made.items() if value is not None}
+
+
 def tracked(items: Iterable[T], progress: Callable[[int, int], None] | None) -> Iterator[T]:
     """Yield `items`, and call `progress(done, total)` after each."""
     items = list(items)

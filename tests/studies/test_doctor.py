@@ -74,14 +74,15 @@ def test_a_whole_release_is_usable(cohort, deep, tmp_path):
     WRITERS[cohort](tmp_path)
     lines, well = check_data(tmp_path, cohort, deep)
     assert well and any(" subjects, " in line for line in lines), lines
-    assert any("usable (every byte read)" in line for line in lines) == deep
+    partly = cohort == "brats" and not deep  # its reader opens every scan, the survey does not
+    assert any(line.endswith(": usable") for line in lines) != partly
 
 
 @pytest.mark.parametrize("cohort", READERS)
 def test_an_empty_folder_and_none_are_refused(cohort, tmp_path):
     lines, well = check_data(tmp_path, cohort)
     assert not well and any("refused: " in line or "none of " in line for line in lines)
-    assert not any("usable (" in line for line in lines)
+    assert not any(line.endswith(": usable") for line in lines)
     (tmp_path / "BraTS2018").mkdir()
     lines, well = check_data(tmp_path / "Brats2018", cohort)
     assert not well and len(lines) == 1
