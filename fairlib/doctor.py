@@ -7,7 +7,7 @@ from __future__ import annotations
 import os
 import platform
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
 from importlib import import_module, metadata
 from pathlib import Path
@@ -146,35 +146,30 @@ def _holds(root: Path, split: str) -> bool:
 
 def _examined(root: Path, reader: Reader, split: str, deep: bool) -> tuple[list[str], bool]:
     """Lines about the data that one call of the reader returns, and whether it is well."""
-    module = import_module(f"fairlib.cohorts.{reader.module}")
-    read: Callable[..., Cohort] = getattr(module, reader.survey * (not deep) or reader.read)
+    from fairlib.cohorts.listing import FAULTY, attempt
+
+    name = reader.survey if reader.survey and not deep else reader.read
+    read = getattr(import_module(f"fairlib.cohorts.{reader.module}"), name)
     try:
         cohort = read(root, **reader.options, **({"split": split} if split else {}))
     except FairlibError as error:
         return [f"refused: {error}"], False
     lines = list(_counts(cohort))
-    broken = list(_broken(cohort)) if deep else []
-    for name, table in (("left out", cohort.excluded), ("note", cohort.notes)):
+    for title, table in (("left out", cohort.excluded), ("note", cohort.notes)):
         for reason, rows in table.groupby("reason", sort=False):
-            lines.append(f"{name}: {reason}: {len(rows)}")
+            lines.append(f"{title}: {reason}: {len(rows)}")
             shown = rows if deep else rows[:NAMED]
-            pairs = zip(shown["item"], shown["detail"], strict=True)
-            lines += [f"  {item}: {detail}" for item, detail in pairs]
+            lines.extend("  " + shown["item"] + ": " + shown["detail"])
             if len(shown) < len(rows):
                 lines.append(f"  and {len(rows) - len(shown)} more (--deep names all)")
-    lines += [f"broken: {fault}" for fault in broken]
-    well = not broken and not _refused(cohort)
-    if not well:
+    broken: dict[str, FairlibError] = {}
+    for key in cohort.table["image"] if deep else ():
+        attempt(partial(cohort.read_image, key), broken, str(key))
+    lines += [f"broken: {fault}" for fault in broken.values()]
+    if broken or (cohort.excluded["reason"] == FAULTY).any():  # for whom the reader refuses all
         return [*lines, "not usable before the above is mended"], False
     partly = "no fault in tables, names, sizes and headers; --deep reads every byte"
-    return [*lines, partly if reader.survey and not deep else "usable"], True
-
-
-def _refused(cohort: Cohort) -> bool:
-    """Whether subjects are left out here for whom the reader refuses all."""
-    from fairlib.cohorts.listing import FAULTY
-
-    return bool((cohort.excluded["reason"] == FAULTY).any())
+    return [*lines, partly if name == reader.survey else "usable"], True
 
 
 def _counts(cohort: Cohort) -> Iterator[str]:
@@ -192,16 +187,6 @@ def _counts(cohort: Cohort) -> Iterator[str]:
             yield f"{column} {value}: {count} of {len(known)} subjects, {share}"
         if len(known) < len(people):
             yield f"{column} unknown: {len(people) - len(known)} subjects"
-
-
-def _broken(cohort: Cohort) -> Iterator[str]:
-    """The fault of each image that cannot be read."""
-    from fairlib.cohorts.listing import attempt
-
-    for key in cohort.table["image"]:
-        faults: dict[str, FairlibError] = {}
-        attempt(partial(cohort.read_image, key), faults, str(key))
-        yield from map(str, faults.values())
 
 
 def versions() -> dict[str, str]:

@@ -326,13 +326,11 @@ def _contents(path: Path, max_voxels: int, series: bool) -> bytes:
         data = path.read_bytes()
     except OSError as error:
         raise CorruptScan(path, f"cannot be read ({error.strerror}); check the path") from error
-    if kind := what_it_is(data):
-        raise CorruptScan(path, f"{kind}; {COPY_AGAIN}")
     if path.name.endswith(".gz"):
         if data[:2] != GZIP:
-            plain = data[344:348] == b"n+1\x00"
-            remedy = "it is a plain NIfTI file: rename it to .nii" if plain else COPY_AGAIN
-            raise CorruptScan(path, f"is not gzip data, as its name says; {remedy}")
+            kind = what_it_is(data)
+            remedy = "rename it to .nii" if "NIfTI-1" in kind else COPY_AGAIN
+            raise CorruptScan(path, f"is not gzip data but {kind or 'something else'}; {remedy}")
         return _gunzip(path, data, max_voxels, series)
     if data[:2] == GZIP:
         raise CorruptScan(path, "is gzip data under a .nii name; rename it to .nii.gz")
@@ -387,7 +385,8 @@ def _header(
     path: Path, raw: bytes, max_voxels: int, series: bool
 ) -> tuple[Nifti1Header, tuple[int, ...], np.dtype, int]:
     if len(raw) < DATA_START or raw[344:348] != b"n+1\x00":
-        raise CorruptScan(path, f"not a NIfTI-1 file{_other_format(raw)}; {SAVE_AGAIN}")
+        kind = what_it_is(raw)
+        raise CorruptScan(path, f"not a NIfTI-1 file{kind and f' but {kind}'}; {SAVE_AGAIN}")
     header = Nifti1Header(raw[:HEADER], check=False)
     if int(header["sizeof_hdr"]) != HEADER:
         size = int(header["sizeof_hdr"])
@@ -399,19 +398,6 @@ def _header(
     if _is_scaled(slope) and not math.isfinite(offset):
         raise CorruptScan(path, f"offset {offset} beside scale {slope} is not finite; {SAVE_AGAIN}")
     return header, shape, dtype, int(start)
-
-
-def _other_format(raw: bytes) -> str:
-    """What a file is that is no NIfTI-1 file, where its first bytes tell."""
-    formats = {
-        "NIfTI-2": raw[4:8] == b"n+2\x00",
-        "gzip data, compressed twice": raw[:2] == GZIP,
-        "DICOM": raw[128:132] == b"DICM",
-        "the header of a pair (.hdr and .img)": raw[344:348] == b"ni1\x00",
-        "Analyze 7.5": raw[:4] in (b"\x5c\x01\0\0", b"\0\0\x01\x5c"),
-        "NRRD": raw[:4] == b"NRRD",
-    }
-    return next((f", but {name}" for name, met in formats.items() if met), "")
 
 
 def _shape(path: Path, header: Nifti1Header, max_voxels: int, series: bool) -> tuple[int, ...]:

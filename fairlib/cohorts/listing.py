@@ -140,19 +140,14 @@ def _stem(name: str) -> str:
 
 
 def require_some(
-    kept: Sized,
-    excluded: Sequence[Excluded],
-    where: str | Path,
-    what: str,
-    remedy: str,
-    *names: str,
+    kept: Sized, excluded: Sequence[Excluded], where: str | Path, what: str, remedy: str, *near: str
 ) -> None:
-    """Raise `DataError` when every one of the `what` was excluded, with the first reason; `names`
-    as in `missing`.
+    """Raise `DataError` when every one of the `what` was excluded, with the first reason; `near`
+    are names for `missing`.
     """
     if not len(kept):
         text = f"none of the {len(excluded)} {what} can be used, such as {excluded[:1]}"
-        raise missing(where, text, remedy, *names)
+        raise missing(where, text, remedy, *near)
 
 
 def attempt(make: Callable[[], T], faults: dict[str, FairlibError], item: str) -> T | None:
@@ -209,6 +204,7 @@ def open_image(path: Path, mode: str = "L") -> Image.Image:
     except (OSError, SyntaxError, ValueError, *bomb) as error:
         with path.open("rb") if path.is_file() else nullcontext() as file:
             kind = what_it_is(file.read(64)) if file else ""
+        kind = kind and f"is {kind}"
         raise DataError(
             f"{path}: {kind or f'cannot be decoded ({error})'}; fetch it again or delete it, then "
             "it is counted as missing"

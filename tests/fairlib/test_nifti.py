@@ -254,11 +254,11 @@ def test_files_too_short_too_long_misnamed_or_missing(tmp_path, raw):
     cases = {
         "short.nii": (raw[:-2], "header promises"),
         "long.nii": (raw + b"\0\0", "header promises"),
-        "empty.nii": (b"", "is empty"),
+        "empty.nii": (b"", "not a NIfTI-1 file but empty"),
         "text.nii": (b"x" * 1000, "not a NIfTI-1"),
-        "two.nii": (nibabel.Nifti2Image(DATA, AFFINE).to_bytes(), "but NIfTI-2"),
-        "dicom.nii": (bytes(128) + b"DICM" + b"x" * 1000, "but DICOM"),
-        "twice.nii.gz": (gzip.compress(raw + bytes(range(256)) * 9), "compressed twice"),
+        "two.nii": (nibabel.Nifti2Image(DATA, AFFINE).to_bytes(), "but a NIfTI-2"),
+        "dicom.nii": (bytes(128) + b"DICM" + b"x" * 1000, "but a DICOM"),
+        "twice.nii.gz": (gzip.compress(raw + bytes(range(256)) * 9), "but gzip data"),
         "packed.nii": (gzip.compress(raw), "rename"),
     }
     for name, (data, message) in cases.items():
@@ -279,7 +279,7 @@ def test_broken_gzip_streams_are_refused(tmp_path, raw):
         (packed[: len(packed) // 2], "checksum is missing"),
         (packed + b"\0" * 8 + b"x", "after the end"),
         (packed + packed, "more than"),
-        (raw, "not gzip data.* rename it to .nii"),
+        (raw, "not gzip data but a plain NIfTI-1 file; rename it to .nii"),
         (gzip.compress(raw[:-2]), "header promises"),
         (gzip.compress(raw + b"\0" * 9), "more than"),
     ]

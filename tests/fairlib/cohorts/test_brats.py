@@ -585,7 +585,7 @@ def test_all_faults_stand_in_one_message_or_in_excluded(brats):
     faulty = spoil(brats["root"])
     with pytest.raises(DataError, match="3 faults; skip_faulty=True") as caught:
         read_brats(**brats, settings=SETTINGS)
-    for part in (f"{FIRST}_t1.nii.gz", f"{FIRST}_t2.nii.gz", "_flair.nii*", "is a web page"):
+    for part in (f"{FIRST}_t1.nii.gz", f"{FIRST}_t2.nii.gz", "_flair.nii*", "but a web page"):
         assert part in str(caught.value)
     cohort = read_brats(**brats, settings=SETTINGS, skip_faulty=True)
     assert len(cohort.subjects()) == 2
