@@ -161,8 +161,7 @@ def _classifier(name: str) -> Callable:
     except (ImportError, AttributeError, ValueError) as error:
         raise SettingsError(
             f"--classifier {name}: {error}; give a folder, or package.module:function that returns "
-            "a callable "
-            "from images to logits"
+            "a callable from images to logits"
         ) from None
 
 

@@ -71,14 +71,9 @@ def examine(
     """Lines about this machine, the folder `weights` and, if given, the data in `data_dir`; and
     whether all of it is well. `deep` as in `check_data`.
     """
-    machine = [f"{name}: {version}" for name, version in versions().items()]
-    machine += [
-        f"device: {device()}",
-        f"cores: {os.cpu_count()}",
-        f"memory: {memory()}",
-        f"disk: {disk()}",
-    ]
-    machine.append(f"platform: {platform.platform(terse=True)}")
+    facts = {"device": device(), "cores": os.cpu_count(), "memory": memory(), "disk": disk()}
+    facts = {**versions(), **facts, "platform": platform.platform(terse=True)}
+    machine = [f"{name}: {value}" for name, value in facts.items()]
     lines, weights_well = check_weights(Path(weights).expanduser())
     data, data_well = check_data(data_dir, cohort, deep) if data_dir else ([], True)
     return machine + lines + data, weights_well and data_well

@@ -139,11 +139,8 @@ def what_it_is(data: bytes) -> str:
 
 def sha256(path: str | Path) -> str:
     """SHA-256 of a file, in hexadecimal."""
-    digest = hashlib.sha256()
     with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextmanager
@@ -186,11 +183,8 @@ def hashes(folder: str | Path) -> dict[str, str]:
     """`{relative path: sha256}` of every file below `folder`, the manifest itself left out."""
     folder = Path(folder)
     files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {
-        path.relative_to(folder).as_posix(): sha256(path)
-        for path in files
-        if path != folder / MANIFEST
-    }
+    files = [path for path in files if path != folder / MANIFEST]
+    return {path.relative_to(folder).as_posix(): sha256(path) for path in files}
 
 
 def parse_manifest(path: Path) -> dict[str, Any]:

@@ -65,15 +65,12 @@ def from_dict(cls: type[T], mapping: dict[str, Any]) -> T:
     """
     hints = typing.get_type_hints(cls)
     known = [field.name for field in dataclasses.fields(cls)]
-    for key in mapping:
+    values = {}
+    for key, value in mapping.items():
         if key not in known:
             raise SettingsError(unknown_key(key, known, cls.__name__))
-    return cls(
-        **{
-            key: checked(value, hints[key], f"{cls.__name__}.{key}")
-            for key, value in mapping.items()
-        }
-    )
+        values[key] = checked(value, hints[key], f"{cls.__name__}.{key}")
+    return cls(**values)
 
 
 def checked(value: Any, kind: Any, name: str) -> Any:

@@ -4,8 +4,7 @@ kernel is needed.
 `slider` is one or several sliders over images: plain HTML with the browser's range input, so it
 works from the keyboard, on a phone and with a screen reader. `tabs` is a slider linked to tabs of
 text, made of ipywidgets, whose saved state the book's pages turn into the same thing. `explore`
-draws a function at chosen values for `slider`; in a live notebook it can draw at any value instead.
-Nothing here loads anything from another host.
+draws a function at chosen values for `slider`. Nothing here loads anything from another host.
 """
 
 from __future__ import annotations
@@ -24,6 +23,8 @@ from numpy.typing import ArrayLike
 from PIL import Image
 
 from fairlib.errors import SettingsError
+
+GAP = 3  # pixels between the images of a contact sheet
 
 # Runs in the page that holds the widget: the sliders' values, each times its stride, are the number
 # of the image to show; hide the others, and say where the slider stands.
@@ -132,31 +133,18 @@ def explore(
     name: str,
     alt: str,
     label: Callable[[Any], str] = str,
-    live: bool = False,
     start: int = 0,
-    dpi: int = 80,
 ) -> Any:
     """`draw(value)` -> matplotlib Figure or Axes, for each of `values`, under a slider called
-    `name`.
-
-    With `live` (a kernel must stay) the slider calls `draw` whenever it moves; else all figures are
-    drawn now.
+    `name`; all figures are drawn now.
     """
-    if live:
-        import ipywidgets
-
-        options = [(label(value), value) for value in values]
-        chooser = ipywidgets.SelectionSlider(options=options, value=values[start], description=name)
-        return ipywidgets.interact(draw, value=chooser)
-    images = [figure_png(draw(value), dpi) for value in values]
+    images = [figure_png(draw(value)) for value in values]
     return slider(images, {name: [label(value) for value in values]}, alt, start=start)
 
 
-def contact_sheet(
-    images: ArrayLike, columns: int | None = None, gap: int = 3, enlarge: int = 1
-) -> bytes:
-    """Images [N, 1, H, W] in [-1, 1], side by side in rows of `columns` (all in one row when None),
-    as a PNG.
+def contact_sheet(images: ArrayLike, enlarge: int = 1) -> bytes:
+    """Images [N, 1, H, W] in [-1, 1], side by side with `GAP` white pixels between them, as a PNG,
+    `enlarge` times as large.
 
     Greys are kept to 64 levels, which no eye distinguishes from 256, and the file is a third
     smaller.
@@ -167,13 +155,8 @@ def contact_sheet(
             f"images of shape {images.shape}; a contact sheet needs one or more [1, H, W]"
         )
     grey = ((images[:, 0].clip(-1, 1) + 1) * 31.5).round() * (255 / 63)
-    columns = columns or len(grey)
-    rows, (height, width) = -(-len(grey) // columns), grey.shape[1:]
-    size = (rows * (height + gap) - gap, columns * (width + gap) - gap)
-    sheet = np.full(size, 255, dtype=np.float32)
-    for index, image in enumerate(grey):
-        top, left = index // columns * (height + gap), index % columns * (width + gap)
-        sheet[top : top + height, left : left + width] = image
+    spaced = np.pad(grey, ((0, 0), (0, 0), (0, GAP)), constant_values=255)
+    sheet = np.concatenate(list(spaced), axis=1)[:, :-GAP]
     png = Image.fromarray(sheet.round().astype(np.uint8))
     if enlarge > 1:
         png = png.resize((png.width * enlarge, png.height * enlarge), Image.Resampling.BICUBIC)

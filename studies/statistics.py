@@ -59,6 +59,7 @@ from studies.engine.study import Source, Study, Table, Tables
 
 # ---- statistics where nothing is to be found
 
+LEVEL = 0.05  # of every test
 PUBLISHED = "paired t-test over replicates"
 BOOTSTRAP, SWAP = "paired bootstrap over patients", "arms swapped within patients"
 
@@ -98,14 +99,10 @@ def distance_by_size(
 
 
 def equity_by_groups(
-    rng: np.random.Generator,
-    subjects: int,
-    counts: Sequence[int],
-    auc: float = 0.85,
-    repeats: int = 200,
+    rng: np.random.Generator, subjects: int, counts: Sequence[int], repeats: int = 200
 ) -> pd.DataFrame:
-    """Equity-scaled AUC of one classifier that treats all patients alike, when `subjects` are put
-    into groups at random.
+    """Equity-scaled AUC of one classifier that treats all patients alike (true AUC 0.85), when
+    `subjects` are put into groups at random.
 
     counts: numbers of groups. Columns, means over `repeats`: groups, n (patients a group), auc,
     equity_scaled, worst, max_min. Raises `DataError` when a group would have fewer than ten ill or
@@ -119,7 +116,7 @@ def equity_by_groups(
     rows = []
     for _ in range(repeats):
         ill, healthy = rng.normal(size=(2, subjects // 2))
-        ill = ill + separation(auc)
+        ill = ill + separation(0.85)
         whole = float(area(ill, healthy))
         for count in counts:
             each = subjects // (2 * count)
@@ -157,15 +154,15 @@ def published_p(differences: np.ndarray) -> float:
     return float(ttest_1samp(differences, 0.0).pvalue)
 
 
-def published_rate(replicates: int, level: float = 0.05) -> float:
+def published_rate(replicates: int) -> float:
     """How often the published test rejects a true null, to first order: 2 Phi(-z / sqrt(B)), z the
-    normal quantile of the level.
+    normal quantile of `LEVEL`.
 
     The mean of B replicates lies at the observed difference, their spread is that difference's
     standard error s, and the test takes s / sqrt(B) for the error. With B = 100 it rejects at a
     fifth of a standard error.
     """
-    return float(2 * ndtr(ndtri(level / 2) / np.sqrt(replicates)))
+    return float(2 * ndtr(ndtri(LEVEL / 2) / np.sqrt(replicates)))
 
 
 def null_rates(
@@ -175,38 +172,36 @@ def null_rates(
     repeats: int = 1000,
     replicates: int = 400,
     published: Sequence[int] = (100, 1000, 5000),
-    shared: float = 0.5,
-    level: float = 0.05,
     progress: Callable[[Iterable], Iterable] = iter,
 ) -> pd.DataFrame:
     """How often each comparison finds a difference between two arms that have none, over `repeats`
     simulated test sets.
 
     Columns: test, statistic, replicates, rejected, low, high (Wilson), expected (`published_rate`
-    for the published test, else `level`), repeats. The published test is run on the AUC of
+    for the published test, else `LEVEL`), repeats. The published test is run on the AUC of
     all patients, ours on all of `paired.STATISTICS`.
     """
     keys = [(PUBLISHED, "auc", count) for count in published]
     keys += [(test, name, replicates) for test in (BOOTSTRAP, SWAP) for name in STATISTICS]
     rejections: dict[tuple, list[bool]] = {key: [] for key in keys}
     for _ in progress(range(repeats)):
-        arms = PairedAreas(*simulated_arms(rng, sizes, areas, shared))
+        arms = PairedAreas(*simulated_arms(rng, sizes, areas))
         observed, drawn, swapped = auc_differences(arms, rng, replicates)
-        ends = np.quantile(drawn, [level / 2, 1 - level / 2], axis=0)
+        ends = np.quantile(drawn, [LEVEL / 2, 1 - LEVEL / 2], axis=0)
         for name, out, p in zip(
             STATISTICS, (ends[0] > 0) | (ends[1] < 0), swap_p(observed, swapped), strict=True
         ):
             rejections[BOOTSTRAP, name, replicates].append(out)
-            rejections[SWAP, name, replicates].append(p <= level)
+            rejections[SWAP, name, replicates].append(p <= LEVEL)
         many = arms.overall_differences(rng, max(published)) if published else np.empty(0)
         for count in published:
-            rejections[PUBLISHED, "auc", count].append(published_p(many[:count]) <= level)
-    return pd.DataFrame([_rate(key, rejected, level) for key, rejected in rejections.items()])
+            rejections[PUBLISHED, "auc", count].append(published_p(many[:count]) <= LEVEL)
+    return pd.DataFrame([_rate(key, rejected) for key, rejected in rejections.items()])
 
 
-def _rate(key: tuple, rejected: list, level: float) -> dict:
+def _rate(key: tuple, rejected: list) -> dict:
     row = dict(zip(("test", "statistic", "replicates"), key, strict=True))
-    expected = published_rate(row["replicates"], level) if row["test"] == PUBLISHED else level
+    expected = published_rate(row["replicates"]) if row["test"] == PUBLISHED else LEVEL
     proportion = _proportion("rejected", np.array(rejected))
     return row | proportion | {"expected": expected, "repeats": len(rejected)}
 
@@ -293,19 +288,14 @@ def coverage(
 def coverage_table(
     rng: np.random.Generator,
     settings: Sequence[Setting],
-    repeats: int = 2000,
-    replicates: int = 300,
-    naive_repeats: int | None = None,
+    *counts: int,
     progress: Callable[[Iterable], Iterable] = iter,
 ) -> pd.DataFrame:
     """`coverage` in all `settings`, one below the other; each has its own generator,
-    spawned from `rng`.
+    spawned from `rng`. counts: repeats, replicates and naive_repeats of `coverage`.
     """
     each = list(zip(rng.spawn(len(settings)), settings, strict=True))
-    tables = [
-        coverage(own_rng, setting, repeats, replicates, naive_repeats)
-        for own_rng, setting in progress(each)
-    ]
+    tables = [coverage(own_rng, setting, *counts) for own_rng, setting in progress(each)]
     return pd.concat(tables, ignore_index=True)
 
 
@@ -359,7 +349,7 @@ def _areas(
     return {OURS: worst_auc(value, error, half)[:2], NAIVE: naive, PICKED: picked}
 
 
-def percentile_bootstrap(right: np.ndarray, n: np.ndarray, level: float = 0.95) -> Ends:
+def percentile_bootstrap(right: np.ndarray, n: np.ndarray) -> Ends:
     """What the percentile bootstrap of a share gives with infinitely many replicates; of width zero
     where all or none are right.
 
@@ -367,8 +357,7 @@ def percentile_bootstrap(right: np.ndarray, n: np.ndarray, level: float = 0.95) 
     coverage of every interval for a share, are exact sums.
     """
     right, n = counted(right, n)
-    tail = (1 - level) / 2
-    return binom.ppf(tail, n, right / n) / n, binom.ppf(1 - tail, n, right / n) / n
+    return binom.ppf(LEVEL / 2, n, right / n) / n, binom.ppf(1 - LEVEL / 2, n, right / n) / n
 
 
 METHODS = {
@@ -378,14 +367,12 @@ METHODS = {
 }
 
 
-def exact_coverage(
-    method: Callable[..., Ends], n: int, shares: np.ndarray, level: float = 0.95
-) -> pd.DataFrame:
+def exact_coverage(method: Callable[..., Ends], n: int, shares: np.ndarray) -> pd.DataFrame:
     """Columns share, n, coverage, width (mean) and no_width (probability of an interval of width
     zero), summed over all outcomes.
     """
     outcomes, shares = np.arange(n + 1), np.atleast_1d(np.asarray(shares, float))
-    low, high = method(outcomes, n, level)
+    low, high = method(outcomes, n)
     weight = binom.pmf(outcomes, n, shares[:, None])
     covered = (low <= shares[:, None] + 1e-12) & (shares[:, None] <= high + 1e-12)
     width = high - low

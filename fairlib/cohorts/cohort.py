@@ -148,9 +148,8 @@ class Cohort:
         subjects = self.table[["subject", *columns]].drop_duplicates()
         _require_one_row(self, subjects, f"several values of {columns}; correct the table")
         counts = self.table["subject"].value_counts().rename("images")
-        return subjects.merge(counts, left_on="subject", right_index=True).sort_values(
-            "subject", ignore_index=True
-        )
+        table = subjects.merge(counts, left_on="subject", right_index=True)
+        return table.sort_values("subject", ignore_index=True)
 
     def with_known_sex(self) -> Cohort:
         """Only the subjects whose sex is known; the others are listed in `excluded`."""

@@ -103,7 +103,6 @@ def read_fairgenmed(
     root: str | Path,
     *,
     rotate: bool = False,
-    strict: bool = False,
     size: int = 128,
     progress: Callable[[int, int], None] | None = None,
 ) -> Cohort:
@@ -119,8 +118,6 @@ def read_fairgenmed(
         The folder that holds `data_summary.csv`.
     rotate
         Whether images are turned by -90 degrees, as the paper's code does.
-    strict
-        Whether the first row that would be left out is a `DataError` instead.
     size
         Pixels a side.
     progress
@@ -153,11 +150,6 @@ def read_fairgenmed(
     for name, subject in tracked(subjects.items(), progress):
         problem = _problem(root, name, subject, files)
         excluded += [(name, *problem)] if problem else []
-    if strict and excluded:
-        name, reason, detail = excluded[0]
-        what = f"{name}: {reason} ({detail}), {len(excluded)} such in all"
-        remedy = "correct the data, or read with strict=False to leave them out"
-        raise missing(root, what, remedy)
     gone = {name for name, *_ in excluded}
     kept = [subject for name, subject in subjects.items() if name not in gone]
     require_some(kept, excluded, root, "subjects", "check folder and csv")

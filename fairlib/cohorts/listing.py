@@ -76,13 +76,10 @@ def only(folder: Path, pattern: str, remedy: str) -> Path:
     Raises `DataError` when there is none, or more than one.
     """
     paths = listed(folder, pattern)
-    if not paths:
-        what = f"none of the files match {pattern}, expected one"
-        raise missing(folder, what, remedy, pattern)
-    if len(paths) > 1:
-        names = ", ".join(path.name for path in paths)
-        what = f"{len(paths)} of the files match {pattern} ({names}), expected one"
-        raise missing(folder, what, remedy)
+    if len(paths) != 1:
+        names = f" ({', '.join(path.name for path in paths)})" if paths else ""
+        what = f"{len(paths) or 'none'} of the files match {pattern}{names}, expected one"
+        raise missing(folder, what, remedy, *[pattern] * (not paths))
     return paths[0]
 
 

@@ -107,9 +107,8 @@ class SliceStore:
         slices = self._cached(path)
         if slices is None:
             slices = make()
-            write_tensors(
-                path, {name: torch.as_tensor(value) for name, value in vars(slices).items()}
-            )
+            tensors = {name: torch.as_tensor(value) for name, value in vars(slices).items()}
+            write_tensors(path, tensors)
         return slices
 
     def read(self, subject: str, name: str, number: int) -> np.ndarray:

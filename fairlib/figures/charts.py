@@ -296,28 +296,24 @@ def cohort_bars(table: pd.DataFrame, by: str = "grade", ax: Axes | None = None) 
 
 
 def group_bars(
-    table: pd.DataFrame,
-    overall: float,
-    title: str = "",
-    least: float = 0.5,
-    label: str = "accuracy",
-    ax: Axes | None = None,
+    table: pd.DataFrame, overall: float, title: str = "", ax: Axes | None = None
 ) -> Axes:
-    """One bar a group with its 95 % interval, and a dotted line at the value of everybody.
+    """The accuracy of each group as a bar with its 95 % interval, and a dotted line at that of
+    everybody.
 
-    table: `group, value, low, high` in [0, 1] and `n`, people. least: where the axis begins
-    (intervals may be cut there).
+    table: `group, value, low, high` in [0, 1] and `n`, people. The axis begins at 0.5; intervals
+    may be cut there.
     """
     need(table, "group", "value", "low", "high", "n")
     ax, places = axes(ax, figsize=(5.6, 3.6)), np.arange(len(table))
     for place, look in zip(places, LOOKS * len(table), strict=False):
         style: Style = {"color": look.colour, "hatch": look.hatch, "edgecolor": "white"}
-        ax.bar(place, table["value"].iloc[place] - least, 0.6, bottom=least, **style)
+        ax.bar(place, table["value"].iloc[place] - 0.5, 0.6, bottom=0.5, **style)
     style = {"fmt": "none", "ecolor": INK, "capsize": 4, "elinewidth": 1.5}
     ax.errorbar(places, table["value"], error_bars(table, "value"), **style)
     reference_line(ax, overall, f"everybody ({percent_text(overall)})")
     ax.set_xticks(places, [f"{row.group}\n{row.n:,d} people" for row in table.itertuples()])
-    ax.set(ylim=(least, 1.0), ylabel=label)
+    ax.set(ylim=(0.5, 1.0), ylabel="accuracy")
     ax.set_title(title, fontsize=11, fontweight="normal")
     percent(ax.yaxis)
     ax.grid(False, axis="x")
@@ -328,22 +324,20 @@ def group_bars(
 # --- evaluators ----------------------------------------------------------------------------------
 
 
-def logit_distributions(
-    table: pd.DataFrame, value: str = "logit", by: str = "arm", ax: Axes | None = None
-) -> Axes:
+def logit_distributions(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
     """Densities of an evaluator's logits, one line an arm; the arm "target" is filled.
 
-    table: columns `by` and `value`.
+    table: columns `arm` and `logit`.
     """
     from scipy.stats import gaussian_kde
 
-    need(table, by, value)
-    ax, names = axes(ax), looks(table[by])
-    low, high = np.nanquantile(table[value], [0.002, 0.998])
+    need(table, "arm", "logit")
+    ax, names = axes(ax), looks(table.arm)
+    low, high = np.nanquantile(table.logit, [0.002, 0.998])
     margin = 0.08 * (high - low) + 0.1
     grid = np.linspace(low - margin, high + margin, 256)
     for name, look in names.items():
-        density = gaussian_kde(table.loc[table[by] == name, value].to_numpy(float))(grid)
+        density = gaussian_kde(table.loc[table.arm == name, "logit"].to_numpy(float))(grid)
         ax.plot(grid, density, color=look.colour, linestyle=look.line, label=name, zorder=3)
         if name == "target":
             ax.fill_between(grid, density, color=look.colour, alpha=0.10, linewidth=0, zorder=1)

@@ -421,15 +421,13 @@ def worst_group(
     group: ArrayLike,
     metric: str = "auc",
     threshold: float = 0.5,
-    level: float = 0.95,
-    n_min: int = N_MIN,
 ) -> WorstGroup:
     """The worst group of one classifier on one test set of independent people, one row each.
 
     label: [N], 0 or 1. score: [N], probability of 1. group: [N] names. metric: one of
-    `WORST_METRICS` (tpr, tnr: shares of the ill and of the healthy that are answered rightly).
-    n_min: people of both classes that a group must have; others are listed. Raises `DataError` on
-    another metric, bad labels, or fewer than two groups left.
+    `WORST_METRICS` (tpr, tnr: shares of the ill and of the healthy that are answered rightly; 1 is
+    answered from `threshold` on). Groups with fewer than `N_MIN` people of a class are listed.
+    Raises `DataError` on another metric, bad labels, or fewer than two groups left.
     """
     label, score, group = np.asarray(label), np.asarray(score, float), np.asarray(group).astype(str)
     lengths = {len(label), len(score), len(group)}
@@ -439,18 +437,18 @@ def worst_group(
             f"{', '.join(WORST_METRICS)}, labels 0 or 1, and one label, score and group a person"
         )
     counts = class_counts(label, group, np.arange(len(label)))
-    kept, excluded = keep_large(counts, n_min)
+    kept, excluded = keep_large(counts)
     table, members = counts.loc[kept], [group == name for name in kept]
     if metric == "auc":
         values = [delong(score[m & (label == 1)], score[m & (label == 0)]) for m in members]
         value, error = np.array(values).T
-        low, high, near = worst_auc(value, error, table.min(axis=1).to_numpy(), level)
+        low, high, near = worst_auc(value, error, table.min(axis=1).to_numpy())
     else:
         counted = {"tpr": label == 1, "tnr": label == 0}.get(metric, np.ones(len(label), bool))
         hit = counted & ((score >= threshold) == (label == 1))
         right, n = (np.array([(m & rows).sum() for m in members]) for rows in (hit, counted))
         value, error = right / n, share_error(right, n)
-        low, high, near = worst_share(right, n, level)
+        low, high, near = worst_share(right, n)
     return WorstGroup(
         Interval(float(value.min()), float(low), float(high)),
         kept[int(value.argmin())],
@@ -509,9 +507,8 @@ def contenders(value: np.ndarray, error: np.ndarray) -> np.ndarray:
     """
     lowest = value.argmin(-1)[..., None]
     distance = value - np.take_along_axis(value, lowest, -1)
-    return distance <= reach(value.shape[-1]) * np.sqrt(
-        error**2 + np.take_along_axis(error, lowest, -1) ** 2
-    )
+    errors = np.sqrt(error**2 + np.take_along_axis(error, lowest, -1) ** 2)
+    return distance <= reach(value.shape[-1]) * errors
 
 
 def reach(groups: int) -> float:

@@ -192,9 +192,7 @@ def unclipped(share: ArrayLike, a_f: Numbers, a_m: Numbers) -> np.ndarray:
     return (np.asarray(share) + a_m - 1) / (np.asarray(a_f) + a_m - 1)
 
 
-def saerens_em(
-    probabilities: np.ndarray, prior: np.ndarray, tolerance: float = 1e-7, most: int = 2000
-) -> np.ndarray:
+def saerens_em(probabilities: np.ndarray, prior: np.ndarray, tolerance: float = 1e-7) -> np.ndarray:
     """Maximum-likelihood shares [K] of a sample from calibrated `probabilities` [N, K] under
     `prior` [K].
 
@@ -203,7 +201,7 @@ def saerens_em(
     """
     likelihood = np.asarray(probabilities, float) / prior
     shares = np.asarray(prior, float)
-    for _ in range(most):
+    for _ in range(2000):
         posterior = likelihood * shares
         updated = (posterior / posterior.sum(1, keepdims=True)).mean(0)
         if np.abs(updated - shares).max() < tolerance:

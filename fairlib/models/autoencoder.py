@@ -28,10 +28,7 @@ KL_WEIGHT = 1e-6
 
 
 def build_autoencoder(
-    channels: tuple[int, ...] = (16, 16, 32, 64),
-    latent_channels: int = 4,
-    image_channels: int = 1,
-    size: int = 128,
+    channels: tuple[int, ...] = (16, 16, 32, 64), image_channels: int = 1, size: int = 128
 ) -> AutoencoderKL:
     """An untrained AutoencoderKL for `size` x `size` images; each entry of `channels` after the
     first halves the grid.
@@ -42,7 +39,7 @@ def build_autoencoder(
     return AutoencoderKL(
         in_channels=image_channels,
         out_channels=image_channels,
-        latent_channels=latent_channels,
+        latent_channels=4,
         layers_per_block=1,
         norm_num_groups=8,
         block_out_channels=channels,
@@ -64,24 +61,20 @@ def fit_autoencoder(
     images: Tensor,
     settings: FitSettings,
     crop: int = 128,
-    decoder_only: bool = False,
     trainer: Trainer | None = None,
 ) -> Iterator[FitStep]:
     """Train on `images` uint8 [N, C, H, W] (0 is -1 and 255 is +1), random `crop`s, mirrored at
     random.
 
-    `decoder_only` leaves the latents as they are (their distribution may have a denoiser already).
+    Freeze `encoder` and `quant_conv` first where the latents must stay as they are (a denoiser may
+    have learnt their distribution already).
     """
-    if decoder_only:
-        autoencoder.encoder.requires_grad_(False)
-        autoencoder.quant_conv.requires_grad_(False)
     trainer, device = trainer or Trainer(autoencoder, settings), device_of(autoencoder)
 
     def loss(step: int) -> Tensor:
         rng = torch_rng(settings.seed, Stream.AUTOENCODER, step)
-        batch = _crops(
-            images[batch_indices(settings.seed, step, len(images), settings.batch_size)], crop, rng
-        ).to(device)
+        rows = batch_indices(settings.seed, step, len(images), settings.batch_size)
+        batch = _crops(images[rows], crop, rng).to(device)
         posterior = autoencoder.encode(batch).latent_dist
         noise = torch.randn(posterior.mean.shape, generator=rng).to(device)
         latents = posterior.mean + posterior.std * noise

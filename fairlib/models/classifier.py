@@ -554,13 +554,11 @@ def predict(classifier: Classifier | Ensemble, images: Tensor, batch_size: int =
     return Prediction(classifier.heads, logits, features, thresholds)
 
 
-def calibrate(
-    classifier: Classifier, images: Tensor, labels: Tensor, head: str | None = None
-) -> None:
-    """Slope and intercept (Platt) of a binary head's logit, on held-out images and labels [N] in
-    {0, 1}, both classes with equal weight.
+def calibrate(classifier: Classifier, images: Tensor, labels: Tensor) -> None:
+    """Slope and intercept (Platt) of the logit of the first scalar head, a binary one, on held-out
+    images and labels [N] in {0, 1}, both classes with equal weight.
     """
-    place = classifier.place(head)
+    place = classifier.place()
     classifier.slope[place], classifier.intercept[place] = 1.0, 0.0
     logits = predict(classifier, images).logits[classifier.scalars[place]]
     counts = torch.bincount(labels, minlength=2).double()
@@ -593,13 +591,11 @@ def choose_threshold(scores: np.ndarray | Tensor, labels: np.ndarray | Tensor) -
     return float((cuts[above] + cuts[above - 1]) / 2)
 
 
-def set_threshold(
-    classifier: Classifier, images: Tensor, labels: Tensor, head: str | None = None
-) -> float:
-    """Choose a binary head's threshold on validation images and labels [N], and keep it in the
-    classifier.
+def set_threshold(classifier: Classifier, images: Tensor, labels: Tensor) -> float:
+    """Choose the threshold of the first scalar head, a binary one, on validation images and labels
+    [N], and keep it in the classifier.
     """
-    place = classifier.place(head)
+    place = classifier.place()
     logits = predict(classifier, images).logits[classifier.scalars[place]]
     classifier.threshold[place] = choose_threshold(logits.numpy(), labels.numpy())
     return float(classifier.threshold[place])

@@ -135,9 +135,8 @@ class Clip(nn.Module):
         """Unit embeddings [N, D] on this model's device, differentiable in the images."""
         images = images.to(device_of(self)).expand(-1, self.channels, -1, -1)
         if images.shape[-1] != self.size:
-            images = F.interpolate(
-                images, size=(self.size, self.size), mode="bilinear", antialias=True
-            )
+            size = (self.size, self.size)
+            images = F.interpolate(images, size, mode="bilinear", antialias=True)
         return F.normalize(self.model.encode_image(images).float(), dim=-1)
 
 
@@ -221,9 +220,8 @@ def direction_loss(image: Tensor, text: Tensor, words: Tensor) -> Tensor:
     """
     (a, b), (u, v), (first, second) = image.chunk(2), text.chunk(2), words.chunk(2)
     differ = (first != second).any(-1)
-    return (1 - F.cosine_similarity((a - b)[differ], (u - v)[differ])).sum() / differ.sum().clamp(
-        min=1
-    )
+    apart = 1 - F.cosine_similarity((a - b)[differ], (u - v)[differ])
+    return apart.sum() / differ.sum().clamp(min=1)
 
 
 def save_clip(
@@ -233,10 +231,8 @@ def save_clip(
     folder = Path(folder).expanduser()
     write_vocabulary(folder, merges)
     write_json(folder / "config.json", config)
-    write_tensors(
-        folder / "clip.safetensors",
-        {name: value.half() for name, value in clip.model.state_dict().items()},
-    )
+    weights = {name: value.half() for name, value in clip.model.state_dict().items()}
+    write_tensors(folder / "clip.safetensors", weights)
 
 
 def load_clip(folder: str | Path) -> Clip:

@@ -42,20 +42,17 @@ if TYPE_CHECKING:
 CONDITION_CHANNELS = (16, 32, 64)
 
 
-def build_controlnet(
-    denoiser: nn.Module, channels: tuple[int, ...] = CONDITION_CHANNELS
-) -> nn.Module:
+def build_controlnet(denoiser: nn.Module) -> nn.Module:
     """A ControlNetModel that starts as a copy of the denoiser's encoder and adds nothing to its
     prediction.
 
-    The convolutions that lead back into the denoiser are zero at the start. `channels` are those of
-    the small network that reads the three-channel control image; each after the first halves its
-    grid.
+    The convolutions that lead back into the denoiser are zero at the start. The small network that
+    reads the three-channel control image has `CONDITION_CHANNELS`.
     """
     from diffusers import ControlNetModel
 
     return ControlNetModel.from_unet(
-        denoiser, conditioning_embedding_out_channels=channels, conditioning_channels=3
+        denoiser, conditioning_embedding_out_channels=CONDITION_CHANNELS, conditioning_channels=3
     )
 
 
@@ -85,13 +82,8 @@ def controlled_noise(
     down, middle = controlnet(
         latents, time, prompt_embeds, control, conditioning_scale=strength, return_dict=False
     )
-    return denoiser(
-        latents,
-        time,
-        prompt_embeds,
-        down_block_additional_residuals=down,
-        mid_block_additional_residual=middle,
-    ).sample
+    added = {"down_block_additional_residuals": down, "mid_block_additional_residual": middle}
+    return denoiser(latents, time, prompt_embeds, **added).sample
 
 
 def fit_controlnet(
@@ -158,7 +150,6 @@ class ControlledGenerator(Generator):
         cls,
         folder: str | Path,
         device: str | torch.device = "cpu",
-        check: bool = True,
         local_files_only: bool = True,
         controlnet: str | Path | None = None,
     ) -> Self:
@@ -169,7 +160,7 @@ class ControlledGenerator(Generator):
         folder
             A StableDiffusionControlNetPipeline folder such as `weights/heart`; or, together with
             `controlnet`, a plain Stable Diffusion folder or hub name.
-        device, check, local_files_only
+        device, local_files_only
             As in `Generator.load`.
         controlnet
             Folder or hub name of the ControlNet to attach:
@@ -182,9 +173,9 @@ class ControlledGenerator(Generator):
         """
         from diffusers import ControlNetModel, DiffusionPipeline
 
-        pipeline = read_pretrained(DiffusionPipeline, folder, check, local_files_only)
+        pipeline = read_pretrained(DiffusionPipeline, folder, local_files_only)
         if controlnet:
-            second = read_pretrained(ControlNetModel, controlnet, check, local_files_only)
+            second = read_pretrained(ControlNetModel, controlnet, local_files_only)
             pipeline = attach(pipeline, second)
         if not hasattr(pipeline, "controlnet"):
             raise WeightsError(
@@ -208,11 +199,8 @@ class ControlledGenerator(Generator):
         Without `control`, or at strength 0, this is the base denoiser's prediction, and costs no
         more than that.
         """
-        if control is None or strength == 0:
-            return super().predict_noise(
-                latents, timestep, prompt_embeds, guidance_scale, **conditions
-            )
-        conditions |= {"control": self.fit_control(control, len(latents)), "strength": strength}
+        if control is not None and strength != 0:
+            conditions |= {"control": self.fit_control(control, len(latents)), "strength": strength}
         return super().predict_noise(latents, timestep, prompt_embeds, guidance_scale, **conditions)
 
     def _evaluate(self, latents: Tensor, time: Tensor, embeds: Tensor, **given: Any) -> Tensor:
@@ -237,11 +225,7 @@ class ControlledGenerator(Generator):
             )
         size = self.latent_shape[-1] * self.pipeline.vae_scale_factor
         control = control.to(self.device, torch.float32)
-        return (
-            control
-            if control.shape[-2:] == (size, size)
-            else F.interpolate(control, (size, size), mode="nearest")
-        )
+        return F.interpolate(control, (size, size), mode="nearest")
 
     def sample(
         self,

@@ -278,13 +278,10 @@ class Generator:
 
     @classmethod
     def load(
-        cls,
-        folder: str | Path,
-        device: str | torch.device = "cpu",
-        check: bool = True,
-        local_files_only: bool = True,
+        cls, folder: str | Path, device: str | torch.device = "cpu", local_files_only: bool = True
     ) -> Self:
-        """Read a pipeline folder, or a hub name, in float32; safetensors only.
+        """Read a pipeline folder, or a hub name, in float32; safetensors only. The hashes of the
+        weights are compared with the folder's `manifest.json`, if it has one.
 
         Parameters
         ----------
@@ -292,8 +289,6 @@ class Generator:
             Folder or hub name.
         device
             Where it shall run.
-        check
-            Compare the hashes of the weights with the folder's `manifest.json`, if it has one.
         local_files_only
             Look hub names up in diffusers' cache alone.
 
@@ -304,7 +299,7 @@ class Generator:
         """
         from diffusers import DiffusionPipeline
 
-        pipeline = read_pretrained(DiffusionPipeline, folder, check, local_files_only)
+        pipeline = read_pretrained(DiffusionPipeline, folder, local_files_only)
         return cls._prepared(pipeline, device, folder)
 
     @classmethod
@@ -343,13 +338,9 @@ class Generator:
         """
         new = [text for text in dict.fromkeys(prompts) if text not in self._known]
         if new:
-            tokens = self.pipeline.tokenizer(
-                new,
-                padding="max_length",
-                truncation=True,
-                return_tensors="pt",
-                max_length=self.pipeline.tokenizer.model_max_length,
-            )
+            tokenizer = self.pipeline.tokenizer
+            length = {"max_length": tokenizer.model_max_length, "padding": "max_length"}
+            tokens = tokenizer(new, truncation=True, return_tensors="pt", **length)
             hidden = self.pipeline.text_encoder(tokens.input_ids.to(self.device))[0]
             self._known.update(zip(new, hidden.float(), strict=True))
         return torch.stack([self._known[text] for text in prompts])
@@ -558,8 +549,8 @@ def _check_pipeline(pipeline: DiffusionPipeline) -> None:
     raise SettingsError(f"{name} is no pipeline of Stable Diffusion 1 or 2's kind: {reason}")
 
 
-def read_pretrained(kind: Any, name: str | Path, check: bool, local: bool) -> Any:
-    """`kind.from_pretrained(name)` of a folder (with `check`, its manifest's hashes are compared
+def read_pretrained(kind: Any, name: str | Path, local: bool) -> Any:
+    """`kind.from_pretrained(name)` of a folder (the hashes of its manifest are compared
     first) or a hub name, without progress bars: each would leave a widget in a notebook.
 
     Raises `WeightsError` when nothing of that name loads.
@@ -568,7 +559,7 @@ def read_pretrained(kind: Any, name: str | Path, check: bool, local: bool) -> An
     import transformers
 
     name = os.path.expanduser(name)
-    if check and (Path(name) / MANIFEST).is_file():
+    if (Path(name) / MANIFEST).is_file():
         read_manifest(name)
     diffusers.utils.logging.disable_progress_bar()
     transformers.utils.logging.disable_progress_bar()

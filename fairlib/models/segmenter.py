@@ -146,8 +146,8 @@ def _labels(images: Tensor, masks: Tensor) -> Tensor:
     if masks.is_floating_point() or int(masks.min()) < 0 or int(masks.max()) >= LABELS:
         raise DataError(
             f"masks of type {masks.dtype} hold labels {masks.unique().tolist()[:8]}; only the "
-            "integers 0 to 3 "
-            "(background, LV, MYO, RV) are known; convert other label orders when reading"
+            "integers 0 to 3 (background, LV, MYO, RV) are known; convert other label orders when "
+            "reading"
         )
     return masks.flatten(0, 1).long()
 

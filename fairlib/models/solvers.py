@@ -105,11 +105,7 @@ class Solver:
 
 
 def ddim(
-    alphas_cumprod: Tensor,
-    steps: int,
-    *,
-    spacing: str = "trailing",
-    prediction_type: str = "epsilon",
+    alphas_cumprod: Tensor, steps: int, spacing: str = "trailing", prediction_type: str = "epsilon"
 ) -> Solver:
     """Deterministic DDIM over `steps` of the `[T_train]` schedule; the last step lands on noise
     level zero.
@@ -125,11 +121,7 @@ def ddim(
 
 
 def dpm_solver_2m(
-    alphas_cumprod: Tensor,
-    steps: int,
-    *,
-    spacing: str = "trailing",
-    prediction_type: str = "epsilon",
+    alphas_cumprod: Tensor, steps: int, spacing: str = "trailing", prediction_type: str = "epsilon"
 ) -> Solver:
     """DPM-Solver++ 2M (midpoint) over `steps` of the `[T_train]` schedule.
 
@@ -172,7 +164,9 @@ def _build(
         following = timesteps - len(schedule) // steps
     signal, reached = schedule[timesteps], np.where(following < 0, 1.0, schedule[following])
     alpha, sigma = np.sqrt(signal), np.sqrt(1 - signal)
-    data, output = _data_prediction(alpha, sigma, prediction_type)
+    # x0 = data x + output model: (x - sigma eps) / alpha, or alpha x - sigma v (Salimans & Ho 2022)
+    noise_predicted = prediction_type == "epsilon"
+    data, output = (1 / alpha, -sigma / alpha) if noise_predicted else (alpha, -sigma)
     carry = np.sqrt(1 - reached) / sigma
     pull = np.sqrt(reached) - alpha * carry
     extrapolation = np.zeros(steps)
@@ -180,15 +174,6 @@ def _build(
         extrapolation = _extrapolation(np.append(alpha, 1.0), np.append(sigma, 0.0))
     current, previous = pull * (1 + extrapolation), -pull * extrapolation
     return Solver(name, tuple(timesteps.tolist()), data, output, carry, current, previous)
-
-
-def _data_prediction(
-    alpha: np.ndarray, sigma: np.ndarray, prediction_type: str
-) -> tuple[np.ndarray, np.ndarray]:
-    """x0 = data * x + output * model: (x - sigma eps) / alpha, or alpha x - sigma v (Salimans & Ho
-    2022).
-    """
-    return (1 / alpha, -sigma / alpha) if prediction_type == "epsilon" else (alpha, -sigma)
 
 
 def _extrapolation(alpha: np.ndarray, sigma: np.ndarray) -> np.ndarray:

@@ -9,12 +9,11 @@ slow cores this takes some hours, on a GPU minutes.
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 import torch
-from torch import Tensor
 
 from fairlib.io import to_bytes
 from fairlib.models import autoencoder as ae
@@ -33,41 +32,24 @@ class BaseSettings:
     """The whole recipe. Seeds are part of it."""
 
     radiology: RadiologySettings = RadiologySettings()
-    clip: FitSettings = FitSettings(
-        steps=1200, batch_size=64, learning_rate=1e-3, weight_decay=0.05
-    )
+    clip: FitSettings = FitSettings(1200, 64, 1e-3, weight_decay=0.05)
     pixels: tuple[PixelPhase, ...] = (
         PixelPhase(64, False, FitSettings(1500, 8, 2e-3, seed=0, horizon=4500)),
         PixelPhase(128, False, FitSettings(1000, 4, 1.5e-3, seed=1, ema_decay=0.99)),
         PixelPhase(128, True, FitSettings(1500, 8, 1e-3, seed=2, ema_decay=0.995)),
     )
-    noise: FitSettings = field(
-        default_factory=lambda: FitSettings(4000, 32, 1.5e-3, warmup=200, ema_decay=0.999, seed=3)
-    )
+    noise: FitSettings = FitSettings(4000, 32, 1.5e-3, warmup=200, ema_decay=0.999, seed=3)
     initial_seed: int = 0
 
 
-TINY = BaseSettings(  # a rehearsal of every phase in a minute, for the tests
-    radiology=RadiologySettings(slices=24, validation=0),
-    clip=FitSettings(steps=2, batch_size=8, learning_rate=1e-3),
-    pixels=(
-        PixelPhase(64, False, FitSettings(2, 2, 1e-3)),
-        PixelPhase(128, True, FitSettings(1, 2, 1e-3)),
-    ),
-    noise=FitSettings(steps=2, batch_size=4, learning_rate=1e-3, ema_decay=0.9),
-)
-
-
-def draw_slices(
-    settings: RadiologySettings, progress: Progress
-) -> tuple[dict[str, Tensor], list[str]]:
+def draw_slices(settings: RadiologySettings, progress: Progress) -> Drawn:
     """Draw the training slices, uint8 [N, 1, 128, 128], and their captions: those that `write_roco`
     puts on disk.
     """
     rows = progress.track(range(settings.slices), settings.slices, "synthetic slices")
     drawn = [draw_slice(settings, index) for index in rows]
     images = torch.stack([to_bytes(torch.from_numpy(image)) for image, _ in drawn])[:, None]
-    return {"images": images}, [truth["caption"] for _, truth in drawn]
+    return Drawn({"images": images}, [truth["caption"] for _, truth in drawn])
 
 
 def load_words(folder: Path) -> Words:

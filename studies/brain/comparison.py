@@ -34,6 +34,7 @@ from studies.brain.arms import (
 )
 from studies.brain.calibration import COLUMNS, calibration_sets, known_images, test_images
 from studies.brain.data import EVALUATION_PROMPTS, cohort, split
+from studies.brain.estimation import estimators
 from studies.brain.evaluators import (
     BrainEvaluator,
     anatomy,
@@ -52,7 +53,7 @@ from studies.brain.settings import ComparisonSettings, Tuning, alignment
 from studies.brain.study import STUDY as BRAIN
 from studies.brain.transfer import transfer
 from studies.engine.stage import Artifact, Progress, stage
-from studies.engine.study import Arm, Run, Study, Table
+from studies.engine.study import Arm, Run, Study, Table, Tables
 
 RATES = (4e-5, 1.2e-4, 3.6e-4)
 KINDS = ("standard", "robust", "standard_short", "robust_short")
@@ -132,6 +133,14 @@ def _test_slices(
 ) -> tuple[Tensor, list[str]]:
     test = split(everyone.load(), settings.split_seed)["test"]
     return test.load(), list(test.table.contrast)
+
+
+def estimation(tables: Tables, settings: ComparisonSettings) -> pd.DataFrame:
+    """What three ways of estimating a known share give (`studies.brain.estimation`), at the least
+    seed.
+    """
+    known = tables["calibration"]
+    return estimators(known[known.seed == known.seed.min()])
 
 
 def measures(run: Run) -> pd.DataFrame:
@@ -402,6 +411,7 @@ STUDY: Study[ComparisonSettings] = Study(
         "measures": Table(measures),
         "history": Table(tuning_history, arms=_tuned, compressed=True, decimals=6),
         "cost": Table(cost),
+        "estimation": Table(estimation, per="summary"),
     },
     sources=BRAIN.sources,
     criteria=criteria,

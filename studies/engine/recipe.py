@@ -50,7 +50,7 @@ from studies.engine import accelerator
 from studies.engine.stage import WORKING, Artifact, Progress, stage, write_manifest
 
 P = TypeVar("P")  # settings of a phantom
-Draw = Callable[[Any, Progress], tuple[dict[str, Tensor], list[str]]]
+SAVE = 250  # steps between two saves
 
 
 @dataclass(frozen=True)
@@ -73,6 +73,9 @@ class Drawn(NamedTuple):
     captions: list[str]
 
 
+Draw = Callable[[Any, Progress], Drawn]
+
+
 class Words(NamedTuple):
     """A frozen text encoder (transformers' CLIPTextModel) and its tokenizer."""
 
@@ -81,15 +84,10 @@ class Words(NamedTuple):
 
 
 def fit(
-    out: Path,
-    progress: Progress,
-    trainer: Trainer,
-    steps: Iterable[FitStep],
-    label: str,
-    every: int = 250,
+    out: Path, progress: Progress, trainer: Trainer, steps: Iterable[FitStep], label: str
 ) -> None:
-    """Run a fit to its end, from the state of an earlier attempt if there is one; writes
-    `losses.csv`.
+    """Run a fit to its end, from the state of an earlier attempt if there is one, saved every
+    `SAVE` steps; writes `losses.csv`.
     """
     path, log = out / WORKING / "state.safetensors", out / WORKING / "losses.csv"
     rows: list[dict] = []
@@ -100,7 +98,7 @@ def fit(
         steps, trainer.settings.steps - trainer.step, label, done=trainer.step
     ):
         rows.append({"step": state.step, "loss": state.loss})
-        if state.step % every == 0 or state.step == trainer.settings.steps:
+        if state.step % SAVE == 0 or state.step == trainer.settings.steps:
             write_bytes(log, pd.DataFrame(rows).to_csv(index=False).encode())
             write_tensors(path, trainer.to_tensors())
     write_bytes(out / "losses.csv", pd.DataFrame(rows).to_csv(index=False).encode())
@@ -212,21 +210,19 @@ def embedded(words: Words, captions: list[str]) -> tuple[Tensor, Tensor, Tensor]
 # ---- pixels and latents ----
 
 
-def _frozen(kind: type, folder: Path) -> nn.Module:
-    """A diffusers model as it was saved, but with no memory of the folder's name in its config."""
-    model = kind.from_config(kind.load_config(folder))  # type: ignore[attr-defined]
+def load_network(folder: Path) -> nn.Module:
+    """Read a diffusers network (autoencoder, denoiser or ControlNet), frozen, on the accelerator:
+    as it was saved, but with no memory of the folder's name in its config.
+    """
+    import diffusers
+
+    kind = getattr(diffusers, read_json(folder / "config.json")["_class_name"])
+    model = kind.from_config(kind.load_config(folder))
     model.load_state_dict(read_tensors(folder / "diffusion_pytorch_model.safetensors"))
     return on_accelerator(model).requires_grad_(False).eval()
 
 
-def load_autoencoder(folder: Path) -> nn.Module:
-    """Read an autoencoder, frozen, on the accelerator."""
-    from diffusers import AutoencoderKL
-
-    return _frozen(AutoencoderKL, folder)
-
-
-@stage(load=load_autoencoder)
+@stage(load=load_network)
 def pixel_phase(
     out: Path,
     progress: Progress,
@@ -250,7 +246,7 @@ def pixel_phase(
     if phase.decoder_only:
         model.encoder.requires_grad_(False)
         model.quant_conv.requires_grad_(False)
-    inputs = (model, images, phase.fit, phase.crop, phase.decoder_only)
+    inputs = (model, images, phase.fit, phase.crop)
     fit_weights(out, progress, model, phase.fit, partial(ae.fit_autoencoder, *inputs), "pixels")
 
 
@@ -291,14 +287,7 @@ def latents(
 # ---- noise and control ----
 
 
-def load_denoiser(folder: Path) -> nn.Module:
-    """Read a denoiser, frozen, on the accelerator."""
-    from diffusers import UNet2DConditionModel
-
-    return _frozen(UNet2DConditionModel, folder)
-
-
-@stage(load=load_denoiser)
+@stage(load=load_network)
 def denoiser(
     out: Path,
     progress: Progress,
@@ -321,14 +310,7 @@ def denoiser(
     fit_weights(out, progress, model, settings, partial(gen.fit_denoiser, *inputs), "noise")
 
 
-def load_controlnet(folder: Path) -> nn.Module:
-    """Read a ControlNet, frozen, on the accelerator."""
-    from diffusers import ControlNetModel
-
-    return _frozen(ControlNetModel, folder)
-
-
-@stage(load=load_controlnet)
+@stage(load=load_network)
 def controlnet(
     out: Path,
     progress: Progress,
@@ -411,8 +393,7 @@ def training_subjects(weights: str | Path, kind: type, key: str, model: str, oth
     if not isinstance(found, dict):
         raise WeightsError(
             f"{path}: does not say which synthetic subjects the generator was trained on; "
-            f"{otherwise}, or make the "
-            "weights anew"
+            f"{otherwise}, or make the weights anew"
         )
     return from_dict(kind, found)
 

@@ -18,7 +18,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from torch import Tensor
 
 from fairlib.cohorts.fairgenmed import PROMPTED, parse_prompt, prompt_of
 from fairlib.io import to_bytes
@@ -27,7 +26,7 @@ from fairlib.models import clip as cl
 from fairlib.models import generator as gen
 from fairlib.models.training import FitSettings
 from studies.engine import recipe
-from studies.engine.recipe import PixelPhase
+from studies.engine.recipe import Drawn, PixelPhase
 from studies.engine.stage import Progress
 from studies.fundus.phantom import PhantomSettings, draw_fundus
 
@@ -46,9 +45,7 @@ class FundusBaseSettings:
     """The whole recipe. Seeds are part of it; that of the fundi differs from every cohort's."""
 
     fundi: PhantomSettings = PhantomSettings(subjects=6000, seed=109)
-    words: FitSettings = FitSettings(
-        steps=500, batch_size=64, learning_rate=1e-3, weight_decay=0.05
-    )
+    words: FitSettings = FitSettings(500, 64, 1e-3, weight_decay=0.05)
     pixels: tuple[PixelPhase, ...] = (
         PixelPhase(64, False, FitSettings(1200, 8, 2e-3, seed=0, horizon=3600)),
         PixelPhase(128, False, FitSettings(800, 4, 1.5e-3, seed=1, ema_decay=0.99)),
@@ -59,9 +56,7 @@ class FundusBaseSettings:
     initial_seed: int = 0
 
 
-def draw_training(
-    settings: PhantomSettings, progress: Progress
-) -> tuple[dict[str, Tensor], list[str]]:
+def draw_training(settings: PhantomSettings, progress: Progress) -> Drawn:
     """Draw the training images, uint8 [N, 1, 128, 128], and their prompts."""
     images = torch.empty(settings.subjects, 1, settings.size, settings.size, dtype=torch.uint8)
     prompts = []
@@ -70,7 +65,7 @@ def draw_training(
         subject = draw_fundus(settings, index)
         images[index] = to_bytes(torch.from_numpy(subject.image))
         prompts.append(subject.row["prompt"])
-    return {"images": images}, prompts
+    return Drawn({"images": images}, prompts)
 
 
 def white_rows(prompts: list[str]) -> list[int]:

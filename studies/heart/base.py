@@ -14,7 +14,7 @@ from itertools import product
 from pathlib import Path
 
 import pandas as pd
-from torch import Tensor, nn
+from torch import nn
 
 from fairlib.cohorts.cardiac import BMI_CLASSES, DIAGNOSES, prompt_of
 from fairlib.cohorts.tables import SEXES
@@ -26,7 +26,7 @@ from fairlib.models.clip import attributes_of
 from fairlib.models.generator import save_pipeline
 from fairlib.models.training import FitSettings
 from studies.engine import recipe
-from studies.engine.recipe import PixelPhase
+from studies.engine.recipe import Drawn, PixelPhase
 from studies.engine.stage import Artifact, Progress
 from studies.heart.phantom import PhantomSettings, draw_hearts
 
@@ -48,9 +48,7 @@ class HeartBaseSettings:
     """
 
     hearts: PhantomSettings = PhantomSettings(subjects=6000, seed=101)
-    words: FitSettings = FitSettings(
-        steps=500, batch_size=64, learning_rate=1e-3, weight_decay=0.05
-    )
+    words: FitSettings = FitSettings(500, 64, 1e-3, weight_decay=0.05)
     pixels: tuple[PixelPhase, ...] = (
         PixelPhase(32, False, FitSettings(1500, 16, 2e-3, seed=0, horizon=4000)),
         PixelPhase(64, False, FitSettings(1000, 8, 1.5e-3, seed=1, ema_decay=0.99)),
@@ -65,15 +63,13 @@ class HeartBaseSettings:
     initial_seed: int = 0
 
 
-def draw_training(
-    settings: PhantomSettings, progress: Progress
-) -> tuple[dict[str, Tensor], list[str]]:
+def draw_training(settings: PhantomSettings, progress: Progress) -> Drawn:
     """Draw the training hearts: images uint8 [N, 3, 64, 64], masks uint8 [N, 2, 64, 64],
     prompts.
     """
     progress.say(f"drawing {settings.subjects} synthetic hearts")
     images, masks, table = draw_hearts(settings, range(settings.subjects))
-    return {"images": to_bytes(images), "masks": masks}, table["prompt"].tolist()
+    return Drawn({"images": to_bytes(images), "masks": masks}, table["prompt"].tolist())
 
 
 def build_autoencoder() -> nn.Module:

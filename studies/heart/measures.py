@@ -217,12 +217,7 @@ def standardised(reader: Classifier, reference: Hearts, hearts: Hearts) -> np.nd
 
 
 def distances_of(
-    reader: Classifier,
-    real: Hearts,
-    given: Hearts,
-    rng: Rng,
-    replicates: int = 200,
-    n_min: int = 50,
+    reader: Classifier, real: Hearts, given: Hearts, rng: Rng
 ) -> tuple[pd.DataFrame, dict[str, str]]:
     """MMD between every real and every generated subgroup at equal numbers, with the floor of real
     against other real subjects.
@@ -240,9 +235,7 @@ def distances_of(
         labels = one[attribute].to_numpy(), other[attribute].to_numpy()
         subjects = one["subject"].to_numpy(), other["subject"].to_numpy()
         try:
-            table = subgroup_distances(
-                x[mine], y[theirs], *labels, rng, *subjects, replicates=replicates, n_min=n_min
-            )
+            table = subgroup_distances(x[mine], y[theirs], *labels, rng, *subjects)
         except DataError as error:
             left_out[attribute] = str(error)
         else:
@@ -253,34 +246,30 @@ def distances_of(
     return found[columns], left_out
 
 
-def frechet_floor(
-    reader: Classifier, reference: Hearts, test: Hearts, rng: Rng, ns: tuple[int, ...] = SIZES
-) -> pd.DataFrame:
+def frechet_floor(reader: Classifier, reference: Hearts, test: Hearts, rng: Rng) -> pd.DataFrame:
     """The Frechet distance of two sets of n real test subjects, whose true distance is zero: why
     one from few images cannot be compared with another at a different n. Columns of
     `measures.distances.frechet_by_n`.
 
-    Fewer subjects than two sets of the least of `ns` are halved, and halved again: the distance
+    Fewer subjects than two sets of the least of `SIZES` are halved, and halved again: the distance
     then says no more than that. Raises `DataError` below four.
     """
     half = len(test) // 2
-    possible = [n for n in ns if n <= half] or [n for n in (half // 2, half) if n > 1]
+    possible = [n for n in SIZES if n <= half] or [n for n in (half // 2, half) if n > 1]
     if not possible:
         raise DataError(f"{len(test)} test subjects do not give two sets of two; draw more")
     return frechet_by_n(standardised(reader, reference, test), possible, rng)
 
 
-def too_few(
-    left_out: dict[str, str], frechet: pd.DataFrame, ns: tuple[int, ...] = SIZES
-) -> pd.DataFrame:
+def too_few(left_out: dict[str, str], frechet: pd.DataFrame) -> pd.DataFrame:
     """What the tables of `distances_of` (its second answer) and `frechet_floor` lack for want of
     subjects: table, item, reason.
     """
     rows = [("distances", attribute, reason) for attribute, reason in left_out.items()]
-    if frechet["n"].max() < min(ns):
+    if frechet["n"].max() < min(SIZES):
         reason = (
-            f"the test subjects do not give two sets of {min(ns)}; instead of {list(ns)} the sets "
-            f"have {frechet['n'].tolist()}, where covariances lack rank"
+            f"the test subjects do not give two sets of {min(SIZES)}; instead of {list(SIZES)} the "
+            f"sets have {frechet['n'].tolist()}, where covariances lack rank"
         )
         rows.append(("frechet", "n", reason))
     return pd.DataFrame(rows, columns=["table", "item", "reason"])

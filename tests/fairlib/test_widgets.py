@@ -142,19 +142,17 @@ def test_tabs_are_linked_in_the_page():
         widgets.tabs(["one"], ["1"], "leaf")
 
 
-def test_contact_sheet_lays_images_out_in_reading_order():
+def test_contact_sheet_lays_images_out_side_by_side():
     levels = torch.tensor([-1.0, -0.5, 0.0, 0.5, 1.0])
-    sheet = Image.open(
-        io.BytesIO(
-            widgets.contact_sheet(levels.view(5, 1, 1, 1).expand(5, 1, 6, 4), columns=2, gap=1)
-        )
-    )
-    assert sheet.mode == "L" and sheet.size == (2 * 4 + 1, 3 * 6 + 2)
+    images = levels.view(5, 1, 1, 1).expand(5, 1, 6, 4)
+    sheet = Image.open(io.BytesIO(widgets.contact_sheet(images)))
+    assert sheet.mode == "L" and sheet.size == (5 * 4 + 4 * widgets.GAP, 6)
     pixels = np.asarray(sheet)
-    middles = [pixels[7 * (i // 2) + 3, 5 * (i % 2) + 2] for i in range(5)]
+    middles = [pixels[3, (4 + widgets.GAP) * i + 2] for i in range(5)]
     assert np.abs(np.array(middles) - (levels.numpy() + 1) * 127.5).max() <= 255 / 63 / 2 + 0.5
-    # the gap, and the place with no image, are paper
-    assert pixels[6].min() == 255 and pixels[-1, -1] == 255
+    assert pixels[:, 4 : 4 + widgets.GAP].min() == 255  # the gap is paper
+    large = Image.open(io.BytesIO(widgets.contact_sheet(images, enlarge=2)))
+    assert large.size == (2 * sheet.width, 2 * sheet.height)
 
 
 def test_contact_sheet_refuses_what_is_no_picture():

@@ -9,8 +9,7 @@ import torch
 
 from fairlib.errors import SettingsError
 from fairlib.methods import selection as sel
-from fairlib.methods.alignment import AlignmentSettings
-from fairlib.methods.base_cache import cache_base
+from fairlib.methods.alignment import AlignmentSettings, cache_base
 from fairlib.methods.targets import Target, group_shares
 from fairlib.models.solvers import dpm_solver_2m
 

@@ -8,7 +8,7 @@ import pytest
 from scipy import ndimage
 
 from fairlib.errors import DataError
-from studies.brain import rules as phantom
+from studies.brain import phantom
 from studies.brain.anatomy import (
     AnatomicalMeasurement,
     fit_anatomy,

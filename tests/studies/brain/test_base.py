@@ -2,7 +2,6 @@
 
 import shutil
 from dataclasses import replace
-from functools import partial
 
 import pandas as pd
 import pytest
@@ -14,16 +13,28 @@ from fairlib.models.autoencoder import build_autoencoder, encode
 from fairlib.models.generator import Generator
 from fairlib.models.training import FitSettings
 from studies.brain import base
+from studies.brain.phantom import RadiologySettings
 from studies.engine import recipe
+from studies.engine.recipe import PixelPhase
 from studies.engine.stage import Artifact
 
 pytestmark = pytest.mark.slow
+
+TINY = base.BaseSettings(  # a rehearsal of every phase in a minute
+    radiology=RadiologySettings(slices=24, validation=0),
+    clip=FitSettings(steps=2, batch_size=8, learning_rate=1e-3),
+    pixels=(
+        PixelPhase(64, False, FitSettings(2, 2, 1e-3)),
+        PixelPhase(128, True, FitSettings(1, 2, 1e-3)),
+    ),
+    noise=FitSettings(steps=2, batch_size=4, learning_rate=1e-3, ema_decay=0.9),
+)
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory, runs):
     place = tmp_path_factory.mktemp("base")
-    return place, base.main(place / "weights", base.TINY)
+    return place, base.main(place / "weights", TINY)
 
 
 def test_the_recipe_makes_a_pipeline_that_draws(made):
@@ -44,7 +55,7 @@ def test_the_weights_stay_within_sixteen_megabytes(made):
 def test_made_again_nothing_is_fitted_and_the_weights_are_the_same(made, tmp_path, monkeypatch):
     place, folder = made
     monkeypatch.setattr(recipe, "fit", None)
-    again = base.main(tmp_path / "weights", base.TINY)
+    again = base.main(tmp_path / "weights", TINY)
     for file in folder.rglob("*.safetensors"):
         assert (again / file.relative_to(folder)).read_bytes() == file.read_bytes()
 
@@ -55,8 +66,8 @@ def test_a_config_does_not_tell_where_it_was_made(made):
 
 
 def test_the_denoiser_sees_every_slice_and_its_mirror(made):
-    drawn = recipe.training_set(base.draw_slices, base.TINY.radiology)
-    model = recipe.autoencoder(drawn, base.TINY.pixels, build_autoencoder, 0)
+    drawn = recipe.training_set(base.draw_slices, TINY.radiology)
+    model = recipe.autoencoder(drawn, TINY.pixels, build_autoencoder, 0)
     latents = recipe.latents(drawn, model, mirrors=True).load()
     images = drawn.load().tensors["images"]
     assert len(latents) == 2 * len(images)
@@ -80,25 +91,25 @@ def test_clip_that_is_there_keeps_its_manifest(made, tmp_path):
     assert record["parameters"]["clip"]["steps"] == 2
     shutil.copytree(place / "weights" / "clip", tmp_path / "clip")
     before = (tmp_path / "clip" / "manifest.json").read_bytes()
-    base.main(tmp_path, base.TINY)
+    base.main(tmp_path, TINY)
     assert (tmp_path / "clip" / "manifest.json").read_bytes() == before, "it was not trained again"
     assert (tmp_path / "brain" / "manifest.json").is_file()
 
 
 def test_latents_of_other_images_are_refused(made):
-    drawn = recipe.training_set(base.draw_slices, base.TINY.radiology)
-    model = recipe.autoencoder(drawn, base.TINY.pixels, build_autoencoder, 0)
+    drawn = recipe.training_set(base.draw_slices, TINY.radiology)
+    model = recipe.autoencoder(drawn, TINY.pixels, build_autoencoder, 0)
     words = Artifact.weights(made[0] / "weights" / "clip", base.load_words)
     with pytest.raises(DataError, match="24 latents and 2 captions"):
         recipe.denoiser(
-            words, recipe.latents(drawn, model), pd.Series(["one", "two"]), base.TINY.noise, 0
+            words, recipe.latents(drawn, model), pd.Series(["one", "two"]), TINY.noise, 0
         )
 
 
 def test_a_fit_that_is_killed_ends_with_the_same_weights(made, monkeypatch, runs):
     """The state of the last save is taken up again, to the bit."""
-    drawn = recipe.training_set(base.draw_slices, base.TINY.radiology)
-    phase = replace(base.TINY.pixels[0], fit=FitSettings(4, 2, 1e-3, ema_decay=0.9))
+    drawn = recipe.training_set(base.draw_slices, TINY.radiology)
+    phase = replace(TINY.pixels[0], fit=FitSettings(4, 2, 1e-3, ema_decay=0.9))
     whole = recipe.pixel_phase(drawn, None, phase, False, build_autoencoder, 5)
     original, saved = recipe.write_tensors, []
 
@@ -108,8 +119,7 @@ def test_a_fit_that_is_killed_ends_with_the_same_weights(made, monkeypatch, runs
         if len(saved) == 2:
             raise InterruptedError
 
-    plain = recipe.fit
-    monkeypatch.setattr(recipe, "fit", partial(plain, every=1))
+    monkeypatch.setattr(recipe, "SAVE", 1)
     monkeypatch.setattr(recipe, "write_tensors", killed)
     arguments = (drawn, None, phase, False, another_autoencoder, 5)
     with pytest.raises(InterruptedError):

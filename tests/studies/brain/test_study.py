@@ -280,7 +280,7 @@ def test_mistakes_are_named(settings, runs, tmp_path):
     broken = tmp_path / "weights"
     shutil.copytree(settings.weights, broken)
     (broken / "unet" / "diffusion_pytorch_model.safetensors").write_bytes(b"nothing")
-    with pytest.raises(WeightsError, match="hash"):
+    with pytest.raises(WeightsError, match="sha256"):
         base_model(dataclasses.replace(settings, weights=str(broken))).load()
 
 
