@@ -120,17 +120,14 @@ def check_data(data_dir: str | Path, cohort: str, deep: bool = False) -> tuple[l
         fault = missing(root, "no such folder", "give the folder of the release", root.name)
         return [f"data ({cohort}): {fault}"], False
     lines, verdicts = [], []
-    for split in reader.splits or ("",):
-        about = f"data ({cohort}{', ' * bool(split)}{split})"
-        if split and not _holds(root, split):
-            lines.append(f"{about}: not there")
-            continue
-        told, well = _examined(root, reader, split, deep)
-        lines += [f"{about}: {line}" for line in told]
-        verdicts.append(well)
-    if not verdicts:
-        lines.append(f"data ({cohort}): none of {', '.join(reader.splits)} is in {root}")
-    return lines, bool(verdicts) and verdicts[0]
+    there = [split for split in reader.splits if _holds(root, split)] or reader.splits[:1] or [""]
+    for split in reader.splits or there:
+        told, well = ["not there"], False
+        if split in there:
+            told, well = _examined(root, reader, split, deep)
+            verdicts.append(well)
+        lines += [f"data ({cohort}{', ' * bool(split)}{split}): {line}" for line in told]
+    return lines, verdicts[0]
 
 
 def _holds(root: Path, split: str) -> bool:

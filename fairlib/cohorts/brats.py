@@ -251,10 +251,10 @@ def find_subjects(root: str | Path) -> list[SubjectFiles]:
 
 def _listed(root: Path) -> _Release:
     """The scans below `root`; folders that hold none are left out."""
-    release, found = _Release(root), _folders(root)
-    for scan, (grade, folder) in found.items():
+    release = _Release(root)
+    for scan, (grade, folder) in _folders(root, release.faults).items():
         _require_glioma(root, scan)
-        if grade and any(map(_is_subject, folders(folder))):
+        if grade and not listed(folder, "*.nii*") and any(map(_is_subject, folders(folder))):
             what = "holds the folders of subjects, not a subject's scans"
             release.faults[scan] = missing(folder, what, "move them one level up")
         elif not _is_subject(folder):
@@ -262,21 +262,25 @@ def _listed(root: Path) -> _Release:
             release.excluded.append(stray)
         elif entry := attempt(partial(_files, folder, grade or None), release.faults, scan):
             release.entries.append(entry)
-    if len(release.excluded) == len(found):
+    if not release.entries:
+        refuse_all(root, release.faults)
         raise missing(root, "HGG and LGG hold no subject folders", "give the training release")
     return release
 
 
-def _folders(root: Path) -> dict[str, tuple[str, Path]]:
-    """The subjects' folders by name, with their grade ("" where subjects lie in `root`)."""
-    graded = any((root / grade).is_dir() for grade in GRADES)
-    if not graded and any(map(_is_subject, folders(root))):
+def _folders(root: Path, faults: dict[str, FairlibError]) -> dict[str, tuple[str, Path]]:
+    """The subjects' folders by name, with their grade ("" where subjects lie in `root`); of two
+    grades one that is missing is a fault.
+    """
+    there = [grade for grade in GRADES if (root / grade).is_dir()]
+    if not there and any(map(_is_subject, folders(root))):
         return by_name(root, {"": folders(root)})
-    for grade in GRADES:
-        if not (root / grade).is_dir():
-            remedy = "give the folder that holds HGG and LGG, or the subjects' folders (BraTS 2020)"
-            raise missing(root, f"no folder {grade}", remedy, grade, *["BraTS*_*"] * (not graded))
-    return by_name(root, {grade: folders(root / grade) for grade in GRADES})
+    remedy = "give the folder that holds HGG and LGG, or the subjects' folders (BraTS 2020)"
+    if not there:
+        raise missing(root, "no folder HGG", remedy, "HGG", "BraTS*_*")
+    for grade in set(GRADES).difference(there):
+        faults[grade] = missing(root, f"no folder {grade}", remedy, grade)
+    return by_name(root, {grade: folders(root / grade) for grade in there})
 
 
 def _is_subject(folder: Path) -> bool:
@@ -351,8 +355,6 @@ def _opened(
     release = _listed(root)
     scans = {entry.subject: entry.scan for entry in release.entries[::-1]}  # the first of each
     scans = dict(reversed(scans.items()))
-    if not scans:
-        refuse_all(root, release.faults)
     newer = all(re.match("BraTS(2021_|-)", scan, re.I) for scan in scans.values())
     mapping = root / NAME_MAPPING if name_mapping is None else Path(name_mapping).expanduser()
     mapped = mapping.is_file() or name_mapping is not None
