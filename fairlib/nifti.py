@@ -30,7 +30,9 @@ HEADER, DATA_START, DATA_LATEST, HEAD_PACKED = 348, 352, 1 << 20, 1 << 14
 DEFLATE_LIMIT = 1032  # no deflate stream expands further (zlib's technical notes)
 GZIP, PIECE = b"\x1f\x8b", 1 << 20
 ROUNDED = 1.01  # a quaternion up to this length has been rounded, a longer one is broken
-DTYPES = frozenset(np.dtype(name) for name in ("u1", "i1", "i2", "u2", "i4", "u4", "f4", "f8"))
+DTYPES = frozenset(
+    np.dtype(name) for name in ("u1", "i1", "i2", "u2", "i4", "u4", "i8", "u8", "f4", "f8")
+)
 BRATS_LABELS = frozenset({0, 1, 2, 4})
 VOXEL_MM = (0.01, 100.0)
 SAME_SIZE = 0.01  # sizes further apart than this share are two sizes, not one that was rounded
@@ -191,8 +193,9 @@ def read_affine(path: str | Path, header: Nifti1Header) -> tuple[np.ndarray, Not
     """
     if (units := int(header["xyzt_units"]) & 7) not in (0, 2):  # 0 unknown, 2 mm
         raise CorruptScan(path, f"units of space are code {units}, not millimetres; {ORIENT_AGAIN}")
-    coded = {"sform": header.get_sform, "qform": partial(_qform, header)}
-    coded = {name: make for name, make in coded.items() if int(header[f"{name}_code"]) > 0}
+    forms: dict[str, Callable[[], np.ndarray]] = {"sform": header.get_sform}
+    forms["qform"] = partial(_qform, header)
+    coded = {name: make for name, make in forms.items() if int(header[f"{name}_code"]) > 0}
     if not coded:
         why = "neither qform nor sform has a code: left and right are a guess"
         return _checked_affine(path, header.get_base_affine), ("orientation not stated", why)
@@ -323,13 +326,11 @@ def _contents(path: Path, max_voxels: int, series: bool) -> bytes:
         data = path.read_bytes()
     except OSError as error:
         raise CorruptScan(path, f"cannot be read ({error.strerror}); check the path") from error
-    if kind := what_it_is(data):
-        raise CorruptScan(path, f"{kind}; {COPY_AGAIN}")
     if path.name.endswith(".gz"):
         if data[:2] != GZIP:
-            plain = data[344:348] == b"n+1\x00"
-            remedy = "it is a plain NIfTI file: rename it to .nii" if plain else COPY_AGAIN
-            raise CorruptScan(path, f"is not gzip data, as its name says; {remedy}")
+            kind = what_it_is(data)
+            remedy = "rename it to .nii" if "NIfTI-1" in kind else COPY_AGAIN
+            raise CorruptScan(path, f"is not gzip data but {kind or 'something else'}; {remedy}")
         return _gunzip(path, data, max_voxels, series)
     if data[:2] == GZIP:
         raise CorruptScan(path, "is gzip data under a .nii name; rename it to .nii.gz")
@@ -384,7 +385,8 @@ def _header(
     path: Path, raw: bytes, max_voxels: int, series: bool
 ) -> tuple[Nifti1Header, tuple[int, ...], np.dtype, int]:
     if len(raw) < DATA_START or raw[344:348] != b"n+1\x00":
-        raise CorruptScan(path, f"not a NIfTI-1 file; {SAVE_AGAIN}")
+        kind = what_it_is(raw)
+        raise CorruptScan(path, f"not a NIfTI-1 file{kind and f' but {kind}'}; {SAVE_AGAIN}")
     header = Nifti1Header(raw[:HEADER], check=False)
     if int(header["sizeof_hdr"]) != HEADER:
         size = int(header["sizeof_hdr"])

@@ -6,8 +6,8 @@ clinical tables give sex and age; or the user's own table gives them.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from fairlib.cohorts.listing import (
     FAULTY,
     Excluded,
     attempt,
+    attempt_all,
     by_name,
     folders,
     listed,
@@ -56,6 +57,7 @@ from fairlib.nifti import (
     require_one_grid,
 )
 
+Read = Callable[[Hashable], np.ndarray]
 GRADES = ("HGG", "LGG")
 # What releases call each scan: BraTS to 2021, from 2023 on, and TCGA's own.
 SCANS = {
@@ -126,6 +128,28 @@ class SubjectFiles:
     note: str = ""
 
 
+@dataclass
+class _Release:
+    """The scans below a folder, what the tables say of each subject (its index), who is left out,
+    and what is wrong with files of a scan.
+    """
+
+    root: Path
+    entries: list[SubjectFiles] = field(default_factory=list)
+    table: pd.DataFrame = field(default_factory=pd.DataFrame)
+    excluded: list[Excluded] = field(default_factory=list)
+    faults: dict[str, FairlibError] = field(default_factory=dict)
+
+    def cohort(self, rows: list[dict], read_image: Read, notes: list, skip_faulty: bool) -> Cohort:
+        """The cohort of these rows. Raises the faults unless they are skipped."""
+        if not skip_faulty:
+            refuse_all(self.root, self.faults, LEAVE_OUT)
+        excluded = [*self.excluded, *((k, FAULTY, str(error)) for k, error in self.faults.items())]
+        require_some(rows, excluded, self.root, "subjects", SCAN_AGAIN)
+        table, strata = pd.DataFrame(rows).astype({"sex": "string", "age": float}), ("sex", "grade")
+        return Cohort("brats", table, read_image, report(excluded), report(notes), strata=strata)
+
+
 def read_brats(
     root: str | Path,
     *,
@@ -186,19 +210,16 @@ def read_brats(
     CorruptScan
         A scan that cannot be trusted.
     """
-    entries, table, excluded, faults = _opened(root, name_mapping, clinical, sex)
+    release = _opened(root, name_mapping, clinical, sex)
     store = SliceStore(SubjectSlices, cache_dir)
     rows, notes = [], []
-    for entry in tracked(entries, progress):
+    for entry in tracked(release.entries, progress):
         make = partial(read_subject, entry, settings)
-        files = entry.files.values()
-        add = partial(store.add, entry.scan, files, make, settings)
-        if (slices := attempt(add, faults, entry.scan)) is not None:
-            rows += _rows(entry, slices, table.loc[entry.subject])
-            notes += _notes(entry, table.loc[entry.subject], slices, settings)
-    excluded += _faulty(root, faults, skip_faulty)
-    require_some(rows, excluded, root, "subjects", SCAN_AGAIN)
-    return _cohort(rows, partial(_read_image, store), excluded, notes)
+        add = partial(store.add, entry.scan, entry.files.values(), make, settings)
+        if (slices := attempt(add, release.faults, entry.scan)) is not None:
+            rows += _rows(entry, slices, release.table.loc[entry.subject])
+            notes += _notes(entry, release.table.loc[entry.subject], slices, settings)
+    return release.cohort(rows, partial(_read_image, store), notes, skip_faulty)
 
 
 def survey_brats(root: str | Path, *, skip_faulty: bool = False) -> Cohort:
@@ -207,15 +228,14 @@ def survey_brats(root: str | Path, *, skip_faulty: bool = False) -> Cohort:
     One row is one scan: subject, sex, grade, age, image (the scan's folder), which cannot be
     loaded. Scans damaged inside are not found. Raises as `read_brats`.
     """
-    entries, table, excluded, faults = _opened(root, None, None, None)
+    release = _opened(root, None, None, None)
     rows, notes = [], []
-    for entry in entries:
-        if attempt(partial(_check_grids, entry), faults, entry.scan):
-            rows.append(_about(entry, table.loc[entry.subject]) | {"image": entry.scan})
-            notes += _notes(entry, table.loc[entry.subject])
-    excluded += _faulty(root, faults, skip_faulty)
-    require_some(rows, excluded, root, "subjects", SCAN_AGAIN)
-    return _cohort(rows, _not_drawn, excluded, notes)
+    for entry in release.entries:
+        if attempt(partial(_check_grids, entry), release.faults, entry.scan):
+            about = _about(entry, release.table.loc[entry.subject])
+            rows.append(about | {"image": entry.scan})
+            notes += _notes(entry, release.table.loc[entry.subject])
+    return release.cohort(rows, _not_drawn, notes, skip_faulty)
 
 
 def find_subjects(root: str | Path) -> list[SubjectFiles]:
@@ -224,36 +244,43 @@ def find_subjects(root: str | Path) -> list[SubjectFiles]:
     Raises `DataError` naming the missing folder or all missing scans, a scan present as .nii and
     .nii.gz, an id in both grades, or another tumour than a glioma before treatment.
     """
-    entries, _, faults = _listed(Path(root).expanduser())
-    refuse_all(root, faults)
-    return entries
+    release = _listed(Path(root).expanduser())
+    refuse_all(root, release.faults)
+    return release.entries
 
 
-def _listed(root: Path) -> tuple[list[SubjectFiles], list[Excluded], dict[str, FairlibError]]:
-    """The scans below `root`, folders that hold none, and what is wrong with a scan's files."""
-    entries, strays, faults = [], [], {}
-    found = _folders(root)
-    for scan, (grade, folder) in found.items():
+def _listed(root: Path) -> _Release:
+    """The scans below `root`; folders that hold none are left out."""
+    release = _Release(root)
+    for scan, (grade, folder) in _folders(root, release.faults).items():
         _require_glioma(root, scan)
-        if not _is_subject(folder):
-            strays.append((scan, "folder without scans", f"{folder}: move it away"))
-        elif entry := attempt(partial(_files, folder, grade or None), faults, scan):
-            entries.append(entry)
-    if len(strays) == len(found):
+        if grade and not listed(folder, "*.nii*") and any(map(_is_subject, folders(folder))):
+            what = "holds the folders of subjects, not a subject's scans"
+            release.faults[scan] = missing(folder, what, "move them one level up")
+        elif not _is_subject(folder):
+            stray = (scan, "folder without scans", f"{folder}: move it away")
+            release.excluded.append(stray)
+        elif entry := attempt(partial(_files, folder, grade or None), release.faults, scan):
+            release.entries.append(entry)
+    if not release.entries:
+        refuse_all(root, release.faults)
         raise missing(root, "HGG and LGG hold no subject folders", "give the training release")
-    return entries, strays, faults
+    return release
 
 
-def _folders(root: Path) -> dict[str, tuple[str, Path]]:
-    """The subjects' folders by name, with their grade ("" where subjects lie in `root`)."""
-    graded = any((root / grade).is_dir() for grade in GRADES)
-    if not graded and any(map(_is_subject, folders(root))):
+def _folders(root: Path, faults: dict[str, FairlibError]) -> dict[str, tuple[str, Path]]:
+    """The subjects' folders by name, with their grade ("" where subjects lie in `root`); of two
+    grades one that is missing is a fault.
+    """
+    there = [grade for grade in GRADES if (root / grade).is_dir()]
+    if not there and any(map(_is_subject, folders(root))):
         return by_name(root, {"": folders(root)})
-    for grade in GRADES:
-        if not (root / grade).is_dir():
-            remedy = "give the folder that holds HGG and LGG, or the subjects' folders (BraTS 2020)"
-            raise missing(root, f"no folder {grade}", remedy, grade, *["BraTS*_*"] * (not graded))
-    return by_name(root, {grade: folders(root / grade) for grade in GRADES})
+    remedy = "give the folder that holds HGG and LGG, or the subjects' folders (BraTS 2020)"
+    if not there:
+        raise missing(root, "no folder HGG", remedy, "HGG", "BraTS*_*")
+    for grade in set(GRADES).difference(there):
+        faults[grade] = missing(root, f"no folder {grade}", remedy, grade)
+    return by_name(root, {grade: folders(root / grade) for grade in there})
 
 
 def _is_subject(folder: Path) -> bool:
@@ -289,10 +316,8 @@ def _files(folder: Path, grade: str | None) -> SubjectFiles:
         found["seg"], note = masks, f"the mask is read from {masks[0].name}"
     for scan, paths in found.items():
         if len(paths) > 1:
-            names = ", ".join(path.name for path in paths)
-            what = (
-                f"{len(paths)} of the files match {_called(folder, scan)} ({names}), expected one"
-            )
+            there = f"{_called(folder, scan)} ({', '.join(path.name for path in paths)})"
+            what = f"{len(paths)} of the files match {there}, expected one"
             raise missing(folder, what, SCAN_AGAIN)
     absent = [_called(folder, scan) for scan in SCANS if not found[scan]]
     if absent:
@@ -324,42 +349,40 @@ def _opened(
     name_mapping: str | Path | None,
     clinical: Sequence[str | Path] | None,
     sex: str | Path | None,
-) -> tuple[list[SubjectFiles], pd.DataFrame, list[Excluded], dict[str, FairlibError]]:
-    """Scans with their grade, what the tables say of each subject (the index), who is left out so
-    far, and faults of files.
-    """
+) -> _Release:
+    """The release in `root`, each patient once, with what the tables say."""
     root = Path(root).expanduser()
-    entries, excluded, faults = _listed(root)
-    scans: dict[str, str] = {}
-    for entry in entries:
-        scans.setdefault(entry.subject, entry.scan)  # the first of each
-    if not entries:
-        refuse_all(root, faults)
+    release = _listed(root)
+    scans = {entry.subject: entry.scan for entry in release.entries[::-1]}  # the first of each
+    scans = dict(reversed(scans.items()))
     newer = all(re.match("BraTS(2021_|-)", scan, re.I) for scan in scans.values())
     mapping = root / NAME_MAPPING if name_mapping is None else Path(name_mapping).expanduser()
+    mapped = mapping.is_file() or name_mapping is not None
     if sex is not None:
         table = _own_table(sex, scans)
-        if mapping.is_file() or name_mapping is not None:
-            ids = read_name_mapping(mapping).set_index("subject").reindex(list(scans.values()))
-            table = table.assign(tcga=ids["tcga"].to_numpy(), grade=ids["grade"].to_numpy())
-    elif newer and name_mapping is None and not mapping.is_file():
-        table = pd.DataFrame(
-            {"subject": list(scans), "reason": "neither name mapping nor own table"}
-        )
-        table = table.assign(tcga=None, grade=None, sex=pd.NA, age=np.nan)
+    elif newer and not mapped:
+        table = pd.DataFrame({"subject": list(scans), "sex": pd.NA, "age": np.nan})
+        table["reason"] = "neither name mapping nor own table"
     else:
         clinical = find_biotabs(root) if clinical is None else clinical
         table = join_sex(list(scans.values()), mapping, clinical).assign(subject=list(scans))
-    table = table.set_index("subject")
-    for entry in entries:
+    if "tcga" not in table:
+        ids = read_name_mapping(mapping).set_index("subject") if mapped else pd.DataFrame()
+        ids = ids.reindex(index=list(scans.values()), columns=["tcga", "grade"])
+        table[["tcga", "grade"]] = ids.to_numpy(dtype=object, na_value=None)
+    release.table = table = table.set_index("subject")
+    for entry in release.entries:
         stated = table.at[entry.subject, "grade"]
         if entry.grade and pd.notna(stated) and stated != entry.grade:
             differ = f"{entry.scan} is {stated}, its folder {entry.grade}"
             raise DataError(f"{mapping}: {differ}; move the folder")
     second = _same_patient(table)
-    for subject, first in second.items():
-        excluded.append((subject, "second scan of one patient", f"same as {first}"))
-    return [one for one in entries if one.subject not in second], table, excluded, faults
+    release.entries = [entry for entry in release.entries if entry.subject not in second]
+    release.excluded += [
+        (subject, "second scan of one patient", f"same as {first}")
+        for subject, first in second.items()
+    ]
+    return release
 
 
 def _own_table(path: str | Path, scans: Mapping[str, str]) -> pd.DataFrame:
@@ -382,39 +405,18 @@ def _own_table(path: str | Path, scans: Mapping[str, str]) -> pd.DataFrame:
         reason = reason if row.get("subject") else "subject not in your table"
         age = number_of(where, "age", row.get("age", ""), 0, 120)
         table.append({"subject": subject, "sex": sex, "age": age, "reason": reason})
-    return pd.DataFrame(table).assign(tcga=None, grade=None)
+    return pd.DataFrame(table)
 
 
-def _faulty(
-    root: str | Path, faults: Mapping[str, FairlibError], skip_faulty: bool
-) -> list[Excluded]:
-    if not skip_faulty:
-        refuse_all(root, faults, LEAVE_OUT)
-    return [(scan, FAULTY, str(error)) for scan, error in faults.items()]
-
-
-def _cohort(
-    rows: Sequence[Mapping],
-    read_image: Callable[[str], np.ndarray],
-    excluded: Sequence[Excluded],
-    notes: Sequence[Excluded],
-) -> Cohort:
-    table = pd.DataFrame(rows).astype({"sex": "string", "age": float})
-    strata = ("sex", "grade")
-    return Cohort("brats", table, read_image, report(excluded), report(notes), strata=strata)
-
-
-def _not_drawn(key: str) -> np.ndarray:
+def _not_drawn(key: Hashable) -> np.ndarray:
     raise DataError(f"{key}: only listed, not read; use read_brats for images")
 
 
 def _check_grids(entry: SubjectFiles) -> bool:
     """Check names, lengths and headers of the five files, and that they share one grid."""
-    faults: dict[str, FairlibError] = {}
-    grids = {path: attempt(partial(read_grid, path), faults, name)
-             for name, path in entry.files.items()}  # fmt: skip
-    refuse_all(entry.files["seg"].parent, faults)
-    require_one_grid(grids)
+    read = {name: partial(read_grid, path) for name, path in entry.files.items()}
+    grids = attempt_all(entry.files["seg"].parent, read)
+    require_one_grid({entry.files[name]: grid for name, grid in grids.items()})
     return True
 
 
@@ -424,16 +426,15 @@ def read_subject(entry: SubjectFiles, settings: SliceSettings) -> SubjectSlices:
     From 2023 on, the label of enhancing tumour is 3; it becomes 4. Raises `CorruptScan`, or one
     `DataError` naming all the broken scans.
     """
-    faults: dict[str, FairlibError] = {}
     since_2023 = SINCE_2023.fullmatch(entry.scan)
     allowed = frozenset(range(5)) if since_2023 else BRATS_LABELS
-    mask = attempt(partial(read_labels, entry.files["seg"], allowed), faults, "seg")
-    scans = {name: attempt(partial(read_volume, entry.files[name]), faults, name)
-             for name in CONTRASTS}  # fmt: skip
-    refuse_all(entry.files["seg"].parent, faults)
-    grids = {"seg": mask, **scans}
-    require_one_grid({entry.files[name]: (one[0].shape, one[1]) for name, one in grids.items()})
-    labels, affine = mask
+    read: dict[str, Callable[[], tuple[np.ndarray, np.ndarray]]] = {
+        name: partial(read_volume, entry.files[name]) for name in CONTRASTS
+    }
+    read["seg"] = partial(read_labels, entry.files["seg"], allowed)
+    scans = attempt_all(entry.files["seg"].parent, read)
+    require_one_grid({entry.files[name]: (one.shape, grid) for name, (one, grid) in scans.items()})
+    labels, affine = scans.pop("seg")
     if since_2023 and (labels == 4).any():
         what = "label 4 is the resection cavity of BraTS 2024 (after treatment)"
         raise CorruptScan(entry.files["seg"], f"{what}; give gliomas before treatment")

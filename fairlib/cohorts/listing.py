@@ -76,13 +76,10 @@ def only(folder: Path, pattern: str, remedy: str) -> Path:
     Raises `DataError` when there is none, or more than one.
     """
     paths = listed(folder, pattern)
-    if not paths:
-        what = f"none of the files match {pattern}, expected one"
-        raise missing(folder, what, remedy, pattern)
-    if len(paths) > 1:
-        names = ", ".join(path.name for path in paths)
-        what = f"{len(paths)} of the files match {pattern} ({names}), expected one"
-        raise missing(folder, what, remedy)
+    if len(paths) != 1:
+        names = f" ({', '.join(path.name for path in paths)})" if paths else ""
+        what = f"{len(paths) or 'none'} of the files match {pattern}{names}, expected one"
+        raise missing(folder, what, remedy, *[pattern] * (not paths))
     return paths[0]
 
 
@@ -140,19 +137,14 @@ def _stem(name: str) -> str:
 
 
 def require_some(
-    kept: Sized,
-    excluded: Sequence[Excluded],
-    where: str | Path,
-    what: str,
-    remedy: str,
-    *names: str,
+    kept: Sized, excluded: Sequence[Excluded], where: str | Path, what: str, remedy: str, *near: str
 ) -> None:
-    """Raise `DataError` when every one of the `what` was excluded, with the first reason; `names`
-    as in `missing`.
+    """Raise `DataError` when every one of the `what` was excluded, with the first reason; `near`
+    are names for `missing`.
     """
     if not len(kept):
         text = f"none of the {len(excluded)} {what} can be used, such as {excluded[:1]}"
-        raise missing(where, text, remedy, *names)
+        raise missing(where, text, remedy, *near)
 
 
 def attempt(make: Callable[[], T], faults: dict[str, FairlibError], item: str) -> T | None:
@@ -175,6 +167,14 @@ def refuse_all(where: str | Path, faults: Mapping[str, FairlibError], remedy: st
         remedy = f"; {remedy}" if remedy else ""
         each = "".join(f"\n  {error}" for error in errors)
         raise DataError(f"{where}: {len(errors)} faults{remedy}:{each}")
+
+
+def attempt_all(where: str | Path, makes: Mapping[str, Callable[[], T]]) -> dict[str, T]:
+    """What each of `makes` returns; when some raise, one error names all their faults."""
+    faults: dict[str, FairlibError] = {}
+    made = {name: attempt(make, faults, name) for name, make in makes.items()}
+    refuse_all(where, faults)
+    return {name: value for name, value in made.items() if value is not None}
 
 
 def tracked(items: Iterable[T], progress: Callable[[int, int], None] | None) -> Iterator[T]:
@@ -201,6 +201,7 @@ def open_image(path: Path, mode: str = "L") -> Image.Image:
     except (OSError, SyntaxError, ValueError, *bomb) as error:
         with path.open("rb") if path.is_file() else nullcontext() as file:
             kind = what_it_is(file.read(64)) if file else ""
+        kind = kind and f"is {kind}"
         raise DataError(
             f"{path}: {kind or f'cannot be decoded ({error})'}; fetch it again or delete it, then "
             "it is counted as missing"

@@ -138,7 +138,7 @@ def _cohort(
             excluded.append((key, BROKEN, f"{path}: {reason}"))
         else:
             kept[key] = text
-    first = [f"{key}.jpg" for key in list(captions)[:1]]
+    first = [f"{key}.jpg" for key in list(captions)[:1] if key not in present]
     require_some(kept, excluded, images, "captioned images", "fetch the images first", *first)
     table = _with_truth(_table(kept, split, articles), truth)
     return Cohort(

@@ -55,7 +55,7 @@ def read_text(path: str | Path, encodings: Sequence[str] = ("utf-8-sig",)) -> st
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}); check the path") from error
     if data and (kind := what_it_is(data)):
-        raise DataError(f"{path}: {kind}, no text; {TAKE_AGAIN}")
+        raise DataError(f"{path}: is {kind}, no text; {TAKE_AGAIN}")
     text, why = None, "it holds zero bytes"
     for encoding in ("utf-16",) if data[:2] in UTF_16 else encodings:
         try:

@@ -42,9 +42,9 @@ def patched(raw: bytes, offset: int, form: str, *values) -> bytes:
 
 
 @pytest.mark.parametrize("name", ["scan.nii", "scan.nii.gz"])
-@pytest.mark.parametrize("dtype", ["u1", "i2", "u2", "i4", "f4", "f8", ">i2"])
+@pytest.mark.parametrize("dtype", ["u1", "i2", "u2", "i4", "i8", "f4", "f8", ">i2"])
 def test_reads_what_nibabel_reads(tmp_path, name, dtype):
-    image = nibabel.Nifti1Image((DATA % 200).astype(dtype), AFFINE)
+    image = nibabel.Nifti1Image((DATA % 200).astype(dtype), AFFINE, dtype=dtype)
     nibabel.save(image, tmp_path / name)
     volume, affine = read_volume(tmp_path / name)
     expected = nibabel.load(tmp_path / name)
@@ -254,8 +254,11 @@ def test_files_too_short_too_long_misnamed_or_missing(tmp_path, raw):
     cases = {
         "short.nii": (raw[:-2], "header promises"),
         "long.nii": (raw + b"\0\0", "header promises"),
-        "empty.nii": (b"", "is empty"),
+        "empty.nii": (b"", "not a NIfTI-1 file but empty"),
         "text.nii": (b"x" * 1000, "not a NIfTI-1"),
+        "two.nii": (nibabel.Nifti2Image(DATA, AFFINE).to_bytes(), "but a NIfTI-2"),
+        "dicom.nii": (bytes(128) + b"DICM" + b"x" * 1000, "but a DICOM"),
+        "twice.nii.gz": (gzip.compress(raw + bytes(range(256)) * 9), "but gzip data"),
         "packed.nii": (gzip.compress(raw), "rename"),
     }
     for name, (data, message) in cases.items():
@@ -276,7 +279,7 @@ def test_broken_gzip_streams_are_refused(tmp_path, raw):
         (packed[: len(packed) // 2], "checksum is missing"),
         (packed + b"\0" * 8 + b"x", "after the end"),
         (packed + packed, "more than"),
-        (raw, "not gzip data.* rename it to .nii"),
+        (raw, "not gzip data but a plain NIfTI-1 file; rename it to .nii"),
         (gzip.compress(raw[:-2]), "header promises"),
         (gzip.compress(raw + b"\0" * 9), "more than"),
     ]

@@ -251,6 +251,7 @@ def test_a_grade_that_contradicts_its_folder_is_refused(brats):
         ("t2", lambda data: data[:, :, :5], "shape"),
         ("seg", lambda data: np.where(data == 4, 3, data), r"labels \[3\]"),
         ("flair", lambda data: 0 * data, "flair volume shows no brain"),
+        ("t1", lambda data: data - 7, "background of the t1 volume is not 0 .*-7"),
     ],
 )
 def test_scans_that_cannot_be_trusted_are_named(brats, write, scan, change, message):
@@ -584,7 +585,7 @@ def test_all_faults_stand_in_one_message_or_in_excluded(brats):
     faulty = spoil(brats["root"])
     with pytest.raises(DataError, match="3 faults; skip_faulty=True") as caught:
         read_brats(**brats, settings=SETTINGS)
-    for part in (f"{FIRST}_t1.nii.gz", f"{FIRST}_t2.nii.gz", "_flair.nii*", "is a web page"):
+    for part in (f"{FIRST}_t1.nii.gz", f"{FIRST}_t2.nii.gz", "_flair.nii*", "but a web page"):
         assert part in str(caught.value)
     cohort = read_brats(**brats, settings=SETTINGS, skip_faulty=True)
     assert len(cohort.subjects()) == 2
@@ -641,3 +642,11 @@ def test_gdcs_clinical_tsv_is_read(tmp_path, brats):
         known = people[people["sex"].notna()].set_index("subject")
         assert known["sex"].to_dict() == {FIRST: "F", "Brats18_TCIA09_003_1": "M"}
         assert known["age"].to_dict() == {FIRST: 44, "Brats18_TCIA09_003_1": 38}
+
+
+def test_subjects_one_folder_too_deep_are_refused(brats):
+    (brats["root"] / "inner").mkdir()
+    (brats["root"] / "HGG").rename(brats["root"] / "inner" / "HGG")
+    (brats["root"] / "inner").rename(brats["root"] / "HGG")
+    with pytest.raises(DataError, match="HGG/HGG: holds the folders of subjects.* level up"):
+        read_brats(**brats)

@@ -158,7 +158,7 @@ def test_broken_pictures_are_found_without_reading_the_whole_ones(tmp_path, endi
         (b"<!DOCTYPE html><html>404</html>", "is a web page"),
         (b"version https://git-lfs.github.com/spec/v1", "is a pointer of Git LFS"),
         (whole[: len(whole) // 2], "cannot be decoded"),
-        (bytes(500), "holds zeros only"),
+        (bytes(500), "is zeros only"),
     ):
         path.write_bytes(data)
         assert broken_image(path).startswith(reason), data[:10]
