@@ -172,7 +172,7 @@ def find_demographics(folders: Iterable[Path]) -> Path:
     what = f"no {SHEETS[0]} or {SHEETS[1]} beside the tables, and only this sheet knows race"
     remedy = "get it from the same source as the images, or give its path as demographics="
     paths = [folder / name for folder in folders for name in SHEETS]
-    return first_of(paths, missing(folders[0], what, remedy))
+    return first_of(paths, missing(folders[0], what, remedy, *SHEETS))
 
 
 def read_demographics(path: str | Path) -> dict[str, dict]:

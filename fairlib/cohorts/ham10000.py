@@ -157,5 +157,5 @@ def _attributes(path: Path, cells: Mapping[str, str]) -> dict:
         "category": CATEGORY_OF[cells["dx"]],
         "dx_type": cells["dx_type"],
         "localization": cells["localization"],
-        "image": cells["image_id"],
+        "image": cells["image_id"].removesuffix(".jpg"),
     }

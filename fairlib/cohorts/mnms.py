@@ -29,6 +29,7 @@ from fairlib.cohorts.cardiac import (
 from fairlib.cohorts.cohort import Cohort
 from fairlib.cohorts.listing import Excluded, by_name, folders, listed, missing
 from fairlib.cohorts.tables import (
+    SEX_CELLS,
     SEXES,
     is_missing,
     itself,
@@ -64,6 +65,7 @@ DIAGNOSES: dict[str, str | None] = {"NOR": "healthy"}
 DIAGNOSES |= dict.fromkeys(("DCM", "HHD", "HCM"), "heart failure")
 DIAGNOSES |= dict.fromkeys(("ARV", "AHS", "IHD", "LVNC", "Other"))
 LABELS = frozenset({0, 1, 2, 3})
+SEX_WORDS = itself(SEXES) | SEX_CELLS
 TABLE = "*Dataset_information*.csv"
 # of the releases: 211230_M&Ms_Dataset_information_diagnosis_opendataset.csv, 201014_M&Ms_Dataset_
 # Information_-_opendataset.csv, M&Ms Dataset Information.xlsx (the workshop's)
@@ -240,5 +242,5 @@ def _attributes(
     }
     frames = frame_numbers(where, numbers["ed"], numbers["es"], 0)
     words = {name: None if is_missing(row[name]) else row[name] for name in row}
-    words |= {"subject": row["subject"], "sex": word_of(where, "Sex", row["sex"], itself(SEXES))}
+    words |= {"subject": row["subject"], "sex": word_of(where, "Sex", row["sex"], SEX_WORDS)}
     return subject_row({**words, **numbers, **frames}, diagnoses, where)

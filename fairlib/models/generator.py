@@ -261,7 +261,7 @@ class Generator:
             if isinstance(part, nn.Module):
                 part.requires_grad_(False).eval()
         self.alphas_cumprod = pipeline.scheduler.alphas_cumprod.double()
-        self.prediction_type = pipeline.scheduler.config.prediction_type
+        self.prediction_type = pipeline.scheduler.config.get("prediction_type", "epsilon")
         size = pipeline.unet.config.sample_size
         size = (size, size) if isinstance(size, int) else tuple(size)
         self.latent_shape = (pipeline.unet.config.in_channels, *size)

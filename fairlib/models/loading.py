@@ -32,6 +32,7 @@ SPARE = ("safety_checker", "feature_extractor", "image_encoder")  # a pipeline d
 POINTER = b"version https://git-lfs"
 PICKLES = {".bin", ".ckpt", ".pt", ".pth"}
 VARIANT = re.compile(r"(?:diffusion_pytorch_)?model\.([a-z]\w*)(?:-\d+-of-\d+)?\.safetensors")
+BESIDE = re.compile(r"lora|^adapter_model|learned_embeds", re.IGNORECASE)
 FETCH = "fetch it again"
 CONVERT = (
     "from diffusers import DiffusionPipeline as P; "
@@ -107,7 +108,8 @@ def unsupported(pipeline: DiffusionPipeline) -> str:
     words, width = len(pipeline.tokenizer), getattr(text, "hidden_size", None)
     more = unet.get("encoder_hid_dim_type") not in (None, "text_proj")
     labels = unet.get("class_embed_type") or unet.get("num_class_embeds")
-    latent, across = vae.get("latent_channels"), unet.get("cross_attention_dim")
+    latent = vae.get("latent_channels")
+    across = unet.get("encoder_hid_dim") or unet.get("cross_attention_dim")
     known = words <= getattr(text, "vocab_size", words)
     reasons = {
         "its UNet takes more than a prompt (SDXL)": unet.get("addition_embed_type") or more,
@@ -119,6 +121,7 @@ def unsupported(pipeline: DiffusionPipeline) -> str:
         f"its UNet gives {unet.out_channels} channels for {latent} of the latents": (
             unet.out_channels != latent
         ),
+        "its UNet attends to no prompt": across is None,
         "its UNet works on videos": "3D" in type(pipeline.unet).__name__,
         "its UNet states no sample_size; write one into its config.json": not unet.sample_size,
         "its text encoder gives one vector for a prompt (WithProjection)": (
@@ -143,15 +146,16 @@ def check_schedule(scheduler: Any) -> None:
     """Raise `SettingsError` unless every solver can start from pure noise under this scheduler:
     known prediction type, finite coefficients, and no epsilon where no signal is left.
     """
-    name, kind = type(scheduler).__name__, scheduler.config.prediction_type
+    name, kind = type(scheduler).__name__, scheduler.config.get("prediction_type", "epsilon")
     if kind not in PREDICTION_TYPES:
         known = ", ".join(PREDICTION_TYPES)
         raise SettingsError(f"{name}: prediction_type is {kind!r}; expected one of {known}")
     alphas = torch.as_tensor(scheduler.alphas_cumprod).double()
     if kind == "epsilon" and float(alphas[-1]) < TERMINAL:
         raise SettingsError(
-            f"{name}: its noise schedule ends without signal (rescale_betas_zero_snr), where an "
-            "epsilon prediction says nothing; use a model of prediction_type 'v_prediction'"
+            f"{name}: its noise schedule ends without signal (alphas_cumprod {alphas[-1]:.1g}), "
+            "where an epsilon prediction says nothing; use a model of prediction_type "
+            "'v_prediction'"
         )
     dpm_solver_2m(alphas, len(alphas), prediction_type=kind)
 
@@ -217,10 +221,10 @@ def _of_folder(folder: Path) -> dict[str, Any]:
                 f"{folder}: {name} is named in {INDEX}, but no such folder is there (there are: "
                 f"{others}); {FETCH}"
             )
-    for name in _lora(folder):
+    for name in _beside(folder):
         warnings.warn(
-            f"{folder / name} was not read; to use it, call load_lora_weights and fuse_lora on the "
-            "pipeline and pass that to Generator.from_pipeline",
+            f"{folder / name} was not read; to use it, call load_lora_weights and fuse_lora, or "
+            "load_textual_inversion, on the pipeline and pass that to Generator.from_pipeline",
             stacklevel=4,
         )
     there = [name for name in named if name not in gone and name != "safety_checker"]
@@ -240,9 +244,9 @@ def _index(folder: Path) -> dict[str, Any]:
         )
     if not path.is_file():
         deeper = [place.name for place in folders(folder) if (place / INDEX).is_file()]
-        lora = _lora(folder)
+        lora = _beside(folder)
         hint = f"give {folder / deeper[0]}" if deeper else "give the folder that holds it"
-        hint = f"{lora[0]} is of a LoRA: load its base pipeline" if lora and not deeper else hint
+        hint = f"{lora[0]} changes a pipeline: load its base" if lora and not deeper else hint
         raise WeightsError(f"{folder}: no pipeline here ({INDEX} is missing); {hint}")
     with border(path, FETCH):
         return dict(json.loads(path.read_text(encoding="utf-8")))
@@ -259,9 +263,11 @@ def check_part(part: Path) -> dict[str, Any]:
     files, variant = _weights(part)
     pickles = [path for path in listed(part) if path.suffix in PICKLES]
     for path in files or pickles:
-        with path.open("rb") as file:
+        with border(path, FETCH), path.open("rb") as file:
             if file.read(len(POINTER)) == POINTER:
                 raise WeightsError(f"{path}: a pointer of git-lfs, not weights; run `git lfs pull`")
+            if path in files:
+                _stored(path)
     if not files and pickles:
         raise WeightsError(
             f"{part}: {pickles[0].name} is a pickle, which runs whatever code it carries, and no "
@@ -269,9 +275,6 @@ def check_part(part: Path) -> dict[str, Any]:
         )
     if not files and (part / "config.json").is_file():
         raise WeightsError(f"{part}: holds no weights (*.safetensors); {FETCH}")
-    for path in files:
-        with border(path, FETCH):
-            _stored(path)
     return {"variant": variant} if variant else {}
 
 
@@ -281,6 +284,8 @@ def _weights(part: Path) -> tuple[list[Path], str]:
     """
     files: dict[str, list[Path]] = {}
     for path in listed(part, "*model*.safetensors"):
+        if BESIDE.search(path.name):
+            continue
         match = VARIANT.fullmatch(path.name)
         files.setdefault(match[1] if match else "", []).append(path)
     variant = min(files, default="")
@@ -323,6 +328,8 @@ def _has_manifest(folder: Path) -> bool:
     )
 
 
-def _lora(folder: Path) -> list[str]:
-    names = [path.name for path in listed(folder, "*.safetensors")]
-    return [name for name in names if "lora" in name.lower() or name.startswith("adapter_model")]
+def _beside(folder: Path) -> list[str]:
+    """Weights beside a pipeline and in its parts that no pipeline reads by itself."""
+    paths = [path for place in (folder, *folders(folder)) for path in listed(place)]
+    paths = [path for path in paths if path.suffix in {".safetensors", *PICKLES}]
+    return [str(path.relative_to(folder)) for path in paths if BESIDE.search(path.name)]

@@ -230,6 +230,7 @@ def test_velocity_without_signal_at_the_end_draws_finite_images(folder, spacing)
         ({"prediction_type": "sample"}, "expected one of epsilon, v_prediction"),
         ({"trained_betas": [0.0, *[0.01] * 999]}, "not finite"),
         ({"beta_start": -0.1, "beta_schedule": "linear"}, "not finite"),
+        ({"beta_schedule": "squaredcos_cap_v2"}, "ends without signal"),
     ],
 )
 def test_a_schedule_that_no_solver_can_follow_is_refused_at_loading(folder, changes, message):
@@ -268,7 +269,9 @@ def test_a_tokenizer_of_more_words_than_the_text_encoder_is_refused(folder):
         gen.Generator.load(folder)
 
 
-@pytest.mark.parametrize("name", ["pytorch_lora_weights", "my-LoRA_v2", "adapter_model"])
+@pytest.mark.parametrize(
+    "name", ["pytorch_lora_weights", "my-LoRA_v2", "unet/adapter_model", "learned_embeds"]
+)
 def test_lora_weights_beside_a_pipeline_are_said_to_be_unread(folder, image, name):
     save_file({"unet.to_q.lora_A.weight": torch.zeros(2, 2)}, folder / f"{name}.safetensors")
     with pytest.warns(UserWarning, match=rf"{name}\.safetensors was not read.*load_lora_weights"):
@@ -277,7 +280,7 @@ def test_lora_weights_beside_a_pipeline_are_said_to_be_unread(folder, image, nam
 
 def test_a_folder_of_lora_weights_alone_says_so(tmp_path):
     save_file({"a": torch.zeros(1)}, tmp_path / "pytorch_lora_weights.safetensors")
-    with pytest.raises(WeightsError, match=r"no pipeline here.*of a LoRA: load its base pipeline"):
+    with pytest.raises(WeightsError, match="no pipeline here.*changes a pipeline: load its base"):
         gen.Generator.load(tmp_path)
 
 
