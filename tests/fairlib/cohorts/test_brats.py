@@ -546,6 +546,9 @@ def test_your_own_table_of_sexes_is_checked(tmp_path, brats):
     (tmp_path / "sex.csv").write_text(f"subject,sex\n{FIRST},x\n")
     with pytest.raises(DataError, match="sex is 'x'"):
         read_brats(brats["root"], sex=tmp_path / "sex.csv")
+    (tmp_path / "sex.csv").write_text(f"subject,sex\n{FIRST},F\n{FIRST[:-1]}2,M\n")
+    with pytest.raises(DataError, match="of two sexes"):
+        read_brats(brats["root"], sex=tmp_path / "sex.csv")
     (tmp_path / "sex.csv").write_text(f"subject,sex\n{FIRST},\nBrats18_TCIA01_002_1,m\n")
     table = read_brats(brats["root"], sex=tmp_path / "sex.csv", settings=SETTINGS).by_subject()
     assert table["sex"].fillna("?").tolist() == ["?", "?", "M", "?", "?"]
