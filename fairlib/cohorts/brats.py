@@ -78,13 +78,14 @@ CLINICAL = {
     "age": (AGE, "age_at_index", "demographic.age_at_index"),
 }
 # Ids from 2023 on: challenge, patient, time point. Those of 2017 to 2019 end in the time point.
-SINCE_2023 = re.compile(r"(BraTS-([A-Z]+)[A-Z-]*-\d+)-(\d+)", re.IGNORECASE)
+SINCE_2023 = re.compile(r"(BraTS-([A-Z]+)[A-Z-]*-\d+)(?:-(\d+))?", re.IGNORECASE)
 TO_2019 = re.compile(r"(Brats1[789]_.+)_\d", re.IGNORECASE)
 POST_TREATMENT = 100  # first time point of the scans after treatment (BraTS 2024)
 NO_GLIOMA = {
     "MEN": "meningiomas",
     "MET": "metastases",
     "PED": "tumours of children, with other labels",
+    "GOAT": "several kinds of tumour",
 }
 
 # What a caption says, and each wording of it (synonyms change with the template).
@@ -292,9 +293,11 @@ def _is_subject(folder: Path) -> bool:
 
 def _require_glioma(root: Path, scan: str) -> None:
     match = SINCE_2023.fullmatch(scan)
-    kind = NO_GLIOMA.get(match[2].upper(), "") if match else ""
-    if match and int(match[3]) >= POST_TREATMENT:
-        kind = "gliomas after treatment (BraTS 2024), where label 4 is the resection cavity"
+    late = match and int(match[3] or 0) >= POST_TREATMENT
+    kind = "gliomas after treatment (BraTS 2024), where label 4 is the resection cavity" * bool(
+        late
+    )
+    kind = NO_GLIOMA.get(match[2].upper(), kind) if match else ""
     if kind:
         remedy = "give gliomas before treatment (BraTS 2017 to 2021, BraTS-GLI of 2023)"
         raise missing(root, f"{scan} is of a release of {kind}", remedy)

@@ -531,6 +531,8 @@ def test_time_points_of_2018_are_one_subject(brats, write):
         ("BraTS-MEN-00004-000", THREE, "meningiomas"),
         ("BraTS-MET-00086-000", THREE, "metastases"),
         ("BraTS-PED-00001-000", THREE, "children"),
+        ("BraTS-GoAT-00001", THREE, "several kinds of tumour"),
+        ("BraTS-MEN-RT-0001-1", THREE, "meningiomas"),
     ],
 )
 def test_releases_of_other_tumours_and_labels_are_refused_by_name(tmp_path, write, name, mask, message):  # fmt: skip
