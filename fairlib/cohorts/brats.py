@@ -6,7 +6,7 @@ clinical tables give sex and age; or the user's own table gives them.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -78,13 +78,14 @@ CLINICAL = {
     "age": (AGE, "age_at_index", "demographic.age_at_index"),
 }
 # Ids from 2023 on: challenge, patient, time point. Those of 2017 to 2019 end in the time point.
-SINCE_2023 = re.compile(r"(BraTS-([A-Z]+)[A-Z-]*-\d+)-(\d+)", re.IGNORECASE)
+SINCE_2023 = re.compile(r"(BraTS-([A-Z]+)[A-Z-]*-\d+)(?:-(\d+))?", re.IGNORECASE)
 TO_2019 = re.compile(r"(Brats1[789]_.+)_\d", re.IGNORECASE)
 POST_TREATMENT = 100  # first time point of the scans after treatment (BraTS 2024)
 NO_GLIOMA = {
     "MEN": "meningiomas",
     "MET": "metastases",
     "PED": "tumours of children, with other labels",
+    "GOAT": "several kinds of tumour",
 }
 
 # What a caption says, and each wording of it (synonyms change with the template).
@@ -292,9 +293,11 @@ def _is_subject(folder: Path) -> bool:
 
 def _require_glioma(root: Path, scan: str) -> None:
     match = SINCE_2023.fullmatch(scan)
-    kind = NO_GLIOMA.get(match[2].upper(), "") if match else ""
-    if match and int(match[3]) >= POST_TREATMENT:
-        kind = "gliomas after treatment (BraTS 2024), where label 4 is the resection cavity"
+    late = match and int(match[3] or 0) >= POST_TREATMENT
+    kind = "gliomas after treatment (BraTS 2024), where label 4 is the resection cavity" * bool(
+        late
+    )
+    kind = NO_GLIOMA.get(match[2].upper(), kind) if match else ""
     if kind:
         remedy = "give gliomas before treatment (BraTS 2017 to 2021, BraTS-GLI of 2023)"
         raise missing(root, f"{scan} is of a release of {kind}", remedy)
@@ -359,7 +362,7 @@ def _opened(
     mapping = root / NAME_MAPPING if name_mapping is None else Path(name_mapping).expanduser()
     mapped = mapping.is_file() or name_mapping is not None
     if sex is not None:
-        table = _own_table(sex, scans)
+        table = _own_table(sex, list(scans))
     elif newer and not mapped:
         table = pd.DataFrame({"subject": list(scans), "sex": pd.NA, "age": np.nan})
         table["reason"] = "neither name mapping nor own table"
@@ -385,27 +388,27 @@ def _opened(
     return release
 
 
-def _own_table(path: str | Path, scans: Mapping[str, str]) -> pd.DataFrame:
-    """Sex and age by the user's own table; `scans`: subject -> folder, either of which it names."""
+def _own_table(path: str | Path, subjects: Sequence[str]) -> pd.DataFrame:
+    """Sex and age of `subjects` by the user's own table, which names them or any of their scans."""
     rows = read_rows(path)
     rows[0] = [name.lower() for name in rows[0]]
-    fields = {name: name for name in ("subject", "sex", *(["age"] if "age" in rows[0] else []))}
-    cells = named_cells(path, rows, fields)
-    refuse_twice(path, [row["subject"] for row in cells])
-    of = {row["subject"]: row for row in cells}
-    if not of.keys() & {*scans, *scans.values()}:
-        what = f"holds none of the {len(scans)} subjects (such as {next(iter(scans))})"
+    columns = [name for name in ("subject", "sex", "age") if name != "age" or name in rows[0]]
+    cells = named_cells(path, rows, dict(zip(columns, columns, strict=True)))
+    own = pd.DataFrame(cells, columns=["subject", "sex", "age"], dtype="string")
+    refuse_twice(path, own["subject"])
+    own = own.assign(subject=own["subject"].map(_patient)).drop_duplicates(["subject", "sex"])
+    refuse_twice(f"{path}, of two sexes", own["subject"])
+    if not own["subject"].isin(subjects).any():
+        what = f"holds none of the {len(subjects)} subjects (such as {subjects[0]})"
         raise missing(path, what, "name subjects as their folders are")
-    words, table = SEX_CELLS | {"f": "F", "m": "M"}, []
-    for subject, scan in scans.items():
-        row = of.get(subject, of.get(scan))
-        where, row = f"{path}: {subject}", row or {"sex": ""}
-        sex = word_of(where, "sex", row["sex"], words)
-        reason = "" if sex else "sex not stated in your table"
-        reason = reason if row.get("subject") else "subject not in your table"
-        age = number_of(where, "age", row.get("age", ""), 0, 120)
-        table.append({"subject": subject, "sex": sex, "age": age, "reason": reason})
-    return pd.DataFrame(table)
+    own = own.set_index("subject").reindex(subjects)
+    where, words = [f"{path}: {subject}" for subject in subjects], SEX_CELLS | {"f": "F", "m": "M"}
+    texts = own.fillna("")
+    sex = [word_of(w, "sex", text, words) for w, text in zip(where, texts["sex"], strict=True)]
+    age = [number_of(w, "age", text, 0, 120) for w, text in zip(where, texts["age"], strict=True)]
+    reasons = ["subject not in your table", "sex not stated in your table"]
+    reason = np.select([own["sex"].isna(), pd.isna(np.array(sex, dtype=object))], reasons, "")
+    return pd.DataFrame({"subject": subjects, "sex": sex, "age": age, "reason": reason})
 
 
 def _not_drawn(key: Hashable) -> np.ndarray:

@@ -24,9 +24,10 @@ T = TypeVar("T")
 Excluded = tuple[str, str, str]  # item, reason, detail
 FAULTY = "missing or broken files"  # why a subject is left out whom a reader else refuses
 MAX_PIXELS = 1 << 26
+BOMB = (Image.DecompressionBombError, Image.DecompressionBombWarning)
 WHITE = (255, 1023, 4095, 16383, 65535)  # of 8, 10, 12, 14 and 16 bits
 END_OF = {b"\xff\xd8": b"\xff\xd9", b"\x89P": b"IEND"}  # an image's first bytes -> its last
-NEAR, LOOKED_INTO = 0.75, 500  # how alike two names are; folders that are searched
+NEAR, LOOKED_INTO = 0.75, 100  # how alike two names are; folders that are searched
 
 
 def listed(folder: Path, pattern: str = "*") -> list[Path]:
@@ -104,14 +105,15 @@ def nearest(folder: Path, *names: str) -> str:
 
     names: of files or folders, or patterns. Returns " (there is ...)", or "" where there is none.
     """
-    here = listed(folder)
-    below = [path for one in islice(filter(Path.is_dir, here), LOOKED_INTO) for path in listed(one)]
     found: dict[str, float] = {}
-    for name in names:
-        for path in [*here, *below]:
-            if likeness := _likeness(path.name.lower(), name.lower()):
-                label = path.relative_to(folder).as_posix() + "/" * path.is_dir()
-                found[label] = max(found.get(label, 0), likeness)
+    try:
+        here = listed(folder)
+        inner = islice(filter(Path.is_dir, here), LOOKED_INTO)
+        for path in [*here, *(path for one in inner for path in listed(one))]:
+            if likeness := max(_likeness(path.name.lower(), name.lower()) for name in names):
+                found[path.relative_to(folder).as_posix() + "/" * path.is_dir()] = likeness
+    except (OSError, ValueError):  # a folder that may not be read, or no names
+        return ""
     least = min(2, max(found.values(), default=0))  # letters matter where nothing else is there
     best = sorted(label for label, likeness in found.items() if likeness >= least)[:3]
     return f" (there is {', '.join(best)})" if best else ""
@@ -164,9 +166,8 @@ def refuse_all(where: str | Path, faults: Mapping[str, FairlibError], remedy: st
     if len(errors) == 1:
         raise errors[0]
     if errors:
-        remedy = f"; {remedy}" if remedy else ""
-        each = "".join(f"\n  {error}" for error in errors)
-        raise DataError(f"{where}: {len(errors)} faults{remedy}:{each}")
+        head = f"{where}: {len(errors)} faults{remedy and f'; {remedy}'}:"
+        raise DataError("\n  ".join(map(str, [head, *errors])))
 
 
 def attempt_all(where: str | Path, makes: Mapping[str, Callable[[], T]]) -> dict[str, T]:
@@ -191,14 +192,13 @@ def open_image(path: Path, mode: str = "L") -> Image.Image:
 
     Raises `DataError` naming a file that cannot be decoded or is too large.
     """
-    bomb = (Image.DecompressionBombError, Image.DecompressionBombWarning)
     try:
         with Image.open(path) as image:
             _require_readable(path, image)
             return (_as_8_bit(image) if image.mode.startswith("I") else image).convert(mode)
     except DataError:
         raise
-    except (OSError, SyntaxError, ValueError, *bomb) as error:
+    except (OSError, SyntaxError, ValueError, *BOMB) as error:
         with path.open("rb") if path.is_file() else nullcontext() as file:
             kind = what_it_is(file.read(64)) if file else ""
         kind = kind and f"is {kind}"
@@ -224,7 +224,7 @@ def broken_image(path: Path) -> str:
                 _require_readable(path, image)
         else:
             open_image(path)
-    except (DataError, OSError, Image.DecompressionBombError) as error:
+    except (DataError, OSError, ValueError, *BOMB) as error:
         return str(error).removeprefix(f"{path}: ")
     return ""
 

@@ -531,6 +531,8 @@ def test_time_points_of_2018_are_one_subject(brats, write):
         ("BraTS-MEN-00004-000", THREE, "meningiomas"),
         ("BraTS-MET-00086-000", THREE, "metastases"),
         ("BraTS-PED-00001-000", THREE, "children"),
+        ("BraTS-GoAT-00001", THREE, "several kinds of tumour"),
+        ("BraTS-MEN-RT-0001-1", THREE, "meningiomas"),
     ],
 )
 def test_releases_of_other_tumours_and_labels_are_refused_by_name(tmp_path, write, name, mask, message):  # fmt: skip
@@ -545,6 +547,9 @@ def test_your_own_table_of_sexes_is_checked(tmp_path, brats):
         read_brats(brats["root"], sex=tmp_path / "sex.csv")
     (tmp_path / "sex.csv").write_text(f"subject,sex\n{FIRST},x\n")
     with pytest.raises(DataError, match="sex is 'x'"):
+        read_brats(brats["root"], sex=tmp_path / "sex.csv")
+    (tmp_path / "sex.csv").write_text(f"subject,sex\n{FIRST},F\n{FIRST[:-1]}2,M\n")
+    with pytest.raises(DataError, match="of two sexes"):
         read_brats(brats["root"], sex=tmp_path / "sex.csv")
     (tmp_path / "sex.csv").write_text(f"subject,sex\n{FIRST},\nBrats18_TCIA01_002_1,m\n")
     table = read_brats(brats["root"], sex=tmp_path / "sex.csv", settings=SETTINGS).by_subject()
