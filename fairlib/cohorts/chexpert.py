@@ -272,7 +272,7 @@ def _choose(
     excluded = [(image, reason, "") for image, reason in pairs if reason]
     kept = table[why == ""]
     broken = {key: text for key in kept["image"] if (text := broken_image(files(key)))}
-    excluded += [(key, "image broken", text) for key, text in broken.items()]
+    excluded += [(key, "image broken", f"{files(key)}: {text}") for key, text in broken.items()]
     return kept[~kept["image"].isin(list(broken))], excluded
 
 

@@ -92,7 +92,7 @@ def read_ham10000(root: str | Path, *, size: int = 128) -> Cohort:
         if file is None:
             excluded.append((row["image"], "image missing", "in none of the folders"))
         elif text := broken_image(file):
-            excluded.append((row["image"], "image broken", text))
+            excluded.append((row["image"], "image broken", f"{file}: {text}"))
         else:
             kept.append(row)
     require_some(kept, excluded, root, f"images of {path.name}", "unpack part 1 and part 2")

@@ -136,10 +136,18 @@ def test_half_of_a_release_is_counted_but_not_usable(brats):
 def test_every_broken_picture_is_named_in_depth(tmp_path):
     root = write_ham10000(tmp_path, DermoscopySettings(lesions=6))
     paths = sorted(root.glob("*/*.jpg"))[:2]
-    for path in paths:
-        path.write_bytes(path.read_bytes()[:300])
+    for path in paths:  # their first and last bytes are sound: only the whole data tell
+        Image.open(path).save(path, "PNG")
+        data = bytearray(path.read_bytes())
+        data[len(data) // 2] ^= 255
+        path.write_bytes(data)
+    assert check_data(root, "ham10000")[1]
     lines, well = check_data(root, "ham10000", deep=True)
     assert not well and all(any(str(path) in line for line in lines) for path in paths)
+    paths[0].write_bytes(paths[0].read_bytes()[:300])
+    lines, well = check_data(root, "ham10000")
+    assert well and "left out: image broken: 1" in "\n".join(lines)
+    assert any(str(paths[0]) in line for line in lines)
 
 
 def test_one_split_of_roco_is_enough(tmp_path):

@@ -323,8 +323,9 @@ def test_broken_images_are_listed_at_reading(root):
     (root / gone[1]).write_bytes((root / gone[1]).read_bytes()[:200])
     found = read_chexpert(root, uncertain="zeros")
     lost = found.excluded[found.excluded["reason"] == "image broken"]
-    assert lost["item"].tolist() == gone[:2].tolist() and lost["detail"].iloc[0] == "is empty" + (
-        "; fetch it again or delete it, then it is counted as missing"
+    assert (
+        lost["item"].tolist() == gone[:2].tolist()
+        and "is empty; fetch it again" in lost["detail"].iloc[0]
     )
     assert len(found.load()) == len(gone) - 2
 
