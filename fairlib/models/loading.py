@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import traceback
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 INDEX = "model_index.json"
 PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
+LOADER = "load_sub_model"  # diffusers' function, whose `name` is the part that it loads
 SPARE = ("safety_checker", "feature_extractor", "image_encoder")  # a pipeline draws without
 POINTER = b"version https://git-lfs"
 PICKLES = {".bin", ".ckpt", ".pt", ".pth"}
@@ -53,6 +55,9 @@ def border(place: str | Path, remedy: str) -> Iterator[None]:
         raise
     except Exception as error:  # its parts raise whatever theirs below do
         text = " ".join(str(error).split()) or type(error).__name__
+        frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+        for part in [one.f_locals.get("name") for one in frames if one.f_code.co_name == LOADER]:
+            text = f"{part}: {text}"
         text = text if len(text) < 400 else f"{text[:400]} ..."
         raise WeightsError(f"{place}: {text}; {remedy}") from error
 
@@ -110,7 +115,7 @@ def unsupported(pipeline: DiffusionPipeline) -> str:
     labels = unet.get("class_embed_type") or unet.get("num_class_embeds")
     latent = vae.get("latent_channels")
     across = unet.get("encoder_hid_dim") or unet.get("cross_attention_dim")
-    known = words <= getattr(text, "vocab_size", words)
+    ids = getattr(text, "vocab_size", words)
     reasons = {
         "its UNet takes more than a prompt (SDXL)": unet.get("addition_embed_type") or more,
         "it has a second text encoder": getattr(pipeline, "text_encoder_2", None) is not None,
@@ -130,7 +135,7 @@ def unsupported(pipeline: DiffusionPipeline) -> str:
         f"its text encoder is {width} wide, its UNet attends to {across}": (
             isinstance(across, int) and isinstance(width, int) and across != width
         ),
-        f"its tokenizer has {words} words, more than its text encoder": not known,
+        f"its tokenizer has {words} words, its text encoder {ids}": not 0.9 * ids <= words <= ids,
         "neither tokenizer nor text encoder states the length of prompts": (
             token_length(pipeline) > LONGEST
         ),
