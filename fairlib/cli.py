@@ -184,7 +184,7 @@ def _parser() -> argparse.ArgumentParser:
         "--deep",
         action="store_true",
         help="read every byte of the data and name every broken file (default: tables, names, "
-        "sizes and headers)",
+        "sizes, headers and masks)",
     )
     _add_work(_command(commands, sample), _command(commands, tune))
     return parser

@@ -104,8 +104,8 @@ def check_data(data_dir: str | Path, cohort: str, deep: bool = False) -> tuple[l
     cohort
         A name in `READERS`.
     deep
-        Whether every scan and every image is read to its last byte. By default tables, names, sizes
-        and headers are checked, where the reader can do without more.
+        Whether every scan and every image is read to its last byte. By default tables, names,
+        sizes, headers and masks are checked, where the reader can do without more.
 
     Returns
     -------
@@ -160,7 +160,7 @@ def _examined(root: Path, reader: Reader, split: str, deep: bool) -> tuple[list[
     lines += [f"broken: {fault}" for fault in broken.values()]
     if broken or (cohort.excluded["reason"] == FAULTY).any():  # for whom the reader refuses all
         return [*lines, "not usable before the above is mended"], False
-    partly = "no fault in tables, names, sizes and headers; --deep reads every byte"
+    partly = "no fault in tables, names, masks and headers; --deep reads every byte"
     return [*lines, partly if name == reader.survey else "usable"], True
 
 

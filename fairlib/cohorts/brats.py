@@ -49,7 +49,7 @@ from fairlib.cohorts.tables import (
 )
 from fairlib.errors import CorruptScan, DataError, FairlibError
 from fairlib.nifti import (
-    BRATS_LABELS,
+    Grid,
     affine_note,
     read_grid,
     read_labels,
@@ -224,10 +224,10 @@ def read_brats(
 
 
 def survey_brats(root: str | Path, *, skip_faulty: bool = False) -> Cohort:
-    """List the subjects that `read_brats` would read, from tables, names and headers alone.
+    """List the subjects that `read_brats` would read, by tables, names, masks and headers alone.
 
     One row is one scan: subject, sex, grade, age, image (the scan's folder), which cannot be
-    loaded. Scans damaged inside are not found. Raises as `read_brats`.
+    loaded. Images damaged inside are not found. Raises as `read_brats`.
     """
     release = _opened(root, None, None, None)
     rows, notes = [], []
@@ -416,32 +416,44 @@ def _not_drawn(key: Hashable) -> np.ndarray:
 
 
 def _check_grids(entry: SubjectFiles) -> bool:
-    """Check names, lengths and headers of the five files, and that they share one grid."""
-    read = {name: partial(read_grid, path) for name, path in entry.files.items()}
-    grids = attempt_all(entry.files["seg"].parent, read)
+    """Check lengths and headers of the five files, the mask, and that they share one grid."""
+    read: dict[str, Callable[[], Grid]] = {
+        name: partial(read_grid, entry.files[name]) for name in CONTRASTS
+    }
+    grids = attempt_all(entry.files["seg"].parent, read | {"seg": lambda: _mask_grid(entry)})
     require_one_grid({entry.files[name]: grid for name, grid in grids.items()})
     return True
+
+
+def _mask_grid(entry: SubjectFiles) -> Grid:
+    labels, affine = _read_mask(entry)
+    return labels.shape, affine
+
+
+def _read_mask(entry: SubjectFiles) -> tuple[np.ndarray, np.ndarray]:
+    """The labels of 2018, and the affine: from 2023 on, the label of enhancing tumour is 3."""
+    path = entry.files["seg"]
+    if not SINCE_2023.fullmatch(entry.scan):
+        return read_labels(path)
+    labels, affine = read_labels(path, frozenset(range(5)))
+    if (labels == 4).any():
+        what = "label 4 is the resection cavity of BraTS 2024 (after treatment)"
+        raise CorruptScan(path, f"{what}; give gliomas before treatment")
+    return np.where(labels == 3, 4, labels), affine
 
 
 def read_subject(entry: SubjectFiles, settings: SliceSettings) -> SubjectSlices:
     """Read the five volumes of one subject, check that they share one grid, and draw its slices.
 
-    From 2023 on, the label of enhancing tumour is 3; it becomes 4. Raises `CorruptScan`, or one
-    `DataError` naming all the broken scans.
+    Raises `CorruptScan`, or one `DataError` naming all the broken scans.
     """
-    since_2023 = SINCE_2023.fullmatch(entry.scan)
-    allowed = frozenset(range(5)) if since_2023 else BRATS_LABELS
     read: dict[str, Callable[[], tuple[np.ndarray, np.ndarray]]] = {
         name: partial(read_volume, entry.files[name]) for name in CONTRASTS
     }
-    read["seg"] = partial(read_labels, entry.files["seg"], allowed)
+    read["seg"] = partial(_read_mask, entry)
     scans = attempt_all(entry.files["seg"].parent, read)
     require_one_grid({entry.files[name]: (one.shape, grid) for name, (one, grid) in scans.items()})
     labels, affine = scans.pop("seg")
-    if since_2023 and (labels == 4).any():
-        what = "label 4 is the resection cavity of BraTS 2024 (after treatment)"
-        raise CorruptScan(entry.files["seg"], f"{what}; give gliomas before treatment")
-    labels = np.where(labels == 3, 4, labels) if since_2023 else labels
     try:
         return extract({name: one[0] for name, one in scans.items()}, labels, affine, settings)
     except DataError as error:

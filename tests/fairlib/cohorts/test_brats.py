@@ -610,7 +610,7 @@ def in_place(brats):
 def test_the_survey_lists_whom_the_reader_reads(brats, opened):
     root = in_place(brats)
     survey, cohort = survey_brats(root), read_brats(root, settings=SETTINGS)
-    assert len(opened) == 25  # by the reader alone
+    assert len(opened) == 25 + 5  # the survey opens masks
     columns = ["sex", "grade", "age"]
     pd.testing.assert_frame_equal(
         survey.by_subject(columns).drop(columns="images"),
@@ -619,6 +619,12 @@ def test_the_survey_lists_whom_the_reader_reads(brats, opened):
     assert survey.notes.values.tolist() == cohort.notes.values.tolist()
     with pytest.raises(DataError, match="use read_brats"):
         survey.load()
+    path = root / "LGG" / "Brats18_TCIA09_004_1" / "Brats18_TCIA09_004_1_seg.nii.gz"
+    whole, labels = path.read_bytes(), nibabel.load(path)
+    nibabel.save(nibabel.Nifti1Image(THREE(np.asarray(labels.dataobj)), labels.affine), path)
+    with pytest.raises(CorruptScan, match=r"labels \[3\]"):
+        survey_brats(root)
+    path.write_bytes(whole)
     spoil(root)
     with pytest.raises(DataError, match="3 faults"):
         survey_brats(root)
