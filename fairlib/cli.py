@@ -18,7 +18,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from fairlib.doctor import LAYOUTS, examine
+from fairlib.doctor import READERS, examine
 from fairlib.errors import DataError, FairlibError, SettingsError
 
 FEW: dict[str, Any] = {}  # settings of `tune` beside those of the command line, for tests
@@ -41,7 +41,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def doctor(options: argparse.Namespace) -> int:
     """Print versions, device, memory, and whether weights and data are whole."""
-    lines, well = examine(options.weights, options.data_dir, options.cohort)
+    lines, well = examine(options.weights, options.data_dir, options.cohort, options.deep)
     print("\n".join(lines))
     return 0 if well else 1
 
@@ -177,9 +177,15 @@ def _parser() -> argparse.ArgumentParser:
         help="a folder of weights, to check their hashes (default: weights)",
     )
     check.add_argument(
-        "--data-dir", default="", help="the folder of a real cohort, to check its layout"
+        "--data-dir", default="", help="the folder of a real cohort, to ask its reader"
     )
-    check.add_argument("--cohort", default="brats", choices=tuple(LAYOUTS))
+    check.add_argument("--cohort", default="brats", choices=tuple(READERS))
+    check.add_argument(
+        "--deep",
+        action="store_true",
+        help="read every byte of the data and name every broken file (default: tables, names, "
+        "sizes, headers and masks)",
+    )
     _add_work(_command(commands, sample), _command(commands, tune))
     return parser
 

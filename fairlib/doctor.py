@@ -1,5 +1,5 @@
-"""What a bug report needs, and what is most often missing: versions, device, memory, weights,
-layout of the data.
+"""What a bug report needs, and what is most often missing: versions, device, memory, weights, and
+data, of which the readers are asked.
 """
 
 from __future__ import annotations
@@ -7,11 +7,17 @@ from __future__ import annotations
 import os
 import platform
 import shutil
-from importlib import metadata
+from collections.abc import Iterator, Mapping
+from functools import partial
+from importlib import import_module, metadata
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fairlib.errors import FairlibError
 from fairlib.io import MANIFEST, read_manifest
+
+if TYPE_CHECKING:
+    from fairlib.cohorts.cohort import Cohort
 
 PACKAGES = (
     "torch",
@@ -25,66 +31,51 @@ PACKAGES = (
     "peft",
 )
 
-# Of each cohort, what its reader looks for and where: a pattern, or several of which one is enough.
-LAYOUTS: dict[str, dict[str, str | tuple[str, ...]]] = {
-    "brats": {
-        "subjects of high grade (HGG/*/)": "HGG/*/",
-        "subjects of low grade (LGG/*/)": "LGG/*/",
-        "scans (*.nii, *.nii.gz)": "?GG/*/*.nii*",
-        "segmentations (*_seg.nii*)": "?GG/*/*_seg.nii*",
-        "name_mapping.csv": "name_mapping.csv",
-        "clinical table of HGG (*clinical_patient_gbm.txt)": "*clinical_patient_gbm.txt",
-        "clinical table of LGG (*clinical_patient_lgg.txt)": "*clinical_patient_lgg.txt",
-    },
-    "roco": {
-        "captions.txt": ("data/*/radiology/captions.txt", "*/radiology/captions.txt"),
-        "images (*.jpg)": ("data/*/radiology/images/*.jpg", "*/radiology/images/*.jpg"),
-    },
-    "rocov2": {
-        "captions (*_captions.csv)": "*_captions.csv",
-        "images (*_images/*.jpg)": "*_images/*.jpg",
-    },
-    "mnms": {
-        "the table (*Dataset_information*.csv)": "**/*Dataset_information*.csv",
-        "hearts (*_sa.nii.gz)": "**/*_sa.nii*",
-        "segmentations (*_sa_gt.nii.gz)": "**/*_sa_gt.nii*",
-    },
-    "acdc": {
-        "patients (Info.cfg)": "**/patient*/Info.cfg",
-        "segmentations (*_gt.nii.gz)": "**/patient*/*_gt.nii*",
-    },
-    "fairgenmed": {
-        "data_summary.csv": "data_summary.csv",
-        "training subjects (Training/*.npz)": "Training/*.npz",
-        "validation subjects (Validation/*.npz)": "Validation/*.npz",
-        "test subjects (Test/*.npz)": "Test/*.npz",
-    },
-    "ham10000": {
-        "HAM10000_metadata": "HAM10000_metadata*",
-        "images (*_images_part_*/*.jpg)": "*_[iI]mages_[pP]art_*/*.jpg",
-    },
-    "chexpert": {
-        "train.csv": "**/train.csv",
-        "radiographs (view*_*.jpg)": "**/patient*/study*/view*.jpg",
-        "the demographic sheet (*DEMO*)": "**/*DEMO*",
-    },
-}
+SUBGROUPS = ("sex", "grade", "race", "ethnicity", "diagnosis", "finding")
+NAMED = 20  # of those left out for one reason, so many are named; all of them in depth
 
-# patterns of which readers refuse a second match
-ONE = {"*clinical_patient_gbm.txt", "*clinical_patient_lgg.txt"}
+
+class Reader(NamedTuple):
+    """How the data of one cohort are read.
+
+    module, read: the reader, which is called with the folder and `options`. survey: a function of
+    the module that lists the same subjects without opening every scan, where the reader opens them.
+    splits: values of the reader's `split`, of which any may be missing.
+    """
+
+    module: str
+    read: str
+    survey: str = ""
+    options: Mapping[str, Any] = {}
+    splits: tuple[str, ...] = ()
+
+
+READERS = {
+    "brats": Reader("brats", "read_brats", "survey_brats", {"skip_faulty": True}),
+    "roco": Reader("roco", "read_roco", splits=("train", "validation", "test")),
+    "rocov2": Reader("roco", "read_rocov2", splits=("train", "valid", "test")),
+    "mnms": Reader("mnms", "read_mnms", options={"skip_faulty": True}),
+    "acdc": Reader("acdc", "read_acdc", options={"skip_faulty": True}),
+    "fairgenmed": Reader("fairgenmed", "read_fairgenmed"),
+    "ham10000": Reader("ham10000", "read_ham10000"),
+    "chexpert": Reader("chexpert", "read_chexpert", options={"uncertain": "exclude"}),
+}
 
 
 def examine(
-    weights: str | Path = "weights", data_dir: str = "", cohort: str = "brats"
+    weights: str | Path = "weights",
+    data_dir: str = "",
+    cohort: str = "brats",
+    deep: bool = False,
 ) -> tuple[list[str], bool]:
     """Lines about this machine, the folder `weights` and, if given, the data in `data_dir`; and
-    whether all of it is well.
+    whether all of it is well. `deep` as in `check_data`.
     """
     facts = {"device": device(), "cores": os.cpu_count(), "memory": memory(), "disk": disk()}
     facts = {**versions(), **facts, "platform": platform.platform(terse=True)}
     machine = [f"{name}: {value}" for name, value in facts.items()]
     lines, weights_well = check_weights(Path(weights).expanduser())
-    data, data_well = check_layout(data_dir, cohort) if data_dir else ([], True)
+    data, data_well = check_data(data_dir, cohort, deep) if data_dir else ([], True)
     return machine + lines + data, weights_well and data_well
 
 
@@ -103,26 +94,91 @@ def check_weights(folder: Path) -> tuple[list[str], bool]:
     return lines, well
 
 
-def check_layout(data_dir: str, cohort: str) -> tuple[list[str], bool]:
-    """How much of the layout that the readers expect is found below `data_dir`, and whether it is
-    all there.
+def check_data(data_dir: str | Path, cohort: str, deep: bool = False) -> tuple[list[str], bool]:
+    """What the reader of `cohort` makes of a folder, and whether it reads it.
+
+    Parameters
+    ----------
+    data_dir
+        The folder of the release, whole or in part.
+    cohort
+        A name in `READERS`.
+    deep
+        Whether every scan and every image is read to its last byte. By default tables, names,
+        sizes, headers and masks are checked, where the reader can do without more.
+
+    Returns
+    -------
+    tuple
+        Lines: the reader's refusal, counts by subgroup with 95 % Wilson intervals, who is left out
+        and why; and whether the reader reads it (of several splits, the first that is there).
     """
-    root = Path(data_dir).expanduser()
-    found = {what: _found(root, pattern) for what, pattern in LAYOUTS[cohort].items()}
-    return [f"data ({cohort}): {what}: {text}" for what, (text, _) in found.items()], all(
-        well for _, well in found.values()
-    )
+    root, reader = Path(data_dir).expanduser(), READERS[cohort]
+    if not root.is_dir():
+        from fairlib.cohorts.listing import missing
+
+        fault = missing(root, "no such folder", "give the folder of the release", root.name)
+        return [f"data ({cohort}): {fault}"], False
+    lines, verdicts = [], []
+    there = [split for split in reader.splits if _holds(root, split)] or reader.splits[:1] or [""]
+    for split in reader.splits or there:
+        told, well = ["not there"], False
+        if split in there:
+            told, well = _examined(root, reader, split, deep)
+            verdicts.append(well)
+        lines += [f"data ({cohort}{', ' * bool(split)}{split}): {line}" for line in told]
+    return lines, verdicts[0]
 
 
-def _found(root: Path, pattern: str | tuple[str, ...]) -> tuple[str, bool]:
-    """How many files there are, in words, and whether that is well."""
-    patterns = (pattern,) if isinstance(pattern, str) else pattern
-    count = sum(1 for one in patterns for _ in root.glob(one))
-    if not count:
-        return f"none, expected in {root}", False
-    if count > 1 and pattern in ONE:
-        return f"{count}, expected one", False
-    return str(count), True
+def _holds(root: Path, split: str) -> bool:
+    """Whether anything in the folder, or in its folder `data`, is called by the name of a split."""
+    return any(path.name.startswith(split) for one in (root, root / "data") if one.is_dir()
+               for path in one.iterdir())  # fmt: skip
+
+
+def _examined(root: Path, reader: Reader, split: str, deep: bool) -> tuple[list[str], bool]:
+    """Lines about the data that one call of the reader returns, and whether it is well."""
+    from fairlib.cohorts.listing import FAULTY, attempt
+
+    name = reader.survey if reader.survey and not deep else reader.read
+    read = getattr(import_module(f"fairlib.cohorts.{reader.module}"), name)
+    try:
+        cohort = read(root, **reader.options, **({"split": split} if split else {}))
+    except FairlibError as error:
+        return [f"refused: {error}"], False
+    lines = list(_counts(cohort))
+    for title, table in (("left out", cohort.excluded), ("note", cohort.notes)):
+        for reason, rows in table.groupby("reason", sort=False):
+            lines.append(f"{title}: {reason}: {len(rows)}")
+            shown = rows if deep else rows[:NAMED]
+            lines.extend("  " + shown["item"] + ": " + shown["detail"])
+            if len(shown) < len(rows):
+                lines.append(f"  and {len(rows) - len(shown)} more (--deep names all)")
+    broken: dict[str, FairlibError] = {}
+    for key in cohort.table["image"] if deep else ():
+        attempt(partial(cohort.read_image, key), broken, str(key))
+    lines += [f"broken: {fault}" for fault in broken.values()]
+    if broken or (cohort.excluded["reason"] == FAULTY).any():  # for whom the reader refuses all
+        return [*lines, "not usable before the above is mended"], False
+    partly = "no fault in tables, names, masks and headers; --deep reads every byte"
+    return [*lines, partly if name == reader.survey else "usable"], True
+
+
+def _counts(cohort: Cohort) -> Iterator[str]:
+    """Subjects, images, and the share of each subgroup among subjects."""
+    from fairlib.measures.intervals import wilson
+
+    table = cohort.table
+    yield f"{table['subject'].nunique()} subjects, {len(table)} rows"
+    for column in [name for name in SUBGROUPS if name in table]:
+        people = table[["subject", column]].drop_duplicates()
+        known = people[column].dropna()
+        for value, count in known.value_counts().sort_index().items():
+            low, high = (100 * float(end) for end in wilson(count, len(known)))
+            share = f"{100 * count / len(known):.1f} % (95 % CI {low:.1f} to {high:.1f} %)"
+            yield f"{column} {value}: {count} of {len(known)} subjects, {share}"
+        if len(known) < len(people):
+            yield f"{column} unknown: {len(people) - len(known)} subjects"
 
 
 def versions() -> dict[str, str]:

@@ -105,6 +105,38 @@ def write_image(path: Path, image: Tensor) -> None:
     write_bytes(path, stream.getvalue())
 
 
+# Of files that stand where another was expected: position and bytes -> what they are.
+SIGNATURES = {
+    (0, b"version https://git-lfs"): "a pointer of Git LFS, not the file (run `git lfs pull`)",
+    (0, b"PK\x03\x04"): "a ZIP archive or an Office document",
+    (0, b"\xd0\xcf\x11\xe0"): "a document of an old Office (.xls)",
+    (0, b"<!doctype html"): "a web page (a failed download)",
+    (0, b"<html"): "a web page (a failed download)",
+    (0, b"<?xml"): "an XML text (a failed download)",
+    (0, b"%pdf"): "a PDF file",
+    (0, b"nrrd"): "an NRRD file",
+    (0, b"\x1f\x8b"): "gzip data",
+    (4, b"n+2\x00"): "a NIfTI-2 file",
+    (128, b"dicm"): "a DICOM file",
+    (344, b"n+1\x00"): "a plain NIfTI-1 file",
+    (344, b"ni1\x00"): "the header of a pair (.hdr and .img)",
+}
+
+
+def what_it_is(data: bytes) -> str:
+    """Say in words what the content of a file is by its first bytes, such as "a web page (a failed
+    download)"; "" where that is not known.
+    """
+    if not data.strip(b"\0"):
+        return "zeros only (an interrupted download)" if data else "empty"
+    head = data[:512].lower()
+    heads = (head, head.lstrip(b"\r\n\t \xef\xbb\xbf"))  # spaces and marks before a text
+    for (at, mark), name in SIGNATURES.items():
+        if any(one[at:].startswith(mark.lower()) for one in heads):
+            return name
+    return ""
+
+
 def sha256(path: str | Path) -> str:
     """SHA-256 of a file, in hexadecimal."""
     with open(path, "rb") as file:

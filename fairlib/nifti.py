@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -21,12 +22,17 @@ from nibabel.nifti1 import Nifti1Header
 from nibabel.spatialimages import HeaderDataError
 
 from fairlib.errors import CorruptScan
+from fairlib.io import what_it_is
 
 MAX_VOXELS = 1 << 25  # a BraTS volume has 8.9 million
 MAX_SERIES_VOXELS = 1 << 27  # 512 x 512 x 15 x 30 are 118 million
 HEADER, DATA_START, DATA_LATEST, HEAD_PACKED = 348, 352, 1 << 20, 1 << 14
 DEFLATE_LIMIT = 1032  # no deflate stream expands further (zlib's technical notes)
-DTYPES = frozenset(np.dtype(name) for name in ("u1", "i1", "i2", "u2", "i4", "u4", "f4", "f8"))
+GZIP, PIECE = b"\x1f\x8b", 1 << 20
+ROUNDED = 1.01  # a quaternion up to this length has been rounded, a longer one is broken
+DTYPES = frozenset(
+    np.dtype(name) for name in ("u1", "i1", "i2", "u2", "i4", "u4", "i8", "u8", "f4", "f8")
+)
 BRATS_LABELS = frozenset({0, 1, 2, 4})
 VOXEL_MM = (0.01, 100.0)
 SAME_SIZE = 0.01  # sizes further apart than this share are two sizes, not one that was rounded
@@ -34,6 +40,10 @@ SAVE_AGAIN = "save it again as single-file NIfTI-1 (.nii or .nii.gz)"
 COPY_AGAIN = "copy or compress it again"
 ORIENT_AGAIN = "set its orientation again (sform or qform, in mm)"
 RESAMPLE = "resample to one grid"
+Grid = tuple[tuple[int, ...], np.ndarray]
+"""The shape of a scan [X, Y, Z], and its affine."""
+Note = tuple[str, str]
+"""What is unusual about an affine, in a few words, and the detail; empty texts if nothing is."""
 
 
 def read_volume(path: str | Path, max_voxels: int = MAX_VOXELS) -> tuple[np.ndarray, np.ndarray]:
@@ -101,64 +111,150 @@ def as_labels(path: str | Path, values: np.ndarray, allowed: frozenset[int]) -> 
     return labels
 
 
+def read_grid(path: str | Path, max_voxels: int = MAX_VOXELS) -> Grid:
+    """Read shape and affine of a 3-D image from its header, and check name, header and length.
+
+    The data are read only where the length does not settle that they are whole. Raises
+    `CorruptScan` as `read_volume`, except for data that are damaged inside.
+    """
+    path = Path(path)
+    header = _whole_header(path, max_voxels)
+    if header is None:
+        _, header = _read(path, max_voxels)
+    return _shape(path, header, max_voxels, False)[:3], read_affine(path, header)[0]
+
+
+def _whole_header(path: Path, max_voxels: int) -> Nifti1Header | None:
+    """The header, where the file is as long as it promises; None where that is not certain."""
+    head, end, size = _ends(path)
+    packed = path.name.endswith(".gz")
+    if (head[:2] == GZIP) != packed:
+        return None
+    try:
+        head = _inflate(head, DATA_START)[0] if packed else head
+        header, shape, dtype, start = _header(path, head, max_voxels, False)
+    except (zlib.error, CorruptScan):
+        return None
+    promised = start + math.prod(shape) * dtype.itemsize
+    length = int.from_bytes(end, "little") if packed else size
+    # gzip states the length of its last part, modulo 2^32
+    return header if length == promised % (1 << 32 if packed else promised + 1) else None
+
+
+def _ends(path: Path) -> tuple[bytes, bytes, int]:
+    """The first bytes of a file, the last four, and its length."""
+    try:
+        with path.open("rb") as file:
+            head, size = file.read(HEAD_PACKED), path.stat().st_size
+            file.seek(max(0, size - 4))
+            return head, file.read(), size
+    except OSError as error:
+        raise CorruptScan(path, f"cannot be read ({error.strerror}); check the path") from error
+
+
 def require_same_grid(
     path: str | Path, array: np.ndarray, affine: np.ndarray, shape: tuple, reference: np.ndarray
 ) -> None:
     """Raise `CorruptScan` unless this scan lies on the grid of `shape` and the affine `reference`
     (to 0.01 mm).
     """
-    if array.shape != tuple(shape):
-        raise CorruptScan(
-            path, f"shape {array.shape}, the subject's other scans {tuple(shape)}; {RESAMPLE}"
-        )
-    if not np.allclose(affine, reference, atol=1e-2, rtol=0):
-        raise CorruptScan(path, f"affine differs from the subject's other scans; {RESAMPLE}")
+    if fault := _grid_fault((array.shape, affine), (tuple(shape), reference)):
+        raise CorruptScan(path, f"{fault}; {RESAMPLE}")
 
 
-def read_affine(path: str | Path, header: Nifti1Header) -> tuple[np.ndarray, str]:
-    """Read the map from voxel to mm (float64 [4, 4], RAS), and a note, empty unless the size of a
-    voxel is not the sform's.
+def require_one_grid(grids: Mapping[Path, Grid]) -> None:
+    """Raise `CorruptScan` naming the scan that does not lie on the grid of most of the others."""
+    faults = {path: [_grid_fault(one, other) for other in grids.values()]
+              for path, one in grids.items()}  # fmt: skip
+    reference = min(faults, key=lambda path: sum(map(bool, faults[path])))
+    for path, grid in grids.items():
+        if fault := _grid_fault(grid, grids[reference]):
+            raise CorruptScan(path, f"{fault}; {RESAMPLE}")
 
-    As NIfTI-1 asks, a coded sform goes before a coded qform. Where the sform's size is not that of
-    pixdim (by more than 1 %), pixdim counts: with the qform, which is built on it, if that has a
-    code; else with the sform's directions, if all its columns have length 1, for then it states no
-    size. Raises `CorruptScan` when the sform states another size and no qform decides, and when the
-    affine is singular, not finite, not in mm, or of voxels that are not a scan's.
+
+def _grid_fault(grid: Grid, reference: Grid) -> str:
+    if grid[0] != reference[0]:
+        return f"shape {grid[0]}, the subject's other scans {reference[0]}"
+    if not np.allclose(grid[1], reference[1], atol=1e-2, rtol=0):
+        return "affine differs from the subject's other scans"
+    return ""
+
+
+def read_affine(path: str | Path, header: Nifti1Header) -> tuple[np.ndarray, Note]:
+    """Read the map from voxel to mm (float64 [4, 4], RAS), and a note on where it comes from.
+
+    As NIfTI-1 asks, a coded sform goes before a coded qform; one that is empty or broken gives way
+    to the other. Where the sform's size of a voxel is not that of pixdim (by more than 1 %), pixdim
+    counts: with the qform, which is built on it, if that has a code; else with the sform's
+    directions, if all its columns have length 1, for then it states no size. Without any code left
+    and right are a guess, which the note says. Raises `CorruptScan` when the sform states another
+    size and no qform decides, and when the affine is singular, not finite, not in mm, or of voxels
+    that are not a scan's.
     """
     if (units := int(header["xyzt_units"]) & 7) not in (0, 2):  # 0 unknown, 2 mm
         raise CorruptScan(path, f"units of space are code {units}, not millimetres; {ORIENT_AGAIN}")
-    best = _checked_affine(path, header.get_best_affine)
-    pixdim = np.abs(header["pixdim"][1:4].astype(np.float64))
+    forms: dict[str, Callable[[], np.ndarray]] = {"sform": header.get_sform}
+    forms["qform"] = partial(_qform, header)
+    coded = {name: make for name, make in forms.items() if int(header[f"{name}_code"]) > 0}
+    if not coded:
+        why = "neither qform nor sform has a code: left and right are a guess"
+        return _checked_affine(path, header.get_base_affine), ("orientation not stated", why)
+    good: dict[str, np.ndarray] = {}
+    broken: dict[str, CorruptScan] = {}
+    for name, make in coded.items():
+        try:
+            good[name] = _checked_affine(path, make)
+        except CorruptScan as error:
+            broken[name] = error
+    if not good:
+        raise next(iter(broken.values()))
+    if "sform" in broken:
+        reason = broken["sform"].reason.partition(";")[0]
+        return good["qform"], ("sform unusable", f"{reason}; taken from the qform")
+    best, pixdim = next(iter(good.values())), np.abs(header["pixdim"][1:4].astype(np.float64))
     if _same_size(voxel_sizes(best), pixdim):
-        return best, ""
+        return best, ("", "")
+    unit = _same_size(voxel_sizes(best), np.ones(3))
     sizes = f"the sform says {_in_words(voxel_sizes(best))}, pixdim {_in_words(pixdim)}"
-    if int(header["qform_code"]) > 0:
-        affine = _checked_affine(path, header.get_qform)
-        return affine, f"{sizes}; taken from pixdim, with the qform"
-    if _same_size(voxel_sizes(best), np.ones(3)):
+    if not (np.nan_to_num(pixdim).any() or unit):
+        return best, ("pixdim empty", f"{sizes}; taken from the sform")
+    if "qform" in coded:
+        affine, part = _checked_affine(path, coded["qform"]), "with the qform"
+    elif unit:
         affine = _checked_affine(path, lambda: best @ np.diag([*pixdim, 1.0]))
-        return affine, f"{sizes}; taken from pixdim, with the directions of the sform"
-    raise CorruptScan(
-        path,
-        f"states two sizes of a voxel ({sizes}) and has no qform that decides; "
-        "write the size that the scanner's protocol says into both",
-    )
+        part = "with the directions of the sform"
+    else:
+        raise CorruptScan(
+            path,
+            f"states two sizes of a voxel ({sizes}) and has no qform that decides; "
+            "write the size that the scanner's protocol says into both",
+        )
+    return affine, ("voxel size from pixdim", f"{sizes}; taken from pixdim, {part}")
 
 
-def scale_note(paths: Iterable[str | Path]) -> str:
-    """The first of these scans whose voxel size is not its sform's, and both sizes; "" if there is
-    none.
+def _qform(header: Nifti1Header) -> np.ndarray:
+    """The qform, its quaternion scaled to length 1 where rounding has made it longer."""
+    names = ("quatern_b", "quatern_c", "quatern_d")
+    length = math.hypot(*(float(header[name]) for name in names))
+    if 1 < length <= ROUNDED:
+        header = header.copy()
+        for name in names:
+            header[name] = header[name] / length
+    return header.get_qform()
+
+
+def affine_note(paths: Iterable[str | Path]) -> Note:
+    """The note of `read_affine` on the first of these scans that has one, with the file's name.
 
     Only headers are read, of files that `read_volume` or `read_frames` has accepted.
     """
     for path in map(Path, paths):
-        with path.open("rb") as file:
-            head = file.read(HEAD_PACKED)
-        if path.name.endswith(".gz"):
-            head = zlib.decompressobj(wbits=31).decompress(head, HEADER)
-        if note := read_affine(path, Nifti1Header(head[:HEADER], check=False))[1]:
-            return f"{path.name}: {note}"
-    return ""
+        head = _ends(path)[0]
+        head = _inflate(head, HEADER)[0] if path.name.endswith(".gz") else head
+        reason, detail = read_affine(path, Nifti1Header(head[:HEADER], check=False))[1]
+        if reason:
+            return reason, f"{path.name}: {detail}"
+    return "", ""
 
 
 def voxel_sizes(affine: np.ndarray) -> np.ndarray:
@@ -196,12 +292,17 @@ def _checked_affine(path: str | Path, make: Callable[[], np.ndarray]) -> np.ndar
 def _scaled(path: Path, data: np.ndarray, header: Nifti1Header) -> np.ndarray:
     slope, intercept = float(header["scl_slope"]), float(header["scl_inter"])
     with np.errstate(all="ignore"):
-        if slope not in (0.0, 1.0) or intercept != 0.0:  # NIfTI: slope 0 means "not scaled"
-            data = data.astype(np.float64) * slope + intercept if slope else data
+        if _is_scaled(slope) and (slope, intercept) != (1.0, 0.0):
+            data = data.astype(np.float64) * slope + intercept
         volume = data.astype(np.float32)
     if not np.isfinite(volume).all():
         raise CorruptScan(path, "holds NaN or infinity; export the scan again")
     return volume
+
+
+def _is_scaled(slope: float) -> bool:
+    """Whether a slope is set: NIfTI writes 0 where it is not, and several programs write NaN."""
+    return slope != 0 and math.isfinite(slope)
 
 
 def _read(path: Path, max_voxels: int, series: bool = False) -> tuple[np.ndarray, Nifti1Header]:
@@ -226,8 +327,12 @@ def _contents(path: Path, max_voxels: int, series: bool) -> bytes:
     except OSError as error:
         raise CorruptScan(path, f"cannot be read ({error.strerror}); check the path") from error
     if path.name.endswith(".gz"):
+        if data[:2] != GZIP:
+            kind = what_it_is(data)
+            remedy = "rename it to .nii" if "NIfTI-1" in kind else COPY_AGAIN
+            raise CorruptScan(path, f"is not gzip data but {kind or 'something else'}; {remedy}")
         return _gunzip(path, data, max_voxels, series)
-    if data[:2] == b"\x1f\x8b":
+    if data[:2] == GZIP:
         raise CorruptScan(path, "is gzip data under a .nii name; rename it to .nii.gz")
     return data
 
@@ -237,7 +342,7 @@ def _gunzip(path: Path, packed: bytes, max_voxels: int, series: bool) -> bytes:
     header promises.
     """
     try:
-        head = zlib.decompressobj(wbits=31).decompress(packed, DATA_START)
+        head, _ = _inflate(packed, DATA_START)
         _, shape, dtype, start = _header(path, head, max_voxels, series)
         promised = start + math.prod(shape) * dtype.itemsize
         if promised > DEFLATE_LIMIT * len(packed):
@@ -246,26 +351,42 @@ def _gunzip(path: Path, packed: bytes, max_voxels: int, series: bool) -> bytes:
                 f"header promises {promised} bytes, more than {len(packed)} packed ones can hold; "
                 f"{COPY_AGAIN}",
             )
-        stream = zlib.decompressobj(wbits=31)
-        data = stream.decompress(packed, promised + 1)
+        data, problem = _inflate(packed, promised + 1)
     except zlib.error as error:
         raise CorruptScan(path, f"broken gzip data ({error}); {COPY_AGAIN}") from error
-    problems = {
-        f"unpacks to more than the {promised} bytes its header promises": len(data) > promised,
-        "gzip data end too soon, the checksum is missing": not stream.eof,
-        f"{len(stream.unused_data)} bytes after the end of the gzip data": stream.unused_data,
-    }
-    for problem, met in problems.items():
-        if met:
-            raise CorruptScan(path, f"{problem}; {COPY_AGAIN}")
+    if len(data) > promised:
+        problem = f"unpacks to more than the {promised} bytes its header promises"
+    if problem:
+        raise CorruptScan(path, f"{problem}; {COPY_AGAIN}")
     return data
+
+
+def _inflate(packed: bytes, limit: int) -> tuple[bytes, str]:
+    """At most `limit` bytes of all the parts of a gzip file (zeros may follow the last), and what
+    is wrong with its end, if anything.
+    """
+    data, at, stream = bytearray(), 0, zlib.decompressobj(wbits=31)
+    while at < len(packed) and len(data) < limit:
+        piece = packed[at : at + PIECE]
+        data += stream.decompress(piece, limit - len(data))
+        at += len(piece) - len(stream.unused_data)
+        if not stream.eof or at == len(packed):
+            continue
+        if packed[at : at + 2] == GZIP:
+            stream = zlib.decompressobj(wbits=31)
+        elif packed.count(0, at) == len(packed) - at:
+            break
+        else:
+            return bytes(data), f"{len(packed) - at} bytes after the end of the gzip data"
+    return bytes(data), "" if stream.eof else "gzip data end too soon, the checksum is missing"
 
 
 def _header(
     path: Path, raw: bytes, max_voxels: int, series: bool
 ) -> tuple[Nifti1Header, tuple[int, ...], np.dtype, int]:
     if len(raw) < DATA_START or raw[344:348] != b"n+1\x00":
-        raise CorruptScan(path, f"not a NIfTI-1 file; {SAVE_AGAIN}")
+        kind = what_it_is(raw)
+        raise CorruptScan(path, f"not a NIfTI-1 file{kind and f' but {kind}'}; {SAVE_AGAIN}")
     header = Nifti1Header(raw[:HEADER], check=False)
     if int(header["sizeof_hdr"]) != HEADER:
         size = int(header["sizeof_hdr"])
@@ -274,8 +395,8 @@ def _header(
     start, slope, offset = (float(header[k]) for k in ("vox_offset", "scl_slope", "scl_inter"))
     if not (np.isfinite(start) and DATA_START <= start <= DATA_LATEST and start == int(start)):
         raise CorruptScan(path, f"data start at byte {start:g}; {SAVE_AGAIN}")
-    if not np.isfinite([slope, offset]).all():
-        raise CorruptScan(path, f"scale {slope} and offset {offset} are not finite; {SAVE_AGAIN}")
+    if _is_scaled(slope) and not math.isfinite(offset):
+        raise CorruptScan(path, f"offset {offset} beside scale {slope} is not finite; {SAVE_AGAIN}")
     return header, shape, dtype, int(start)
 
 

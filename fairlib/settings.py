@@ -7,6 +7,7 @@ import difflib
 import hashlib
 import json
 import math
+import re
 import typing
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, TypeVar
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 T = TypeVar("T", bound="DataclassInstance")
+NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
 
 
 class Bound(NamedTuple):
@@ -89,8 +91,10 @@ def checked(value: Any, kind: Any, name: str) -> Any:
         return TypeAdapter(kind).validate_json(text, strict=True)
     except (TypeError, ValidationError):
         expected = kind.__name__ if isinstance(kind, type) else kind
+        number = isinstance(value, str) and NUMBER.fullmatch(value.strip())
+        hint = "; write a number without quotes, for YAML with a point: 1.0e-4" if number else ""
         raise SettingsError(
-            f"{name} is {value!r} ({type(value).__name__}); expected {expected}"
+            f"{name} is {value!r} ({type(value).__name__}); expected {expected}{hint}"
         ) from None
 
 

@@ -7,7 +7,9 @@ hospital. Sex and age are not in the release: asking for them is an error, not a
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,15 +18,17 @@ from fairlib.cohorts.cardiac import (
     STANDARD,
     CardiacSettings,
     HeartSlices,
+    check_diagnoses,
     extract,
     frame_numbers,
     read_hearts,
+    scan_file,
     subject_row,
 )
 from fairlib.cohorts.cohort import Cohort
-from fairlib.cohorts.listing import folders, missing
+from fairlib.cohorts.listing import attempt, by_name, folders, listed, missing, require_some
 from fairlib.cohorts.tables import number_of, read_text
-from fairlib.errors import DataError
+from fairlib.errors import DataError, FairlibError
 from fairlib.nifti import read_labels, read_volume, require_same_grid
 from fairlib.settings import unknown_key
 
@@ -36,6 +40,7 @@ DIAGNOSES: dict[str, str | None] = {
 }
 DIAGNOSES |= dict.fromkeys(("MINF", "RV", "ARV"))
 LABELS = frozenset({0, 1, 2, 3})
+PARTS, PATIENT = ("training", "testing"), re.compile(r"patient\d+", re.IGNORECASE)
 NOT_STATED = dict.fromkeys(
     ("sex", "age", "decade", "prompt"),
     "it needs sex or age, and ACDC states neither; use M&Ms, or ask for height, weight, bmi, "
@@ -50,6 +55,7 @@ def read_acdc(
     settings: CardiacSettings = STANDARD,
     cache_dir: str | Path | None = None,
     progress: Callable[[int, int], None] | None = None,
+    skip_faulty: bool = False,
 ) -> Cohort:
     """Read the short-axis hearts of ACDC: `patientNNN/Info.cfg`, `patientNNN_frameMM.nii.gz` and
     `patientNNN_frameMM_gt.nii.gz` for the frames ED and ES that Info.cfg names (counted from 1).
@@ -63,7 +69,8 @@ def read_acdc(
     root
         `training`, `testing`, or the folder that holds them.
     diagnoses
-        Group of Info.cfg to "healthy", "heart failure", or None for neither.
+        Group of Info.cfg to "healthy", "heart failure", or None for neither. Subjects of another
+        group have no diagnosis, and are in `notes`.
     settings
         Size in pixels, width of a pixel in mm, and slices a subject.
     cache_dir
@@ -71,6 +78,9 @@ def read_acdc(
         in memory when None.
     progress
         Called as `progress(done, subjects)` after each subject.
+    skip_faulty
+        Whether subjects whose scans are missing or cannot be trusted are left out; else they are
+        one error.
 
     Returns
     -------
@@ -78,21 +88,26 @@ def read_acdc(
         One row is one slice position; columns as in `cardiac.read_hearts`, without sex, age, decade
         and prompt, which ACDC does not state. Images are float32 `[N, 3, size, size]` (ED, ES, ED)
         in [-1, 1], masks uint8 `[N, 2, size, size]` (0 background, 1 LV, 2 MYO, 3 RV). In
-        `excluded` are subjects without a usable slice or with another label order than most.
+        `excluded` are subjects whose Info.cfg is faulty, without a usable slice or with another
+        label order than most.
 
     Raises
     ------
     DataError
-        Another layout, an Info.cfg that is incomplete, an unknown group; later, whatever needs sex,
-        age, decade or prompt.
+        Another layout, no Info.cfg that can be used; later, whatever needs sex, age, decade or
+        prompt.
     CorruptScan
-        A scan that cannot be trusted.
+        A scan that cannot be trusted (several are one `DataError`).
     """
+    check_diagnoses(diagnoses)
     root = Path(root).expanduser()
-    subjects = {
-        folder.name: {**read_info(folder / "Info.cfg", diagnoses), "part": part, "folder": folder}
-        for part, folder in find_subjects(root)
-    }
+    subjects, faults = {}, dict[str, FairlibError]()
+    for name, (part, folder) in find_subjects(root).items():
+        read = partial(read_info, folder / "Info.cfg", diagnoses)
+        if info := attempt(read, faults, name):
+            subjects[name] = {**info, "part": part, "folder": folder}
+    excluded = [(name, "faulty Info.cfg", str(why)) for name, why in faults.items()]
+    require_some(subjects, excluded, root, "patients", "take their Info.cfg from the release again")
     scans = {name: _scans(subject) for name, subject in subjects.items()}
     return read_hearts(
         "acdc",
@@ -103,26 +118,37 @@ def read_acdc(
         settings,
         cache_dir,
         progress,
+        excluded,
         strata=("diagnosis",),
         not_stated=NOT_STATED,
+        skip_faulty=skip_faulty,
     )
 
 
-def find_subjects(root: Path) -> list[tuple[str, Path]]:
-    """(part, folder) of each patient under `root`, `root/training` and `root/testing`.
+def find_subjects(root: Path) -> dict[str, tuple[str, Path]]:
+    """Patient -> (part, folder), under `root`, its folders training and testing, and those of
+    `root/database`.
 
-    Raises `DataError` if there is none.
+    Raises `DataError` if there is none, or a patient is in two parts.
     """
-    found = [
-        (part.name, folder)
-        for part in (root, root / "training", root / "testing")
-        for folder in folders(part)
-        if (folder / "Info.cfg").is_file()
-    ]
-    if not found:
+    database = root / "database" if (root / "database").is_dir() else root
+    places = [root, *(database / part for part in PARTS)]
+    found = {
+        place.name: [path for path in folders(place) if PATIENT.fullmatch(path.name)]
+        for place in places
+    }
+    if any((path / "Info.cfg").is_file() for paths in found.values() for path in paths):
+        return by_name(root, found)
+    what, remedy = "no patient folders with an Info.cfg", "take the release of the challenge"
+    deeper = (path for place in folders(root) for path in folders(place))
+    others = [*(path for paths in found.values() for path in paths), *deeper]
+    other = next((path for path in others if PATIENT.fullmatch(path.name)), None)
+    if other is None:
         remedy = "give the folder that holds training and testing"
-        raise missing(root, "no patient folders with an Info.cfg", remedy)
-    return found
+        raise missing(root, what, remedy, "Info.cfg", *PARTS)
+    names = ", ".join(path.name for path in listed(other)[:3])
+    layout = f"{other.relative_to(root)} holds {names} without one: ED, ES and group are not stated"
+    raise missing(root, f"{what} ({layout})", remedy)
 
 
 def read_info(path: Path, diagnoses: Mapping[str, str | None] = DIAGNOSES) -> dict:
@@ -175,7 +201,7 @@ def read_subject(
 def _scans(subject: Mapping) -> list[Path]:
     """Image and mask of ED, image and mask of ES."""
     return [
-        subject["folder"] / f"{subject['subject']}_frame{subject[phase]:02d}{ending}.nii.gz"
+        scan_file(subject["folder"], f"{subject['subject']}_frame{subject[phase]:02d}{ending}")
         for phase in ("ed", "es")
         for ending in ("", "_gt")
     ]

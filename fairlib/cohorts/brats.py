@@ -1,11 +1,13 @@
-"""BraTS 2018 as it is released, as a cohort of captioned axial slices, with the sex that it does
-not carry: the official name mapping gives the TCGA id, the TCGA clinical tables give sex and age.
+"""BraTS as it is released (2017 to 2021, and gliomas of 2023), as a cohort of captioned axial
+slices, with the sex that it does not carry: the official name mapping gives the TCGA id, the TCGA
+clinical tables give sex and age; or the user's own table gives them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -13,7 +15,21 @@ import numpy as np
 import pandas as pd
 
 from fairlib.cohorts.cohort import Cohort, report
-from fairlib.cohorts.listing import by_name, folders, missing, only, tracked
+from fairlib.cohorts.listing import (
+    FAULTY,
+    Excluded,
+    attempt,
+    attempt_all,
+    by_name,
+    folders,
+    listed,
+    missing,
+    nearest,
+    only,
+    refuse_all,
+    require_some,
+    tracked,
+)
 from fairlib.cohorts.slices import (
     CONTRASTS,
     STANDARD,
@@ -26,18 +42,51 @@ from fairlib.cohorts.tables import (
     SEX_CELLS,
     is_missing,
     named_cells,
+    number_of,
     read_rows,
     refuse_twice,
     word_of,
 )
-from fairlib.errors import CorruptScan, DataError
-from fairlib.nifti import read_labels, read_volume, require_same_grid, scale_note
+from fairlib.errors import CorruptScan, DataError, FairlibError
+from fairlib.nifti import (
+    Grid,
+    affine_note,
+    read_grid,
+    read_labels,
+    read_volume,
+    require_one_grid,
+)
 
+Read = Callable[[Hashable], np.ndarray]
 GRADES = ("HGG", "LGG")
-SCANS = (*CONTRASTS, "seg")
+# What releases call each scan: BraTS to 2021, from 2023 on, and TCGA's own.
+SCANS = {
+    "t1": ("t1", "t1n"),
+    "t1ce": ("t1ce", "t1c", "t1gd"),
+    "t2": ("t2", "t2w"),
+    "flair": ("flair", "t2f"),
+    "seg": ("seg",),
+}
 NAME_MAPPING = "name_mapping.csv"
 SCAN_AGAIN = "have one .nii or .nii.gz of each scan, as the release has"
+LEAVE_OUT = "skip_faulty=True leaves those subjects out and lists them in `excluded`"
 TCGA, AGE = "TCGA_TCIA_subject_ID", "age_at_initial_pathologic_diagnosis"
+# Of TCGA's biotab, and of the clinical.tsv of GDC's portal.
+CLINICAL = {
+    "tcga": ("bcr_patient_barcode", "case_submitter_id", "cases.submitter_id"),
+    "sex": ("gender", "sex_at_birth", "demographic.gender", "demographic.sex_at_birth"),
+    "age": (AGE, "age_at_index", "demographic.age_at_index"),
+}
+# Ids from 2023 on: challenge, patient, time point. Those of 2017 to 2019 end in the time point.
+SINCE_2023 = re.compile(r"(BraTS-([A-Z]+)[A-Z-]*-\d+)(?:-(\d+))?", re.IGNORECASE)
+TO_2019 = re.compile(r"(Brats1[789]_.+)_\d", re.IGNORECASE)
+POST_TREATMENT = 100  # first time point of the scans after treatment (BraTS 2024)
+NO_GLIOMA = {
+    "MEN": "meningiomas",
+    "MET": "metastases",
+    "PED": "tumours of children, with other labels",
+    "GOAT": "several kinds of tumour",
+}
 
 # What a caption says, and each wording of it (synonyms change with the template).
 _CONTRAST = {
@@ -49,6 +98,7 @@ _CONTRAST = {
 _GRADE = {
     "HGG": ("high-grade glioma", "glioblastoma"),
     "LGG": ("low-grade glioma", "diffuse low-grade glioma"),
+    "unknown": ("glioma", "glial tumour"),
 }
 _TEMPLATES = (
     "Axial {contrast} MRI of the brain showing a {grade} in the {side} hemisphere.",
@@ -66,11 +116,39 @@ _NORMAL = (
 
 @dataclass(frozen=True)
 class SubjectFiles:
-    """One subject's folder: its five files by name (t1, t1ce, t2, flair, seg)."""
+    """The folder of one scan of a subject: its five files by name (t1, t1ce, t2, flair, seg).
 
+    scan: the folder's name. subject: the same, without the time point where ids have one. grade:
+    None where the folders do not tell. note: a file that is not called as the others are.
+    """
+
+    scan: str
     subject: str
-    grade: str
+    grade: str | None
     files: dict[str, Path]
+    note: str = ""
+
+
+@dataclass
+class _Release:
+    """The scans below a folder, what the tables say of each subject (its index), who is left out,
+    and what is wrong with files of a scan.
+    """
+
+    root: Path
+    entries: list[SubjectFiles] = field(default_factory=list)
+    table: pd.DataFrame = field(default_factory=pd.DataFrame)
+    excluded: list[Excluded] = field(default_factory=list)
+    faults: dict[str, FairlibError] = field(default_factory=dict)
+
+    def cohort(self, rows: list[dict], read_image: Read, notes: list, skip_faulty: bool) -> Cohort:
+        """The cohort of these rows. Raises the faults unless they are skipped."""
+        if not skip_faulty:
+            refuse_all(self.root, self.faults, LEAVE_OUT)
+        excluded = [*self.excluded, *((k, FAULTY, str(error)) for k, error in self.faults.items())]
+        require_some(rows, excluded, self.root, "subjects", SCAN_AGAIN)
+        table, strata = pd.DataFrame(rows).astype({"sex": "string", "age": float}), ("sex", "grade")
+        return Cohort("brats", table, read_image, report(excluded), report(notes), strata=strata)
 
 
 def read_brats(
@@ -78,118 +156,306 @@ def read_brats(
     *,
     name_mapping: str | Path | None = None,
     clinical: Sequence[str | Path] | None = None,
+    sex: str | Path | None = None,
     settings: SliceSettings = STANDARD,
     cache_dir: str | Path | None = None,
     progress: Callable[[int, int], None] | None = None,
+    skip_faulty: bool = False,
 ) -> Cohort:
-    """Read informative axial slices of `root/{HGG,LGG}/<id>/<id>_{flair,t1,t1ce,t2,seg}.nii[.gz]`.
+    """Read informative axial slices of `root/{HGG,LGG}/<id>/<id>_{flair,t1,t1ce,t2,seg}.nii[.gz]`
+    (to 2019) or `root/<id>/...` (2020 and later; 2023 writes `<id>-{t2f,t1n,t1c,t2w,seg}`).
 
     Every volume is opened once. A slice without visible tumour has side "none" and a caption that
-    names none; `grade` stays the subject's. On the released training data 166 of 285 subjects have
-    a recorded sex, 76 of them female.
+    names none; `grade` stays the subject's. On the released training data of 2018, 166 of 285
+    subjects have a recorded sex, 76 of them female.
 
     Parameters
     ----------
     root
-        The folder of the BraTS 2018 training data, which holds HGG and LGG.
+        The folder of the training data, which holds HGG and LGG, or the subjects' folders.
     name_mapping
-        The official map of BraTS ids to TCGA ids; by default `root/name_mapping.csv`.
+        The official map of BraTS ids to TCGA ids; by default `root/name_mapping.csv`. Releases from
+        2021 on do not have one, and are read without it; sex is then unknown.
     clinical
         TCGA's patient tables, which state sex and age; by default the two in `root` whose names end
-        in `clinical_patient_gbm.txt` and `clinical_patient_lgg.txt`.
+        in `clinical_patient_gbm.txt` and `clinical_patient_lgg.txt`, or GDC's `clinical.tsv`.
+    sex
+        Your own table instead of these, with columns subject, sex (F, M, female, male or empty)
+        and, if you like, age (years); a subject is named as its folder is.
     settings
         How slices are chosen and drawn, such as the size in pixels and the field of view in mm.
     cache_dir
         Where the drawn slices are kept, one file a subject, keyed by settings, file size and time;
         in memory when None.
     progress
-        Called as `progress(done, subjects)` after each subject.
+        Called as `progress(done, scans)` after each scanned subject.
+    skip_faulty
+        Whether subjects with missing or broken files are left out, each listed in `excluded`. By
+        default one error names them all, after everything has been read.
 
     Returns
     -------
     Cohort
-        One row is one (subject, slice, contrast): subject, sex, grade, contrast, slice (axial index
-        from the feet), side (of the tumour in that slice, the patient's), caption, age (years or
-        NaN), image. Images are float32 `[N, 1, size, size]` in [-1, 1]; row 0 is anterior, column 0
-        the patient's right. Subjects without a recorded sex stay, with the reason in `notes`; a
-        second scan of the same patient is in `excluded`, since it could fall on both sides of a
-        split.
+        One row is one (subject, slice, contrast): subject, sex, grade (HGG, LGG, or missing where
+        neither folder nor name mapping tells), contrast, slice (axial index from the feet), side
+        (of the tumour in that slice, the patient's), caption, age (years or NaN), image. Images are
+        float32 `[N, 1, size, size]` in [-1, 1]; row 0 is anterior, column 0 the patient's right.
+        Several time points of one subject are one subject. Subjects without a recorded sex stay,
+        with the reason in `notes`; a scan of the same patient under another id is in `excluded`,
+        since it could fall on both sides of a split.
 
     Raises
     ------
     DataError
-        Another layout, a missing or doubled scan, ids or tables that do not fit.
+        Another layout or tumour, missing or doubled scans, ids or tables that do not fit.
     CorruptScan
         A scan that cannot be trusted.
     """
-    root = Path(root).expanduser()
-    entries = find_subjects(root)
-    name_mapping = root / NAME_MAPPING if name_mapping is None else name_mapping
-    clinical = find_biotabs(root) if clinical is None else clinical
-    table = join_sex([entry.subject for entry in entries], name_mapping, clinical)
-    table = table.set_index("subject")
-    folder_of = pd.Series({entry.subject: entry.grade for entry in entries})
-    for one in table.index[table["grade"].notna() & (table["grade"] != folder_of)]:
-        differ = f"{one} is {table.at[one, 'grade']}, its folder {folder_of[one]}"
-        raise DataError(f"{name_mapping}: {differ}; move the folder")
-    second = _same_patient(table)
-    entries = [entry for entry in entries if entry.subject not in second]
+    release = _opened(root, name_mapping, clinical, sex)
     store = SliceStore(SubjectSlices, cache_dir)
     rows, notes = [], []
-    for entry in tracked(entries, progress):
-        files, make = entry.files.values(), partial(read_subject, entry, settings)
-        slices = store.add(entry.subject, files, make, settings)
-        rows += _rows(entry, slices, table.loc[entry.subject])
-        notes += _notes(entry, slices, table.loc[entry.subject], settings)
-    excluded = [
-        (subject, "second scan of one patient", f"same as {first}")
-        for subject, first in second.items()
-    ]
-    return Cohort(
-        "brats",
-        pd.DataFrame(rows).astype({"sex": "string", "age": float}),
-        partial(_read_image, store),
-        report(excluded),
-        report(notes),
-        strata=("sex", "grade"),
-    )
+    for entry in tracked(release.entries, progress):
+        make = partial(read_subject, entry, settings)
+        add = partial(store.add, entry.scan, entry.files.values(), make, settings)
+        if (slices := attempt(add, release.faults, entry.scan)) is not None:
+            rows += _rows(entry, slices, release.table.loc[entry.subject])
+            notes += _notes(entry, release.table.loc[entry.subject], slices, settings)
+    return release.cohort(rows, partial(_read_image, store), notes, skip_faulty)
+
+
+def survey_brats(root: str | Path, *, skip_faulty: bool = False) -> Cohort:
+    """List the subjects that `read_brats` would read, by tables, names, masks and headers alone.
+
+    One row is one scan: subject, sex, grade, age, image (the scan's folder), which cannot be
+    loaded. Images damaged inside are not found. Raises as `read_brats`.
+    """
+    release = _opened(root, None, None, None)
+    rows, notes = [], []
+    for entry in release.entries:
+        if attempt(partial(_check_grids, entry), release.faults, entry.scan):
+            about = _about(entry, release.table.loc[entry.subject])
+            rows.append(about | {"image": entry.scan})
+            notes += _notes(entry, release.table.loc[entry.subject])
+    return release.cohort(rows, _not_drawn, notes, skip_faulty)
 
 
 def find_subjects(root: str | Path) -> list[SubjectFiles]:
-    """The subjects under `root/HGG` and `root/LGG`, sorted by grade and id.
+    """The scans under `root/HGG` and `root/LGG`, or in `root`, sorted by grade and id.
 
-    Raises `DataError` naming the missing folder or scan, a scan present as .nii and .nii.gz, or an
-    id in both grades.
+    Raises `DataError` naming the missing folder or all missing scans, a scan present as .nii and
+    .nii.gz, an id in both grades, or another tumour than a glioma before treatment.
     """
-    root = Path(root)
-    for grade in GRADES:
-        if not (root / grade).is_dir():
-            remedy = "give the folder that holds HGG and LGG (BraTS 2018 training data)"
-            raise missing(root, f"no folder {grade}", remedy)
-    found = by_name(root, {grade: folders(root / grade) for grade in GRADES})
-    if not found:
-        remedy = "give the folder of the training release"
-        raise missing(root, "HGG and LGG hold no subject folders", remedy)
-    return [
-        SubjectFiles(
-            subject,
-            grade,
-            {scan: only(folder, f"{folder.name}_{scan}.nii*", SCAN_AGAIN) for scan in SCANS},
-        )
-        for subject, (grade, folder) in found.items()
+    release = _listed(Path(root).expanduser())
+    refuse_all(root, release.faults)
+    return release.entries
+
+
+def _listed(root: Path) -> _Release:
+    """The scans below `root`; folders that hold none are left out."""
+    release = _Release(root)
+    for scan, (grade, folder) in _folders(root, release.faults).items():
+        _require_glioma(root, scan)
+        if grade and not listed(folder, "*.nii*") and any(map(_is_subject, folders(folder))):
+            what = "holds the folders of subjects, not a subject's scans"
+            release.faults[scan] = missing(folder, what, "move them one level up")
+        elif not _is_subject(folder):
+            stray = (scan, "folder without scans", f"{folder}: move it away")
+            release.excluded.append(stray)
+        elif entry := attempt(partial(_files, folder, grade or None), release.faults, scan):
+            release.entries.append(entry)
+    if not release.entries:
+        refuse_all(root, release.faults)
+        raise missing(root, "HGG and LGG hold no subject folders", "give the training release")
+    return release
+
+
+def _folders(root: Path, faults: dict[str, FairlibError]) -> dict[str, tuple[str, Path]]:
+    """The subjects' folders by name, with their grade ("" where subjects lie in `root`); of two
+    grades one that is missing is a fault.
+    """
+    there = [grade for grade in GRADES if (root / grade).is_dir()]
+    if not there and any(map(_is_subject, folders(root))):
+        return by_name(root, {"": folders(root)})
+    remedy = "give the folder that holds HGG and LGG, or the subjects' folders (BraTS 2020)"
+    if not there:
+        raise missing(root, "no folder HGG", remedy, "HGG", "BraTS*_*")
+    for grade in set(GRADES).difference(there):
+        faults[grade] = missing(root, f"no folder {grade}", remedy, grade)
+    return by_name(root, {grade: folders(root / grade) for grade in there})
+
+
+def _is_subject(folder: Path) -> bool:
+    """Whether a folder holds scans, or is called as one that should."""
+    if listed(folder, "*.nii*"):
+        return True
+    return folder.name.lower().startswith("brats") and not folders(folder)
+
+
+def _require_glioma(root: Path, scan: str) -> None:
+    match = SINCE_2023.fullmatch(scan)
+    late = match and int(match[3] or 0) >= POST_TREATMENT
+    kind = "gliomas after treatment (BraTS 2024), where label 4 is the resection cavity" * bool(
+        late
+    )
+    kind = NO_GLIOMA.get(match[2].upper(), kind) if match else ""
+    if kind:
+        remedy = "give gliomas before treatment (BraTS 2017 to 2021, BraTS-GLI of 2023)"
+        raise missing(root, f"{scan} is of a release of {kind}", remedy)
+
+
+def _files(folder: Path, grade: str | None) -> SubjectFiles:
+    """The five files of one folder. One spare mask of another name is taken for the missing one
+    (BraTS 2020 has W39_1998.09.19_Segm.nii in folder 355), which `note` says.
+    """
+    spare, found, note = listed(folder, "*.nii*"), {}, ""
+    for scan, names in SCANS.items():
+        form = rf"{re.escape(folder.name)}[-_]({'|'.join(names)})\.nii(\.gz)?"
+        found[scan] = [
+            path for path in spare if re.fullmatch(form, path.name, re.I) and path.is_file()
+        ]
+    spare = [path for path in spare if path not in sum(found.values(), [])]
+    masks = [path for path in spare if "seg" in path.name.lower() and path.is_file()]
+    if not found["seg"] and len(masks) == 1:
+        found["seg"], note = masks, f"the mask is read from {masks[0].name}"
+    for scan, paths in found.items():
+        if len(paths) > 1:
+            there = f"{_called(folder, scan)} ({', '.join(path.name for path in paths)})"
+            what = f"{len(paths)} of the files match {there}, expected one"
+            raise missing(folder, what, SCAN_AGAIN)
+    absent = [_called(folder, scan) for scan in SCANS if not found[scan]]
+    if absent:
+        there = ", ".join(path.name + "/" * path.is_dir() for path in spare)
+        hint = f" (there is {there})" if there else nearest(folder, *absent)
+        what = f"none of the files match {', '.join(absent)}, expected one{hint}"
+        raise missing(folder, what, SCAN_AGAIN)
+    files = {scan: paths[0] for scan, paths in found.items()}
+    return SubjectFiles(folder.name, _patient(folder.name), grade, files, note)
+
+
+def _called(folder: Path, scan: str) -> str:
+    """The pattern of a scan's file, in the words of its release."""
+    if SINCE_2023.fullmatch(folder.name):
+        return f"{folder.name}-{SCANS[scan][:2][-1]}.nii*"
+    return f"{folder.name}_{scan}.nii*"
+
+
+def _patient(scan: str) -> str:
+    """The subject of a scan: ids of several time points of one subject are one."""
+    if match := SINCE_2023.fullmatch(scan):
+        return match[1]
+    match = TO_2019.fullmatch(scan)
+    return f"{match[1]}_1" if match else scan
+
+
+def _opened(
+    root: str | Path,
+    name_mapping: str | Path | None,
+    clinical: Sequence[str | Path] | None,
+    sex: str | Path | None,
+) -> _Release:
+    """The release in `root`, each patient once, with what the tables say."""
+    root = Path(root).expanduser()
+    release = _listed(root)
+    scans = {entry.subject: entry.scan for entry in release.entries[::-1]}  # the first of each
+    scans = dict(reversed(scans.items()))
+    newer = all(re.match("BraTS(2021_|-)", scan, re.I) for scan in scans.values())
+    mapping = root / NAME_MAPPING if name_mapping is None else Path(name_mapping).expanduser()
+    mapped = mapping.is_file() or name_mapping is not None
+    if sex is not None:
+        table = _own_table(sex, list(scans))
+    elif newer and not mapped:
+        table = pd.DataFrame({"subject": list(scans), "sex": pd.NA, "age": np.nan})
+        table["reason"] = "neither name mapping nor own table"
+    else:
+        clinical = find_biotabs(root) if clinical is None else clinical
+        table = join_sex(list(scans.values()), mapping, clinical).assign(subject=list(scans))
+    if "tcga" not in table:
+        ids = read_name_mapping(mapping).set_index("subject") if mapped else pd.DataFrame()
+        ids = ids.reindex(index=list(scans.values()), columns=["tcga", "grade"])
+        table[["tcga", "grade"]] = ids.to_numpy(dtype=object, na_value=None)
+    release.table = table = table.set_index("subject")
+    for entry in release.entries:
+        stated = table.at[entry.subject, "grade"]
+        if entry.grade and pd.notna(stated) and stated != entry.grade:
+            differ = f"{entry.scan} is {stated}, its folder {entry.grade}"
+            raise DataError(f"{mapping}: {differ}; move the folder")
+    second = _same_patient(table)
+    release.entries = [entry for entry in release.entries if entry.subject not in second]
+    release.excluded += [
+        (subject, "second scan of one patient", f"same as {first}")
+        for subject, first in second.items()
     ]
+    return release
+
+
+def _own_table(path: str | Path, subjects: Sequence[str]) -> pd.DataFrame:
+    """Sex and age of `subjects` by the user's own table, which names them or any of their scans."""
+    rows = read_rows(path)
+    rows[0] = [name.lower() for name in rows[0]]
+    columns = [name for name in ("subject", "sex", "age") if name != "age" or name in rows[0]]
+    cells = named_cells(path, rows, dict(zip(columns, columns, strict=True)))
+    own = pd.DataFrame(cells, columns=["subject", "sex", "age"], dtype="string")
+    refuse_twice(path, own["subject"])
+    own = own.assign(subject=own["subject"].map(_patient)).drop_duplicates(["subject", "sex"])
+    refuse_twice(f"{path}, of two sexes", own["subject"])
+    if not own["subject"].isin(subjects).any():
+        what = f"holds none of the {len(subjects)} subjects (such as {subjects[0]})"
+        raise missing(path, what, "name subjects as their folders are")
+    own = own.set_index("subject").reindex(subjects)
+    where, words = [f"{path}: {subject}" for subject in subjects], SEX_CELLS | {"f": "F", "m": "M"}
+    texts = own.fillna("")
+    sex = [word_of(w, "sex", text, words) for w, text in zip(where, texts["sex"], strict=True)]
+    age = [number_of(w, "age", text, 0, 120) for w, text in zip(where, texts["age"], strict=True)]
+    reasons = ["subject not in your table", "sex not stated in your table"]
+    reason = np.select([own["sex"].isna(), pd.isna(np.array(sex, dtype=object))], reasons, "")
+    return pd.DataFrame({"subject": subjects, "sex": sex, "age": age, "reason": reason})
+
+
+def _not_drawn(key: Hashable) -> np.ndarray:
+    raise DataError(f"{key}: only listed, not read; use read_brats for images")
+
+
+def _check_grids(entry: SubjectFiles) -> bool:
+    """Check lengths and headers of the five files, the mask, and that they share one grid."""
+    read: dict[str, Callable[[], Grid]] = {
+        name: partial(read_grid, entry.files[name]) for name in CONTRASTS
+    }
+    grids = attempt_all(entry.files["seg"].parent, read | {"seg": lambda: _mask_grid(entry)})
+    require_one_grid({entry.files[name]: grid for name, grid in grids.items()})
+    return True
+
+
+def _mask_grid(entry: SubjectFiles) -> Grid:
+    labels, affine = _read_mask(entry)
+    return labels.shape, affine
+
+
+def _read_mask(entry: SubjectFiles) -> tuple[np.ndarray, np.ndarray]:
+    """The labels of 2018, and the affine: from 2023 on, the label of enhancing tumour is 3."""
+    path = entry.files["seg"]
+    if not SINCE_2023.fullmatch(entry.scan):
+        return read_labels(path)
+    labels, affine = read_labels(path, frozenset(range(5)))
+    if (labels == 4).any():
+        what = "label 4 is the resection cavity of BraTS 2024 (after treatment)"
+        raise CorruptScan(path, f"{what}; give gliomas before treatment")
+    return np.where(labels == 3, 4, labels), affine
 
 
 def read_subject(entry: SubjectFiles, settings: SliceSettings) -> SubjectSlices:
-    """Read the five volumes of one subject, check that they share one grid, and draw its slices."""
-    labels, affine = read_labels(entry.files["seg"])
-    volumes = {}
-    for contrast in CONTRASTS:
-        path = entry.files[contrast]
-        volumes[contrast], grid = read_volume(path)
-        require_same_grid(path, volumes[contrast], grid, labels.shape, affine)
+    """Read the five volumes of one subject, check that they share one grid, and draw its slices.
+
+    Raises `CorruptScan`, or one `DataError` naming all the broken scans.
+    """
+    read: dict[str, Callable[[], tuple[np.ndarray, np.ndarray]]] = {
+        name: partial(read_volume, entry.files[name]) for name in CONTRASTS
+    }
+    read["seg"] = partial(_read_mask, entry)
+    scans = attempt_all(entry.files["seg"].parent, read)
+    require_one_grid({entry.files[name]: (one.shape, grid) for name, (one, grid) in scans.items()})
+    labels, affine = scans.pop("seg")
     try:
-        return extract(volumes, labels, affine, settings)
+        return extract({name: one[0] for name, one in scans.items()}, labels, affine, settings)
     except DataError as error:
         raise CorruptScan(entry.files["t1"].parent, str(error)) from error
 
@@ -222,30 +488,40 @@ def find_biotabs(root: str | Path) -> list[Path]:
     puts `nationwidechildrens.org_` before that. Raises `DataError` unless there is exactly one of
     each.
     """
-    remedy = "put the one patient table (biotab) of TCGA there"
-    return [only(Path(root), f"*clinical_patient_{study}.txt", remedy) for study in ("gbm", "lgg")]
+    root = Path(root)
+    if not listed(root, "*clinical_patient_*.txt") and (tables := listed(root, "clinical.tsv")):
+        return tables
+    remedy = "put the one patient table (biotab) of TCGA there, or give your own with sex="
+    return [only(root, f"*clinical_patient_{study}.txt", remedy) for study in ("gbm", "lgg")]
 
 
 def read_biotab(path: str | Path) -> pd.DataFrame:
-    """Read a TCGA biotab patient table (tabs, three header lines): columns tcga, sex ("F", "M" or
-    missing), age (years).
+    """Read a TCGA biotab patient table (tabs, three header lines), or GDC's `clinical.tsv` (one
+    header line, several rows a patient): columns tcga, sex ("F", "M" or missing), age (years).
 
     Age is missing (NaN) where the table has no such column or no number. Raises `DataError` on a
     missing column, other header lines, another word for a sex, or a barcode that stands twice.
     """
     rows = read_rows(path, "\t")
-    fields = {"tcga": "bcr_patient_barcode", "sex": "gender"}
-    fields |= {"age": AGE} if AGE in rows[0] else {}
+    fields = {name: next((one for one in names if one in rows[0]), names[0])
+              for name, names in CLINICAL.items()}  # fmt: skip
+    if fields["age"] not in rows[0]:
+        del fields["age"]
     cells = named_cells(path, rows, fields)
-    if len(cells) < 2 or any(row["sex"].lower() in SEX_CELLS for row in cells[:2]):
-        raise DataError(
-            f"{path}: expected three header lines (names, alternates, CDE ids); take the biotab "
-            "file as it is"
-        )
-    table = pd.DataFrame(cells[2:], columns=["tcga", "sex", "age"], dtype="string")
+    if fields["tcga"] == CLINICAL["tcga"][0]:
+        if len(cells) < 2 or any(row["sex"].lower() in SEX_CELLS for row in cells[:2]):
+            raise DataError(
+                f"{path}: expected three header lines (names, alternates, CDE ids); take the "
+                "biotab file as it is"
+            )
+        cells = cells[2:]
+    else:
+        cells = [dict(pairs) for pairs in dict.fromkeys(tuple(row.items()) for row in cells)]
+    table = pd.DataFrame(cells, columns=["tcga", "sex", "age"], dtype="string")
     refuse_twice(path, table["tcga"])
-    # biotab writes [Not Available], [Unknown], ... where it knows nothing
-    known = table["sex"].where(~table["sex"].str.startswith("["), "")
+    # [Not Available], [Unknown], ... in a biotab, '-- in GDC's table where nothing is known
+    known = table["sex"].where(~table["sex"].str.startswith(("[", "'--")), "")
+    known = known.where(known.str.lower() != "not reported", "")
     sex = [word_of(str(path), "gender", text, SEX_CELLS) for text in known]
     age = pd.to_numeric(table["age"], errors="coerce").astype(float)
     return table.assign(sex=pd.array(sex, dtype="string"), age=age)
@@ -301,18 +577,26 @@ def _same_patient(table: pd.DataFrame) -> dict[str, str]:
     return {subject: first[tcga] for subject, tcga in known[known.duplicated()].items()}
 
 
+def _about(entry: SubjectFiles, subject: pd.Series) -> dict:
+    grade = entry.grade or (subject["grade"] if pd.notna(subject["grade"]) else None)
+    sex, age = subject["sex"], subject["age"]
+    return {"subject": entry.subject, "sex": sex, "grade": grade, "age": age}
+
+
 def _rows(entry: SubjectFiles, slices: SubjectSlices, subject: pd.Series) -> list[dict]:
+    about = _about(entry, subject)
+    glioma = about["grade"] or "unknown"
     return [
         {
             "subject": entry.subject,
-            "sex": subject["sex"],
-            "grade": entry.grade,
+            "sex": about["sex"],
+            "grade": about["grade"],
             "contrast": contrast,
             "slice": index,
             "side": side,
-            "caption": caption(contrast, "none" if side == "none" else entry.grade, side),
-            "age": subject["age"],
-            "image": f"{entry.subject}/{contrast}/{number}",
+            "caption": caption(contrast, "none" if side == "none" else glioma, side),
+            "age": about["age"],
+            "image": f"{entry.scan}/{contrast}/{number}",
         }
         for number, (index, side) in enumerate(zip(slices.index, slices.sides, strict=True))
         for contrast in CONTRASTS
@@ -326,15 +610,21 @@ def _read_image(store: SliceStore, key: str) -> np.ndarray:
 
 
 def _notes(
-    entry: SubjectFiles, slices: SubjectSlices, subject: pd.Series, settings: SliceSettings
-) -> list[tuple[str, str, str]]:
-    count, most = len(slices.index), settings.slices_per_subject
+    entry: SubjectFiles,
+    subject: pd.Series,
+    slices: SubjectSlices | None = None,
+    settings: SliceSettings = STANDARD,
+) -> list[Excluded]:
     tcga = "" if pd.isna(subject["tcga"]) else subject["tcga"]
-    scale = scale_note(entry.files.values())
+    unusual = affine_note(entry.files.values())
     notes = [
-        ("voxel size from pixdim", scale, scale),
+        (*unusual, unusual[0]),
         (subject["reason"], tcga, subject["reason"]),
-        ("brain cropped", f"wider than {settings.field_of_view_mm:g} mm", slices.cropped),
-        ("fewer slices", f"{count} of {most}", count < most),
+        ("file called otherwise", entry.note, entry.note),
     ]
+    if slices is not None:
+        count, most = len(slices.index), settings.slices_per_subject
+        width = f"wider than {settings.field_of_view_mm:g} mm"
+        notes.append(("brain cropped", width, slices.cropped))
+        notes.append(("fewer slices", f"{count} of {most}", count < most))
     return [(entry.subject, reason, detail) for reason, detail, applies in notes if applies]

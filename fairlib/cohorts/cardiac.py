@@ -19,11 +19,18 @@ import pandas as pd
 from torch import Tensor
 
 from fairlib.cohorts.cohort import Cohort, report
-from fairlib.cohorts.listing import Excluded, missing, require_some, tracked
+from fairlib.cohorts.listing import (
+    FAULTY,
+    Excluded,
+    missing,
+    refuse_all,
+    require_some,
+    tracked,
+)
 from fairlib.cohorts.slices import Pixels, SliceStore, centred, stretched
 from fairlib.cohorts.tables import SEX_WORDS, known_word, require_words, typed
-from fairlib.errors import DataError, SettingsError
-from fairlib.nifti import scale_note, voxel_sizes
+from fairlib.errors import CorruptScan, DataError, FairlibError, SettingsError
+from fairlib.nifti import affine_note, voxel_sizes
 from fairlib.settings import Count, Positive, check_bounds
 
 FORMAT = 2  # of the cached slices; raise it when they are read or drawn otherwise
@@ -34,6 +41,7 @@ BMI_EDGES = (18.5, 25.0, 30.0)
 BMI_CLASSES = ("underweight", "normal", "overweight", "obese")
 DIAGNOSES = ("healthy", "heart failure")
 CLIP_PERCENTILES = (0.5, 99.5)
+UNMAPPED, MAP_IT = "unknown pathology", "map it with diagnoses=, to None for neither diagnosis"
 ENCLOSED = 0.8  # share of the cavity's border that must lie on the myocardium
 # from the apex to the right, back and up (RAS), as hearts lie
 TOWARD_BASE = np.array([1.0, -1.0, 1.0])
@@ -278,16 +286,13 @@ def subject_row(subject: Mapping, diagnoses: Mapping[str, str | None], where: st
     """The attributes of one subject, completed: bmi, diagnosis, decade, bmi_class, prompt; missing
     stays missing.
 
-    subject: with sex, age, height, weight, pathology. Raises `DataError` on a pathology code that
-    `diagnoses` does not know (None there means "neither"), and on values that no subject has.
+    subject: with sex, age, height, weight, pathology. A pathology code that `diagnoses` does not
+    know counts as neither healthy nor heart failure, as None there does; `unmapped` says so. Raises
+    `DataError` on values that no subject has.
     """
     code, sizes = subject["pathology"], (subject["height"], subject["weight"])
-    if code is not None and code not in diagnoses:
-        raise DataError(
-            f"{where}: pathology {code!r} has no mapping (known: {sorted(diagnoses)}); add it to "
-            "`diagnoses`, with None for neither healthy nor heart failure"
-        )
-    row = {**subject, "diagnosis": None if code is None else diagnoses[code]}
+    row = {**subject, "diagnosis": None if code is None else diagnoses.get(code)}
+    row["unmapped"] = None if code in (None, *diagnoses) else code
     try:
         row["bmi"] = np.nan if any(map(pd.isna, sizes)) else body_mass_index(*sizes)
         row["decade"] = None if pd.isna(row["age"]) else decade(row["age"])
@@ -309,6 +314,20 @@ def frame_numbers(where: str, ed: float, es: float, first: int, last: float = np
     return {"ed": int(ed), "es": int(es)}
 
 
+def check_diagnoses(diagnoses: Mapping[str, str | None]) -> None:
+    """Raise `SettingsError` unless every code is mapped to a diagnosis of a prompt, or to None."""
+    for code, word in diagnoses.items():
+        if word not in (None, *DIAGNOSES):
+            known = f"{', '.join(map(repr, DIAGNOSES))}, or None for neither"
+            raise SettingsError(f"diagnoses[{code!r}] is {word!r}; expected {known}")
+
+
+def scan_file(folder: Path, name: str) -> Path:
+    """`name`.nii.gz in `folder`, or `name`.nii where that is there instead."""
+    packed, plain = folder / f"{name}.nii.gz", folder / f"{name}.nii"
+    return plain if plain.is_file() and not packed.is_file() else packed
+
+
 Read = Callable[[Sequence[Path], Sequence[int], CardiacSettings], HeartSlices]
 
 
@@ -328,6 +347,7 @@ def read_hearts(
     excluded: Sequence[Excluded] = (),
     strata: tuple[str, ...] = ("sex", "diagnosis"),
     not_stated: Mapping[str, str] | None = None,
+    skip_faulty: bool = False,
 ) -> Cohort:
     """Read the subjects that have `scans`: one row is one slice position of one subject, in
     end-diastole and end-systole.
@@ -341,18 +361,19 @@ def read_hearts(
     failure" or missing), pathology (the raw code), centre, vendor, part, slice, decade, bmi_class,
     prompt (missing where one of sex, age, bmi, diagnosis is), image. Images float32 [3, H, W] (ED,
     ES, ED), masks uint8 [2, H, W] (ED, ES). `notes` lists the subjects whose segmentation is wider
-    than the image, and those whose scans' voxel size comes from pixdim, because the sform states
-    another (see `fairlib.nifti.read_affine`). The columns that `not_stated` names are not in the
-    table. Raises `DataError` when a scan is missing or no subject is left.
+    than the image, those whose scans do not state their affine plainly (see
+    `fairlib.nifti.read_affine`), and pathology codes that no diagnosis is known for. The columns
+    that `not_stated` names are not in the table. Raises one error on all subjects whose scans are
+    missing or cannot be trusted (with `skip_faulty` they join `excluded` instead), and `DataError`
+    when no subject is left.
     """
-    for path in [path for files in scans.values() for path in files]:
-        if not path.is_file():
-            raise missing(path, "is missing", "copy it from the release")
     store = SliceStore(HeartSlices, cache_dir)
-    slices, left_out = _read_slices(
+    slices, left_out, faults = _read_slices(
         subjects, tracked(scans.items(), progress), read, settings, store
     )
-    excluded = [*excluded, *left_out]
+    if not skip_faulty:
+        refuse_all(root, faults, "skip_faulty=True leaves those subjects out and lists them")
+    excluded = [*excluded, *left_out, *((one, FAULTY, str(why)) for one, why in faults.items())]
     require_some(slices, excluded, root, "subjects", "check their images and masks")
     rows = [
         {**subjects[subject], "slice": index, "image": f"{subject}/{number}"}
@@ -361,9 +382,11 @@ def read_hearts(
     ]
     table = typed(rows, ("age", "height", "weight", "bmi"), ("slice",))[[*OF_SUBJECT, *OF_SLICE]]
     width = f"wider than {settings.field_of_view_mm:g} mm"
-    scales = {subject: scale_note(scans[subject]) for subject in slices}
+    affines = {subject: affine_note(scans[subject]) for subject in slices}
     notes = [(subject, "heart cropped", width) for subject, one in slices.items() if one.cropped]
-    notes += [(one, "voxel size from pixdim", note) for one, note in scales.items() if note]
+    notes += [(one, *note) for one, note in affines.items() if note[0]]
+    unmapped = {subject: subjects[subject]["unmapped"] for subject in slices}
+    notes += [(one, UNMAPPED, f"{code}: {MAP_IT}") for one, code in unmapped.items() if code]
     return Cohort(
         name,
         table.drop(columns=list(not_stated or ())),
@@ -383,22 +406,29 @@ def _read_slices(
     read: Read,
     settings: CardiacSettings,
     store: SliceStore,
-) -> tuple[dict[str, HeartSlices], list[Excluded]]:
-    """The slices of the subjects that have some, and why the others have none."""
+) -> tuple[dict[str, HeartSlices], list[Excluded], dict[str, FairlibError]]:
+    """The slices of the subjects that have some, why others have none, and the faults of files."""
     slices: dict[str, HeartSlices] = {}
     excluded: list[Excluded] = []
+    faults: dict[str, FairlibError] = {}
     for subject, files in scans:
         part, *frames = (subjects[subject][name] for name in ("part", "ed", "es"))
         make = partial(read, files, frames, settings)
+        if gone := [path for path in files if not path.is_file()]:
+            remedy = "copy it from the release"
+            faults[subject] = missing(gone[0], "is missing", remedy, gone[0].name)
+            continue
         try:
             slices[subject] = store.add(subject, files, make, (FORMAT, settings, frames))
+        except CorruptScan as why:
+            faults[subject] = why
         except Unsegmented as why:
             excluded.append((subject, "no segmentation", f"{why}, {part}"))
         except DataError as why:
             excluded.append((subject, "no usable slice", str(why)))
     unusual = _unusual_orders(slices)
     excluded += [(one, "another label order", detail) for one, detail in unusual.items()]
-    return {one: had for one, had in slices.items() if one not in unusual}, excluded
+    return {one: had for one, had in slices.items() if one not in unusual}, excluded, faults
 
 
 def _unusual_orders(slices: Mapping[str, HeartSlices]) -> dict[str, str]:

@@ -5,7 +5,7 @@ al. (arXiv 2412.20374). The demographic sheet gives race, which the release's cs
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 
@@ -13,7 +13,15 @@ import numpy as np
 import pandas as pd
 
 from fairlib.cohorts.cohort import Cohort, prompted
-from fairlib.cohorts.listing import Excluded, first_of, missing, read_grey, require_some
+from fairlib.cohorts.listing import (
+    Excluded,
+    broken_image,
+    first_of,
+    folders,
+    missing,
+    read_grey,
+    require_some,
+)
 from fairlib.cohorts.tables import (
     RACES,
     SEX_CELLS,
@@ -25,6 +33,7 @@ from fairlib.cohorts.tables import (
     read_rows,
     refuse_twice,
     require_words,
+    sound_rows,
     typed,
     word_of,
 )
@@ -35,9 +44,10 @@ FOLDERS = ("CheXpert-v1.0", "CheXpert-v1.0-small")  # also the prefixes of Path
 TABLES = {"train.csv": "training", "valid.csv": "validation"}
 SHEETS = ("CHEXPERT DEMO.xlsx", "CHEXPERT DEMO.csv")
 PATH = re.compile(
-    r"(?:CheXpert-v1\.0(?:-small)?/)?"
+    r"(?:(?:.*/)?CheXpert[^/]*/)?"
     r"((?:train|valid|test)/(patient\d+)/study\d+/view\d+_(?:frontal|lateral)\.(?:jpg|png))"
 )
+BATCH = re.compile(r"CheXpert-v1\.0 batch ", re.IGNORECASE)
 MENTIONS = {"1": "present", "0": "absent", "-1": "uncertain", "": "not mentioned"}
 POLICIES = ("zeros", "ones", "exclude")
 UNMENTIONED = ("exclude", "zeros")
@@ -60,12 +70,13 @@ def read_chexpert(
     size: int = 128,
 ) -> Cohort:
     """Read the chest radiographs of CheXpert: `train.csv` and `valid.csv` (those that are there),
-    with race joined from the demographic sheet.
+    with race joined from the demographic sheet. The release of 2021 is read as it is unpacked, in
+    batches.
 
     Parameters
     ----------
     root
-        CheXpert-v1.0 or CheXpert-v1.0-small, or the folder that holds it.
+        CheXpert-v1.0 or CheXpert-v1.0-small, or the folder that holds it or its batches.
     uncertain
         The policy for the label -1, which must be given: "zeros" (absent, as the paper's code),
         "ones" (present) or "exclude" (left out and listed).
@@ -90,16 +101,16 @@ def read_chexpert(
         projection, mention (what the label says), finding (`label`, "non " and `label`, or
         missing), use (training or validation, the release's split), image, prompt. Images are read
         when loaded: grey float32 `[N, 1, size, size]` in [-1, 1]. `with_prompt()` drops and counts
-        those without sex, race or finding. Images that are not on the disk are in `excluded`;
-        patients of whom csv and sheet state another sex are in `notes`.
+        those without sex, race or finding. Images that are not on the disk or broken, and faulty
+        rows of the tables, are in `excluded`; patients of whom csv and sheet state another sex, or
+        the sheet several things, are in `notes`.
 
     Raises
     ------
     SettingsError
         A policy that is missing or unknown.
     DataError
-        Another layout, a missing column or sheet, a Path, label, sex or age that is none, and a
-        patient of two races.
+        Another layout, a missing column or sheet, a table without any row that can be used.
     """
     _check_policies(uncertain, unmentioned)
     root = Path(root).expanduser()
@@ -110,21 +121,26 @@ def read_chexpert(
     findings: dict[str, str | None] = {"present": label, "absent": absent}
     findings["uncertain"] = label if uncertain == "ones" else absent
     findings["not mentioned"] = absent if unmentioned == "zeros" else None
-    rows = [
-        _row(path, cells, label, use, sheet, findings)
-        for path, use in tables.items()
-        for cells in named_cells(path, read_rows(path), {**FIELDS, "label": label})
-    ]
+    rows: list[dict] = []
+    faulty: list[Excluded] = []
+    for path, use in tables.items():
+        cells = named_cells(path, read_rows(path), {**FIELDS, "label": label})
+        make = partial(_row, path, label=label, use=use, sheet=sheet, findings=findings)
+        sound = sound_rows(path, cells, make, "path")
+        rows, faulty = rows + sound[0], faulty + sound[1]
     refuse_twice(folder, [row["image"] for row in rows])
-    table, excluded = _choose(folder, typed(rows, ("age",)), uncertain, frontal_only)
+    files = partial(_file, folder, batches(folder) | batches(folder.parent))
+    table, excluded = _choose(files, typed(rows, ("age",)), uncertain, frontal_only)
+    excluded = faulty + excluded
+    require_some(table, excluded, folder, "listed images", "check the folder")
     return prompted(
         "chexpert",
         table,
         NEEDED,
         partial(prompt_of, label=label),
-        partial(_read_image, folder, size),
+        partial(_read_image, files, size),
         excluded,
-        _sex_notes(table, sheet),
+        _sheet_notes(table, sheet),
     )
 
 
@@ -156,32 +172,56 @@ def find_demographics(folders: Iterable[Path]) -> Path:
     what = f"no {SHEETS[0]} or {SHEETS[1]} beside the tables, and only this sheet knows race"
     remedy = "get it from the same source as the images, or give its path as demographics="
     paths = [folder / name for folder in folders for name in SHEETS]
-    return first_of(paths, missing(folders[0], what, remedy))
+    return first_of(paths, missing(folders[0], what, remedy, *SHEETS))
 
 
 def read_demographics(path: str | Path) -> dict[str, dict]:
     """Read the sheet: patient -> race ("Asian", "Black", "White" or None), primary_race (the
     sheet's words or None), sex ("F", "M", None).
 
-    Reads csv or xlsx. Raises `DataError` on a missing column, another word for a sex, or a patient
-    with two races or two sexes.
+    Reads csv or xlsx. Of a patient who stands twice, whatever differs is None, as is all of a row
+    with an unknown word for a sex; `fault` says why. Raises `DataError` on a missing column, or
+    when no row can be used.
     """
+    rows = named_cells(path, read_rows(path), SHEET_FIELDS)
+    sound, faulty = sound_rows(path, rows, partial(_patient, path), "subject")
     patients: dict[str, dict] = {}
-    for cells in named_cells(path, read_rows(path), SHEET_FIELDS):
-        where = f"{path}: {cells['subject']}"
-        patient = {
-            "race": race_of(cells["primary_race"]),
-            "primary_race": cells["primary_race"] or None,
-            "sex": word_of(where, SHEET_FIELDS["sex"], cells["sex"], SEX_CELLS),
-        }
-        first = patients.setdefault(cells["subject"], patient)
-        if first != patient:
-            raise DataError(f"{where}: stands twice, as {first} and {patient}; correct the sheet")
+    for subject, patient in sound:
+        first = patients.setdefault(subject, patient)
+        if differ := [name for name in patient if first[name] != patient[name]]:
+            fault = {"fault": f"two rows, whose {' and '.join(differ)} differ"}
+            patients[subject] = first | dict.fromkeys(differ) | fault
+    for subject, _, why in faulty:
+        patients[subject] = dict.fromkeys(("race", "primary_race", "sex")) | {"fault": why}
     return patients
 
 
-def _read_image(folder: Path, size: int, key: str) -> np.ndarray:
-    return read_grey(folder / key, size)
+def _patient(path: str | Path, cells: Mapping[str, str]) -> tuple[str, dict]:
+    where = f"{path}: {cells['subject']}"
+    return cells["subject"], {
+        "race": race_of(cells["primary_race"]),
+        "primary_race": cells["primary_race"] or None,
+        "sex": word_of(where, SHEET_FIELDS["sex"], cells["sex"], SEX_CELLS),
+    }
+
+
+def batches(root: Path) -> dict[str, Path]:
+    """Patient -> folder, of the training images in the batches of the release of 2021, as
+    `CheXpert-v1.0 batch 2 (train 1)/patient00001`.
+    """
+    places = [place for place in folders(root) if BATCH.match(place.name)]
+    return {path.name: path for place in places for path in folders(place)}
+
+
+def _file(folder: Path, batched: Mapping[str, Path], key: str) -> Path:
+    """`key` is "train/patient00001/study1/view1_frontal.jpg"."""
+    part, patient, rest = key.split("/", 2)
+    whole = part != "train" or patient not in batched
+    return folder / key if whole else batched[patient] / rest
+
+
+def _read_image(files: Callable[[str], Path], size: int, key: str) -> np.ndarray:
+    return read_grey(files(key), size)
 
 
 def _row(
@@ -192,7 +232,7 @@ def _row(
     sheet: Mapping[str, dict],
     findings: Mapping[str, str | None],
 ) -> dict:
-    match = PATH.fullmatch(cells["path"])
+    match = PATH.fullmatch(cells["path"].replace("\\", "/"))
     if match is None:
         raise DataError(
             f"{path}: Path {cells['path']!r}; expected CheXpert-v1.0/train/patient00001/study1/"
@@ -220,24 +260,28 @@ def _row(
 
 
 def _choose(
-    folder: Path, table: pd.DataFrame, uncertain: str | None, frontal_only: bool
+    files: Callable[[str], Path], table: pd.DataFrame, uncertain: str | None, frontal_only: bool
 ) -> tuple[pd.DataFrame, list[Excluded]]:
     reasons = {
         "not frontal": ~table["view"].eq("frontal").fillna(False) & frontal_only,
         "label uncertain": table["mention"].eq("uncertain") & (uncertain == "exclude"),
-        "image missing": ~table["image"].map(lambda key: (folder / key).is_file()).astype(bool),
+        "image missing": ~table["image"].map(lambda key: files(key).is_file()).astype(bool),
     }
     why = np.select([met.to_numpy(bool) for met in reasons.values()], list(reasons), "")
-    kept = table[why == ""]
     pairs = zip(table["image"], why.tolist(), strict=True)
     excluded = [(image, reason, "") for image, reason in pairs if reason]
-    require_some(kept, excluded, folder, "listed images", "check the folder")
-    return kept, excluded
+    kept = table[why == ""]
+    broken = {key: text for key in kept["image"] if (text := broken_image(files(key)))}
+    excluded += [(key, "image broken", f"{files(key)}: {text}") for key, text in broken.items()]
+    return kept[~kept["image"].isin(list(broken))], excluded
 
 
-def _sex_notes(table: pd.DataFrame, sheet: Mapping[str, dict]) -> list[Excluded]:
+def _sheet_notes(table: pd.DataFrame, sheet: Mapping[str, dict]) -> list[Excluded]:
+    """Patients of whom tables and sheet state another sex, or whose row in the sheet is faulty."""
+    faults = {one: sheet[one].get("fault") for one in table["subject"].unique() if one in sheet}
+    notes = [(one, "fault in the demographic sheet", why) for one, why in faults.items() if why]
     pairs = table[["subject", "sex"]].drop_duplicates().dropna()
-    return [
+    return notes + [
         (one, "sex differs from the demographic sheet", f"csv {sex}, sheet {sheet[one]['sex']}")
         for one, sex in pairs.itertuples(index=False)
         if one in sheet and sheet[one]["sex"] not in (None, sex)
@@ -246,8 +290,9 @@ def _sex_notes(table: pd.DataFrame, sheet: Mapping[str, dict]) -> list[Excluded]
 
 def _folder(root: Path) -> Path:
     what = f"holds neither train.csv nor valid.csv, nor does {' or '.join(FOLDERS)} in it"
-    paths = [root / folder / name for folder in ("", *FOLDERS) for name in TABLES]
-    return first_of(paths, missing(root, what, "give that folder")).parent
+    inner = [place.name for place in folders(root) if place.name not in FOLDERS]
+    paths = [root / folder / name for folder in ("", *FOLDERS, *inner) for name in TABLES]
+    return first_of(paths, missing(root, what, "give that folder", *TABLES)).parent
 
 
 def _check_policies(uncertain: str | None, unmentioned: str) -> None:

@@ -20,7 +20,16 @@ import numpy as np
 import pandas as pd
 
 from fairlib.cohorts.cohort import Cohort, prompted
-from fairlib.cohorts.listing import by_name, listed, missing, open_image, require_some, tracked
+from fairlib.cohorts.listing import (
+    Excluded,
+    broken_image,
+    by_name,
+    listed,
+    missing,
+    open_image,
+    require_some,
+    tracked,
+)
 from fairlib.cohorts.tables import (
     ATTRIBUTES,
     ETHNICITIES,
@@ -37,6 +46,7 @@ from fairlib.cohorts.tables import (
     read_truth,
     refuse_twice,
     require_words,
+    sound_rows,
     typed,
     word_of,
 )
@@ -130,22 +140,22 @@ def read_fairgenmed(
         md_severity, cdr_status, rnflt_status, refraction, use, image, prompt (missing where one of
         its attributes is: `with_prompt()` counts and drops those), and the truth of a phantom
         (`truth.csv`: cdr, disc_diameter, ...). Images are float32 `[N, 1, size, size]` in [-1, 1];
-        `parts()` is the release's split. In `excluded` are a row without its npz, an npz without a
-        row, a code outside of the release's, and csv and npz that disagree on race, glaucoma, sex
-        or ethnicity.
+        `parts()` is the release's split. In `excluded` are a faulty row (an unknown word, ...), a
+        row without its npz, an npz without a row, one that is broken or has no image (nor a jpg
+        beside it), a code outside of the release's, and csv and npz that disagree on race,
+        glaucoma, sex or ethnicity.
 
     Raises
     ------
     DataError
-        Another layout, a missing column, an unknown word, a file name twice, an npz that is broken,
-        or one whose arrays are pickled objects (they are never unpickled).
+        Another layout, a missing column, a file name twice, a table without any row that can be
+        used, or an npz whose arrays are pickled objects (they are never unpickled).
     """
     root = Path(root).expanduser()
-    subjects, files = read_subjects(root / TABLE), find_npz(root)
-    excluded = [
-        (name, "not in the table", part)
-        for name, (part, _) in files.items()
-        if name not in subjects
+    (subjects, excluded), files = read_subjects(root / TABLE), find_npz(root)
+    stated = {*subjects, *(name for name, *_ in excluded)}
+    excluded += [
+        (name, "not in the table", part) for name, (part, _) in files.items() if name not in stated
     ]
     for name, subject in tracked(subjects.items(), progress):
         problem = _problem(root, name, subject, files)
@@ -203,8 +213,9 @@ def parse_prompt(text: str) -> dict[str, str]:
     return {name: known_word(text, row[name], words) for name, words in PROMPTED.items()}
 
 
-def read_subjects(path: str | Path) -> dict[str, dict]:
-    """Read `data_summary.csv`: npz file name -> attributes in our words, missing ones None or NaN.
+def read_subjects(path: str | Path) -> tuple[dict[str, dict], list[Excluded]]:
+    """Read `data_summary.csv`: npz file name -> attributes in our words, missing ones None or NaN;
+    and the rows that are faulty.
 
     Raises `DataError`.
     """
@@ -212,9 +223,14 @@ def read_subjects(path: str | Path) -> dict[str, dict]:
     refraction = next((name for name in REFRACTION_COLUMNS if name in rows[0]), None)
     fields = {name: name for name in ("filename", *VALUES)}
     fields |= {"sex": "gender", "refraction": refraction or REFRACTION_COLUMNS[0]}
-    subjects = [_attributes(path, row, fields) for row in named_cells(path, rows, fields)]
-    refuse_twice(path, [name for name, _ in subjects])
-    return dict(subjects)
+    cells = [
+        {**row, "filename": f"{row['filename'].removesuffix('.npz')}.npz"}
+        for row in named_cells(path, rows, fields)
+    ]
+    refuse_twice(path, [row["filename"] for row in cells])
+    made = partial(_attributes, path, fields=fields)
+    subjects, excluded = sound_rows(path, cells, made, "filename")
+    return dict(subjects), excluded
 
 
 def find_npz(root: Path) -> dict[str, tuple[str, Path]]:
@@ -227,6 +243,10 @@ def find_npz(root: Path) -> dict[str, tuple[str, Path]]:
         what = f"none of {', '.join(FOLDERS.values())} is there"
         raise missing(root, what, f"give the folder that holds {TABLE}")
     return by_name(root, {folder: listed(root / folder, "*.npz") for folder in present})
+
+
+class Pickled(DataError):
+    """An array of pickled objects, which nobody should have in a release."""
 
 
 class UnknownCode(DataError):
@@ -256,9 +276,8 @@ def fundus_image(
     """
     from PIL import Image
 
-    shape = values.shape
-    if len(shape) not in (2, 3) or shape[2:] not in ((), (1,), (3,)) or 0 in shape:
-        raise DataError(f"{where}: slo_fundus has shape {shape}; expected [H, W] or [H, W, 3]")
+    if why := _no_image_of(values.shape):
+        raise DataError(f"{where}: {why}")
     numeric = values.dtype.kind in "uif" and np.isfinite(values).all()
     if not numeric or values.min() == values.max():
         what = "slo_fundus must hold finite numbers that differ"
@@ -274,10 +293,10 @@ def fundus_image(
 
 
 def read_npz(
-    path: str | Path, needed: Sequence[str], optional: Sequence[str] = ()
+    path: str | Path, needed: Sequence[str], optional: Sequence[str] = (), shapes: bool = False
 ) -> dict[str, np.ndarray]:
-    """Read the arrays `needed` (all must be there) and `optional` (those that are there); no other
-    one is opened.
+    """Read the arrays `needed` (all must be there) and `optional` (those that are there), or with
+    `shapes` their shapes; no other one is opened.
 
     Raises one `DataError` that names the file: missing, no npz, broken, an array missing, too
     large, or of pickled objects.
@@ -289,14 +308,14 @@ def read_npz(
             if absent:
                 raise missing(path, f"has no array {absent[0]!r}, only {sorted(there)}", TAKE_AGAIN)
             names = [*needed, *(name for name in optional if name in there)]
-            return {name: _read_array(path, archive, name) for name in names}
+            return {name: _read_array(path, archive, name, shapes) for name in names}
     except DataError:
         raise
     except (*BROKEN, BadZipFile, zlib.error) as error:
         raise DataError(f"{path}: cannot be read as npz ({error}); {TAKE_AGAIN}") from error
 
 
-def _read_array(path: str | Path, archive: ZipFile, name: str) -> np.ndarray:
+def _read_array(path: str | Path, archive: ZipFile, name: str, shapes: bool) -> np.ndarray:
     where = f"{path}: array {name!r}"
     with archive.open(f"{name}.npy") as file:
         version = np.lib.format.read_magic(file)
@@ -304,13 +323,15 @@ def _read_array(path: str | Path, archive: ZipFile, name: str) -> np.ndarray:
             raise DataError(f"{where} has npy version {version}; save it again with numpy.savez")
         shape, _, dtype = HEADERS[version](file)
     if dtype.hasobject:
-        raise DataError(
+        raise Pickled(
             f"{where} holds pickled objects, and unpickling runs whatever code the file carries; "
             "it is not opened: save it again as numbers or plain text"
         )
     if math.prod(shape) * dtype.itemsize > MAX_BYTES:
         limit = f"larger than {MAX_BYTES >> 20} MiB; check the file"
         raise DataError(f"{where} of shape {shape} is {limit}")
+    if shapes:
+        return np.array(shape)
     with archive.open(f"{name}.npy") as file:
         return np.lib.format.read_array(file, allow_pickle=False)
 
@@ -318,7 +339,7 @@ def _read_array(path: str | Path, archive: ZipFile, name: str) -> np.ndarray:
 def _attributes(
     path: str | Path, row: Mapping[str, str], fields: Mapping[str, str]
 ) -> tuple[str, dict]:
-    name = f"{row['filename'].removesuffix('.npz')}.npz"
+    name = row["filename"]
     if Path(name).name != name or name == ".npz":
         expected = "a name such as data_00001.npz, without a folder"
         raise DataError(f"{path}: filename {row['filename']!r}; expected {expected}")
@@ -345,8 +366,14 @@ def _problem(
         return "npz in another folder", f"use says {subject['use']}, the file lies in {folder}"
     try:
         codes = read_codes(path)
+        if lacking := _lacks_image(path):
+            return lacking
     except UnknownCode as why:
         return "unknown code", str(why)
+    except Pickled:
+        raise
+    except DataError as why:
+        return "npz broken", str(why)
     apart = [
         f"{key}: csv {subject[key]}, npz {word}"
         for key, word in codes.items()
@@ -368,14 +395,34 @@ def _with_truth(table: pd.DataFrame, path: Path) -> pd.DataFrame:
     )
 
 
+def _jpg(path: Path) -> Path:
+    """The image beside an npz, where it is not inside."""
+    return path.with_name(path.name.replace("data_", "slo_fundus_")).with_suffix(".jpg")
+
+
+def _lacks_image(path: Path) -> tuple[str, str] | None:
+    """(reason, detail) why an npz has no image: only its shape is read, and the jpg beside it."""
+    shape = read_npz(path, (), ("slo_fundus",), shapes=True).get("slo_fundus")
+    if shape is None or 0 in shape:
+        text = broken_image(_jpg(path)) if _jpg(path).is_file() else f"nor {_jpg(path).name}"
+        return ("no image", f"{path}: no slo_fundus; {text}") if text else None
+    why = _no_image_of(tuple(shape))
+    return ("no image", f"{path}: {why}") if why else None
+
+
+def _no_image_of(shape: tuple[int, ...]) -> str:
+    wrong = len(shape) not in (2, 3) or shape[2:] not in ((), (1,), (3,)) or 0 in shape
+    return f"slo_fundus has shape {shape}; expected [H, W] or [H, W, 3]" if wrong else ""
+
+
 def _read_image(root: Path, size: int, rotate: bool, key: str) -> np.ndarray:
     """`key` is "Training/data_00001.npz"; where it has no `slo_fundus`,
     "Training/slo_fundus_00001.jpg" is read.
     """
     path = root / key
     values = read_npz(path, (), ("slo_fundus",)).get("slo_fundus")
-    if values is None:
-        path = path.with_name(path.name.replace("data_", "slo_fundus_")).with_suffix(".jpg")
+    if values is None or not values.size:
+        path = _jpg(path)
         values = np.asarray(open_image(path))
     return fundus_image(values, size, rotate, str(path))
 

@@ -9,6 +9,7 @@ a choice of this book.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -16,7 +17,15 @@ from pathlib import Path
 import numpy as np
 
 from fairlib.cohorts.cohort import Cohort, prompted
-from fairlib.cohorts.listing import first_of, folders, listed, missing, read_colour, require_some
+from fairlib.cohorts.listing import (
+    broken_image,
+    first_of,
+    folders,
+    listed,
+    missing,
+    read_colour,
+    require_some,
+)
 from fairlib.cohorts.tables import (
     SEX_CELLS,
     SEX_WORDS,
@@ -26,14 +35,15 @@ from fairlib.cohorts.tables import (
     read_rows,
     refuse_twice,
     require_words,
+    sound_rows,
     typed,
     word_of,
 )
 from fairlib.errors import DataError
 
-# the file's name has no ending in one of its two sources
-TABLES = ("HAM10000_metadata.csv", "HAM10000_metadata")
-PARTS = ("ham10000_images_part_1", "ham10000_images_part_2")  # in any case
+# by source: no ending, csv, or Dataverse's tab
+TABLES = re.compile(r"HAM10000_metadata(\.(csv|tab|tsv|txt|xlsx))?", re.IGNORECASE)
+IMAGES = "ISIC_*.[jJ][pP]*[gG]"
 CATEGORIES, AGE_GROUPS = ("benign", "malignant"), ("under 60", "60 or older")
 MALIGNANT, BENIGN = ("akiec", "bcc", "mel"), ("bkl", "df", "nv", "vasc")
 CATEGORY_OF = dict.fromkeys(MALIGNANT, "malignant") | dict.fromkeys(BENIGN, "benign")
@@ -44,13 +54,13 @@ FIELDS = ("lesion_id", "image_id", "sex", "age", "dx", "dx_type", "localization"
 
 
 def read_ham10000(root: str | Path, *, size: int = 128) -> Cohort:
-    """Read the dermoscopic images of HAM10000: `HAM10000_metadata(.csv)` and
-    `HAM10000_images_part_1|2/<image_id>.jpg`.
+    """Read the dermoscopic images of HAM10000: `HAM10000_metadata(.csv|.tab)` and
+    `HAM10000_images_part_1|2/<image_id>.jpg`, or both parts in one folder.
 
     Parameters
     ----------
     root
-        The folder that holds the table and both parts.
+        The folder that holds the table and the folders of images.
     size
         Pixels a side; the square in the middle of each image is taken.
 
@@ -60,27 +70,31 @@ def read_ham10000(root: str | Path, *, size: int = 128) -> Cohort:
         One row is one image: subject (the lesion, so that `split()` never parts two images of one),
         sex, age (years), age_group, dx, category ("benign" or "malignant"), dx_type, localization,
         image, prompt. Images are read when loaded: float32 `[N, 3, size, size]` in [-1, 1]. In
-        `excluded` are images that are in no part, and rows whose sex or age is unknown.
+        `excluded` are images that are nowhere or broken, faulty rows, and rows whose sex or age is
+        unknown.
 
     Raises
     ------
     DataError
-        Another layout, a missing column, an image listed twice, another diagnosis or sex, and an
-        age that is none.
+        Another layout, a missing column, an image listed twice, a table without any row that can be
+        used.
     """
     root = Path(root).expanduser()
-    what, remedy = f"neither {TABLES[0]} nor {TABLES[1]} is there", "give the folder of the release"
-    path = first_of((root / name for name in TABLES), missing(root, what, remedy))
-    fields = {name: name for name in FIELDS}
-    rows = [_attributes(path, row) for row in named_cells(path, read_rows(path), fields)]
-    refuse_twice(path, [row["image"] for row in rows])
-    files = find_images(root)
-    kept = [row for row in rows if row["image"] in files]
-    excluded = [
-        (row["image"], "image missing", "in none of the parts")
-        for row in rows
-        if row["image"] not in files
-    ]
+    name, remedy = "HAM10000_metadata.csv", "give the folder of the release"
+    absent = missing(root, f"neither {name} nor HAM10000_metadata is there", remedy, name)
+    path = first_of((path for path in listed(root) if TABLES.fullmatch(path.name)), absent)
+    cells = named_cells(path, read_rows(path), {name: name for name in FIELDS})
+    refuse_twice(path, [row["image_id"] for row in cells if row["image_id"]])
+    rows, excluded = sound_rows(path, cells, partial(_attributes, path), "image_id")
+    files, kept = find_images(root), []
+    for row in rows:
+        file = files.get(row["image"])
+        if file is None:
+            excluded.append((row["image"], "image missing", "in none of the folders"))
+        elif text := broken_image(file):
+            excluded.append((row["image"], "image broken", f"{file}: {text}"))
+        else:
+            kept.append(row)
     require_some(kept, excluded, root, f"images of {path.name}", "unpack part 1 and part 2")
     table, read_image = typed(kept, ("age",)), partial(_read_image, files, size)
     return prompted("ham10000", table, PROMPTED, prompt_of, read_image, excluded).with_prompt()
@@ -110,12 +124,15 @@ def prompt_of(row: Mapping) -> str:
 
 
 def find_images(root: Path) -> dict[str, Path]:
-    """Image id -> file, over both parts. Raises `DataError` when neither part is there."""
-    parts = [folder for folder in folders(root) if folder.name.lower() in PARTS]
-    if not parts:
-        what = "neither HAM10000_images_part_1 nor _part_2 is there"
-        raise missing(root, what, "give the folder that holds both")
-    return {path.stem: path for folder in parts for path in listed(folder, "*.jpg")}
+    """Image id -> file, in `root` and in its folders, two levels down. Raises `DataError` when
+    there is none.
+    """
+    places = [root, *folders(root), *(one for place in folders(root) for one in folders(place))]
+    files = {path.stem: path for place in places for path in listed(place, IMAGES)}
+    if not files:
+        what = "no ISIC_*.jpg is there, nor in the folders in it"
+        raise missing(root, what, "unpack part 1 and part 2 there", "HAM10000_images_part_1")
+    return files
 
 
 def _read_image(files: Mapping[str, Path], size: int, key: str) -> np.ndarray:
@@ -140,5 +157,5 @@ def _attributes(path: Path, cells: Mapping[str, str]) -> dict:
         "category": CATEGORY_OF[cells["dx"]],
         "dx_type": cells["dx_type"],
         "localization": cells["localization"],
-        "image": cells["image_id"],
+        "image": cells["image_id"].removesuffix(".jpg"),
     }

@@ -9,7 +9,9 @@ thick wall; the other diseases are neither.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from fairlib.cohorts.cardiac import (
@@ -17,14 +19,17 @@ from fairlib.cohorts.cardiac import (
     CardiacSettings,
     HeartSlices,
     Unsegmented,
+    check_diagnoses,
     extract,
     frame_numbers,
     read_hearts,
+    scan_file,
     subject_row,
 )
 from fairlib.cohorts.cohort import Cohort
-from fairlib.cohorts.listing import by_name, folders, missing, only
+from fairlib.cohorts.listing import Excluded, by_name, folders, listed, missing
 from fairlib.cohorts.tables import (
+    SEX_CELLS,
     SEXES,
     is_missing,
     itself,
@@ -32,8 +37,10 @@ from fairlib.cohorts.tables import (
     number_of,
     read_rows,
     refuse_twice,
+    sound_rows,
     word_of,
 )
+from fairlib.errors import DataError
 from fairlib.nifti import as_labels, read_frames, require_same_grid
 
 PARTS = {
@@ -58,6 +65,11 @@ DIAGNOSES: dict[str, str | None] = {"NOR": "healthy"}
 DIAGNOSES |= dict.fromkeys(("DCM", "HHD", "HCM"), "heart failure")
 DIAGNOSES |= dict.fromkeys(("ARV", "AHS", "IHD", "LVNC", "Other"))
 LABELS = frozenset({0, 1, 2, 3})
+SEX_WORDS = itself(SEXES) | SEX_CELLS
+TABLE = "*Dataset_information*.csv"
+# of the releases: 211230_M&Ms_Dataset_information_diagnosis_opendataset.csv, 201014_M&Ms_Dataset_
+# Information_-_opendataset.csv, M&Ms Dataset Information.xlsx (the workshop's)
+TABLES = re.compile(r".*dataset[ _-]*information.*\.(csv|xlsx)", re.IGNORECASE)
 
 
 def read_mnms(
@@ -67,10 +79,11 @@ def read_mnms(
     settings: CardiacSettings = STANDARD,
     cache_dir: str | Path | None = None,
     progress: Callable[[int, int], None] | None = None,
+    skip_faulty: bool = False,
 ) -> Cohort:
-    """Read the short-axis hearts of M&Ms: `*Dataset_information*.csv` and, under
-    Training/{Labeled,Unlabeled}, Validation and Testing, `<code>/<code>_sa.nii.gz` and
-    `<code>_sa_gt.nii.gz` (x, y, slice, frame).
+    """Read the short-axis hearts of M&Ms: `*Dataset_information*.csv` (or the xlsx of the workshop)
+    and, under Training/{Labeled,Unlabeled} (or Training-corrected), Validation and Testing,
+    `<code>/<code>_sa.nii.gz` and `<code>_sa_gt.nii.gz` (x, y, slice, frame).
 
     ED and ES count frames from 0. Sources contradict each other on what the labels 1 to 3 mean, so
     it is decided on each subject's masks (the myocardium encloses the left ventricle).
@@ -80,7 +93,8 @@ def read_mnms(
     root
         OpenDataset, or the folder that holds it.
     diagnoses
-        Pathology code of the table to "healthy", "heart failure", or None for neither.
+        Pathology code of the table to "healthy", "heart failure", or None for neither. Subjects
+        with another code have no diagnosis, and are in `notes`.
     settings
         Size in pixels, width of a pixel in mm, and slices a subject.
     cache_dir
@@ -88,6 +102,9 @@ def read_mnms(
         in memory when None.
     progress
         Called as `progress(done, subjects)` after each subject.
+    skip_faulty
+        Whether subjects whose scans are missing or cannot be trusted are left out; else they are
+        one error.
 
     Returns
     -------
@@ -95,52 +112,87 @@ def read_mnms(
         One row is one slice position; columns as in `cardiac.read_hearts`. Images are float32 `[N,
         3, size, size]` (ED, ES, ED) in [-1, 1], masks uint8 `[N, 2, size, size]` (0 background, 1
         LV, 2 MYO, 3 RV). Subjects stay when height, weight or a diagnosis is missing
-        (`with_prompt()` counts and drops them). In `excluded` are those with empty masks
-        ("Unlabeled"), without images, without a row in the table, without a slice that shows
-        everything, or with another label order than most.
+        (`with_prompt()` counts and drops them). In `excluded` are those whose row of the table is
+        faulty (an age of 0, no frames, ...), with empty masks ("Unlabeled"), without images,
+        without a row in the table, without a slice that shows everything, or with another label
+        order than most.
 
     Raises
     ------
     DataError
-        Another layout, a missing column, an id twice, an unknown pathology, heights or weights
-        outside of human cm and kg.
+        Another layout, a missing column, an id twice, a table without any row that can be used.
     CorruptScan
-        A scan that cannot be trusted, mask and image on different grids, a label outside 0 to 3, ED
-        or ES out of range.
+        A scan that cannot be trusted (several are one `DataError`), mask and image on different
+        grids, a label outside 0 to 3, ED or ES out of range.
     """
+    check_diagnoses(diagnoses)
     root = Path(root).expanduser()
     root = root / "OpenDataset" if (root / "OpenDataset").is_dir() else root
-    table = only(root, "*Dataset_information*.csv", "take the table from the release")
-    subjects, parts = read_subjects(table, diagnoses), find_subjects(root)
-    excluded = [(one, "no images", "in the table only") for one in subjects if one not in parts]
+    subjects, excluded = read_subjects(find_table(root), diagnoses)
+    parts, stated = find_subjects(root), {*subjects, *(item for item, *_ in excluded)}
+    excluded += [(one, "no images", "in the table only") for one in subjects if one not in parts]
     excluded += [
-        (one, "not in the table", part) for one, (part, _) in parts.items() if one not in subjects
+        (one, "not in the table", part) for one, (part, _) in parts.items() if one not in stated
     ]
     scans = {}
     for subject in [one for one in subjects if one in parts]:
         part, folder = parts[subject]
         subjects[subject]["part"] = part
-        scans[subject] = [folder / f"{subject}_sa.nii.gz", folder / f"{subject}_sa_gt.nii.gz"]
+        scans[subject] = [scan_file(folder, f"{subject}_sa{ending}") for ending in ("", "_gt")]
         if part == "unlabelled" and not scans[subject][1].is_file():
             del scans[subject][1]
     return read_hearts(
-        "mnms", root, subjects, scans, read_subject, settings, cache_dir, progress, excluded
+        "mnms",
+        root,
+        subjects,
+        scans,
+        read_subject,
+        settings,
+        cache_dir,
+        progress,
+        excluded,
+        skip_faulty=skip_faulty,
     )
+
+
+def find_table(root: Path) -> Path:
+    """The table in `root` or in one of its folders; a csv goes before an xlsx.
+
+    Raises `DataError` when there is none, or more than one.
+    """
+    places = [root, *folders(root)]
+    paths = [path for place in places for path in listed(place) if TABLES.fullmatch(path.name)]
+    paths = [path for path in paths if path.suffix.lower() == ".csv"] or paths
+    if len(paths) != 1:
+        names = ", ".join(str(path.relative_to(root)) for path in paths)
+        what = f"{len(paths) or 'none'} of the files match {TABLE}, expected one"
+        near = () if paths else (TABLE,)
+        remedy = "take the table from the release"
+        raise missing(root, f"{what} ({names})" if names else what, remedy, *near)
+    return paths[0]
 
 
 def read_subjects(
     path: str | Path, diagnoses: Mapping[str, str | None] = DIAGNOSES
-) -> dict[str, dict]:
+) -> tuple[dict[str, dict], list[Excluded]]:
     """Read the table: for each subject its attributes (`cardiac.subject_row`), and frames `ed` and
-    `es`.
+    `es`; and the subjects whose rows are faulty.
 
-    Raises `DataError` naming the file and the column or subject: missing column, id twice, no
-    number where one must be, a sex other than F or M, unknown pathology, ED and ES the same frame,
-    height or weight outside of human cm and kg.
+    Faulty: no number where one must be, a sex other than F or M, ED and ES the same frame, an age,
+    height or weight (cm and kg) that no adult has. Raises `DataError` naming the file and the
+    column or id: missing column, id twice, no row that can be used, the table of M&Ms-2.
     """
-    cells = named_cells(path, read_rows(path), FIELDS)
+    rows = read_rows(path)
+    if "SUBJECT_CODE" in rows[0]:
+        raise DataError(
+            f"{path}: is of M&Ms-2, which states neither sex nor age, height or weight; read the "
+            "first M&Ms, whose table has them"
+        )
+    cells = named_cells(path, rows, FIELDS)
     refuse_twice(path, [row["subject"] for row in cells])
-    return {row["subject"]: _attributes(path, row, diagnoses) for row in cells}
+    made = partial(_attributes, path, diagnoses=diagnoses)
+    kept, excluded = sound_rows(path, cells, made, "subject")
+    return {row["subject"]: row for row in kept}, excluded
 
 
 def find_subjects(root: Path) -> dict[str, tuple[str, Path]]:
@@ -148,11 +200,16 @@ def find_subjects(root: Path) -> dict[str, tuple[str, Path]]:
 
     Raises `DataError` when no part is there, or a subject lies in two.
     """
-    parts = {part: root / where for part, where in PARTS.items() if (root / where).is_dir()}
-    if not parts:
+    parts: dict[str, list[Path]] = {}
+    for part, where in PARTS.items():  # the workshop's release has another name for Training
+        inner = where.removeprefix("Training/")
+        for place in {where: 0, f"Training-corrected/{inner}": 0, inner: 0}:
+            parts[part] = parts.get(part, []) + folders(root / place)
+    if not any(parts.values()):
         remedy = "give the folder OpenDataset of the release"
-        raise missing(root, f"none of {', '.join(PARTS.values())} is there", remedy)
-    return by_name(root, {part: folders(folder) for part, folder in parts.items()})
+        what = f"none of {', '.join(PARTS.values())} is there"
+        raise missing(root, what, remedy, *(Path(where).name for where in PARTS.values()))
+    return by_name(root, parts)
 
 
 def read_subject(
@@ -185,5 +242,5 @@ def _attributes(
     }
     frames = frame_numbers(where, numbers["ed"], numbers["es"], 0)
     words = {name: None if is_missing(row[name]) else row[name] for name in row}
-    words |= {"subject": row["subject"], "sex": word_of(where, "Sex", row["sex"], itself(SEXES))}
+    words |= {"subject": row["subject"], "sex": word_of(where, "Sex", row["sex"], SEX_WORDS)}
     return subject_row({**words, **numbers, **frames}, diagnoses, where)

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from fairlib.cohorts.cohort import Cohort, report
-from fairlib.cohorts.listing import listed, read_grey, require_some
+from fairlib.cohorts.listing import broken_image, listed, read_grey, require_some
 from fairlib.cohorts.tables import named_cells, read_rows, read_text, read_truth, refuse_twice
 from fairlib.errors import DataError
 from fairlib.settings import unknown_key
@@ -23,6 +23,7 @@ MALE = "males?|m[ae]n|boys?|gentlem[ae]n|he|him|his"
 FINDINGS = ("sex", "grade", "contrast", "side")  # known of a phantom only
 TRUTH = ("subject", "age", *FINDINGS)
 COLUMNS = ("subject", "sex", "grade", "contrast", "slice", "side", "caption", "age", "image")
+BROKEN = "image broken"
 OF_CAPTION = ("split", "mentions_sex", "sex_in_caption")
 
 
@@ -46,7 +47,9 @@ def read_roco(root: str | Path, *, split: str = "train", size: int = 128) -> Coh
         (bool) and sex_in_caption ("F", "M", "both", "none"). `subject` is the article (PMC id) of
         `licences.txt` where that file is there, else the image. Sex and other truths come from
         `truth.csv` (phantoms only), else they are missing. Images are read when loaded: grey
-        float32 `[N, 1, size, size]` in [-1, 1]. Captions without an image are in `excluded`.
+        float32 `[N, 1, size, size]` in [-1, 1]. Captions without an image are
+        in `excluded`, and so are those whose image is broken: by its header, and by its data where
+        the file does not end as it should.
 
     Raises
     ------
@@ -123,16 +126,20 @@ def _cohort(
     articles: Mapping[str, str],
     truth: Path,
 ) -> Cohort:
-    present = {path.stem for path in listed(images, "*.jpg")}
-    kept = {key: text for key, text in captions.items() if key in present and text}
-    excluded = [
-        (key, "caption empty", "")
-        if key in present
-        else (key, "image missing", str(images / f"{key}.jpg"))
-        for key in captions
-        if key not in kept
-    ]
-    require_some(kept, excluded, images, "captioned images", "fetch the images first")
+    present = {path.stem: path for path in listed(images, "*.jpg")}
+    kept, excluded = {}, []
+    for key, text in captions.items():
+        path = present.get(key)
+        if path is None:
+            excluded.append((key, "image missing", str(images / f"{key}.jpg")))
+        elif not text:
+            excluded.append((key, "caption empty", ""))
+        elif reason := broken_image(path):
+            excluded.append((key, BROKEN, f"{path}: {reason}"))
+        else:
+            kept[key] = text
+    first = [f"{key}.jpg" for key in list(captions)[:1] if key not in present]
+    require_some(kept, excluded, images, "captioned images", "fetch the images first", *first)
     table = _with_truth(_table(kept, split, articles), truth)
     return Cohort(
         name, table, partial(_read_image, images, size), report(excluded), strata=("sex", "grade")

@@ -153,6 +153,12 @@ def extract(
     for name, volume in turned.items():
         if not volume.any():
             raise DataError(f"the {name} volume shows no brain: every voxel is 0; export it again")
+        corners = volume[np.ix_(*[(0, -1)] * 3)]
+        if corners.all():
+            raise DataError(
+                f"the background of the {name} volume is not 0 (its corners are from "
+                f"{corners.min():.4g} to {corners.max():.4g}); strip the skull, or set it to 0"
+            )
     tumour, sizes = to_canonical(labels, affine)
     tumour, brain = tumour > 0, np.logical_or.reduce([volume != 0 for volume in turned.values()])
     matrices, middles, cropped = centred(brain, sizes, settings)

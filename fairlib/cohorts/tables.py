@@ -11,16 +11,21 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 import pandas as pd
 
-from fairlib.errors import DataError, SettingsError
+from fairlib.cohorts.listing import Excluded, attempt, missing, require_some
+from fairlib.errors import DataError, FairlibError, SettingsError
+from fairlib.io import what_it_is
 from fairlib.settings import unknown_key
 
+T = TypeVar("T")
 SEXES = ("F", "M")
 SEX_WORDS = {"F": "Female", "M": "Male"}
 SEX_CELLS = {"female": "F", "male": "M"}  # of a release's table, in lower case
@@ -28,46 +33,81 @@ RACES = ("Asian", "Black", "White")
 ETHNICITIES = ("Non-Hispanic", "Hispanic")
 ATTRIBUTES = {"race": RACES, "sex": SEXES, "ethnicity": ETHNICITIES}
 MISSING = {"", "-", "-1", "na", "n/a", "nan", "none", "unknown"}
+FAULTY_ROW = "faulty row of the table"  # why a subject or an image is left out
 TAKE_AGAIN = "take the file from its release again"
+UTF_16 = (b"\xff\xfe", b"\xfe\xff")
+ENCODINGS = ("utf-8-sig", "cp1252")  # of a table; the second is what Excel writes in the West
+DELIMITERS = (",", ";", "\t", "|")
+DECIMAL = re.compile(r"^(-?\d+),(\d+)$")
 
 
-def read_text(path: str | Path) -> str:
-    """Read UTF-8 text (a byte-order mark is dropped) with plain newlines.
+def read_text(path: str | Path, encodings: Sequence[str] = ("utf-8-sig",)) -> str:
+    """Read text with plain newlines: UTF-16 where a byte-order mark says so, else the first of
+    `encodings` that fits (a mark of UTF-8 is dropped).
 
-    Raises `DataError` naming the file.
+    Raises `DataError` naming the file: missing (and what is there), of another kind, or not text.
     """
+    file = Path(path).expanduser()
     try:
-        with Path(path).expanduser().open(encoding="utf-8-sig", newline="") as file:
-            return file.read().replace("\r\n", "\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(
-            f"{path}: cannot be read as UTF-8 text ({error}); check the path"
-        ) from error
+        data = file.read_bytes()
+    except FileNotFoundError as error:
+        raise missing(file, "cannot be read", "check the path", file.name) from error
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}); check the path") from error
+    if data and (kind := what_it_is(data)):
+        raise DataError(f"{path}: is {kind}, no text; {TAKE_AGAIN}")
+    text, why = None, "it holds zero bytes"
+    for encoding in ("utf-16",) if data[:2] in UTF_16 else encodings:
+        try:
+            text = data.decode(encoding)
+            break
+        except UnicodeDecodeError as failed:
+            why = str(failed)
+    if text is None or "\0" in text:
+        raise DataError(f"{path}: cannot be read as UTF-8 text ({why}); save it as UTF-8")
+    text = text.replace("\r\n", "\n")
+    return text if "\n" in text else text.replace("\r", "\n")
 
 
 def read_rows(path: str | Path, delimiter: str = ",") -> list[list[str]]:
     """Read header and body as stripped cells, of text or of the first sheet of an xlsx file;
     tab-separated files know no quotes.
 
-    Raises `DataError` on a ragged row, and on a file without any.
+    What spreadsheets make of a table is read: another delimiter than `delimiter` (comma, semicolon,
+    tab or bar, by the header), the encoding of Windows, decimal commas, and empty cells behind the
+    last column. Raises `DataError` on a ragged row, and on a file without any.
     """
-    quoting: Literal[0, 3] = csv.QUOTE_NONE if delimiter == "\t" else csv.QUOTE_MINIMAL
     try:
         if Path(path).suffix.lower() == ".xlsx":
             read = _xlsx(path)
         else:
-            text = io.StringIO(read_text(path))
-            read = list(csv.reader(text, delimiter=delimiter, quoting=quoting))
+            text, found = _delimited(read_text(path, ENCODINGS), delimiter)
+            plain: Literal[0, 3] = csv.QUOTE_MINIMAL
+            plain = csv.QUOTE_NONE if found == delimiter == "\t" else plain
+            read = list(csv.reader(io.StringIO(text), delimiter=found, quoting=plain))
     except csv.Error as error:
         raise DataError(f"{path}: is not a table ({error}); {TAKE_AGAIN}") from error
     rows = [[cell.strip() for cell in row] for row in read if any(cell.strip() for cell in row)]
     if not rows:
         raise DataError(f"{path}: is empty; {TAKE_AGAIN}")
+    width = max(number for row in rows for number, cell in enumerate(row, 1) if cell)
+    rows = [[DECIMAL.sub(r"\1.\2", cell) for cell in row[:width]] for row in rows]
     for number, row in enumerate(rows, 1):
         if len(row) != len(rows[0]):
             counts = f"{len(row)} cells, the header {len(rows[0])}"
             raise DataError(f"{path}: row {number} has {counts}; {TAKE_AGAIN}")
     return rows
+
+
+def _delimited(text: str, expected: str) -> tuple[str, str]:
+    """A table's text and its delimiter: the one named in a first line such as `sep=;`, else the one
+    most frequent in the header.
+    """
+    first, _, body = text.partition("\n")
+    if match := re.fullmatch(r"\s*\"?sep=(.)\"?\s*", first):
+        return body, match[1]
+    header = re.sub(r'"[^"]*"', "", text.lstrip("\n").partition("\n")[0])
+    return text, max((expected, *DELIMITERS), key=header.count)
 
 
 def _xlsx(path: str | Path) -> list[list[str]]:
@@ -100,6 +140,29 @@ def named_cells(
     """
     places = {name: column(path, rows[0], heading) for name, heading in columns.items()}
     return [{name: row[place] for name, place in places.items()} for row in rows[1:]]
+
+
+def sound_rows(
+    path: str | Path,
+    cells: Iterable[Mapping[str, str]],
+    make: Callable[[Mapping[str, str]], T],
+    key: str,
+) -> tuple[list[T], list[Excluded]]:
+    """What `make` returns of each row of a table, and the rows that are left out because it raises,
+    each by its cell `key`, with the reason.
+
+    Raises `DataError` when no row is left: then it is the table that is wrong.
+    """
+    faults: dict[str, FairlibError] = {}
+    made = [
+        attempt(partial(make, row), faults, row[key] or f"row {number}")
+        for number, row in enumerate(cells, 2)
+    ]
+    kept = [row for row in made if row is not None]
+    excluded = [(item, FAULTY_ROW, str(error)) for item, error in faults.items()]
+    if excluded:
+        require_some(kept, excluded, path, "rows", "correct the table")
+    return kept, excluded
 
 
 def refuse_twice(path: str | Path, ids: Iterable[str]) -> None:

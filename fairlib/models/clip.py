@@ -17,12 +17,15 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
+import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fairlib.errors import DataError, WeightsError
 from fairlib.io import to_images, write_json, write_tensors
+from fairlib.models.loading import border, check_part, hub_folder
 from fairlib.models.training import (
     FitSettings,
     FitStep,
@@ -39,6 +42,8 @@ if TYPE_CHECKING:
     from transformers import CLIPTokenizer
 
 CONTEXT_LENGTH = 32
+OPEN_CLIP_CONFIG, HUB = "open_clip_config.json", "hf-hub:"
+ACTIVATIONS = {"GELU": "gelu", "QuickGELU": "quick_gelu"}  # open_clip's, and transformers' words
 VISION = {"image_size": 128, "patch_size": 16, "width": 128, "head_width": 32, "layers": 4}
 SMALL = {
     "embed_dim": 128,
@@ -123,13 +128,28 @@ def clip_tokenizer(folder: str | Path, length: int = CONTEXT_LENGTH) -> SimpleTo
 class Clip(nn.Module):
     """open_clip's model with its tokenizer.
 
-    Images [N, 1, H, W] in [-1, 1]; embeddings have unit length.
+    Images [N, 1, H, W] in [-1, 1]; embeddings have unit length. The model sees images from which
+    `mean` was taken, over `std`, each one number a channel.
     """
 
-    def __init__(self, model: CLIP, tokenizer: SimpleTokenizer, channels: int, size: int):
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        model: CLIP,
+        tokenizer: SimpleTokenizer,
+        channels: int,
+        size: int,
+        mean: ArrayLike = (0.0,),
+        std: ArrayLike = (1.0,),
+    ):
         super().__init__()
         self.model, self.tokenizer = model, tokenizer
         self.channels, self.size = channels, size
+        for name, values in {"mean": mean, "std": std}.items():
+            value = torch.tensor(np.asarray(values), dtype=torch.float32).view(1, -1, 1, 1)
+            self.register_buffer(name, value, persistent=False)
 
     def embed_images(self, images: Tensor) -> Tensor:
         """Unit embeddings [N, D] on this model's device, differentiable in the images."""
@@ -137,6 +157,7 @@ class Clip(nn.Module):
         if images.shape[-1] != self.size:
             size = (self.size, self.size)
             images = F.interpolate(images, size, mode="bilinear", antialias=True)
+        images = (images - self.mean) / self.std
         return F.normalize(self.model.encode_image(images).float(), dim=-1)
 
 
@@ -235,17 +256,41 @@ def save_clip(
     write_tensors(folder / "clip.safetensors", weights)
 
 
-def load_clip(folder: str | Path) -> Clip:
-    """Read a folder written by `save_clip`, frozen, in float32.
+def load_clip(folder: str | Path, local_files_only: bool = True) -> Clip:
+    """Read a CLIP, frozen, in float32: a folder written by `save_clip`, one of open_clip (with
+    `open_clip_config.json` and safetensors), or "hf-hub:owner/name".
+
+    local_files_only: look hub names up in the hub's cache alone.
 
     Raises `WeightsError` when the folder lacks a file or the weights do not fit their
-    configuration.
+    configuration, and for a name that is not there.
     """
-    folder = Path(folder).expanduser()
-    config = read_description(folder / "config.json", "CLIP", "make it with `make base`")
-    clip = build_clip(folder, config)
-    load_weights(clip.model, folder / "clip.safetensors")
+    name = str(folder).removeprefix("local-dir:")
+    hub = name.startswith(HUB)
+    place = hub_folder(name.removeprefix(HUB), local_files_only) if hub else Path(name).expanduser()
+    if (place / OPEN_CLIP_CONFIG).is_file():
+        return _from_open_clip(place)
+    hint = f"make it with `make base`, or give a folder with {OPEN_CLIP_CONFIG} or {HUB}owner/name"
+    with border(f"{place}: no CLIP of this library", hint):
+        clip = build_clip(place, read_description(place / "config.json", "CLIP", hint))
+    load_weights(clip.model, place / "clip.safetensors")
     return clip.eval().requires_grad_(False)
+
+
+def _from_open_clip(folder: Path) -> Clip:
+    import open_clip
+
+    check_part(folder)
+    source = f"local-dir:{folder}"
+    with border(folder, "complete the folder; nothing is fetched for it"):
+        model = open_clip.create_model(source, require_pretrained=True)
+        given, tokenizer = model.visual.preprocess_cfg, open_clip.get_tokenizer(source)
+        sizes = set(np.atleast_1d(model.visual.image_size).tolist())
+    if len(sizes) != 1:
+        raise WeightsError(f"{folder}: reads images of {sizes} pixels a side; expected squares")
+    # theirs is of images in [0, 1], ours of images in [-1, 1]
+    mean, std = 2 * np.array(given["mean"]) - 1, 2 * np.array(given["std"])
+    return Clip(model, tokenizer, 3, sizes.pop(), mean, std).eval().requires_grad_(False)
 
 
 def attributes_of(prompt: str) -> tuple[str, ...]:
@@ -336,11 +381,13 @@ def attribute_distances(
 def text_encoder_of(clip: Clip) -> nn.Module:
     """The text tower as transformers' CLIPTextModel, for a StableDiffusionPipeline.
 
-    Same numbers, other names.
+    Same numbers, other names. Raises `WeightsError` for a text tower that it cannot express.
     """
     from transformers import CLIPTextConfig, CLIPTextModel
 
     model = clip.model
+    weights = _text_weights(model)
+    activation = _activation(model, sum(value.numel() for value in weights.values()))
     width, layers = model.ln_final.weight.shape[0], len(model.transformer.resblocks)
     heads = model.transformer.resblocks[0].attn.num_heads
     size = len(model.token_embedding.weight)
@@ -352,7 +399,7 @@ def text_encoder_of(clip: Clip) -> nn.Module:
             num_hidden_layers=layers,
             num_attention_heads=heads,
             max_position_embeddings=len(model.positional_embedding),
-            hidden_act="gelu",
+            hidden_act=activation,
             projection_dim=128,
             bos_token_id=size - 2,
             eos_token_id=size - 1,
@@ -360,14 +407,33 @@ def text_encoder_of(clip: Clip) -> nn.Module:
         )
     )
     prefix = "text_model." if hasattr(encoder, "text_model") else ""
-    found = {prefix + name: value for name, value in _text_weights(model).items()}
+    found = {prefix + name: value for name, value in weights.items()}
     missing = encoder.load_state_dict(found, strict=False).missing_keys
     if any("position_ids" not in name for name in missing):
         raise WeightsError(f"text tower cannot be exported: this transformers also wants {missing}")
     return encoder.eval().requires_grad_(False)
 
 
+def _activation(model: CLIP, exported: int) -> str:
+    """transformers' word for the activation of the text tower, of which `exported` weights are
+    copied. Raises `WeightsError` for a tower that CLIPTextModel cannot express.
+    """
+    activation = type(model.transformer.resblocks[0].mlp.gelu).__name__
+    if activation not in ACTIVATIONS:
+        known = ", ".join(ACTIVATIONS)
+        raise WeightsError(
+            f"text tower cannot be exported: its activation is {activation}; expected {known}"
+        )
+    tower = ("transformer.", "token_embedding.", "positional_embedding", "ln_final.")
+    held = [p.numel() for name, p in model.named_parameters() if name.startswith(tower)]
+    if model.attn_mask is None or sum(held) != exported:
+        raise WeightsError("text tower cannot be exported: it is not causal, or scales its layers")
+    return ACTIVATIONS[activation]
+
+
 def _text_weights(model: CLIP) -> dict[str, Tensor]:
+    if not hasattr(model, "transformer"):
+        raise WeightsError("text tower cannot be exported: it is not open_clip's own transformer")
     found = {
         "embeddings.token_embedding.weight": model.token_embedding.weight,
         "embeddings.position_embedding.weight": model.positional_embedding,

@@ -23,8 +23,8 @@ from fairlib.models.generator import (
     Generator,
     denoising_task,
     prediction_type,
-    read_pretrained,
 )
+from fairlib.models.loading import read_pretrained, unsupported
 from fairlib.models.training import (
     FitSettings,
     FitStep,
@@ -181,6 +181,8 @@ class ControlledGenerator(Generator):
             raise WeightsError(
                 f"{folder}: this pipeline has no ControlNet; name one with controlnet="
             )
+        if reason := unsupported(pipeline):
+            raise WeightsError(f"{controlnet or folder}: {reason}")
         return cls._prepared(pipeline, device, folder)
 
     def predict_noise(
@@ -223,9 +225,9 @@ class ControlledGenerator(Generator):
             raise DataError(
                 f"control images reach from {low:g} to {high:g}; expected label / 3, from 0 to 1"
             )
-        size = self.latent_shape[-1] * self.pipeline.vae_scale_factor
+        size = tuple(side * self.pipeline.vae_scale_factor for side in self.latent_shape[-2:])
         control = control.to(self.device, torch.float32)
-        return F.interpolate(control, (size, size), mode="nearest")
+        return F.interpolate(control, size, mode="nearest")
 
     def sample(
         self,

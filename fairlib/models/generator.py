@@ -7,7 +7,6 @@ latents to images. What it saves, `DiffusionPipeline.from_pretrained` reads in a
 from __future__ import annotations
 
 import copy
-import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -18,8 +17,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fairlib.errors import SettingsError, WeightsError
-from fairlib.io import MANIFEST, atomic_folder, read_manifest, read_tensors, write_tensors
+from fairlib.errors import SettingsError
+from fairlib.io import atomic_folder, read_tensors, write_tensors
+from fairlib.models.loading import check_schedule, read_pretrained, token_length, unsupported
 from fairlib.models.solvers import Solver, dpm_solver_2m
 from fairlib.models.training import (
     FitSettings,
@@ -250,7 +250,9 @@ class Generator:
         mean_latent: Tensor | None = None,
         grey: bool = False,
     ):
-        _check_pipeline(pipeline)
+        if reason := unsupported(pipeline):
+            raise SettingsError(reason)
+        check_schedule(pipeline.scheduler)
         self.device = torch.device(device or pipeline.device)
         self.pipeline = pipeline.to(self.device)
         self.mean_latent, self.grey = mean_latent, grey
@@ -259,7 +261,7 @@ class Generator:
             if isinstance(part, nn.Module):
                 part.requires_grad_(False).eval()
         self.alphas_cumprod = pipeline.scheduler.alphas_cumprod.double()
-        self.prediction_type = pipeline.scheduler.config.prediction_type
+        self.prediction_type = pipeline.scheduler.config.get("prediction_type", "epsilon")
         size = pipeline.unet.config.sample_size
         size = (size, size) if isinstance(size, int) else tuple(size)
         self.latent_shape = (pipeline.unet.config.in_channels, *size)
@@ -338,9 +340,8 @@ class Generator:
         """
         new = [text for text in dict.fromkeys(prompts) if text not in self._known]
         if new:
-            tokenizer = self.pipeline.tokenizer
-            length = {"max_length": tokenizer.model_max_length, "padding": "max_length"}
-            tokens = tokenizer(new, truncation=True, return_tensors="pt", **length)
+            length = {"max_length": token_length(self.pipeline), "padding": "max_length"}
+            tokens = self.pipeline.tokenizer(new, truncation=True, return_tensors="pt", **length)
             hidden = self.pipeline.text_encoder(tokens.input_ids.to(self.device))[0]
             self._known.update(zip(new, hidden.float(), strict=True))
         return torch.stack([self._known[text] for text in prompts])
@@ -527,53 +528,6 @@ class Generator:
 
 def _is_tensor(value: object) -> bool:
     return isinstance(value, Tensor)
-
-
-def _check_pipeline(pipeline: DiffusionPipeline) -> None:
-    """Raises `SettingsError` unless it is of Stable Diffusion's kind: a UNet on latents, prompted
-    by one text encoder.
-    """
-    parts = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
-    missing = [name for name in parts if getattr(pipeline, name, None) is None]
-    if missing:
-        reason = f"it has no {', '.join(missing)}"
-    elif getattr(pipeline.unet.config, "addition_embed_type", None):
-        reason = "its UNet takes more than a prompt (SDXL)"
-    elif pipeline.unet.config.in_channels != pipeline.vae.config.latent_channels:
-        reason = "its UNet takes more than latents (inpainting, depth)"
-    elif not hasattr(pipeline.scheduler, "alphas_cumprod"):
-        reason = "its scheduler has no alphas_cumprod"
-    else:
-        return
-    name = type(pipeline).__name__
-    raise SettingsError(f"{name} is no pipeline of Stable Diffusion 1 or 2's kind: {reason}")
-
-
-def read_pretrained(kind: Any, name: str | Path, local: bool) -> Any:
-    """`kind.from_pretrained(name)` of a folder (the hashes of its manifest are compared
-    first) or a hub name, without progress bars: each would leave a widget in a notebook.
-
-    Raises `WeightsError` when nothing of that name loads.
-    """
-    import diffusers
-    import transformers
-
-    name = os.path.expanduser(name)
-    if (Path(name) / MANIFEST).is_file():
-        read_manifest(name)
-    diffusers.utils.logging.disable_progress_bar()
-    transformers.utils.logging.disable_progress_bar()
-    options = {} if issubclass(kind, nn.Module) else {"safety_checker": None}
-    try:
-        return kind.from_pretrained(
-            str(name), local_files_only=local, use_safetensors=True, **options
-        )
-    except (OSError, ValueError) as error:
-        place = "the local cache" if local else "the hub"
-        raise WeightsError(
-            f"{name}: no pipeline here and none that loads from {place} ({error}); make it with "
-            "`make base`, or allow the hub with local_files_only=False"
-        ) from error
 
 
 def save_pipeline(

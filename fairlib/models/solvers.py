@@ -163,25 +163,31 @@ def _build(
     if order == 1 and spacing == "linspace":
         following = timesteps - len(schedule) // steps
     signal, reached = schedule[timesteps], np.where(following < 0, 1.0, schedule[following])
-    alpha, sigma = np.sqrt(signal), np.sqrt(1 - signal)
     # x0 = data x + output model: (x - sigma eps) / alpha, or alpha x - sigma v (Salimans & Ho 2022)
-    noise_predicted = prediction_type == "epsilon"
-    data, output = (1 / alpha, -sigma / alpha) if noise_predicted else (alpha, -sigma)
-    carry = np.sqrt(1 - reached) / sigma
-    pull = np.sqrt(reached) - alpha * carry
-    extrapolation = np.zeros(steps)
-    if order == 2:
-        extrapolation = _extrapolation(np.append(alpha, 1.0), np.append(sigma, 0.0))
-    current, previous = pull * (1 + extrapolation), -pull * extrapolation
-    return Solver(name, tuple(timesteps.tolist()), data, output, carry, current, previous)
+    with np.errstate(all="ignore"):
+        alpha, sigma = np.sqrt(signal), np.sqrt(1 - signal)
+        noise_predicted = prediction_type == "epsilon"
+        data, output = (1 / alpha, -sigma / alpha) if noise_predicted else (alpha, -sigma)
+        carry = np.sqrt(1 - reached) / sigma
+        pull = np.sqrt(reached) - alpha * carry
+        extrapolation = np.zeros(steps)
+        if order == 2:
+            extrapolation = _extrapolation(np.append(alpha, 1.0), np.append(sigma, 0.0))
+        current, previous = pull * (1 + extrapolation), -pull * extrapolation
+    coefficients = (data, output, carry, current, previous)
+    if not np.isfinite(coefficients).all():
+        raise SettingsError(
+            f"this schedule gives {prediction_type} coefficients that are not finite: its "
+            "alphas_cumprod must lie above 0 and below 1"
+        )
+    return Solver(name, tuple(timesteps.tolist()), *coefficients)
 
 
 def _extrapolation(alpha: np.ndarray, sigma: np.ndarray) -> np.ndarray:
     """1 / (2 r_i), r_i the ratio of the last two steps in log signal-to-noise; 0 where the step is
     first order.
     """
-    with np.errstate(divide="ignore"):
-        log_snr = np.log(alpha) - np.log(sigma)
+    log_snr = np.log(alpha) - np.log(sigma)
     step = np.diff(log_snr)
     factor = np.zeros(len(step))
     second = np.isfinite(step[1:])

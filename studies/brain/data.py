@@ -164,7 +164,7 @@ def cohort(settings: BrainSettings) -> Artifact[Cohort]:
         return phantom_brats(
             PhantomSettings(settings.subjects, effect=settings.effect, seed=settings.cohort_seed)
         )
-    root = Path(settings.data_dir)
+    root = Path(settings.data_dir).expanduser()
     volumes = [path for subject in find_subjects(root) for path in subject.files.values()]
     return Artifact.files(
         root, iter([root / "name_mapping.csv", *find_biotabs(root), *volumes]), read_cohort

@@ -73,8 +73,10 @@ def run_one(options: argparse.Namespace) -> None:
 
 def grid(options: argparse.Namespace) -> int:
     """Run arms and seeds of several studies: done ones are skipped, failed ones named last."""
+    from studies.engine.profiles import at_home
     from studies.engine.study import missing, run_grid
 
+    chosen_settings = {name: at_home(value) for name, value in options.settings.items()}
     if options.jobs < 1:
         raise SettingsError(f"jobs is {options.jobs}; give a whole number from 1")
     if options.device:
@@ -82,13 +84,13 @@ def grid(options: argparse.Namespace) -> int:
     cells, places = {}, {}  # without what is named twice
     for name, _, chosen in (text.partition(":") for text in options.cells):
         study, places[name] = study_of(name), STUDIES[name][0]
-        left = missing(study, from_dict(study.settings, options.settings), chosen)
+        left = missing(study, from_dict(study.settings, chosen_settings), chosen)
         cells |= dict.fromkeys((name, arm, seed) for arm, seed in left)
     if options.list:
         for cell in cells:
             print(*cell, sep=":")
         return 0
-    failed = run_grid(places, options.settings, list(cells), options.jobs)
+    failed = run_grid(places, chosen_settings, list(cells), options.jobs)
     for label in failed:
         print(f"failed: {label}", file=sys.stderr)
     return 1 if failed else 0

@@ -357,7 +357,7 @@ def _release(settings: FundusSettings) -> Artifact[Cohort]:
         raise DataError(
             "cohort 'fairgenmed' needs data_dir, the folder that holds data_summary.csv"
         )
-    root = Path(settings.data_dir)
+    root = Path(settings.data_dir).expanduser()
     files = [
         *root.glob("*.csv"),
         *(file for use in FOLDERS.values() for file in (root / use).glob("*.*")),

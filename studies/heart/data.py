@@ -284,8 +284,8 @@ def mnms_cohort(settings: HeartSettings) -> Artifact[Cohort]:
     """The patients of M&Ms whose attributes are complete."""
     if not settings.data_dir:
         raise DataError("cohort 'mnms' needs data_dir, the folder that holds OpenDataset")
-    root = Path(settings.data_dir)
-    files = [*root.rglob("*_sa*.nii.gz"), *root.rglob("*.csv")]
+    root = Path(settings.data_dir).expanduser()
+    files = [path for kind in ("*_sa*.nii*", "*.csv", "*.xlsx") for path in root.rglob(kind)]
     return Artifact.files(root, files, _read_mnms)
 
 

@@ -10,7 +10,6 @@ import torch
 from PIL import Image
 
 from fairlib.cli import main
-from fairlib.doctor import check_layout
 from fairlib.models import clip
 from fairlib.models.autoencoder import build_autoencoder
 from fairlib.models.generator import Generator, assemble, build_denoiser
@@ -101,10 +100,11 @@ def test_an_interrupt_is_one_line_and_status_130(monkeypatch, capsys):
 
 def test_doctor_looks_into_the_home_folder(monkeypatch, tmp_path, capsys):
     monkeypatch.setenv("HOME", str(tmp_path))
-    (tmp_path / "data" / "HGG" / "one").mkdir(parents=True)
-    assert main(["doctor", "--weights", "~/weights", "--data-dir", "~/data"]) == 1
+    (tmp_path / "data" / "HGG").mkdir(parents=True)
+    assert main(["doctor", "--weights", "~/weights", "--data-dir", "~/data", "--deep"]) == 1
     out = capsys.readouterr().out
-    assert f"weights: none in {tmp_path}/weights" in out and "(HGG/*/): 1" in out
+    assert f"weights: none in {tmp_path}/weights" in out
+    assert f"data (brats): refused: {tmp_path}/data: no folder LGG" in out
 
 
 def test_doctor_finds_whole_weights(tmp_path, capsys):
@@ -125,19 +125,6 @@ def test_doctor_finds_changed_and_absent_weights(tmp_path, capsys):
     (tmp_path / "brain" / "w.bin").write_bytes(b"abd")
     assert main(["doctor", "--weights", str(tmp_path)]) == 1
     assert "w.bin: sha256" in capsys.readouterr().out
-
-
-def test_doctor_counts_a_brats_folder(tmp_path):
-    subject = tmp_path / "HGG" / "Brats18_TCIA01_1_1"
-    subject.mkdir(parents=True)
-    for name in ("t1", "seg"):
-        (subject / f"{subject.name}_{name}.nii.gz").touch()
-    lines, well = check_layout(str(tmp_path), "brats")
-    assert not well
-    counts = {line.split(": ")[1]: line.split(": ")[2] for line in lines}
-    assert counts["subjects of high grade (HGG/*/)"] == "1"
-    assert counts["scans (*.nii, *.nii.gz)"] == "2"
-    assert counts["name_mapping.csv"].startswith("none, expected in ")
 
 
 def test_help_needs_nothing_heavy():

@@ -11,7 +11,15 @@ import numpy as np
 import pytest
 
 from fairlib import CorruptScan, nifti
-from fairlib.nifti import read_frames, read_labels, read_volume, require_same_grid, scale_note
+from fairlib.nifti import (
+    affine_note,
+    read_frames,
+    read_grid,
+    read_labels,
+    read_volume,
+    require_one_grid,
+    require_same_grid,
+)
 
 AFFINE = np.array([[-1.5, 0, 0, 10], [0, -1.5, 0, 20], [0, 0, 4, -30], [0, 0, 0, 1.0]])
 RNG = np.random.default_rng(0)
@@ -34,9 +42,9 @@ def patched(raw: bytes, offset: int, form: str, *values) -> bytes:
 
 
 @pytest.mark.parametrize("name", ["scan.nii", "scan.nii.gz"])
-@pytest.mark.parametrize("dtype", ["u1", "i2", "u2", "i4", "f4", "f8", ">i2"])
+@pytest.mark.parametrize("dtype", ["u1", "i2", "u2", "i4", "i8", "f4", "f8", ">i2"])
 def test_reads_what_nibabel_reads(tmp_path, name, dtype):
-    image = nibabel.Nifti1Image((DATA % 200).astype(dtype), AFFINE)
+    image = nibabel.Nifti1Image((DATA % 200).astype(dtype), AFFINE, dtype=dtype)
     nibabel.save(image, tmp_path / name)
     volume, affine = read_volume(tmp_path / name)
     expected = nibabel.load(tmp_path / name)
@@ -68,7 +76,8 @@ def test_pixdim_tells_the_size_that_the_sform_does_not(tmp_path, raw, code, name
     )
     expected = nibabel.load(path).get_qform() if code else turned @ np.diag([1.5, 1.5, 4, 1])
     assert np.allclose(read_volume(path)[1][:3], expected[:3], atol=1e-6)
-    assert scale_note([path]).startswith(
+    reason, detail = affine_note([path])
+    assert reason == "voxel size from pixdim" and detail.startswith(
         f"{name}: the sform says 1 x 1 x 1 mm, pixdim 1.5 x 1.5 x 4 mm"
     )
 
@@ -80,14 +89,15 @@ def test_a_scaled_sform_gives_way_to_a_coded_qform_only(tmp_path, raw):
     ):
         read_volume(put(tmp_path, patched(stretched, 252, "h", 0)))
     path = put(tmp_path, patched(stretched, 252, "h", 1))
-    assert np.allclose(
-        read_volume(path)[1][:3, :3], AFFINE[:3, :3], atol=1e-6
-    ) and "with the qform" in scale_note([path])
+    assert (
+        np.allclose(read_volume(path)[1][:3, :3], AFFINE[:3, :3], atol=1e-6)
+        and "with the qform" in affine_note([path])[1]
+    )
 
 
 def test_sizes_that_agree_but_for_rounding_leave_the_sform(tmp_path, raw):
     path = put(tmp_path, patched(raw, 80, "3f", 1.49, -1.5, 4.0))
-    assert np.array_equal(read_volume(path)[1], AFFINE) and scale_note([path]) == ""
+    assert np.array_equal(read_volume(path)[1], AFFINE) and affine_note([path]) == ("", "")
 
 
 @pytest.mark.parametrize("size", [0.0, float("nan"), 1e9])
@@ -98,8 +108,96 @@ def test_a_size_that_is_none_is_refused(tmp_path, raw, size):
             read_volume(put(tmp_path, patched(flat, 252, "h", code)))
 
 
-def test_slope_zero_means_not_scaled(tmp_path, raw):
-    assert np.array_equal(read_volume(put(tmp_path, patched(raw, 112, "f", 0.0)))[0], DATA)
+@pytest.mark.parametrize("name", ["scan.nii", "scan.nii.gz"])
+@pytest.mark.parametrize("slope", [0.0, float("nan"), float("inf")])
+@pytest.mark.parametrize("offset", [0.0, 7.0, float("nan")])
+def test_a_slope_that_is_not_set_means_not_scaled(tmp_path, raw, slope, offset, name):
+    """As nibabel, FSL and ITK read it; the offset then means nothing."""
+    path = put(tmp_path, patched(raw, 112, "2f", slope, offset), name)
+    assert np.array_equal(read_volume(path)[0], DATA)
+
+
+@pytest.mark.parametrize("name", ["scan.nii", "scan.nii.gz"])
+@pytest.mark.parametrize(
+    "rows",
+    [np.zeros(12), np.full(12, np.nan), np.ravel([[1, 0, 0, 0], [2, 0, 0, 0], [0, 0, 4, 0]])],
+)
+def test_an_unusable_sform_gives_way_to_a_coded_qform(tmp_path, raw, rows, name):
+    change = patched(patched(raw, 280, "12f", *rows), 252, "2h", 1, 1)
+    path = put(tmp_path, change, name)
+    assert np.allclose(read_volume(path)[1], nibabel.Nifti1Image.from_bytes(raw).get_qform())
+    reason, detail = affine_note([path])
+    assert reason == "sform unusable" and detail.endswith("; taken from the qform")
+
+
+def test_an_empty_pixdim_gives_way_to_the_sform(tmp_path, raw):
+    path = put(tmp_path, patched(patched(raw, 80, "3f", 0, 0, 0), 252, "2h", 1, 1))
+    assert np.array_equal(read_volume(path)[1], AFFINE)
+    assert affine_note([path])[0] == "pixdim empty"
+
+
+def test_a_rounded_quaternion_is_one_of_length_one(tmp_path, raw):
+    """Half turns: b, c and d alone have length 1, and rounding makes it a little more."""
+    b, c = np.float32(0.6), np.float32(0.8001)
+    path = put(tmp_path, patched(raw, 252, "2h3f", 1, 0, b, c, 0.0))
+    expected = np.array([[2 * 0.36 - 1, 0.96, 0], [0.96, 2 * 0.64 - 1, 0], [0, 0, -1]])
+    directions = read_volume(path)[1][:3, :3] / [1.5, 1.5, 4]
+    assert np.allclose(np.abs(directions), np.abs(expected), atol=1e-3)
+
+
+def test_without_a_code_left_and_right_are_a_guess(tmp_path, raw):
+    path = put(tmp_path, patched(raw, 252, "2h", 0, 0))
+    assert np.allclose(read_volume(path)[1], nibabel.load(path).affine)
+    assert affine_note([path])[0] == "orientation not stated"
+
+
+@pytest.mark.parametrize("cut", [10, 348, 352, 400])
+def test_gzip_data_in_several_parts_are_one_scan(tmp_path, raw, cut):
+    """As bgzip, pigz and writers of header and data in turn leave them; zeros may follow."""
+    path = tmp_path / "parts.nii.gz"
+    parts = gzip.compress(raw[:cut]) + gzip.compress(b"") + gzip.compress(raw[cut:])
+    for end in (b"", bytes(512)):
+        path.write_bytes(parts + end)
+        volume, affine = read_volume(path)
+        assert np.array_equal(volume, DATA) and np.array_equal(affine, AFFINE)
+        assert read_grid(path)[0] == DATA.shape
+    path.write_bytes(parts[:-3])
+    for read in (read_volume, read_grid):
+        with pytest.raises(CorruptScan, match="checksum is missing"):
+            read(path)
+
+
+@pytest.mark.parametrize("name", ["scan.nii", "scan.nii.gz"])
+def test_the_header_alone_tells_a_whole_scan_from_a_cut_one(tmp_path, raw, name, monkeypatch):
+    path = put(tmp_path, raw, name)
+    with monkeypatch.context() as patch:
+        patch.setattr(nifti, "_read", None)  # the data are not read
+        shape, affine = read_grid(path)
+    assert shape == DATA.shape and np.array_equal(affine, AFFINE)
+    path.write_bytes(path.read_bytes()[:-5])
+    with pytest.raises(CorruptScan, match="header promises|checksum is missing"):
+        read_grid(path)
+
+
+@pytest.mark.parametrize("data", [b"<!DOCTYPE html><html>", b"version https://git-lfs.github.com"])
+@pytest.mark.parametrize("name", ["scan.nii", "scan.nii.gz"])
+def test_what_lies_there_instead_of_a_scan_is_named(tmp_path, data, name):
+    path = tmp_path / name
+    path.write_bytes(data.ljust(400))
+    for read in (read_volume, read_grid):
+        with pytest.raises(CorruptScan, match="web page|pointer of Git LFS"):
+            read(path)
+
+
+@pytest.mark.parametrize("which", range(3))
+def test_of_several_grids_the_odd_one_is_named(which):
+    grids = dict.fromkeys(("a.nii", "b.nii", "c.nii"), (DATA.shape, AFFINE))
+    require_one_grid(grids)
+    odd = list(grids)[which]
+    for grid in (((6, 7, 4), AFFINE), (DATA.shape, AFFINE + 0.5)):
+        with pytest.raises(CorruptScan, match="shape|affine") as caught:
+            require_one_grid(grids | {odd: grid})
+        assert caught.value.path == odd
 
 
 HEADER_FAULTS = {
@@ -117,7 +215,6 @@ HEADER_FAULTS = {
     "bits": ((70, "2h", 4, 8), "bits"),
     "NaN start": ((108, "f", float("nan")), "data start"),
     "start in header": ((108, "f", 8.0), "data start"),
-    "infinite slope": ((112, "f", float("inf")), "not finite"),
     "NaN offset": ((116, "f", float("nan")), "not finite"),
     "metres": ((123, "B", 1), "millimetres"),
     "NaN affine": ((280, "f", float("nan")), "NaN"),
@@ -157,8 +254,11 @@ def test_files_too_short_too_long_misnamed_or_missing(tmp_path, raw):
     cases = {
         "short.nii": (raw[:-2], "header promises"),
         "long.nii": (raw + b"\0\0", "header promises"),
-        "empty.nii": (b"", "not a NIfTI-1"),
+        "empty.nii": (b"", "not a NIfTI-1 file but empty"),
         "text.nii": (b"x" * 1000, "not a NIfTI-1"),
+        "two.nii": (nibabel.Nifti2Image(DATA, AFFINE).to_bytes(), "but a NIfTI-2"),
+        "dicom.nii": (bytes(128) + b"DICM" + b"x" * 1000, "but a DICOM"),
+        "twice.nii.gz": (gzip.compress(raw + bytes(range(256)) * 9), "but gzip data"),
         "packed.nii": (gzip.compress(raw), "rename"),
     }
     for name, (data, message) in cases.items():
@@ -177,9 +277,9 @@ def test_broken_gzip_streams_are_refused(tmp_path, raw):
         (packed[:-8], "checksum is missing"),
         (packed[:-1], "checksum is missing"),
         (packed[: len(packed) // 2], "checksum is missing"),
-        (packed + b"\0" * 8, "after the end"),
-        (packed + packed, "after the end"),
-        (raw, "broken gzip"),
+        (packed + b"\0" * 8 + b"x", "after the end"),
+        (packed + packed, "more than"),
+        (raw, "not gzip data but a plain NIfTI-1 file; rename it to .nii"),
         (gzip.compress(raw[:-2]), "header promises"),
         (gzip.compress(raw + b"\0" * 9), "more than"),
     ]

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fairlib import FairlibError, SettingsError
-from fairlib.settings import digest, from_dict, to_dict, unknown_key
+from fairlib.settings import checked, digest, from_dict, to_dict, unknown_key
 
 
 @dataclass(frozen=True)
@@ -136,3 +136,16 @@ def test_a_digest_takes_settings_and_refuses_nan():
     assert digest(Inner()) == digest({"depth": 1})
     with pytest.raises(ValueError, match="JSON"):
         digest({"rate": float("nan")})
+
+
+@pytest.mark.parametrize("text", ["1e-4", "5E3", " 12", "-.5"])
+@pytest.mark.parametrize("kind", [int, float, float | None])
+def test_a_number_in_quotes_gets_a_hint(text, kind):
+    with pytest.raises(SettingsError, match=r"rate is .*write a number without quotes.*1\.0e-4"):
+        checked(text, kind, "rate")
+
+
+def test_a_word_gets_no_hint_of_numbers():
+    with pytest.raises(SettingsError) as error:
+        checked("fast", float, "rate")
+    assert "quotes" not in str(error.value)

@@ -72,6 +72,10 @@ def test_a_tilde_in_a_setting_is_the_home_folder(monkeypatch, tmp_path):
     assert main(["heart", "--data-dir", "~/MnM", "--out", "~/out"]) == 0
     [(_, settings, _, _, out, _)] = runs
     assert settings.data_dir == f"{tmp_path}/MnM" and out == f"{tmp_path}/out"
+    given = []
+    monkeypatch.setattr("studies.engine.study.missing", lambda *o: given.append(o[1]) or [])
+    assert main(["grid", "heart", "--settings", '{"data_dir": "~/MnM"}', "--list"]) == 0
+    assert given[0].data_dir == f"{tmp_path}/MnM"
 
 
 @pytest.mark.parametrize(("met", "status"), [([True, None], 0), ([True, False], 1)])

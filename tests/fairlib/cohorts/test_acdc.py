@@ -1,11 +1,15 @@
 """The ACDC reader on a few synthetic hearts in the released layout."""
 
+import re
+import shutil
+
 import nibabel
 import numpy as np
+import pandas as pd
 import pytest
 
 from fairlib import CorruptScan, DataError
-from fairlib.cohorts.acdc import read_acdc
+from fairlib.cohorts.acdc import DIAGNOSES, read_acdc
 from fairlib.cohorts.cardiac import PIXEL_MM
 from studies.heart.phantom import PhantomSettings, draw_heart
 
@@ -133,21 +137,20 @@ def test_sex_and_age_cannot_be_asked_for(root):
 @pytest.mark.parametrize(
     ("old", "new", "match"),
     [
-        ("Group: NOR", "Group: XYZ", "pathology 'XYZ' has no mapping"),
         ("ES: 12", "ES: 31", "counted from 1"),
         ("ED: 1\n", "ED: 0\n", "counted from 1"),
         ("Weight: 95.0", "", "no line 'Weight'"),
         ("184.0", "tall", "'tall', not a number"),
         ("184.0", "1.84", "convert the units"),
-        ("ES: 12", "ES: 13", "frame13.nii.gz: is missing"),
     ],
 )
 def test_a_wrong_info_file_is_named(root, old, new, match):
     path = root / "training" / "patient001" / "Info.cfg"
     path.write_text(path.read_text().replace(old, new))
-    with pytest.raises(DataError, match=match) as error:
-        read_acdc(root)
-    assert "patient001" in str(error.value)
+    found = read_acdc(root)
+    line = found.excluded.set_index("item").loc["patient001"]
+    assert line["reason"] == "faulty Info.cfg" and re.search(match, line["detail"])
+    assert found.subjects() == ["patient002", "patient003"]
 
 
 def test_a_weight_that_is_unknown_leaves_the_patient_in(root):
@@ -156,8 +159,7 @@ def test_a_weight_that_is_unknown_leaves_the_patient_in(root):
     table = read_acdc(root).table.set_index("subject")
     assert table["bmi"].isna().tolist() == [True, False, False]
     path.write_text(path.read_text().replace("ES: 12", "ES: NA"))
-    with pytest.raises(DataError, match="counted from 1"):
-        read_acdc(root)
+    assert "counted from 1" in read_acdc(root).excluded["detail"][0]
 
 
 def test_phases_on_two_grids_are_refused(root):
@@ -182,3 +184,56 @@ def test_a_patient_without_a_right_ventricle_is_listed(root):
 def test_an_empty_folder_is_refused(tmp_path):
     with pytest.raises(DataError, match="no patient folders"):
         read_acdc(tmp_path)
+
+
+def test_a_group_that_is_unknown_is_noted_and_can_be_mapped(root):
+    path = root / "training" / "patient001" / "Info.cfg"
+    path.write_text(path.read_text().replace("Group: NOR", "Group: XYZ"))
+    found = read_acdc(root)
+    assert found.notes.set_index("reason").loc["unknown pathology", "item"] == "patient001"
+    assert pd.isna(found.table.set_index("subject").loc["patient001", "diagnosis"])
+    mapped = read_acdc(root, diagnoses={**DIAGNOSES, "XYZ": "healthy"})
+    assert mapped.table.set_index("subject").loc["patient001", "diagnosis"] == "healthy"
+
+
+def test_a_frame_that_is_missing_is_named_or_left_out(root):
+    path = root / "training" / "patient001" / "Info.cfg"
+    path.write_text(path.read_text().replace("ES: 12", "ES: 13"))
+    with pytest.raises(DataError, match=r"frame13\.nii\.gz: is missing"):
+        read_acdc(root)
+    found = read_acdc(root, skip_faulty=True)
+    assert found.excluded[["item", "reason"]].to_numpy().tolist() == [
+        ["patient001", "missing or broken files"]
+    ]
+
+
+def test_patients_without_info_are_listed_and_their_layout_named(root):
+    (root / "training" / "patient001" / "Info.cfg").unlink()
+    found = read_acdc(root)
+    assert found.excluded.loc[0, "item"] == "patient001"
+    assert "Info.cfg: cannot be read" in found.excluded.loc[0, "detail"]
+    for path in root.rglob("Info.cfg"):
+        path.unlink()
+    with pytest.raises(
+        DataError, match=r"no patient folders.*training/patient001 holds patient001_"
+    ):
+        read_acdc(root)
+    (root / "training").rename(root / "train")
+    with pytest.raises(DataError, match=r"no patient folders.*patient001 holds patient001_"):
+        read_acdc(root / "train")
+
+
+def test_the_folder_database_of_the_release_is_read(root):
+    before = read_acdc(root).table
+    for part in ("training", "testing"):
+        if (root / part).is_dir():
+            (root / "database").mkdir(exist_ok=True)
+            (root / part).rename(root / "database" / part)
+    pd.testing.assert_frame_equal(read_acdc(root).table, before)
+    pd.testing.assert_frame_equal(read_acdc(root / "database").table, before)
+
+
+def test_a_patient_in_two_parts_is_refused(root):
+    shutil.copytree(root / "training/patient001", root / "testing/patient001")
+    with pytest.raises(DataError, match="patient001 lies in training and testing"):
+        read_acdc(root)

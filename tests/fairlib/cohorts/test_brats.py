@@ -19,7 +19,9 @@ from fairlib.cohorts.brats import (
     read_biotab,
     read_brats,
     read_name_mapping,
+    survey_brats,
 )
+from fairlib.cohorts.listing import FAULTY
 from fairlib.cohorts.slices import CONTRASTS, SliceSettings
 
 SETTINGS = SliceSettings(
@@ -35,7 +37,9 @@ def opened(monkeypatch):
     for name in ("read_volume", "read_labels"):
         original = getattr(module, name)
         monkeypatch.setattr(
-            module, name, lambda path, original=original: paths.append(path) or original(path)
+            module,
+            name,
+            lambda path, *rest, original=original: paths.append(path) or original(path, *rest),
         )
     return paths
 
@@ -247,6 +251,7 @@ def test_a_grade_that_contradicts_its_folder_is_refused(brats):
         ("t2", lambda data: data[:, :, :5], "shape"),
         ("seg", lambda data: np.where(data == 4, 3, data), r"labels \[3\]"),
         ("flair", lambda data: 0 * data, "flair volume shows no brain"),
+        ("t1", lambda data: data - 7, "background of the t1 volume is not 0 .*-7"),
     ],
 )
 def test_scans_that_cannot_be_trusted_are_named(brats, write, scan, change, message):
@@ -414,3 +419,245 @@ def test_no_clinical_table_leaves_every_sex_unknown(brats):
         "TCGA id not in the clinical tables"
     ]
     assert isinstance(people["sex"].dtype, pd.StringDtype)
+
+
+# Other releases, and what users' folders look like.
+
+
+def release(root, write, names, contrasts, mask=lambda labels: labels, ending=".nii"):
+    """Scans called `names` in the folder `root`, with files as `{id}{part}{ending}`."""
+    for number, name in enumerate(names):
+        volumes, labels = write["brain"](number)
+        for scan, part in contrasts.items():
+            data = mask(labels) if scan == "seg" else volumes[scan]
+            write["save"](root / name / f"{name}{part}{ending}", data)
+    return root
+
+
+TO_2021 = {name: f"_{name}" for name in (*CONTRASTS, "seg")}
+OF_2023 = {"t1": "-t1n", "t1ce": "-t1c", "t2": "-t2w", "flair": "-t2f", "seg": "-seg"}
+THREE = lambda labels: np.where(labels == 4, 3, labels)  # noqa: E731
+
+
+def flat_2020(root, write):
+    """Four subjects, of whom the map knows grade and TCGA id of three."""
+    people = [(f"BraTS20_Training_{n:03d}", grade, f"TCGA-06-000{n}", sex, "50")
+              for n, grade, sex in ((1, "HGG", "FEMALE"), (2, "LGG", "MALE"), (3, "HGG", "MALE"))]  # fmt: skip
+    release(root, write, [*(person[0] for person in people), "BraTS20_Training_004"], TO_2021)
+    head = "Grade,BraTS_2019_subject_ID,BraTS_2020_subject_ID,TCGA_TCIA_subject_ID"
+    rows = [f"{grade},NA,{name},{tcga}" for name, grade, tcga, *_ in people]
+    (root / "name_mapping.csv").write_text("\n".join([head, *rows]) + "\n")
+    for study, grade in (("gbm", "HGG"), ("lgg", "LGG")):
+        path = root / f"nationwidechildrens.org_clinical_patient_{study}.txt"
+        write["biotab"](path, [person for person in people if person[1] == grade])
+    return root
+
+
+def test_the_flat_release_of_2020_takes_grade_and_sex_from_its_map(tmp_path, write):
+    cohort = read_brats(flat_2020(tmp_path / "flat", write), settings=SETTINGS)
+    people = cohort.by_subject(["sex", "grade"]).fillna("?")
+    assert people["subject"].tolist() == [f"BraTS20_Training_{n:03d}" for n in range(1, 5)]
+    assert people["sex"].tolist() == ["F", "M", "M", "?"]
+    assert people["grade"].tolist() == ["HGG", "LGG", "HGG", "?"]
+    assert cohort.notes["reason"].tolist() == ["id not in the name mapping"]
+    last = cohort.table[cohort.table["subject"] == "BraTS20_Training_004"]
+    assert set(last["caption"]) == {
+        caption(contrast, "unknown", "left") for contrast in CONTRASTS
+    } and "a glioma in the left" in " ".join(last["caption"])
+    assert cohort.load().shape == (32, 1, 16, 16)
+
+
+@pytest.mark.parametrize(
+    ("names", "contrasts", "mask", "ending"),
+    [
+        (["BraTS2021_00000", "BraTS2021_00002"], TO_2021, lambda labels: labels, ".nii.gz"),
+        (["BraTS-GLI-00000-000", "BraTS-GLI-00002-000"], OF_2023, THREE, ".nii.gz"),
+        (["BraTS-SSA-00002-000", "BraTS-SSA-00007-000"], OF_2023, THREE, ".nii"),
+        (["TCGA-02-0006", "TCGA-02-0009"], TO_2021 | {"t1ce": "_t1Gd"}, lambda labels: labels, ".nii.gz"),
+    ],
+)  # fmt: skip
+def test_later_releases_give_the_slices_of_2018(tmp_path, brats, write, names, contrasts, mask, ending):  # fmt: skip
+    root = release(tmp_path / "later", write, names, contrasts, mask, ending)
+    (tmp_path / "sex.csv").write_text(f"Subject;Sex;Age\n{names[0]};female;61,5\n")
+    cohort = read_brats(root, sex=tmp_path / "sex.csv", settings=SETTINGS)
+    expected = read_brats(**brats, settings=SETTINGS)
+    order = [*np.flatnonzero(expected.table["subject"] == FIRST),
+             *np.flatnonzero(expected.table["subject"] == "Brats18_TCIA01_002_1")]  # fmt: skip
+    assert len(order) == 16 and torch.equal(cohort.load(), expected.load(order))
+    assert set(cohort.table["side"]) == {"left"} and cohort.table["grade"].isna().all()
+    assert cohort.table["sex"].fillna("?").tolist() == ["F"] * 8 + ["?"] * 8
+    assert cohort.table["age"].tolist()[0] == 61.5
+    assert cohort.notes["reason"].tolist() == ["subject not in your table"]
+
+
+def test_a_release_without_a_map_is_read_without_sex(tmp_path, write):
+    root = release(tmp_path / "r", write, ["BraTS2021_00000"], TO_2021)
+    cohort = read_brats(root, settings=SETTINGS)
+    assert cohort.table["sex"].isna().all()
+    assert cohort.notes["reason"].tolist() == ["neither name mapping nor own table"]
+    head = "Grade,BraTS_2021_subject_ID,TCGA_TCIA_subject_ID\n"
+    (root / "name_mapping.csv").write_text(head + "HGG,BraTS2021_00000,TCGA-06-0001\n")
+    people = [("", "", "TCGA-06-0001", "FEMALE", "50"), ("", "", "TCGA-06-0002", "MALE", "50")]
+    tables = [write["biotab"](tmp_path / "gbm.txt", people)]
+    table = read_brats(root, clinical=tables, settings=SETTINGS).table
+    assert set(table["sex"]) == {"F"} and set(table["grade"]) == {"HGG"}
+
+
+def test_several_time_points_of_one_subject_are_one_subject(tmp_path, write):
+    names = ["BraTS-GLI-00005-000", "BraTS-GLI-00005-001", "BraTS-GLI-00008-000"]
+    root = release(tmp_path / "r", write, names, OF_2023, THREE)
+    (tmp_path / "sex.csv").write_text("subject,sex\nBraTS-GLI-00005,F\nBraTS-GLI-00008-000,M\n")
+    for read in (read_brats, survey_brats):
+        options = {"sex": tmp_path / "sex.csv", "settings": SETTINGS} if read is read_brats else {}
+        cohort = read(root, **options)
+        assert cohort.subjects() == ["BraTS-GLI-00005", "BraTS-GLI-00008"]
+        assert not cohort.table["image"].duplicated().any()
+    cohort = read_brats(root, sex=tmp_path / "sex.csv", settings=SETTINGS)
+    assert len(cohort) == 24 and cohort.by_subject()["sex"].tolist() == ["F", "M"]
+
+
+def test_time_points_of_2018_are_one_subject(brats, write):
+    write["subject"](brats["root"], FIRST[:-1] + "2", "HGG", seed=8)
+    cohort = read_brats(**brats, settings=SETTINGS)
+    assert len(cohort.subjects()) == 5 and (cohort.table["subject"] == FIRST).sum() == 16
+    assert cohort.by_subject().set_index("subject")["sex"][FIRST] == "F"
+
+
+@pytest.mark.parametrize(
+    ("name", "mask", "message"),
+    [
+        ("BraTS-GLI-02062-100", THREE, "after treatment .BraTS 2024"),
+        ("BraTS-GLI-00005-000", lambda labels: labels, "label 4 is the resection cavity"),
+        ("BraTS-MEN-00004-000", THREE, "meningiomas"),
+        ("BraTS-MET-00086-000", THREE, "metastases"),
+        ("BraTS-PED-00001-000", THREE, "children"),
+        ("BraTS-GoAT-00001", THREE, "several kinds of tumour"),
+        ("BraTS-MEN-RT-0001-1", THREE, "meningiomas"),
+    ],
+)
+def test_releases_of_other_tumours_and_labels_are_refused_by_name(tmp_path, write, name, mask, message):  # fmt: skip
+    root = release(tmp_path / "r", write, [name], OF_2023, mask)
+    with pytest.raises((DataError, CorruptScan), match=message):
+        read_brats(root, settings=SETTINGS)
+
+
+def test_your_own_table_of_sexes_is_checked(tmp_path, brats):
+    (tmp_path / "sex.csv").write_text("subject,sex\nsomebody,F\n")
+    with pytest.raises(DataError, match="holds none of the 5 subjects"):
+        read_brats(brats["root"], sex=tmp_path / "sex.csv")
+    (tmp_path / "sex.csv").write_text(f"subject,sex\n{FIRST},x\n")
+    with pytest.raises(DataError, match="sex is 'x'"):
+        read_brats(brats["root"], sex=tmp_path / "sex.csv")
+    (tmp_path / "sex.csv").write_text(f"subject,sex\n{FIRST},F\n{FIRST[:-1]}2,M\n")
+    with pytest.raises(DataError, match="of two sexes"):
+        read_brats(brats["root"], sex=tmp_path / "sex.csv")
+    (tmp_path / "sex.csv").write_text(f"subject,sex\n{FIRST},\nBrats18_TCIA01_002_1,m\n")
+    table = read_brats(brats["root"], sex=tmp_path / "sex.csv", settings=SETTINGS).by_subject()
+    assert table["sex"].fillna("?").tolist() == ["?", "?", "M", "?", "?"]
+
+
+@pytest.mark.parametrize("name", ["W39_1998.09.19_Segm.nii", "mask_SEG.nii"])
+def test_a_single_mask_of_another_name_is_read_and_noted(brats, name):
+    before = read_brats(**brats, settings=SETTINGS).load()
+    folder = brats["root"] / "HGG" / "Brats18_TCIA01_002_1"
+    (folder / "Brats18_TCIA01_002_1_seg.nii").rename(folder / name)
+    cohort = read_brats(**brats, settings=SETTINGS)
+    assert torch.equal(cohort.load(), before)
+    notes = cohort.notes.set_index("reason").loc["file called otherwise"]
+    assert notes["item"] == "Brats18_TCIA01_002_1" and name in notes["detail"]
+
+
+def test_a_folder_without_scans_is_left_out_and_listed(brats):
+    (brats["root"] / "HGG" / "npy").mkdir()
+    excluded = read_brats(**brats, settings=SETTINGS).excluded
+    assert excluded.values.tolist() == [
+        ["npy", "folder without scans", f"{brats['root'] / 'HGG' / 'npy'}: move it away"]
+    ]
+
+
+def spoil(root):
+    """Three subjects with faults of four files."""
+    first, second = root / "HGG" / FIRST, root / "HGG" / "Brats18_TCIA01_002_1"
+    third = root / "LGG" / "Brats18_TCIA09_003_1"
+    for path in (first / f"{FIRST}_t1.nii.gz", first / f"{FIRST}_t2.nii.gz"):
+        path.write_bytes(path.read_bytes()[:-30])
+    (second / f"{second.name}_flair.nii").unlink()
+    (third / f"{third.name}_seg.nii").write_bytes(b"<html>404</html>")
+    return [FIRST, second.name, third.name]
+
+
+def test_all_faults_stand_in_one_message_or_in_excluded(brats):
+    faulty = spoil(brats["root"])
+    with pytest.raises(DataError, match="3 faults; skip_faulty=True") as caught:
+        read_brats(**brats, settings=SETTINGS)
+    for part in (f"{FIRST}_t1.nii.gz", f"{FIRST}_t2.nii.gz", "_flair.nii*", "but a web page"):
+        assert part in str(caught.value)
+    cohort = read_brats(**brats, settings=SETTINGS, skip_faulty=True)
+    assert len(cohort.subjects()) == 2
+    assert sorted(cohort.excluded["item"]) == sorted(faulty)
+    assert set(cohort.excluded["reason"]) == {FAULTY}
+
+
+def in_place(brats):
+    """The tables where readers look for them."""
+    root = brats["root"]
+    shutil.copy(brats["name_mapping"], root / "name_mapping.csv")
+    for study, path in zip(("gbm", "lgg"), brats["clinical"], strict=True):
+        shutil.copy(path, root / f"clinical_patient_{study}.txt")
+    return root
+
+
+def test_the_survey_lists_whom_the_reader_reads(brats, opened):
+    root = in_place(brats)
+    survey, cohort = survey_brats(root), read_brats(root, settings=SETTINGS)
+    assert len(opened) == 25 + 5  # the survey opens masks
+    columns = ["sex", "grade", "age"]
+    pd.testing.assert_frame_equal(
+        survey.by_subject(columns).drop(columns="images"),
+        cohort.by_subject(columns).drop(columns="images"),
+    )
+    assert survey.notes.values.tolist() == cohort.notes.values.tolist()
+    with pytest.raises(DataError, match="use read_brats"):
+        survey.load()
+    path = root / "LGG" / "Brats18_TCIA09_004_1" / "Brats18_TCIA09_004_1_seg.nii.gz"
+    whole, labels = path.read_bytes(), nibabel.load(path)
+    nibabel.save(nibabel.Nifti1Image(THREE(np.asarray(labels.dataobj)), labels.affine), path)
+    with pytest.raises(CorruptScan, match=r"labels \[3\]"):
+        survey_brats(root)
+    path.write_bytes(whole)
+    spoil(root)
+    with pytest.raises(DataError, match="3 faults"):
+        survey_brats(root)
+    assert len(survey_brats(root, skip_faulty=True)) == 2
+
+
+def test_a_deeper_release_is_named(tmp_path, brats):
+    (tmp_path / "above").mkdir()
+    brats["root"].rename(tmp_path / "above" / "MICCAI_BraTS_2018_Data_Training")
+    with pytest.raises(DataError, match=r"there is MICCAI_BraTS_2018_Data_Training/HGG/"):
+        read_brats(tmp_path / "above")
+    with pytest.raises(DataError, match="there is no abov in .*there is above/"):
+        read_brats(tmp_path / "abov")
+
+
+def test_gdcs_clinical_tsv_is_read(tmp_path, brats):
+    """One header line, several rows a patient, and other names since 2025."""
+    rows = [("TCGA-02-0001", "female", "44"), ("TCGA-02-0001", "female", "44"),
+            ("TCGA-02-0002", "'--", "'--"), ("TCGA-CS-0003", "male", "38")]  # fmt: skip
+    for names in ("case_submitter_id\tgender\tage_at_index",
+                  "cases.submitter_id\tdemographic.sex_at_birth\tdemographic.age_at_index"):  # fmt: skip
+        lines = "".join("\t".join(row) + "\n" for row in rows)
+        (brats["root"] / "clinical.tsv").write_text(f"{names}\n{lines}")
+        shutil.copy(brats["name_mapping"], brats["root"] / "name_mapping.csv")
+        people = read_brats(brats["root"], settings=SETTINGS).by_subject(["sex", "age"])
+        known = people[people["sex"].notna()].set_index("subject")
+        assert known["sex"].to_dict() == {FIRST: "F", "Brats18_TCIA09_003_1": "M"}
+        assert known["age"].to_dict() == {FIRST: 44, "Brats18_TCIA09_003_1": 38}
+
+
+def test_subjects_one_folder_too_deep_are_refused(brats):
+    (brats["root"] / "inner").mkdir()
+    (brats["root"] / "HGG").rename(brats["root"] / "inner" / "HGG")
+    (brats["root"] / "inner").rename(brats["root"] / "HGG")
+    with pytest.raises(DataError, match="HGG/HGG: holds the folders of subjects.* level up"):
+        read_brats(**brats)

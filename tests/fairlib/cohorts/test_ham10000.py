@@ -2,6 +2,7 @@
 it.
 """
 
+import re
 import shutil
 
 import numpy as np
@@ -157,10 +158,16 @@ def test_images_that_are_not_there_are_counted(root, cohort):
     next(root.glob(f"*/{gone}.jpg")).unlink()
     found = read_ham10000(root)
     assert len(found) == len(cohort) - 1
-    assert found.excluded.to_numpy().tolist()[0] == [gone, "image missing", "in none of the parts"]
+    assert found.excluded.to_numpy().tolist()[0] == [
+        gone,
+        "image missing",
+        "in none of the folders",
+    ]
     (root / "HAM10000_images_part_1" / f"{cohort.table['image'][2]}.jpg").write_bytes(b"no picture")
-    with pytest.raises(DataError, match=f"{cohort.table['image'][2]}.jpg: cannot be decoded"):
-        read_ham10000(root).load()
+    found = read_ham10000(root)
+    broken = found.excluded.set_index("reason").loc["image broken"]
+    assert broken["item"] == cohort.table["image"][2] and "cannot be decoded" in broken["detail"]
+    assert found.load().shape[0] == len(cohort) - 2
 
 
 @pytest.mark.parametrize(
@@ -189,10 +196,43 @@ def test_a_layout_that_is_none_is_refused(root, tmp_path):
         read_ham10000(root)
     for part in (1, 2):
         (root / f"HAM10000_images_part_{part}").rmdir()
-    with pytest.raises(DataError, match="neither HAM10000_images_part_1"):
+    with pytest.raises(DataError, match=r"no ISIC_\*\.jpg is there"):
         read_ham10000(root)
     with pytest.raises(DataError, match=r"neither HAM10000_metadata\.csv"):
         read_ham10000(tmp_path / "nothing")
+
+
+@pytest.mark.parametrize("name", ["HAM10000_metadata.tab", "ham10000_metadata.TSV"])
+def test_the_table_of_dataverse_is_read(root, cohort, name):
+    table = pd.read_csv(root / "HAM10000_metadata.csv", dtype=str, keep_default_na=False)
+    quoted = table.map(lambda cell: cell if cell.replace(".", "").isdigit() else f'"{cell}"')
+    lines = ["\t".join(f'"{column}"' for column in table)]
+    lines += ["\t".join(row) for row in quoted.to_numpy()]
+    (root / name).write_text("\n".join(lines) + "\n")
+    (root / "HAM10000_metadata.csv").unlink()
+    pd.testing.assert_frame_equal(read_ham10000(root).table, cohort.table)
+
+
+@pytest.mark.parametrize("place", ["images", "HAM10000_images_part_1/HAM10000_images_part_1", "."])
+def test_images_in_another_folder_are_found(root, cohort, place):
+    (root / place).mkdir(parents=True, exist_ok=True)
+    for path in sorted(root.glob("HAM10000_images_part_?/*.jpg")):
+        path.rename(root / place / path.name)
+    found = read_ham10000(root, size=24)
+    pd.testing.assert_frame_equal(found.table, cohort.table)
+    assert (found.load() == cohort.load()).all()
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "reason"),
+    [("age", "600", "age is 600"), ("sex", "M?", "sex is 'M\\?'"), ("dx", "scc", "dx 'scc'")],
+)
+def test_a_faulty_row_leaves_out_that_image_and_is_listed(root, cohort, column, value, reason):
+    edit(root, lambda t: t.assign(**{column: [value, *t[column][1:]]}))
+    found = read_ham10000(root)
+    line = found.excluded.set_index("item").loc["ISIC_0000000"]
+    assert line["reason"] == "faulty row of the table" and re.search(reason, line["detail"])
+    assert set(found.table["image"]) == set(cohort.table["image"]) - {"ISIC_0000000"}
 
 
 def darkness(picture):

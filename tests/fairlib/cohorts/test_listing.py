@@ -6,6 +6,7 @@ from PIL import Image
 
 from fairlib import DataError
 from fairlib.cohorts.listing import (
+    broken_image,
     by_name,
     first_of,
     folders,
@@ -55,6 +56,35 @@ def test_the_first_that_is_there_counts(root):
         first_of([root / "c"], error)
 
 
+@pytest.mark.parametrize(
+    ("there", "wanted", "near"),
+    [
+        ("Scan.NII.gz", "scan.nii.gz", "Scan.NII.gz"),  # another case
+        ("scan.nii", "scan.nii.gz", "scan.nii"),  # another ending
+        ("images/x.png", "images", ""),  # it is there
+        ("scan.nii.gz/a", "scan.nii.gz", "scan.nii.gz/"),  # a folder of that name
+        ("release/HGG/a", "HGG", "release/HGG/"),  # deeper
+        ("inner/x.jpg", "x.jpg", "inner/x.jpg"),
+        (
+            "org_clinical_patient_gbm.tsv",
+            "*clinical_patient_gbm.txt",
+            "org_clinical_patient_gbm.tsv",
+        ),
+        ("name_maping.csv", "name_mapping.csv", "name_maping.csv"),  # a letter
+        ("subject_0001.npz", "subject_0002.npz", ""),  # another number is another one
+    ],
+)
+def test_what_is_not_there_says_what_is(tmp_path, there, wanted, near):
+    (tmp_path / there).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / there).write_text("")
+    text = str(missing(tmp_path, "is missing", "copy it", wanted))
+    if near or not (tmp_path / wanted).exists():
+        found = f" (there is {near})" if near else ""
+        assert text == f"{tmp_path}: is missing{found}; copy it"
+    nowhere = str(missing(tmp_path / "nowhere" / "deep", "no table", "copy it", wanted))
+    assert nowhere.endswith(f"deep: no table: there is no nowhere in {tmp_path}; copy it")
+
+
 def test_progress_follows_the_work():
     log = []
     for item in tracked("ab", lambda done, total: log.append((done, total))):
@@ -96,3 +126,41 @@ def test_the_middle_square_is_read(tmp_path):
     assert (
         (image[0, :, :10] == 1).all() and (image[2, :, 10:] == 1).all() and (image[1] == -1).all()
     )
+
+
+@pytest.mark.parametrize("bits", [8, 10, 12, 16])
+def test_greys_of_more_than_8_bits_are_kept(tmp_path, bits):
+    ramp = np.linspace(0, 2**bits - 1, 24).astype(np.uint16)
+    Image.fromarray(np.tile(ramp, (24, 1))).save(tmp_path / "ramp.jpg", "PNG")
+    assert np.abs(read_grey(tmp_path / "ramp.jpg", 24)[0] - np.linspace(-1, 1, 24)).max() < 0.01
+    assert broken_image(tmp_path / "ramp.jpg") == ""
+
+
+def test_greys_without_a_white_are_refused(tmp_path):
+    Image.fromarray(np.linspace(0, 1, 64, dtype=np.float32).reshape(8, 8)).save(
+        tmp_path / "x.jpg", "TIFF"
+    )
+    with pytest.raises(DataError, match="greys are fractions"):
+        read_grey(tmp_path / "x.jpg", 8)
+    assert "greys are fractions" in broken_image(tmp_path / "x.jpg")
+
+
+@pytest.mark.parametrize("ending", ["jpg", "png"])
+def test_broken_pictures_are_found_without_reading_the_whole_ones(tmp_path, ending, monkeypatch):
+    path = tmp_path / f"a.{ending}"
+    picture(path, 40, 40)
+    whole = path.read_bytes()
+    with monkeypatch.context() as patch:
+        patch.setattr("fairlib.cohorts.listing.open_image", None)  # only the header is read
+        assert broken_image(path) == ""
+    for data, reason in (
+        (b"", "is empty"),
+        (b"<!DOCTYPE html><html>404</html>", "is a web page"),
+        (b"version https://git-lfs.github.com/spec/v1", "is a pointer of Git LFS"),
+        (whole[: len(whole) // 2], "cannot be decoded"),
+        (bytes(500), "is zeros only"),
+    ):
+        path.write_bytes(data)
+        assert broken_image(path).startswith(reason), data[:10]
+    path.write_bytes(whole + bytes(200))  # harmless: decoded as a whole
+    assert broken_image(path) == ""

@@ -145,8 +145,8 @@ def test_bad_input_is_named(roco):
     with pytest.raises(DataError, match=r"validation.*captions\.txt"):
         read_roco(roco, split="validation")
     (folder / "images/ROCO_00020.jpg").write_bytes(b"not a picture")
-    with pytest.raises(DataError, match=r"ROCO_00020\.jpg.*fetch it again"):
-        read_roco(roco).load([0])
+    broken = read_roco(roco).excluded.set_index("item").loc["ROCO_00020"]
+    assert broken["reason"] == "image broken" and "fetch it again" in broken["detail"]
     good = (folder / "captions.txt").read_text()
     (folder / "captions.txt").write_text(good + "ROCO_00020\t again\n")
     with pytest.raises(DataError, match="'ROCO_00020' stands twice"):
@@ -157,3 +157,34 @@ def test_bad_input_is_named(roco):
     (folder / "captions.txt").write_text("ROCO_99999\t x\n")
     with pytest.raises(DataError, match="fetch the images first"):
         read_roco(roco)
+
+
+def test_broken_pictures_are_listed_at_reading_all_at_once(roco):
+    images = roco / "data/train/radiology/images"
+    (images / "ROCO_00020.jpg").write_bytes(b"")
+    (images / "ROCO_00021.jpg").write_bytes((images / "ROCO_00021.jpg").read_bytes()[:200])
+    cohort = read_roco(roco, size=16)
+    assert cohort.table["image"].tolist() == ["ROCO_00023"] and len(cohort.load()) == 1
+    broken = cohort.excluded[cohort.excluded["reason"] == "image broken"]
+    assert broken["item"].tolist() == ["ROCO_00020", "ROCO_00021"]
+    assert "is empty" in broken["detail"].iloc[0] and "decoded" in broken["detail"].iloc[1]
+
+
+def test_a_picture_of_16_bits_keeps_its_greys(roco):
+    path = roco / "data/train/radiology/images/ROCO_00020.jpg"
+    ramp = np.tile(np.linspace(0, 65535, 16).astype(np.uint16), (16, 1))
+    Image.fromarray(ramp).save(path, "PNG")
+    image = read_roco(roco, size=16).load([0])[0, 0, 0].numpy()
+    assert np.abs(image - np.linspace(-1, 1, 16)).max() < 0.01
+
+
+def test_pictures_one_folder_deeper_are_named(tmp_path):
+    picture(tmp_path / "train_images" / "train_images" / "a.jpg")
+    (tmp_path / "train_captions.csv").write_text("ID,Caption\na,A knee.\n")
+    with pytest.raises(DataError, match=r"\(there is train_images/a\.jpg\); fetch the images"):
+        read_rocov2(tmp_path)
+    (tmp_path / "train_images").rename(tmp_path / "images")
+    with pytest.raises(
+        DataError, match=r"there is no train_images in .* \(there is images/train_i"
+    ):
+        read_rocov2(tmp_path)

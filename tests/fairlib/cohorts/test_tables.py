@@ -5,7 +5,9 @@ import pandas as pd
 import pytest
 
 from fairlib import DataError
-from fairlib.cohorts.tables import ATTRIBUTES, group_codes, group_names
+from fairlib.cohorts.tables import ATTRIBUTES, group_codes, group_names, read_rows, read_text
+
+PLAIN = 'id,sex,height,site\nä1,Female,1.71,"Ward, left"\nä2,Male,-0.5,\n'
 
 
 def test_groups_are_positions_in_the_vocabulary():
@@ -40,3 +42,55 @@ def test_a_group_outside_the_vocabulary_is_named(value):
         group_codes(table, {"sex": ("F", "M"), "race": ("Asian", "Black")})
     with pytest.raises(DataError, match="unknown key 'ethnicity'"):
         group_codes(table, {"ethnicity": ("Hispanic",)})
+
+
+def respelt(delimiter, first=""):
+    """The plain table as a spreadsheet of continental Europe saves it."""
+    body = PLAIN.replace('"Ward, left"', "\0").replace(",", delimiter).replace(".", ",")
+    return first + body.replace("\0", "Ward, left")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        PLAIN,
+        PLAIN.replace("\n", "\r\n"),
+        PLAIN.replace("\n", "\r"),
+        PLAIN.replace("site\n", "site,,\n").replace("-0.5,\n", "-0.5,,,\n,,,,,\n"),
+        respelt(";"),
+        respelt(";", "sep=;\n"),
+        respelt("\t"),
+        respelt("|"),
+    ],
+)
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "cp1252"])
+@pytest.mark.parametrize("expected", [",", "\t"])
+def test_what_spreadsheets_make_of_a_table_is_read(tmp_path, text, encoding, expected):
+    (tmp_path / "t.csv").write_bytes(text.encode(encoding))
+    header, *rows = read_rows(tmp_path / "t.csv", expected)
+    assert header[:4] == ["id", "sex", "height", "site"]
+    quote = '"' * (expected == "\t" and "\t" in text and '"' in text)
+    assert [row[:4] for row in rows] == [
+        ["ä1", "Female", "1.71", f"{quote}Ward, left{quote}"],
+        ["ä2", "Male", "-0.5", ""],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"PK\x03\x04 and more", "is a ZIP archive or an Office document"),
+        (b"\n<!DOCTYPE html><html>", "is a web page"),
+        (b"a,b\n\0\0\0,1\n", "cannot be read as UTF-8 text"),
+    ],
+)
+def test_what_is_no_table_is_named(tmp_path, data, reason):
+    (tmp_path / "t.csv").write_bytes(data)
+    with pytest.raises(DataError, match=rf"t\.csv: {reason}"):
+        read_rows(tmp_path / "t.csv")
+
+
+def test_a_missing_table_says_what_is_there(tmp_path):
+    (tmp_path / "T.CSV").write_text(PLAIN)
+    with pytest.raises(DataError, match=r"no t\.csv in .* \(there is T\.CSV\); check the path"):
+        read_text(tmp_path / "t.csv")

@@ -1,0 +1,413 @@
+"""Folders of pipelines and CLIPs as users have them: each loads right, or is one WeightsError."""
+
+import json
+import shutil
+import warnings
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from fairlib.errors import SettingsError, WeightsError
+from fairlib.models import clip as cl
+from fairlib.models import generator as gen
+from fairlib.models.autoencoder import build_autoencoder
+from fairlib.models.controlnet import ControlledGenerator, build_controlnet
+
+CONFIG = {
+    "embed_dim": 16,
+    "vision_cfg": {"image_size": 32, "patch_size": 8, "width": 32, "head_width": 16, "layers": 1},
+    "text_cfg": {"context_length": 32, "width": 32, "heads": 2, "layers": 1},
+}
+PROMPTS = ["axial t1 of the brain", "axial flair of the brain"]
+UNET, TEXT = "unet/diffusion_pytorch_model.safetensors", "text_encoder/model.safetensors"
+SCHEDULER, INDEX = "scheduler/scheduler_config.json", "model_index.json"
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    place = tmp_path_factory.mktemp("weights")
+    cl.write_vocabulary(place / "clip", cl.learn_merges(PROMPTS, count=20))
+    torch.manual_seed(0)
+    encoder = cl.text_encoder_of(cl.build_clip(place / "clip", CONFIG))
+    denoiser = gen.build_denoiser(channels=(16, 32), text_width=32)
+    tokenizer = cl.pipeline_tokenizer(place / "clip")
+    pipeline = gen.assemble(encoder, tokenizer, build_autoencoder((8, 8, 8, 8)), denoiser)
+    gen.save_pipeline(place / "brain", pipeline, half=False)
+    return place / "brain"
+
+
+@pytest.fixture
+def folder(written, tmp_path):
+    """A copy that a test may spoil."""
+    return shutil.copytree(written, tmp_path / "brain")
+
+
+@pytest.fixture(scope="module")
+def image(written):
+    return drawn(written)
+
+
+def drawn(folder):
+    return gen.Generator.load(folder).sample(PROMPTS[:1], 0, steps=2)
+
+
+def edit(path, **changes):
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def weights(folder):
+    return [path for path in folder.glob("*/*.safetensors") if path.parent.name != "scheduler"]
+
+
+def other_unet(folder, **options):
+    """Another UNet in place of the pipeline's."""
+    from diffusers import UNet2DConditionModel
+
+    config = json.loads((folder / "unet/config.json").read_text())
+    known = {name: value for name, value in config.items() if not name.startswith("_")}
+    shutil.rmtree(folder / "unet")
+    UNet2DConditionModel(**(known | options)).save_pretrained(folder / "unet")
+
+
+@pytest.mark.parametrize("parts", [("unet",), ("unet", "vae", "text_encoder")])
+@pytest.mark.parametrize("variant", ["fp16", "non_ema"])
+def test_weights_of_a_variant_alone_are_read(folder, image, parts, variant):
+    for path in weights(folder):
+        if path.parent.name in parts:
+            path.rename(
+                path.with_name(path.name.replace(".safetensors", f".{variant}.safetensors"))
+            )
+    assert torch.equal(drawn(folder), image)
+
+
+def test_the_variant_is_passed_over_where_whole_weights_are_there(folder, image):
+    for path in weights(folder):
+        half = {name: value.half() for name, value in load_file(path).items()}
+        save_file(half, path.with_name(f"{path.stem}.fp16.safetensors"), {"format": "pt"})
+    assert torch.equal(drawn(folder), image)
+
+
+def test_pointers_beside_the_weights_that_are_read_do_no_harm(folder, image):
+    for path in weights(folder):
+        for other in (path.with_suffix(".bin"), path.with_name(f"{path.stem}.fp16.safetensors")):
+            other.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+    assert torch.equal(drawn(folder), image)
+
+
+def test_pickled_weights_are_named_and_not_opened(folder):
+    for path in weights(folder):
+        path.with_suffix(".bin").write_bytes(b"not opened")
+        path.unlink()
+    message = r"text_encoder: model\.bin is a pickle.*use_safetensors=False\)\.save_pretrained"
+    with pytest.raises(WeightsError, match=message):
+        gen.Generator.load(folder)
+
+
+def spoilt(folder, part, way):
+    path = folder / part
+    if way == "pointer":
+        path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+    elif way == "cut":
+        path.write_bytes(path.read_bytes()[:-20])
+    elif way == "gone":
+        path.unlink()
+    elif way == "page":
+        path.write_text("<html>404 not found</html>")
+    else:
+        tensors = load_file(path)
+        name = sorted(tensors)[-1]
+        tensors.pop(name) if way == "lacks" else tensors[name].fill_(torch.nan)
+        save_file(tensors, path, {"format": "pt"})
+
+
+@pytest.mark.parametrize("part", [UNET, TEXT])
+@pytest.mark.parametrize(
+    ("way", "message"),
+    [
+        ("pointer", "a pointer of git-lfs, not weights; run `git lfs pull`"),
+        ("cut", "fetch it again"),
+        ("page", "fetch it again"),
+        ("gone", r"holds no weights \(\*\.safetensors\)"),
+        ("lacks", r"holds \d+ of \d+ weights"),
+        ("nan", "weights hold NaN or infinity"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:.*meta")
+def test_weights_that_cannot_be_meant_name_their_part(folder, part, way, message):
+    spoilt(folder, part, way)
+    with pytest.raises(WeightsError, match=f"{part.split('/')[0]}.*{message}"):
+        gen.Generator.load(folder)
+
+
+@pytest.mark.parametrize("name", ["unet", "scheduler", "tokenizer"])
+def test_a_part_that_is_missing_is_named_with_those_that_are_there(folder, name):
+    shutil.rmtree(folder / name)
+    with pytest.raises(WeightsError, match=f"{name} is named in model_index.json.*text_encoder"):
+        gen.Generator.load(folder)
+
+
+@pytest.mark.parametrize("file", [INDEX, "unet/config.json", SCHEDULER])
+def test_broken_json_is_one_error(folder, file):
+    (folder / file).write_text("{")
+    with pytest.raises(WeightsError, match=str(folder)):
+        gen.Generator.load(folder)
+
+
+def test_a_safety_checker_without_its_folder_is_left_out(folder, image):
+    edit(
+        folder / INDEX,
+        safety_checker=["stable_diffusion", "StableDiffusionSafetyChecker"],
+        feature_extractor=["transformers", "CLIPImageProcessor"],
+        requires_safety_checker=True,
+    )
+    assert torch.equal(drawn(folder), image)
+
+
+@pytest.mark.parametrize(
+    ("changes", "gone", "message"),
+    [
+        ({"_class_name": "IFPipeline"}, ["vae"], "IFPipeline .*it has no vae"),
+        ({"_class_name": "FluxPipeline"}, ["unet"], "FluxPipeline .*it has no unet"),
+    ],
+)
+def test_a_pipeline_of_another_kind_is_named_before_it_is_read(folder, changes, gone, message):
+    index = json.loads((folder / INDEX).read_text()) | changes
+    left = {name: value for name, value in index.items() if name not in gone}
+    (folder / INDEX).write_text(json.dumps(left))
+    with pytest.raises(WeightsError, match=message):
+        gen.Generator.load(folder)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_class_embeds": 2}, "wants class labels"),
+        ({"class_embed_type": "timestep"}, "wants class labels"),
+        ({"in_channels": 9}, "inpainting, depth.*9 channels for 4"),
+        ({"out_channels": 8}, "gives 8 channels for 4"),
+        ({"sample_size": None}, "states no sample_size"),
+        ({"cross_attention_dim": 48}, "text encoder is 32 wide, its UNet attends to 48"),
+        ({"time_cond_proj_dim": 16}, "latent consistency"),
+        (
+            {
+                "addition_embed_type": "text_time",
+                "addition_time_embed_dim": 8,
+                "projection_class_embeddings_input_dim": 80,
+            },
+            "SDXL",
+        ),
+    ],
+)
+def test_a_unet_that_wants_more_is_refused_at_loading(folder, options, message):
+    other_unet(folder, **options)
+    with pytest.raises(WeightsError, match=message):
+        gen.Generator.load(folder)
+
+
+def test_images_need_not_be_square(folder):
+    other_unet(folder, sample_size=[8, 16])
+    assert drawn(folder).shape[-2:] == (64, 128)
+
+
+@pytest.mark.parametrize("spacing", ["trailing", "leading"])
+def test_velocity_without_signal_at_the_end_draws_finite_images(folder, spacing):
+    edit(
+        folder / SCHEDULER,
+        prediction_type="v_prediction",
+        rescale_betas_zero_snr=True,
+        timestep_spacing=spacing,
+    )
+    generator = gen.Generator.load(folder)
+    assert float(generator.alphas_cumprod[-1]) == 0
+    assert bool(generator.sample(PROMPTS[:1], 0, steps=3).isfinite().all())
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"rescale_betas_zero_snr": True}, "ends without signal"),
+        ({"prediction_type": "sample"}, "expected one of epsilon, v_prediction"),
+        ({"trained_betas": [0.0, *[0.01] * 999]}, "not finite"),
+        ({"beta_start": -0.1, "beta_schedule": "linear"}, "not finite"),
+        ({"beta_schedule": "squaredcos_cap_v2"}, "ends without signal"),
+    ],
+)
+def test_a_schedule_that_no_solver_can_follow_is_refused_at_loading(folder, changes, message):
+    edit(folder / SCHEDULER, **changes)
+    with pytest.raises(SettingsError, match=message):
+        gen.Generator.load(folder)
+
+
+def test_a_scheduler_without_alphas_is_refused(folder):
+    edit(folder / INDEX, scheduler=["diffusers", "FlowMatchEulerDiscreteScheduler"])
+    kind = "FlowMatchEulerDiscreteScheduler"
+    (folder / SCHEDULER).write_text(json.dumps({"_class_name": kind}))
+    with pytest.raises(WeightsError, match="its scheduler has no alphas_cumprod"):
+        gen.Generator.load(folder)
+
+
+def test_a_tokenizer_without_a_length_uses_that_of_the_text_encoder(folder, image):
+    path = folder / "tokenizer/tokenizer_config.json"
+    config = json.loads(path.read_text())
+    config.pop("model_max_length")
+    path.write_text(json.dumps(config))
+    assert torch.equal(drawn(folder), image)
+    edit(path, model_max_length=4000)
+    assert torch.equal(drawn(folder), image)
+    edit(path, model_max_length=8)
+    assert gen.Generator.load(folder).encode_prompts(PROMPTS).shape[1] == 8
+
+
+def test_a_tokenizer_of_more_words_than_the_text_encoder_is_refused(folder):
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
+    tokenizer.add_tokens(["<mine>"])
+    tokenizer.save_pretrained(folder / "tokenizer")
+    with pytest.raises(WeightsError, match=r"its tokenizer has (\d+) words, its text encoder"):
+        gen.Generator.load(folder)
+
+
+def test_a_tokenizer_without_its_vocabulary_is_refused(folder):
+    for path in (folder / "tokenizer").iterdir():
+        path.unlink()
+    with pytest.raises(WeightsError, match="tokenizer"):
+        gen.Generator.load(folder)
+
+
+def test_what_a_foreign_loader_raises_names_the_part(folder):
+    edit(folder / "unet/config.json", block_out_channels=[32, 64])
+    with pytest.raises(WeightsError, match=f"{folder}: does not load: unet: .*; fetch it again"):
+        gen.Generator.load(folder)
+
+
+@pytest.mark.parametrize(
+    "name", ["pytorch_lora_weights", "my-LoRA_v2", "unet/adapter_model", "learned_embeds"]
+)
+def test_lora_weights_beside_a_pipeline_are_said_to_be_unread(folder, image, name):
+    save_file({"unet.to_q.lora_A.weight": torch.zeros(2, 2)}, folder / f"{name}.safetensors")
+    with pytest.warns(UserWarning, match=rf"{name}\.safetensors was not read.*load_lora_weights"):
+        assert torch.equal(drawn(folder), image)
+
+
+def test_a_folder_of_lora_weights_alone_says_so(tmp_path):
+    save_file({"a": torch.zeros(1)}, tmp_path / "pytorch_lora_weights.safetensors")
+    with pytest.raises(WeightsError, match="no pipeline here.*changes a pipeline: load its base"):
+        gen.Generator.load(tmp_path)
+
+
+def test_what_is_there_instead_of_a_pipeline_is_said(folder, tmp_path):
+    with pytest.raises(WeightsError, match=f"no pipeline here .*give {folder}"):
+        gen.Generator.load(tmp_path)
+    with pytest.raises(WeightsError, match=r"no pipeline here \(there is brain/\)"):
+        gen.Generator.load(tmp_path / "Brain")
+    with pytest.raises(WeightsError, match="is one file; .*from_single_file"):
+        gen.Generator.load(folder / UNET)
+
+
+@pytest.mark.parametrize("content", [{"version": 3}, {"files": ["a"]}, {"files": {"a": {}}}, [1]])
+def test_a_manifest_of_another_program_is_passed_over(folder, image, content):
+    (folder / "manifest.json").write_text(json.dumps(content))
+    assert torch.equal(drawn(folder), image)
+
+
+def test_home_and_relative_folders_mean_the_same(folder, image, monkeypatch):
+    monkeypatch.setenv("HOME", str(folder.parent))
+    monkeypatch.chdir(folder.parent)
+    assert torch.equal(drawn("~/brain"), image)
+    assert torch.equal(drawn("brain"), image)
+    assert torch.equal(drawn("../" + folder.parent.name + "/brain"), image)
+
+
+def test_a_loaded_pipeline_that_cannot_be_driven_is_a_settings_error(written):
+    pipeline = gen.Generator.load(written).pipeline
+    pipeline.tokenizer.pad_token = None
+    with pytest.raises(SettingsError, match="no token to pad prompts with"):
+        gen.Generator.from_pipeline(pipeline)
+
+
+def test_a_controlnet_of_another_unet_is_refused(written, tmp_path):
+    other = build_controlnet(gen.build_denoiser(channels=(16, 32), text_width=48))
+    other.save_pretrained(tmp_path / "control")
+    with pytest.raises(WeightsError, match=r"another UNet \(cross_attention_dim differ\)"):
+        ControlledGenerator.load(written, controlnet=tmp_path / "control")
+    (tmp_path / "control/diffusion_pytorch_model.safetensors").unlink()
+    with pytest.raises(WeightsError, match="control: holds no weights"):
+        ControlledGenerator.load(written, controlnet=tmp_path / "control")
+
+
+# ---- CLIP
+
+VISION = {"image_size": 32, "patch_size": 16, "width": 32, "head_width": 16, "layers": 1}
+WORDS = {"context_length": 77, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}
+STATISTICS = {"mean": [0.48, 0.46, 0.41], "std": [0.27, 0.26, 0.28]}
+
+
+@pytest.fixture(scope="module")
+def downloaded(tmp_path_factory):
+    """A folder of open_clip, as one downloads it, and its model."""
+    from open_clip.model import CLIP
+
+    place = tmp_path_factory.mktemp("open_clip")
+    torch.manual_seed(0)
+    model = CLIP(embed_dim=16, vision_cfg=VISION, text_cfg=WORDS, quick_gelu=True).eval()
+    config = {"embed_dim": 16, "vision_cfg": VISION, "text_cfg": WORDS, "quick_gelu": True}
+    content = {"model_cfg": config, "preprocess_cfg": STATISTICS}
+    (place / "open_clip_config.json").write_text(json.dumps(content))
+    state = {name: value.contiguous() for name, value in model.state_dict().items()}
+    save_file(state, place / "open_clip_model.safetensors")
+    return place, model
+
+
+@pytest.mark.parametrize("prefix", ["", "local-dir:"])
+def test_a_folder_of_open_clip_embeds_as_open_clip_does(downloaded, prefix):
+    place, model = downloaded
+    clip = cl.load_clip(f"{prefix}{place}")
+    image = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    mean, std = (torch.tensor(STATISTICS[name]).view(1, 3, 1, 1) for name in ("mean", "std"))
+    with torch.no_grad():
+        theirs = model.encode_image((image - mean) / std)
+        ours = clip.embed_images(image * 2 - 1)
+    assert torch.allclose(ours, torch.nn.functional.normalize(theirs, dim=-1), atol=1e-5)
+    assert not any(p.requires_grad for p in clip.parameters())
+
+
+def test_the_text_tower_is_exported_with_its_own_activation(downloaded):
+    place, _ = downloaded
+    clip = cl.load_clip(place)
+    encoder, tokens = cl.text_encoder_of(clip), clip.tokenizer(["a scan"])
+    states = clip.model.token_embedding(tokens) + clip.model.positional_embedding
+    with torch.no_grad():
+        theirs = clip.model.ln_final(clip.model.transformer(states, attn_mask=clip.model.attn_mask))
+        assert torch.allclose(encoder(tokens)[0], theirs, atol=1e-5)
+
+
+def test_broken_folders_of_open_clip_are_one_error(downloaded, tmp_path):
+    place = shutil.copytree(downloaded[0], tmp_path / "clip")
+    file = place / "open_clip_model.safetensors"
+    file.rename(place / "open_clip_pytorch_model.bin")
+    with pytest.raises(WeightsError, match=r"open_clip_pytorch_model\.bin is a pickle"):
+        cl.load_clip(place)
+    (place / "open_clip_pytorch_model.bin").unlink()
+    with pytest.raises(WeightsError, match=f"{place}: .*complete the folder"):
+        cl.load_clip(place)
+    (place / "open_clip_config.json").write_text("{")
+    with pytest.raises(WeightsError, match=f"{place}: .*complete the folder"):
+        cl.load_clip(place)
+
+
+def test_names_of_clip_that_are_not_there_are_one_error_with_a_remedy(tmp_path):
+    with pytest.raises(WeightsError, match="BiomedCLIP: no CLIP here .*open_clip_config.json"):
+        cl.load_clip("BiomedCLIP")
+    with pytest.raises(WeightsError, match="me/nothing: .*local_files_only=False.* by hand"):
+        cl.load_clip("hf-hub:me/nothing")
+    (tmp_path / "config.json").write_text('{"model_type": "clip"}')
+    with pytest.raises(WeightsError, match="no CLIP of this library"):
+        cl.load_clip(tmp_path)
+
+
+def test_nothing_is_warned_of_when_all_is_well(written):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        gen.Generator.load(written)
