@@ -359,7 +359,7 @@ def test_the_written_layout_is_read_by_the_reader(tmp_path):
             "md",
         }
         assert found["slo_fundus"].shape == (200, 200, 3) and found["slo_fundus"].dtype == np.uint8
-    cohort = read_fairgenmed(root, strict=True)
+    cohort = read_fairgenmed(root)
     images, table = draw_fundi(settings)
     assert len(cohort.table) == 12 and len(cohort.excluded) == 0
     for name in (
