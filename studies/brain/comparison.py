@@ -514,7 +514,7 @@ SWEEP = replace(
         "readings": Table(choice_readings, compressed=True, decimals=4),
         "cosine": Table(choice_cosine),
         "known": Table(selection_readings, "study", compressed=True, decimals=4),
-        "choice": Table(choice, "summary"),
+        "choice": Table(choice, "summary", decimals=7),
         **{name: STUDY.tables[name] for name in ("history", "cost")},
     },
     criteria=lambda tables, settings: [],
