@@ -517,5 +517,5 @@ SWEEP = replace(
         "choice": Table(choice, "summary", decimals=7),
         **{name: STUDY.tables[name] for name in ("history", "cost")},
     },
-    criteria=lambda tables, settings: [],
+    criteria=lambda tables, settings: comparison_report.swept(tables),
 )

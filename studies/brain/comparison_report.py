@@ -40,6 +40,7 @@ FIDELITY_LOSS = Criterion(
     "fidelity_loss", "loss of prompt fidelity, {name}, points", 3.0, Rule.AT_MOST, decimals=1
 )
 CONTRAST = Criterion("contrast", "distance less that of {other} (Holm p {p:.2g})")
+CHOICE = Criterion("choice", "distance of the proportion to the target{chosen}")
 COST = Criterion("cost", "denoiser evaluations before any image is drawn", decimals=0)
 
 
@@ -168,3 +169,14 @@ def choices(readings: pd.DataFrame, cosine: pd.DataFrame, known: pd.DataFrame) -
     best = allowed.groupby("method").distance.transform("min")
     chosen = allowed[allowed.distance <= best + TIE].groupby("method").setting.idxmin()
     return table.assign(chosen=table.index.isin(chosen)).reset_index(drop=True)
+
+
+def swept(tables: Mapping[str, pd.DataFrame]) -> list[dict]:
+    """What a sweep says of each setting: rows of `studies.engine.criteria`."""
+    count = tables["readings"].groupby("arm").size()
+    rows = []
+    for row in tables["choice"].itertuples():
+        arm, chosen = f"{row.method}@{row.setting:g}", ": chosen" if row.chosen else ""
+        value = Interval(row.distance, np.nan, np.nan)
+        rows.append(CHOICE.row(arm, "selection classifier", value, int(count[arm]), chosen=chosen))
+    return rows
