@@ -103,7 +103,8 @@ def report(options: argparse.Namespace) -> int:
 
     tables = reports([study_of(name) for name in STUDIES])
     for folder, table in tables.items():
-        print(f"{folder}\n{formatted(table).to_string(index=False)}\n")
+        shown = "no criteria" if table.empty else formatted(table).to_string(index=False)
+        print(f"{folder}\n{shown}\n")
         if old := table.attrs.get("outdated"):
             cells = "; ".join(f"{arm}, seeds {' '.join(map(str, old[arm]))}" for arm in old)
             print(f"Rows of {folder} that other code made than its latest rows: {cells}\n")
