@@ -8,7 +8,7 @@ uses. Every seed has tuning classifiers and a base cache of its own.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -68,6 +68,13 @@ PUBLISHED = {
     "steps": 18,
 }
 GUIDANCES = (0.15, 0.5, 1.5)
+# where the best value lay at an edge, one further on that side
+FURTHER = {
+    "class-standard": 1.3e-5,
+    "transport-robust": 1.3e-5,
+    "target-images": 1.1e-3,
+    "batch-guidance": 4.5,
+}
 # chosen in `results/sweep` by the rule of `plan.md`
 RATE, GUIDANCE = 1.2e-4, 0.5
 POOL = 3.0  # images generated for each that is kept, when noises are chosen
@@ -353,6 +360,14 @@ def transferred(run: Run) -> pd.DataFrame:
     return transfer(EVALUATORS, run)
 
 
+def _tuned_at(classifier: str, family: str, changes: dict, says: str, rate: float) -> TunedArm:
+    return arm(says, classifier, family, learning_rate=rate, **changes)
+
+
+def _made_at(run: Callable, acts: Any, says: str, value: float) -> Arm:
+    return Arm(partial(run, value), says, acts, "robust")
+
+
 def _swept() -> dict[str, Arm]:
     cells: dict[str, tuple[str, str, dict]] = {
         "class-standard": ("standard", "class", {}),
@@ -361,19 +376,16 @@ def _swept() -> dict[str, Arm]:
         "transport-robust": ("robust", "transport", {}),
         "mean-kl-robust": ("robust", "mean_kl", {}),
     }
+    makers = {name: partial(_tuned_at, *cell) for name, cell in cells.items()}
+    others = {"target-images": rivals.target_images, "grpo": rivals.grpo_images}
+    makers |= {name: partial(_made_at, run, "fine-tuning") for name, run in others.items()}
+    guided = partial(rivals.guided, rivals.batch_guided)
+    makers["batch-guidance"] = partial(_made_at, guided, "sampling")
     arms: dict[str, Arm] = {"untuned": UNTUNED}
-    for rate in RATES:
-        for name, (classifier, family, changes) in cells.items():
-            arms[f"{name}@{rate:g}"] = arm(
-                f"{name}, rate {rate:g}", classifier, family, learning_rate=rate, **changes
-            )
-        for name, run in (("target-images", rivals.target_images), ("grpo", rivals.grpo_images)):
-            says = f"{name}, rate {rate:g}"
-            arms[f"{name}@{rate:g}"] = Arm(partial(run, rate), says, "fine-tuning", "robust")
-    for strength in GUIDANCES:
-        run = partial(rivals.guided, rivals.batch_guided, strength)
-        says = f"batch guidance, strength {strength:g}"
-        arms[f"batch-guidance@{strength:g}"] = Arm(run, says, "sampling", "robust")
+    for name, make in makers.items():
+        values = GUIDANCES if name == "batch-guidance" else RATES
+        for value in sorted({*values, FURTHER.get(name, values[0])}):
+            arms[f"{name}@{value:g}"] = make(f"{name} at {value:g}", value)
     return arms
 
 
