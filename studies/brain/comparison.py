@@ -76,7 +76,16 @@ FURTHER = {
     "batch-guidance": 4.5,
 }
 # chosen in `results/sweep` by the rule of `plan.md`
-RATE, GUIDANCE = 1.2e-4, 0.5
+CHOSEN = {
+    "class": 1.3e-5,
+    "class-published": 1.2e-4,
+    "quantile": 4e-5,
+    "transport": 1.3e-5,
+    "mean_kl": 4e-5,
+    "target-images": 3.6e-4,
+    "grpo": 1.2e-4,
+    "batch-guidance": 1.5,
+}
 POOL = 3.0  # images generated for each that is kept, when noises are chosen
 
 
@@ -194,14 +203,14 @@ def choice_cosine(run: Run) -> pd.DataFrame:
 
 
 def _finetuning_cost(run: Run) -> list[tuple[str, int, int]]:
-    chosen = rivals.target_finetuning(run.settings, run.seed, RATE)
+    chosen = rivals.target_finetuning(run.settings, run.seed, CHOSEN["target-images"])
     images = chosen.steps * chosen.batch_size
     return [("fine-tuning", images, images)]
 
 
 def _grpo_cost(run: Run) -> list[tuple[str, int, int]]:
     """The base model predicts once more wherever a step carries gradient."""
-    chosen = rivals.grpo_settings(run.settings, run.seed, RATE)
+    chosen = rivals.grpo_settings(run.settings, run.seed, CHOSEN["grpo"])
     images = chosen.steps * chosen.prompts_per_step * chosen.images_per_prompt
     replayed = images * chosen.replay_steps
     sampled = ("tuning", images * chosen.sampling_steps, 0)
@@ -256,7 +265,7 @@ def arm(
     says: str, classifier: str, family: str, target: Any = "marginal", **changes: Any
 ) -> TunedArm:
     """The entry of an arm that tunes: see `Tuning`."""
-    tuning = Tuning(classifier, family, target, {"learning_rate": RATE, **changes})
+    tuning = Tuning(classifier, family, target, {"learning_rate": CHOSEN[family], **changes})
     return TunedArm(partial(tuned_images, tuning), says, "fine-tuning", classifier, tuning=tuning)
 
 
@@ -286,6 +295,7 @@ ARMS: dict[str, Arm] = {
         "class targets in the published order of work, standard tuning classifier",
         "standard",
         "class",
+        learning_rate=CHOSEN["class-published"],
         **PUBLISHED,
     ),
     "last-step": arm(
@@ -296,13 +306,16 @@ ARMS: dict[str, Arm] = {
         replay_steps=1,
     ),
     "target-images": Arm(
-        partial(rivals.target_images, RATE),
+        partial(rivals.target_images, CHOSEN["target-images"]),
         "fine-tuning on the target cohort's images",
         "fine-tuning",
         "robust",
     ),
     "grpo": Arm(
-        partial(rivals.grpo_images, RATE), "policy gradient (Fair-GRPO)", "fine-tuning", "robust"
+        partial(rivals.grpo_images, CHOSEN["grpo"]),
+        "policy gradient (Fair-GRPO)",
+        "fine-tuning",
+        "robust",
     ),
     "generate-and-keep": Arm(
         partial(rivals.kept, "class", 1.0),
@@ -317,7 +330,7 @@ ARMS: dict[str, Arm] = {
         "robust",
     ),
     "batch-guidance": Arm(
-        partial(rivals.guided, rivals.batch_guided, GUIDANCE),
+        partial(rivals.guided, rivals.batch_guided, CHOSEN["batch-guidance"]),
         "batch guidance (Balancing Act)",
         "sampling",
         "robust",
