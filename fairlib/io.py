@@ -105,6 +105,31 @@ def write_image(path: Path, image: Tensor) -> None:
     write_bytes(path, stream.getvalue())
 
 
+def write_sheet(path: Path, images: Tensor, columns: int = 8) -> None:
+    """Write square images, uint8 [N, 1, S, S], as one PNG with `columns` of them a row."""
+    import torch
+
+    rows = -(-len(images) // columns)
+    padded = torch.cat([images, images.new_zeros(rows * columns - len(images), *images.shape[1:])])
+    tiled = padded.unflatten(0, (rows, columns)).permute(2, 0, 3, 1, 4).flatten(1, 2).flatten(2, 3)
+    write_image(path, to_images(tiled))
+
+
+def read_sheet(path: Path, columns: int = 8) -> Tensor:
+    """The images of a sheet that `write_sheet` wrote, uint8 [N, 1, S, S]; empty places of its last
+    row are black images.
+    """
+    import numpy as np
+    import torch
+    from PIL import Image
+
+    with Image.open(path) as sheet:
+        pixels = torch.from_numpy(np.array(sheet))
+    side = pixels.shape[1] // columns
+    tiles = pixels.unflatten(0, (-1, side)).unflatten(2, (columns, side)).permute(0, 2, 1, 3)
+    return tiles.flatten(0, 1)[:, None]
+
+
 # Of files that stand where another was expected: position and bytes -> what they are.
 SIGNATURES = {
     (0, b"version https://git-lfs"): "a pointer of Git LFS, not the file (run `git lfs pull`)",

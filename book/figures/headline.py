@@ -1,38 +1,47 @@
-"""Draw `headline.png` from the study's saved images: seed 2, ten noises evenly spaced over the
-thousand, none chosen by eye.
+"""Draw the figures of the preface from the stored long runs of the brain study: `headline.png`, the
+same noises before and after tuning, chosen only by their place in the list, and `forest.png`, the
+share of every arm by every evaluator.
 
-    python -m studies brain --arms transport-robust --seeds 2 && python book/figures/headline.py
+    python book/figures/headline.py
+
+Each names the table that it was drawn from, so that a test can tell an old figure.
 """
 
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
-from torch import Tensor
 
 from fairlib import figures
-from fairlib.io import to_images
-from studies.brain.arms import ARMS
+from fairlib.io import sha256, to_images
 from studies.brain.data import BrainSettings
-from studies.brain.study import image_readings
+from studies.brain.report import DEFAULT, TARGET, labelled
+from studies.brain.study import STUDY
+from studies.engine.study import results_of
 
-SEED, COUNT = 2, 10
-
-
-def saved(arm: str) -> tuple[pd.DataFrame, Tensor]:
-    """Readings and images of `arm` at `SEED`, found in `runs/` or made."""
-    settings = BrainSettings()
-    images = ARMS[arm].run(settings, SEED)
-    return image_readings(settings, SEED, images), images.load()
+COUNT = 8
+PLACE = Path(__file__).parent
 
 
 def main() -> None:
-    (before, was), (after, now) = saved("untuned"), saved("transport-robust")
-    pick = np.linspace(0, len(before) - 1, COUNT).astype(int)
-    titles = [f"{before.heldout[i]:.2f} to {after.heldout[i]:.2f}" for i in pick]
+    tables, images, seed = results_of(STUDY, BrainSettings(), "stored", [DEFAULT], 0)
+    about = {"Description": sha256(STUDY.results() / "criteria.csv"), "Software": None}
     figures.house_style()
-    figure = figures.before_after(to_images(was[pick]), to_images(now[pick]), titles, cell=1.15)
-    figure.savefig(Path(__file__).with_name("headline.png"), dpi=110, bbox_inches="tight")
+    readings = tables["readings"][tables["readings"].seed == seed]
+    first = readings[readings.arm == "untuned"].groupby("prompt", sort=False).head(3).image
+    pick = np.linspace(0, len(first) - 1, COUNT).astype(int)
+    p_female = readings.pivot(index="image", columns="arm", values="heldout").loc[first.iloc[pick]]
+    pairs = p_female[["untuned", DEFAULT]].itertuples(index=False)
+    titles = [f"{was:.2f} to {now:.2f}" for was, now in pairs]
+    shown = (to_images(images[arm][pick]) for arm in ("untuned", DEFAULT))
+    figure = figures.before_after(*shown, titles, cell=1.3)
+    figure.savefig(PLACE / "headline.png", dpi=110, bbox_inches="tight", metadata=about)
+    shares = labelled(tables["criteria"])
+    shares = shares[shares.metric_id == "share"]
+    label = "female images, corrected (95 % CI)"
+    axes = figures.dot_plot(
+        shares, "estimate", "arm", "evaluator", TARGET, share=True, label=label
+    )
+    axes.figure.savefig(PLACE / "forest.png", dpi=130, bbox_inches="tight", metadata=about)
 
 
 if __name__ == "__main__":

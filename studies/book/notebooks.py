@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+import platform
 import re
 import sys
 import time
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ from studies.engine.profiles import Profile, chapters, lanes, load_profile, note
 from studies.engine.reach import script_digest
 from studies.engine.stage import Progress, duration, provenance
 
+REHEARSAL = "smoke"  # the profile of `rehearse`
 AT_MOST = 2  # a third lane saves little after the longest one, and every kernel takes memory
 
 
@@ -191,3 +194,49 @@ def _lanes(chosen: list[str]) -> list[list[str]]:
     parts = lanes()
     rest = [stem for stem in chosen if not any(stem in part for part in parts)]
     return [lane for part in [*parts, rest] if (lane := [stem for stem in part if stem in chosen])]
+
+
+# ---- all notebooks with the versions that Colab ships: `.ci/colab` sets the environment up and
+# calls `python -m studies.book.notebooks LIST`; Colab's front end, GPU and Drive it cannot show
+
+
+def rehearse(listed: str) -> int:
+    """Run every chapter with the versions that are installed here and write
+    `results/colab/summary.json`; `listed` is a file of name==version lines. Returns the exit
+    status: 1 when a notebook failed.
+    """
+    other = differing(Path(listed))
+    made = {stem: _rehearsed(stem) for stem in chapters()}
+    about = {"list": Path(listed).name, "python": platform.python_version(), "profile": REHEARSAL}
+    out = repository() / "results" / "colab" / "summary.json"
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_json(out, {**about, "other_versions": other, "notebooks": made, **provenance()})
+    print(out)
+    return int(any("error" in outcome for outcome in made.values()))
+
+
+def differing(listed: Path) -> dict[str, list[str]]:
+    """`{name: [version in the list, version here]}` of the listed packages that are installed here
+    in another version; what follows a plus (`+cu128`) says nothing about the code.
+    """
+    lines = [line.split("==") for line in listed.read_text().splitlines() if "==" in line]
+    here = {_plain(one.metadata["Name"]): one.version for one in metadata.distributions()}
+    found = {name: [version, here.get(_plain(name), version)] for name, version in lines}
+    return {name: pair for name, pair in found.items() if len({v.split("+")[0] for v in pair}) > 1}
+
+
+def _rehearsed(stem: str) -> dict[str, Any]:
+    """Seconds that one notebook took, or its error."""
+    try:
+        [executed] = run_profile(REHEARSAL, only=[stem], force=True)
+    except NotebookError as error:
+        return {"error": str(error).split("\n")[0]}
+    return {"seconds": read_json(executed.with_suffix(".json"))["seconds"]}
+
+
+def _plain(name: str) -> str:
+    return name.lower().replace("_", "-").replace(".", "-")
+
+
+if __name__ == "__main__":
+    sys.exit(rehearse(*sys.argv[1:]))

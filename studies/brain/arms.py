@@ -1,8 +1,7 @@
-"""The arms of the study: what each does to the generator, and the images that come of it.
+"""Tuned arms: the base cache, the tuning of the denoiser, and the images of a tuned or untuned
+model.
 
-An arm is a function of (settings, seed, plan) that gives the images of a plan as an artifact, and a
-line of `ARMS`. It may act in fine-tuning, as all do here, or at sampling, or in choosing noises or
-images: what measures it asks for images alone.
+What every arm is, and which there are, `study.py` says; `rivals.py` has those that are no tuning.
 """
 
 from __future__ import annotations
@@ -12,7 +11,6 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -29,7 +27,6 @@ from fairlib.models.clip import Clip, load_clip
 from fairlib.models.generator import Generator
 from studies.brain.data import (
     EVALUATION_PROMPTS,
-    FIDELITY_PROMPTS,
     BrainSettings,
     Prompt,
     Sampling,
@@ -46,8 +43,7 @@ from studies.engine import accelerator
 from studies.engine.stage import Artifact, Progress, stage
 from studies.engine.study import Arm
 
-# streams of noise of evaluation and of prompt fidelity start here; tuning uses its seed as it is
-NOISE, FIDELITY_NOISE = 5000, 5900
+NOISE = 5000  # the streams of evaluation start here; tuning uses its seed as it is
 STATE, HISTORY = "state.safetensors", "history.csv"
 LATENTS, READINGS = "latents.safetensors", "readings.safetensors"
 
@@ -80,11 +76,6 @@ class Plan:
 def evaluation(settings: BrainSettings, seed: int) -> Plan:
     """The images that every evaluator reads."""
     return Plan(EVALUATION_PROMPTS, settings.images, NOISE + seed)
-
-
-def fidelity_plan(settings: BrainSettings, seed: int) -> Plan:
-    """The images that prompt fidelity is counted on."""
-    return Plan(FIDELITY_PROMPTS, settings.fidelity_images, FIDELITY_NOISE + seed)
 
 
 def read_generator(folder: Path) -> Generator:
@@ -387,64 +378,3 @@ class TunedArm(Arm[BrainSettings]):
     """An arm that tunes the base model, and how."""
 
     tuning: Tuning = Tuning("robust")
-
-
-def tuned_arm(
-    says: str, classifier: str, family: str = "transport", target: str = "marginal", **changes: Any
-) -> TunedArm:
-    """The entry of an arm that tunes: see `Tuning`."""
-    tuning = Tuning(classifier, family, target, changes)
-    run = partial(tuned_images, tuning)
-    return TunedArm(run, says, "fine-tuning", classifier, tuning=tuning)
-
-
-ARMS: dict[str, Arm[BrainSettings]] = {
-    "untuned": Arm(base_images, "the untuned model", "nowhere", "robust"),
-    "class-standard": tuned_arm(
-        "class targets as published (Shen et al.), standard tuning classifier", "standard", "class"
-    ),
-    "transport-standard": tuned_arm(
-        "transport targets, standard tuning classifier (no adversary)", "standard"
-    ),
-    "class-robust": tuned_arm("class targets, robust tuning classifier", "robust", "class"),
-    "quantile-robust": tuned_arm("quantile targets within each batch", "robust", "quantile"),
-    "transport-robust": tuned_arm(
-        "transport targets, robust tuning classifier: the default", "robust"
-    ),
-    "conditional": tuned_arm(
-        "the default, each grade toward its own share", "robust", target="conditional"
-    ),
-}
-# One thing at a time taken from the default, or done otherwise.
-ABLATIONS: dict[str, Arm[BrainSettings]] = {
-    "untuned": ARMS["untuned"],
-    "transport-robust": ARMS["transport-robust"],
-    "transport-standard": ARMS["transport-standard"],
-    "bare": tuned_arm("tuning classifier without adversary and augmentation", "bare"),
-    "ensemble": tuned_arm(
-        "tuning classifier: mean logit of three augmented ones, no adversary", "ensemble"
-    ),
-    "class-robust": ARMS["class-robust"],
-    "quantile-robust": ARMS["quantile-robust"],
-    "early": tuned_arm(
-        "gradient through the two first, coarse steps only", "robust", replay_scheme="early"
-    ),
-    "all-steps": tuned_arm(
-        "gradient through all eight steps", "robust", replay_scheme="all", replay_steps=8
-    ),
-    "flat": tuned_arm("all steps with the same weight", "robust", step_weights="flat"),
-    "no-consistency": tuned_arm("no CLIP consistency", "robust", consistency_weight=0.0),
-    "consistency-16": tuned_arm(
-        "CLIP consistency four times as strong", "robust", consistency_weight=16.0
-    ),
-    "no-annealing": tuned_arm(
-        "rate held, no moving average of the weights", "robust", anneal="none", ema_decay=0.0
-    ),
-    "larger-steps": tuned_arm(
-        "three times the rate, a third of the steps",
-        "robust",
-        learning_rate=1.2e-4,
-        steps=30,
-        warmup=4,
-    ),
-}

@@ -40,8 +40,10 @@ class BrainSettings:
     classifier. radius: L2 radius of the robust tuning classifier's adversary.
     classifier_seed: of the tuning classifiers; cache_seed: of the base cache's noises; None gives
     every run its own.
-    images: generated per arm and seed; fidelity_images: those that prompt fidelity is counted on.
-    tuning: settings of the tuning (`AlignmentSettings`) other than the arms', as {"steps": 30}.
+    images: generated per arm and seed. tuning: settings of the tuning (`AlignmentSettings`) other
+    than the arms', by default the budget of `plan.md`.
+    calibration: images of known sex in the primary calibration set; denoised, pairs: in the others;
+    transfer: generated in each condition of `transfer`.
     """
 
     cohort: Literal["phantom", "brats"] = "phantom"
@@ -54,27 +56,13 @@ class BrainSettings:
     split_seed: int = 0
     radiology: int = 1500
     classifier_steps: int = 700
-    classifier_seed: int | None = 10
-    cache_seed: int | None = 100
+    classifier_seed: int | None = None
+    cache_seed: int | None = None
     radius: float = 4.0
     images: int = 1000
-    fidelity_images: int = 240
     sampling_steps: int = 8
     guidance_scale: float = 2.0
     batch_size: int = 50
-    tuning: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class ComparisonSettings(BrainSettings):
-    """Everything that the comparison of methods depends on: every run has classifiers and a base
-    cache of its own, and the budget of `plan.md`. calibration: images of known sex in the primary
-    calibration set; denoised, pairs: in the others; transfer: generated in each condition of
-    `transfer`.
-    """
-
-    classifier_seed: int | None = None
-    cache_seed: int | None = None
     tuning: dict[str, Any] = field(default_factory=lambda: dict(BUDGET))
     calibration: int = 4000
     denoised: int = 1200
@@ -292,3 +280,8 @@ EVALUATION_PROMPTS = tuple(
 FIDELITY_PROMPTS = EVALUATION_PROMPTS + tuple(
     _prompt(contrast, "none", "none") for contrast in CONTRASTS
 )
+
+
+def smaller(images: int) -> dict[str, int]:
+    """Settings of a run with few images: calibration sets in proportion."""
+    return {"calibration": 4 * images, "denoised": images, "pairs": images // 2}

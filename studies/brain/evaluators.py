@@ -23,7 +23,6 @@ from fairlib.models.classifier import (
     RESIDUAL,
     Classifier,
     ClassifierSettings,
-    Ensemble,
     build_classifier,
     calibrate,
     fit_classifier,
@@ -36,7 +35,6 @@ from studies.brain.data import BrainSettings, cohort, split
 from studies.engine import accelerator
 from studies.engine.stage import Artifact, Progress, stage
 
-SLICE_COLUMNS = ["subject", "sex", "grade", "contrast", "side"]
 Fitted = Sequence[Artifact]
 Read = Callable[[str, Fitted, Tensor, list[str]], dict[str, np.ndarray]]
 
@@ -132,36 +130,27 @@ def shuffled_classifier(
     save_classifier(out, classifier)
 
 
-def classifier_settings(settings: BrainSettings, kind: str, seed: int) -> list[ClassifierSettings]:
-    """The classifiers that make up the tuning classifier `kind`, whose mean logit is followed.
+def classifier_settings(settings: BrainSettings, kind: str, seed: int) -> ClassifierSettings:
+    """The settings of the tuning classifier `kind`: standard, or robust, trained with an adversary.
 
     They share an architecture and a seed, so that one thing is all that differs.
     """
     standard = ClassifierSettings(steps=settings.classifier_steps, seed=seed, balance=True)
-    return {
-        "standard": [standard],
-        "robust": [replace(standard, radius=settings.radius)],
-        "bare": [replace(standard, augmentation="none")],
-        "ensemble": [replace(standard, seed=seed + member) for member in range(3)],
-    }[kind]
+    return {"standard": standard, "robust": replace(standard, radius=settings.radius)}[kind]
 
 
 def tuning_classifier(settings: BrainSettings, kind: str, seed: int = 0) -> list[Artifact]:
-    """The members of the tuning classifier `kind`; those of run `seed` where every run has its
-    own.
-    """
+    """The tuning classifier `kind`, of run `seed` where every run has its own."""
     own = seed if settings.classifier_seed is None else settings.classifier_seed
     kind, _, how = kind.partition("_")
     everyone = cohort(short_training(settings) if how == "short" else settings)
     if kind == "shuffled":
-        [fit] = classifier_settings(settings, "standard", own)
+        fit = classifier_settings(settings, "standard", own)
         return [shuffled_classifier(fit, everyone, settings.split_seed)]
     if how == "short":
         settings = short_training(settings)
-    return [
-        sex_classifier(each, everyone, settings.split_seed, "tuning", kind)
-        for each in classifier_settings(settings, kind, own)
-    ]
+    fit = classifier_settings(settings, kind, own)
+    return [sex_classifier(fit, everyone, settings.split_seed, "tuning", kind)]
 
 
 def short_training(settings: BrainSettings) -> BrainSettings:
@@ -204,9 +193,8 @@ def area(settings: BrainSettings, seed: int = 0) -> list[Artifact]:
 
 
 def combined(members: Fitted) -> nn.Module:
-    """One classifier: the mean logit of the members where there are several."""
-    loaded = [member.load() for member in members]
-    return loaded[0] if len(loaded) == 1 else Ensemble(loaded).eval().requires_grad_(False)
+    """The classifier of an evaluator that has one."""
+    return members[0].load()
 
 
 def classify(
@@ -238,20 +226,24 @@ def _tuning(kind: str) -> BrainEvaluator:
     return BrainEvaluator(f"{kind} tuning classifier", kind, fit=fit, read=classify)
 
 
-KINDS = ("standard", "robust", "bare", "ensemble")
+KINDS = ("standard", "robust", "standard_short", "robust_short")
 TUNING_CLASSIFIER = "tuning classifier"  # of each arm its own
 EVALUATORS = {
-    **{kind: _tuning(kind) for kind in KINDS},
+    **{kind: _tuning(kind) for kind in (*KINDS, "shuffled")},
+    "selection": BrainEvaluator(
+        "selection classifier", "selection", fit=selection_classifier, read=classify
+    ),
     "heldout": BrainEvaluator(
         "held-out classifier", "heldout", fit=heldout_classifier, read=classify
     ),
     "anatomy": BrainEvaluator(
         "anatomical measurement", "anatomy", fit=anatomy, read=measure_anatomy
     ),
+    "area": BrainEvaluator("measured area", "area", fit=area, read=measure_area),
 }
-# those that read every image of every arm
-EVERYWHERE = ("standard", "robust", "heldout", "anatomy")
-NAMES = {column: EVALUATORS[column].name for column in EVERYWHERE}
+# those that read every image of every arm, and what chapter 3 shows of them
+EVERYWHERE = ("standard", "robust", "heldout", "anatomy", "area")
+NAMES = {column: EVALUATORS[column].name for column in EVERYWHERE[:4]}
 
 
 def evaluators_of(kind: str = "robust") -> list[Evaluator]:

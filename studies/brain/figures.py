@@ -16,7 +16,6 @@ from fairlib.models import solvers
 from fairlib.models.generator import Generator
 from fairlib.models.training import device_of
 from studies.brain.anatomy import Outline
-from studies.brain.arms import ARMS
 from studies.brain.data import BrainSettings
 from studies.brain.evaluators import EVALUATORS, NAMES
 from studies.brain.quality import disturbed
@@ -150,23 +149,6 @@ def accuracy_table(slices: pd.DataFrame, seed: int, replicates: int = 500) -> pd
     )
 
 
-def disagreement(
-    readings: pd.DataFrame, tuned: str = "transport-robust", other: str = "anatomy"
-) -> pd.DataFrame:
-    """Share of the images of each arm that its own tuning classifier and `other` read as different
-    sexes: arm, n, disagree.
-
-    The untuned images are read by the classifier of arm `tuned`. Images that `other` could not read
-    are left out.
-    """
-    rows = []
-    for name, part in readings[readings[other].notna()].groupby("arm", sort=False):
-        own = ARMS[tuned if name == "untuned" else name].evaluator
-        apart = (part[own] > 0.5) != (part[other] > 0.5)
-        rows.append({"arm": name, "n": len(part), "disagree": float(apart.mean())})
-    return pd.DataFrame(rows)
-
-
 def cost_table(history: pd.DataFrame, sampling_steps: int) -> pd.DataFrame:
     """Denoiser calls an image and optimiser step, a backward pass as two: arm, sampling, replay,
     frozen, calls, published, ratio.
@@ -181,3 +163,26 @@ def cost_table(history: pd.DataFrame, sampling_steps: int) -> pd.DataFrame:
     table = pd.DataFrame({"sampling": sampling_steps, "replay": replay, "frozen": frozen})
     calls, published = table.sum(axis="columns"), 6 * sampling_steps
     return table.assign(calls=calls, published=published, ratio=calls / published).reset_index()
+
+
+@torch.no_grad()
+def prompt_effects(
+    generator: Generator,
+    noise: Tensor,
+    pairs: Mapping[str, tuple[str, str]],
+    timesteps: Iterable[int] = (900, 624, 300),
+) -> pd.DataFrame:
+    """How far one change of words changes the noise prediction: words, change (relative), n.
+
+    pairs: name -> two prompts. change: root mean square of the difference of the two predictions
+    over that of the first, mean over `timesteps`; the same latents `noise` [N, 4, h, w] for both.
+    """
+    rows = []
+    for words, both in pairs.items():
+        embeds = [generator.encode_prompts([text] * len(noise)) for text in both]
+        changes = []
+        for timestep in timesteps:
+            one, other = (generator.predict_noise(noise, timestep, each) for each in embeds)
+            changes.append(float((one - other).norm() / one.norm()))
+        rows.append({"words": words, "change": float(np.mean(changes)), "n": len(noise)})
+    return pd.DataFrame(rows)

@@ -147,6 +147,12 @@ def error_rates(data: Comparison, draws: Draws) -> tuple[np.ndarray, np.ndarray]
     return tuple(np.where(useless, np.nan, each) for each in right)  # type: ignore[return-value]
 
 
+def is_useful(data: Comparison) -> bool:
+    """Whether the evaluator is better than chance on its calibration set, at every seed."""
+    read = data.known > THRESHOLD
+    return bool((read[:, data.female == 1].mean(1) > read[:, data.female == 0].mean(1)).all())
+
+
 def cell_shares(data: Comparison, draws: Draws) -> np.ndarray:
     """Corrected shares [B, A, S] of every arm and seed, not clipped."""
     a_f, a_m = error_rates(data, draws)

@@ -1,277 +1,263 @@
-"""The criteria of the brain study, fixed before its results, and the numbers that prose quotes."""
+"""The figures of the comparison with their criteria, from the stored readings alone."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from fairlib.io import read_json
-from fairlib.measures.gaps import gap_table
 from fairlib.measures.intervals import Interval
-from fairlib.measures.shares import (
-    Evaluator,
-    ambiguity_table,
-    group_table,
-    share_table,
-    within_sex_table,
-)
-from studies.brain.arms import ARMS
-from studies.brain.data import BrainSettings
-from studies.brain.evaluators import NAMES, TUNING_CLASSIFIER, evaluators_of
-from studies.engine import repository
+from fairlib.measures.shares import class_accuracies, rogan_gladen
+from studies.brain import outcomes
+from studies.brain.outcomes import PRIMARY, UNTUNED, Comparison, Draws
 from studies.engine.criteria import Criterion, Rule
 
 TARGET = 76 / 166  # female subjects of BraTS 2018 with a known sex
-CONDITIONAL_TARGETS = {"HGG": 38 / 101, "LGG": 38 / 65}
-UNTUNED, TUNED, CONDITIONAL = "untuned", "transport-robust", "conditional"
-PUBLISHED = "class-standard"
-HELDOUT, MEASUREMENT = NAMES["heldout"], NAMES["anatomy"]
-# the evaluators in names of columns and values
-KEYS = {TUNING_CLASSIFIER: "tuning_classifier", HELDOUT: "heldout", MEASUREMENT: "anatomy"}
-ATTRIBUTES = "attribute classifier"
-FIDELITY = ("contrast", "tumour", "side", "grade")
-
-BASE_SHARE = Criterion(
-    "base_share", "female share below target, points", 20.0, Rule.AT_LEAST, decimals=1
-)
-GAP = {
-    name: Criterion("prompt_gap", "mean gap over prompts", bound, Rule.AT_MOST)
-    for name, bound in ((TUNING_CLASSIFIER, 0.03), (HELDOUT, 0.05), (MEASUREMENT, 0.05))
+DEFAULT, RIVALS = "transport-robust", ("untuned", "class-standard", "generate-and-keep")
+LABELS = {  # of arms, for readers
+    "untuned": "untuned model",
+    "transport-robust": "default: transport targets",
+    "class-standard": "class targets",
+    "class-published": "class targets, published order",
+    "generate-and-keep": "generate and keep",
+    "target-images": "fine-tuning on the target cohort",
+    "grpo": "policy gradient",
+    "choose-noises": "choose noises",
+    "batch-guidance": "batch guidance",
+    "null-offset": "null prompt moved",
 }
-GAP_BEYOND_CHANCE = {
-    name: Criterion("prompt_gap_beyond_chance", "gap beyond chance", each.bound, Rule.AT_MOST)
-    for name, each in GAP.items()
+KEYS = {"tuning classifier": "tuning_classifier"}  # of evaluators, in names of quoted numbers
+NAMES = {
+    "heldout": "held-out classifier",
+    "anatomy": "anatomical measurement",
+    "area": "measured area",
 }
-# the milder figure: what the method makes of a prompt on average over its seeds; added after the
-# first results, so it has no criterion
-GAP_JOINED = Criterion("prompt_gap_seeds_joined", "gap over prompts, seeds joined")
-GROUP_GAP = Criterion("group_gap", "gap to the share of {group}", 0.06, Rule.AT_MOST)
-AMBIGUOUS = Criterion(
-    "ambiguous", "ambiguous images against test slices, points", 3.0, Rule.AT_MOST, decimals=1
-)
-ANATOMY = Criterion("anatomy", "anatomy within {sex}, standardised difference", 0.2, Rule.AT_MOST)
-FIDELITY_BASE = Criterion("fidelity", "prompt fidelity, {name}", 0.9, Rule.AT_LEAST)
-FIDELITY_LOSS = Criterion(
-    "fidelity_loss", "loss of fidelity, {name}, points", 3.0, Rule.AT_MOST, decimals=1
-)
-MMD_CHANGE = Criterion("mmd_change", "change of MMD to the target cohort", 0.0, Rule.AT_MOST)
-COSINE = Criterion("cosine_kept", "CLIP cosine where the class stays", 0.90, Rule.AT_LEAST)
-COST = {  # of `benchmarks/alignment_cost.py`
-    "evaluations_ratio": Criterion(
-        "evaluations", "U-Net evaluations against the published order", 1 / 3, Rule.AT_MOST
-    ),
-    "gradient_cosine": Criterion(
-        "gradient_cosine", "gradient cosine to all steps", 0.99, Rule.AT_LEAST
-    ),
-    "memory_ratio": Criterion("memory", "saved activations, 50 steps against 5", 1.1, Rule.AT_MOST),
+OWN = "tuning classifier"
+REPLICATES = 1000
+UNKNOWN = Interval(np.nan, np.nan, np.nan)
+COSINE, TIE = 0.90, 0.01  # of a choice: least CLIP cosine; distances that count as equal
+
+SHARES = {
+    kind: Criterion(
+        "share" if kind == PRIMARY else f"share_{kind}",
+        f"proportion female, calibration set: {words}",
+    )
+    for kind, words in (
+        (PRIMARY, "radiology slices"),
+        ("denoised", "radiology slices, denoised"),
+        ("test", "test slices"),
+    )
 }
+DISTANCE = Criterion("distance", "distance of the proportion to the target", 0.03, Rule.AT_MOST)
+RATIO = Criterion("confirmation_ratio", "confirmation ratio", 0.9, Rule.BETWEEN, 2, 1.1)
+GAPS = {
+    name: Criterion("prompt_gap", "gap by prompt", bound, Rule.AT_MOST)
+    for name, bound in ((OWN, 0.03), (NAMES["heldout"], 0.04), (NAMES["anatomy"], 0.04))
+}
+SIZES = {
+    sex: Criterion(
+        f"size_{sex}",
+        f"brain size in images classified as {words}, standardised difference",
+        -0.1,
+        Rule.BETWEEN,
+        2,
+        0.1,
+    )
+    for sex, words in (("F", "female"), ("M", "male"))
+}
+SIZE_DISTANCE = Criterion(
+    "size_distance", "distance of brain sizes to the target's, mm", decimals=2
+)
+FIDELITY_LOSSES = {
+    name: Criterion(
+        f"fidelity_loss_{name}",
+        f"loss of prompt fidelity, {name}, points",
+        3.0,
+        Rule.AT_MOST,
+        decimals=1,
+    )
+    for name in ("contrast", "grade", "side")
+}
+CONTRASTS = {
+    other: (
+        Criterion(f"contrast_{other}", f"distance less that of {LABELS[other]}"),
+        Criterion(f"contrast_p_{other}", f"the same, p value (Holm over {len(RIVALS)})"),
+    )
+    for other in RIVALS
+}
+CHOICE = Criterion("choice", "distance of the proportion to the target{chosen}")
+COST = Criterion("cost", "denoiser evaluations before any image is drawn", decimals=0)
 
 
-def criteria(tables: Mapping[str, pd.DataFrame], settings: BrainSettings) -> list[dict]:
-    """All figures that the tables decide, with their criteria: rows of `studies.engine.criteria`.
+def criteria(tables: Mapping[str, pd.DataFrame], own: Mapping[str, str]) -> list[dict]:
+    """Every figure of every arm in `tables`: rows of `studies.engine.criteria`.
 
-    Deterministic. Of a folder with readings only (`results/brain-4000`), what these decide.
+    own: of each arm, the column of the tuning classifier that it follows.
     """
-    rows = readings_criteria(tables["readings"], tables["slices"])
-    if "measures" in tables:
-        rows += [*_measured(tables["measures"]), *_cost(repository() / "results" / "cost.json")]
-    return rows
+    arms = [arm for arm in own if (tables["readings"].arm == arm).any()]
+    rows: list[dict] = []
+    for arm in arms:
+        rows += _of_arm(tables, arm, own[arm])
+        rows += _fidelity(tables["measures"], arm) if "measures" in tables else []
+        rows += _cost(tables["cost"], arm) if "cost" in tables else []
+    return [*rows, *_contrasts(tables, arms)]
 
 
-def readings_criteria(
-    readings: pd.DataFrame, slices: pd.DataFrame, tuned: str = TUNED, replicates: int = 500
-) -> list[dict]:
-    """What the readings decide, over all seeds, for the arm `tuned`; an arm that is not among them
-    has no rows.
-
-    Each seed's prompts are cells of their own, so gaps of opposite sign in two seeds do not cancel;
-    "beyond chance" takes the noise of a finite number of images out of them.
+def _of_arm(tables: Mapping[str, pd.DataFrame], arm: str, own: str) -> Iterator[dict]:
+    """Shares, confirmation ratio, gaps and sizes of one arm; all evaluators and calibration sets
+    take the same seeds and images in each draw.
     """
-    evaluators, rng = evaluators_of(_kind(tuned)), np.random.default_rng(0)
-    parts = (_base_share, _prompt_gaps, _conditional, _ambiguous, _anatomy)
-    return [
-        row for part in parts for row in part(readings, slices, evaluators, tuned, rng, replicates)
-    ]
-
-
-def _kind(arm: str) -> str:
-    """The tuning classifier that an arm follows; that of `TUNED` for the base model."""
-    return ARMS[arm].evaluator or ARMS[TUNED].evaluator
-
-
-def _of(readings: pd.DataFrame, *arms: str) -> pd.DataFrame:
-    return readings[readings.arm.isin(arms)]
-
-
-def _interval(row: pd.Series, name: str, scale: float = 1.0) -> Interval:
-    return Interval(*(scale * row[f"{name}{end}"] for end in ("", "_low", "_high")))
-
-
-def magnitude(value: Interval) -> Interval:
-    """The interval of |x| from the interval of x."""
-    ends = sorted(map(abs, (value.low, value.high)))
-    return Interval(abs(value.estimate), 0.0 if 0 in value else ends[0], ends[1])
-
-
-def _base_share(readings, slices, evaluators, tuned, rng, replicates) -> Iterator[dict]:
-    part, anatomy = _of(readings, UNTUNED), evaluators[-1:]
-    if part.empty:
-        return
-    row = share_table(part, slices, anatomy, rng, ("arm",), replicates).iloc[0]
-    ends = (row.corrected, row.corrected_high, row.corrected_low)
-    below = Interval(*(100 * (TARGET - share) for share in ends))
-    yield BASE_SHARE.row(UNTUNED, MEASUREMENT, below, row.n)
-
-
-def _prompt_gaps(readings, slices, evaluators, tuned, rng, replicates) -> Iterator[dict]:
-    for arm in (UNTUNED, tuned):
-        part = _of(readings, arm)
-        if part.empty:
+    rng, both = np.random.default_rng(0), list(dict.fromkeys((UNTUNED, arm)))
+    readings, known = tables["readings"], tables["calibration"]
+    columns = {OWN: own, **{name: column for column, name in NAMES.items()}}
+    sets, primary = sets_of(known), primary_of(known)
+    first: Draws | None = None
+    moved: dict[str, tuple[Comparison, Draws]] = {}
+    for name, column in columns.items():
+        if column not in known or readings.loc[readings.arm == arm, column].isna().all():
             continue
-        cells = part.assign(prompt=part.prompt.astype(str) + " seed " + part.seed.astype(str))
-        joined, apart = (
-            gap_table(table, slices, evaluators, TARGET, rng, ("arm",), replicates)
-            for table in (part, cells)
-        )
-        joined, apart = joined.set_index("evaluator"), apart.set_index("evaluator")
-        for name in GAP:
-            one, each, compared = joined.loc[name], apart.loc[name], arm == UNTUNED
-            beyond = _interval(each, "beyond_chance")
-            gap, gap_joined = (Interval(row.gap, np.nan, np.nan) for row in (each, one))
-            yield GAP[name].row(arm, name, gap, each.n, each.floor, compared)
-            yield GAP_BEYOND_CHANCE[name].row(arm, name, beyond, each.n, compared=compared)
-            yield GAP_JOINED.row(arm, name, gap_joined, one.n, one.floor)
+        for kind in sets:
+            data = outcomes.compare(readings, known, column, both, kind)
+            draws = data.draws(REPLICATES, rng) if first is None else None
+            draws = draws or outcomes.same_images(data, first, rng)
+            first = first or draws
+            if not outcomes.is_useful(data):  # nothing can be corrected by a guess
+                yield SHARES[kind].row(arm, name, UNKNOWN, data.p[0].size)
+                continue
+            share = outcomes.interval_of(outcomes.shares(data, draws)[:, data.place(arm)])
+            yield SHARES[kind].row(arm, name, share, data.p[0].size)
+            if kind == primary:
+                moved[name] = data, draws
+                yield from _primary(data, draws, arm, name, share)
+    if OWN in moved and arm != UNTUNED:
+        for name in [name for name in NAMES.values() if name in moved]:
+            data, draws = moved[name]
+            ratio = outcomes.confirmation_ratio(data, moved[OWN][0], arm, draws, moved[OWN][1])
+            bound = name == NAMES["anatomy"] and arm.startswith("transport-")
+            yield RATIO.row(arm, name, ratio, data.p[0].size, compared=not bound)
 
 
-def _conditional(readings, slices, evaluators, tuned, rng, replicates) -> Iterator[dict]:
-    part, heldout = _of(readings, CONDITIONAL), evaluators[1:2]
-    if part.empty:
+def sets_of(known: pd.DataFrame) -> list[str]:
+    """The calibration sets that there are."""
+    return [kind for kind in SHARES if (known["set"] == kind).any()]
+
+
+def primary_of(known: pd.DataFrame) -> str:
+    """The primary calibration set; of a real cohort, which has that alone, its test slices."""
+    return sets_of(known)[0]
+
+
+def _primary(
+    data: Comparison, draws: Draws, arm: str, name: str, share: Interval
+) -> Iterator[dict]:
+    bound, count = arm == DEFAULT, data.p[0].size
+    if name == NAMES["anatomy"]:
+        ends = sorted(abs(end - TARGET) for end in (share.low, share.high))
+        low = 0.0 if TARGET in share else ends[0]
+        distance = Interval(abs(share.estimate - TARGET), low, ends[1])
+        yield DISTANCE.row(arm, name, distance, count, compared=not bound)
+        found, floor = outcomes.size_distance(data, arm, TARGET)
+        nothing = Interval(found, np.nan, np.nan)
+        yield SIZE_DISTANCE.row(arm, name, nothing, count, floor)
+    if name in GAPS:
+        gap = outcomes.prompt_gap(data, draws, arm, TARGET)
+        yield GAPS[name].row(arm, name, gap, count, compared=not bound)
+    if name == NAMES["heldout"]:
+        for sex, criterion in SIZES.items():
+            size = outcomes.size_within(data, draws, arm, sex)
+            yield criterion.row(arm, name, size, count, compared=not bound)
+
+
+def _fidelity(measures: pd.DataFrame, arm: str) -> Iterator[dict]:
+    of = measures.set_index("seed")
+    mine, before = of[of.arm == arm], of[of.arm == UNTUNED]
+    for name, criterion in FIDELITY_LOSSES.items():
+        loss = 100 * (before[name] - mine[name]).dropna()
+        value = Interval(loss.mean(), loss.min(), loss.max())
+        bound = arm == DEFAULT
+        yield criterion.row(arm, "attribute classifier", value, len(loss), compared=not bound)
+
+
+def _cost(cost: pd.DataFrame, arm: str) -> Iterator[dict]:
+    rows = cost[(cost.arm == arm) & (cost.kind != "sampling")]
+    each = (rows.forward + 2 * rows.backward).groupby(rows.seed).sum()
+    total = float(each.mean()) if len(each) else 0.0
+    yield COST.row(arm, "counter", Interval(total, total, total), max(1, len(each)))
+
+
+def _contrasts(tables: Mapping[str, pd.DataFrame], arms: list[str]) -> Iterator[dict]:
+    """The confirmatory contrasts, of those rivals that were run."""
+    rivals, known = [arm for arm in RIVALS if arm in arms], tables["calibration"]
+    if DEFAULT not in arms or not rivals:
         return
-    table = group_table(part, slices, heldout, CONDITIONAL_TARGETS, rng, ("arm",), replicates)
-    for _, row in table.iterrows():
-        gap = Interval(row.gap, row.share_low - row.target, row.share_high - row.target)
-        yield GROUP_GAP.row(CONDITIONAL, HELDOUT, magnitude(gap), row.n, group=row["group"])
+    chosen, primary = [DEFAULT, *rivals], primary_of(known)
+    data = outcomes.compare(tables["readings"], known, "anatomy", chosen, primary)
+    if len(data.seeds) < 2 or not outcomes.is_useful(data):
+        return
+    for row in outcomes.contrasts(data, TARGET, DEFAULT, rivals).itertuples():
+        difference, p = CONTRASTS[row.against]
+        value = Interval(row.difference, row.low, row.high)
+        yield difference.row(DEFAULT, NAMES["anatomy"], value, row.seeds)
+        yield p.row(DEFAULT, NAMES["anatomy"], Interval(row.p_holm, np.nan, np.nan), row.seeds)
 
 
-def _ambiguous(readings, slices, evaluators, tuned, rng, replicates) -> Iterator[dict]:
-    part = _of(readings, UNTUNED, tuned)
-    for _, row in ambiguity_table(part, slices, evaluators, rng, ("arm",), replicates).iterrows():
-        value = magnitude(_interval(row, "points"))
-        yield AMBIGUOUS.row(row.arm, row.evaluator, value, row.n, compared=row.arm == UNTUNED)
-
-
-def _anatomy(readings, slices, evaluators, tuned, rng, replicates) -> Iterator[dict]:
-    part = _of(readings, UNTUNED, tuned)
-    table = within_sex_table(part, slices, evaluators, rng, ("arm",), replicates)
-    for _, row in table[table.against == "truth"].iterrows():
-        value, compared = magnitude(_interval(row, "difference")), row.arm == UNTUNED
-        yield ANATOMY.row(row.arm, row.evaluator, value, row.n, compared=compared, sex=row.sex)
-
-
-def _over_seeds(values: pd.Series) -> Interval:
-    """Mean over seeds, with the least and the greatest of them (five seeds are too few for
-    more).
+def numbers(criteria: pd.DataFrame, readings: pd.DataFrame) -> dict[str, float]:
+    """The numbers that prose quotes, by name: <metric>_<arm>_<evaluator>, its interval with _low
+    and _high; images_<arm> and seeds_<arm>. What is not finite is left out.
     """
-    return Interval(float(values.mean()), float(values.min()), float(values.max()))
-
-
-def _measured(measures: pd.DataFrame) -> Iterator[dict]:
-    measures = measures.set_index(["arm", "seed"])
-    base, after = measures.loc[UNTUNED], measures.loc[TUNED]
-    for name in FIDELITY:
-        value, loss = _over_seeds(base[name]), _over_seeds(100 * (base[name] - after[name]))
-        yield FIDELITY_BASE.row(UNTUNED, ATTRIBUTES, value, len(base), name=name)
-        yield FIDELITY_LOSS.row(TUNED, ATTRIBUTES, loss, len(after), name=name)
-    yield MMD_CHANGE.row(TUNED, ATTRIBUTES, _interval(after.mean(), "mmd_change"), len(after))
-    yield COSINE.row(TUNED, "CLIP", _over_seeds(after.cosine_kept), len(after))
-
-
-def _cost(path: Path) -> Iterator[dict]:
-    """The figures of `benchmarks/alignment_cost.py`, if it was run."""
-    found = read_json(path) if path.is_file() else {}
-    for key, criterion in COST.items():
-        if key in found:
-            value = float(found[key])
-
-            yield criterion.row("replay", "counter", Interval(value, value, value), 1)
-
-
-def many_images_folder() -> Path | None:
-    """The folder beside `results/brain` whose runs drew the most images (`brain-4000`); None when
-    there is none.
-    """
-    found = (repository() / "results").glob("brain-*")
-    numbered = {int(path.name[6:]): path for path in found if path.name[6:].isdigit()}
-    return numbered[max(numbered)] if numbered else None
-
-
-def corrected_shares(
-    part: pd.DataFrame,
-    slices: pd.DataFrame,
-    evaluators: list[Evaluator],
-    rng: np.random.Generator,
-    replicates: int,
-) -> dict[str, float]:
-    """The corrected share of one arm by each evaluator: `KEYS`, and these with `_low`, `_high`."""
-    table = share_table(part, slices, evaluators, rng, ("arm",), replicates)
-    shares = table.set_index("evaluator").filter(like="corrected")
-    return {
-        KEYS[name] + column.removeprefix("corrected"): value
-        for name, row in shares.iterrows()
-        for column, value in row.items()
-    }
-
-
-def headline(
-    results: Mapping[str, pd.DataFrame], tuned: str = TUNED, replicates: int = 200
-) -> dict[str, float]:
-    """The numbers that the book's prose quotes from the long runs, by name
-    (`long_<arm>_<evaluator>` and more, with the words of `KEYS`).
-
-    Each arm is read by the classifier that tuned it; shares are corrected, with 95 % intervals,
-    over all of the arm's seeds.
-    """
-    readings, slices, rng = results["readings"], results["slices"], np.random.default_rng(1)
     found: dict[str, float] = {}
-    for arm in (UNTUNED, PUBLISHED, tuned):
-        part, evaluators = (
-            _of(readings, arm),
-            evaluators_of(_kind(tuned if arm == UNTUNED else arm)),
-        )
-        if part.empty:
-            continue
-        shares = corrected_shares(part, slices, evaluators, rng, replicates)
-        key = f"long_{arm}".replace("-", "_")
-        found |= {f"{key}_{name}": value for name, value in shares.items()}
-        table = within_sex_table(part, slices, evaluators, rng, ("arm",), replicates)
-        sizes = table[(table.evaluator == MEASUREMENT) & (table.against == "truth")]
-        for row in sizes.itertuples():
-            found[f"{key}_size_{row.sex}"] = row.difference
-        disagree = (part[evaluators[0].column] > 0.5) != (part["anatomy"] > 0.5)
-        means = _of(results["measures"], arm)[[*FIDELITY, "cosine_kept"]].mean()
-        found |= {
-            f"{key}_disagree": float(disagree.mean()),
-            f"{key}_images": len(part),
-            f"{key}_seeds": int(part.seed.nunique()),
-            **{f"{key}_{name}": float(value) for name, value in means.items()},
-        }
-    return found | _conditional_shares(_of(readings, CONDITIONAL), slices, rng, replicates)
-
-
-def _conditional_shares(
-    part: pd.DataFrame, slices: pd.DataFrame, rng: np.random.Generator, replicates: int
-) -> dict[str, float]:
-    """Each grade's share under the conditional target, by every evaluator, and on how many seeds it
-    rests; nothing without one.
-    """
-    if part.empty:
-        return {}
-    evaluators = evaluators_of(_kind(CONDITIONAL))
-    table = group_table(part, slices, evaluators, CONDITIONAL_TARGETS, rng, ("arm",), replicates)
-    found: dict[str, float] = {"long_conditional_seeds": int(part.seed.nunique())}
-    for row in table.itertuples():
-        found[f"long_conditional_{row.group}_{KEYS[row.evaluator]}"] = row.share
+    keys = KEYS | {name: column for column, name in NAMES.items()}
+    for row in criteria.itertuples():
+        name = "_".join([row.metric_id, row.arm, keys.get(row.evaluator, "")]).replace("-", "_")
+        values = {"": row.estimate, "_low": row.low, "_high": row.high}
+        ends = {name.rstrip("_") + end: value for end, value in values.items()}
+        found |= {key: float(value) for key, value in ends.items() if np.isfinite(value)}
+    for arm, part in readings.groupby("arm"):
+        key = str(arm).replace("-", "_")
+        found |= {f"images_{key}": len(part), f"seeds_{key}": part.seed.nunique()}
     return found
+
+
+def labelled(table: pd.DataFrame) -> pd.DataFrame:
+    """`table` with column `arm` in words for readers, in the order of `LABELS`."""
+    order = {arm: place for place, arm in enumerate(LABELS)}
+    places = table.arm.map(order).fillna(len(order))
+    ordered = table.loc[places.sort_values(kind="stable").index]
+    return ordered.assign(arm=ordered.arm.map(lambda arm: LABELS.get(arm, arm)))
+
+
+# ---- the choice of rates and strengths
+
+
+def choices(readings: pd.DataFrame, cosine: pd.DataFrame, known: pd.DataFrame) -> pd.DataFrame:
+    """What `plan.md` chooses from a sweep whose arms are called method@setting: a row each with the
+    corrected share by the selection classifier, its distance to the target, the CLIP cosine and
+    whether it is the one.
+
+    known: the selection classifier's readings of the primary calibration set.
+    """
+    rates = class_accuracies(known.selection > 0.5, known.sex == "F")
+    similar = cosine.set_index("arm").cosine
+    rows = []
+    for arm, part in readings[readings.arm.str.contains("@")].groupby("arm", sort=False):
+        method, setting = str(arm).split("@")
+        share = float(rogan_gladen((part.selection > 0.5).mean(), *rates)[0])
+        rows.append((method, float(setting), share, abs(share - TARGET), similar[arm]))
+    columns = ["method", "setting", "share", "distance", "cosine"]
+    table = pd.DataFrame(rows, columns=columns).sort_values(["method", "setting"])
+    allowed = table[table.cosine >= COSINE]
+    best = allowed.groupby("method").distance.transform("min")
+    chosen = allowed[allowed.distance <= best + TIE].groupby("method").setting.idxmin()
+    return table.assign(chosen=table.index.isin(chosen)).reset_index(drop=True)
+
+
+def swept(tables: Mapping[str, pd.DataFrame]) -> list[dict]:
+    """What a sweep says of each setting: rows of `studies.engine.criteria`."""
+    count = tables["readings"].groupby("arm").size()
+    rows = []
+    for row in tables["choice"].itertuples():
+        arm, chosen = f"{row.method}@{row.setting:g}", ": chosen" if row.chosen else ""
+        value = Interval(row.distance, np.nan, np.nan)
+        rows.append(CHOICE.row(arm, "selection classifier", value, int(count[arm]), chosen=chosen))
+    return rows

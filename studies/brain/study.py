@@ -1,74 +1,114 @@
-"""The brain study and its ablation as data: what the engine runs.
+"""The brain study as data, a comparison of methods on one base: `plan.md` says what it decides.
 
-`python -m studies brain` makes `results/brain`, with readings of every image, so that every share
-can be recomputed; with `--images 4000` it makes `results/brain-4000`, where shares by prompt are
-known more finely. `python -m studies ablation` makes `results/ablation`: the default tuned again
-with one thing at a time taken away or done otherwise, from the same noises, so that differences are
-paired. Settings were not chosen from that table.
+`python -m studies brain` makes `results/brain`: readings of every image of every arm and seed, what
+evaluators read in the calibration sets, and what each tuning cost. `python -m studies sweep` makes
+`results/sweep`, from which rates and strengths are chosen on a seed that no result uses. Every seed
+has tuning classifiers and a base cache of its own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 from torch import Tensor
 
-from fairlib.measures.shares import within_sex_table
+from fairlib.io import to_images, write_json
+from fairlib.models.classifier import predict
+from fairlib.models.clip import Clip
 from fairlib.settings import digest
+from studies.brain import report, rivals
 from studies.brain.arms import (
-    ABLATIONS,
-    ARMS,
     Plan,
     TunedArm,
+    base_images,
     base_model,
     clip_model,
     evaluation,
-    fidelity_plan,
     generated,
     history,
     tuned,
+    tuned_images,
 )
-from studies.brain.data import EVALUATION_PROMPTS, BrainSettings, alignment, cohort, split, splits
-from studies.brain.evaluators import (
-    EVALUATORS,
-    EVERYWHERE,
-    SLICE_COLUMNS,
-    evaluators_of,
-    read_images,
+from studies.brain.calibration import (
+    COLUMNS,
+    calibration_sets,
+    estimators,
+    known_images,
+    test_images,
+    test_table,
 )
-from studies.brain.quality import attributes, comparison, prompt_fidelity
-from studies.brain.report import corrected_shares, criteria
-from studies.engine.stage import Artifact
-from studies.engine.study import Run, Source, Study, Table
+from studies.brain.data import (
+    EVALUATION_PROMPTS,
+    BrainSettings,
+    Tuning,
+    alignment,
+    cohort,
+)
+from studies.brain.evaluators import EVALUATORS, EVERYWHERE, KINDS, combined, read_images
+from studies.brain.quality import (
+    attributes,
+    comparison,
+    consistency,
+    distance_fairness,
+    prompt_fidelity,
+    read_values,
+)
+from studies.brain.transfer import transfer
+from studies.engine.criteria import criteria_table
+from studies.engine.stage import Artifact, Progress, stage
+from studies.engine.study import Arm, Run, Source, Study, Table, Tables
+
+RATES = (4e-5, 1.2e-4, 3.6e-4)
+# as Shen et al. work: batches of 24 images of one prompt, the gradient through all steps with the
+# same weight; 18 of its steps cost what 30 of ours do
+PUBLISHED = {
+    "prompts_per_step": 1,
+    "images_per_prompt": 24,
+    "replay_scheme": "all",
+    "replay_steps": 8,
+    "step_weights": "flat",
+    "steps": 18,
+}
+GUIDANCES = (0.15, 0.5, 1.5)
+# where the best value lay at an edge, one further on that side
+FURTHER = {
+    "class-standard": 1.3e-5,
+    "transport-robust": 1.3e-5,
+    "target-images": 1.1e-3,
+    "batch-guidance": 4.5,
+}
+# chosen in `results/sweep` by the rule of `plan.md`
+CHOSEN = {
+    "class": 1.3e-5,
+    "class-published": 1.2e-4,
+    "quantile": 4e-5,
+    "transport": 1.3e-5,
+    "mean_kl": 4e-5,
+    "target-images": 3.6e-4,
+    "grpo": 1.2e-4,
+    "batch-guidance": 1.5,
+}
+POOL = 3.0  # images generated for each that is kept, when noises are chosen
 
 
-def calibration_images(everyone: Artifact, split_seed: int) -> tuple[Tensor, list[str]]:
-    """The test slices and their contrasts, for an evaluator to read."""
-    test = split(everyone.load(), split_seed)["test"]
-    return test.load(), list(test.table.contrast)
+CALIBRATED = (*KINDS, "heldout", "anatomy", "area")
 
 
-def _read(settings: BrainSettings, seed: int, columns: Iterable[str], source: partial) -> list:
+def _read(
+    settings: BrainSettings, seed: int, columns: Iterable[str], source: partial
+) -> list[pd.DataFrame]:
+    chosen = [EVALUATORS[name] for name in EVALUATORS if name in set(columns)]
     return [
-        read_images(column, list(each.fit(settings, seed)), each.read, source).load()
-        for column, each in EVALUATORS.items()
-        if column in columns
+        read_images(each.column, list(each.fit(settings, seed)), each.read, source).load()
+        for each in chosen
     ]
-
-
-def slice_readings(
-    settings: BrainSettings, seed: int = 0, columns: Iterable[str] = EVERYWHERE
-) -> pd.DataFrame:
-    """What evaluators read in the test slices, the calibration set: a row a slice, with its subject
-    and true sex. seed: of a run that has tuning classifiers of its own.
-    """
-    table = splits(settings)["test"].table[SLICE_COLUMNS].reset_index(drop=True)
-    source = partial(calibration_images, cohort(settings), settings.split_seed)
-    return pd.concat([table, *_read(settings, seed, columns, source)], axis="columns")
 
 
 def image_readings(
@@ -84,19 +124,74 @@ def image_readings(
     return pd.concat([plan.table(), *found], axis="columns")
 
 
+def slice_readings(
+    settings: BrainSettings, seed: int = 0, columns: Iterable[str] = EVERYWHERE
+) -> pd.DataFrame:
+    """What the evaluators of one seed read in the cohort's test slices: a row a slice, with its
+    subject and true sex.
+    """
+    source = partial(test_images, cohort(settings), settings.split_seed)
+    found = _read(settings, seed, columns, source)
+    return pd.concat([test_table(settings), *found], axis="columns")
+
+
 def readings(run: Run) -> pd.DataFrame:
-    """The table of readings of one arm and seed; its own tuning classifier is among them."""
+    """What evaluators read in the images of one arm and seed, its own tuning classifier among
+    them.
+    """
     columns = {*EVERYWHERE, run.arm.evaluator}
-    table = image_readings(run.settings, run.seed, run.artifact, columns=columns)
-    table.insert(0, "arm", run.name)
-    table.insert(1, "seed", run.seed)
-    return table
+    return image_readings(run.settings, run.seed, run.artifact, columns=columns)
 
 
-def compared(run: Run) -> dict[str, float]:
-    """One arm's images against the same-noise images of the base model and the test slices."""
+def calibration(run: Run) -> pd.DataFrame:
+    """What the evaluators of one seed read in every calibration set: a row an image of known
+    sex.
+    """
+    parts = []
+    for name, known in calibration_sets(run.settings).items():
+        found = _read(run.settings, run.seed, CALIBRATED, partial(known_images, known))
+        parts.append(
+            pd.concat([known.load().table[COLUMNS], *found], axis="columns").assign(set=name)
+        )
+    parts.append(slice_readings(run.settings, run.seed, CALIBRATED).assign(set="test"))
+    return pd.concat(parts, ignore_index=True)
+
+
+def estimation(tables: Tables, settings: BrainSettings) -> pd.DataFrame:
+    """What three ways of estimating a known share give (`studies.brain.estimation`), at the least
+    seed.
+    """
+    known = tables["calibration"]
+    return estimators(known[known.seed == known.seed.min()])
+
+
+def fairness_of_distance(settings: BrainSettings) -> pd.DataFrame:
+    """Whether distances in each feature space see the same damage in both sexes."""
+    known = calibration_sets(settings)["radiology"].load()
+    count = min(len(known.images), 2000)
+    images = to_images(known.images[:count])
+    classifier, clip = attributes(settings).load(), clip_model(settings).load()
+
+    @torch.no_grad()
+    def embedded(shown: Tensor) -> np.ndarray:
+        return torch.cat([clip.embed_images(part) for part in shown.split(50)]).cpu().numpy()
+
+    spaces = {
+        "attribute classifier": lambda shown: predict(classifier, shown).features.numpy(),
+        "CLIP": embedded,
+    }
+    female = (known.table.sex[:count] == "F").to_numpy(int)
+    return distance_fairness(spaces, images, female, {"blur": (1.0,), "noise": (0.1,)})
+
+
+def measures(run: Run) -> pd.DataFrame:
+    """Prompt fidelity, CLIP cosine to the same-noise images of the untuned model, and distance to
+    the cohort.
+    """
     settings = run.settings
-    return comparison(
+    plan = evaluation(settings, run.seed)
+    shown = prompt_fidelity(attributes(settings), run.artifact, plan).load()
+    found = comparison(
         run.artifact,
         run.of("untuned").artifact,
         list(EVALUATORS[run.arm.evaluator].fit(settings, run.seed)),
@@ -106,14 +201,80 @@ def compared(run: Run) -> dict[str, float]:
         settings.split_seed,
         run.seed,
     ).load()
+    return pd.DataFrame([shown | found])
 
 
-def measures(run: Run) -> pd.DataFrame:
-    """Prompt fidelity, consistency and distance to the cohort: one row."""
-    plan = fidelity_plan(run.settings, run.seed)
-    images = run.arm.run(run.settings, run.seed, plan)
-    fidelity = prompt_fidelity(attributes(run.settings), images, plan).load()
-    return pd.DataFrame([{"arm": run.name, "seed": run.seed, **fidelity, **compared(run)}])
+def choice_readings(run: Run) -> pd.DataFrame:
+    """What a rate or a strength is chosen by: the readings of the selection classifier and, to look
+    at, of the arm's own tuning classifier. No evaluator reads a swept arm.
+    """
+    columns = {"selection", run.arm.evaluator}
+    return image_readings(run.settings, run.seed, run.artifact, columns=columns)
+
+
+@stage(load=read_values)
+def cosines(
+    out: Path,
+    progress: Progress,
+    images: Artifact[Tensor],
+    base: Artifact[Tensor],
+    classifier: list[Artifact],
+    clip: Artifact[Clip],
+) -> None:
+    """CLIP cosine of an arm's images to the untuned model's of the same noises."""
+    found = consistency(clip.load(), combined(classifier), images.load(), base.load())
+    write_json(out / "values.json", list(found.items()))
+
+
+def choice_cosine(run: Run) -> pd.DataFrame:
+    """CLIP cosine to the untuned model's images, by which too strong a setting is refused."""
+    settings, base = run.settings, run.of("untuned").artifact
+    classifier = list(EVALUATORS["selection"].fit(settings, run.seed))
+    return pd.DataFrame([cosines(run.artifact, base, classifier, clip_model(settings)).load()])
+
+
+def _finetuning_cost(run: Run) -> list[tuple[str, int, int]]:
+    chosen = rivals.target_finetuning(run.settings, run.seed, CHOSEN["target-images"])
+    images = chosen.steps * chosen.batch_size
+    return [("fine-tuning", images, images)]
+
+
+def _grpo_cost(run: Run) -> list[tuple[str, int, int]]:
+    """The base model predicts once more wherever a step carries gradient."""
+    chosen = rivals.grpo_settings(run.settings, run.seed, CHOSEN["grpo"])
+    images = chosen.steps * chosen.prompts_per_step * chosen.images_per_prompt
+    replayed = images * chosen.replay_steps
+    sampled = ("tuning", images * chosen.sampling_steps, 0)
+    return [sampled, ("replay", 2 * replayed, replayed)]
+
+
+def _kept_cost(run: Run) -> list[tuple[str, int, int]]:
+    steps, prompts = run.settings.sampling_steps, len(EVALUATION_PROMPTS)
+    cache = alignment(run.settings, Tuning("robust"), run.seed).cache_size
+    more = rivals.draws_of(run.artifact) - run.settings.images
+    return [("base cache", prompts * cache * steps, 0), ("images not kept", more * steps, 0)]
+
+
+RIVAL_COST = {
+    "target-images": _finetuning_cost,
+    "grpo": _grpo_cost,
+    "generate-and-keep": _kept_cost,
+    "choose-noises": _kept_cost,
+}
+
+
+def selection_readings(settings: BrainSettings) -> pd.DataFrame:
+    """What the selection classifier reads in the primary calibration set."""
+    known = calibration_sets(settings)["radiology"]
+    each = EVALUATORS["selection"]
+    members, source = list(each.fit(settings, 0)), partial(known_images, known)
+    read = read_images(each.column, members, each.read, source).load()
+    return pd.concat([known.load().table[COLUMNS], read], axis="columns")
+
+
+def choice(tables: Tables, settings: BrainSettings) -> pd.DataFrame:
+    """The rates and strengths that the sweep chooses."""
+    return report.choices(*(tables[name] for name in ("readings", "cosine", "known")))
 
 
 def tuning_history(run: Run) -> pd.DataFrame:
@@ -123,40 +284,207 @@ def tuning_history(run: Run) -> pd.DataFrame:
 
 def cost(run: Run) -> pd.DataFrame:
     """Denoiser evaluations of one arm by kind: kind, forward, backward; one an image and solver
-    step. The base cache is counted whole, though arms that share it draw it once.
+    step, the base cache included.
     """
-    settings = run.settings
-    rows = [("sampling", settings.images * settings.sampling_steps, 0)]
-    if _is_tuned(run.name):
+    settings, rows = run.settings, []
+    if isinstance(run.arm, TunedArm):
         chosen = alignment(settings, run.arm.tuning, run.seed)
-        cache = len(EVALUATION_PROMPTS) * chosen.cache_size * chosen.sampling_steps
         log = tuning_history(run)[["forward", "backward"]].sum()
-        rows.append(("base cache", cache, 0))
+        used = chosen.cache_size
+        if chosen.family != "transport":  # no target waits for the whole cache
+            visits = chosen.steps * chosen.prompts_per_step / len(EVALUATION_PROMPTS)
+            used = min(used, round(visits * chosen.images_per_prompt))
+        rows.append(("base cache", len(EVALUATION_PROMPTS) * used * chosen.sampling_steps, 0))
         rows.append(("tuning", log.forward - log.backward, 0))
         rows.append(("replay", log.backward, log.backward))
+    else:
+        rows += RIVAL_COST.get(run.name.split("@")[0], lambda run: [])(run)
+    rows.append(("sampling", settings.images * settings.sampling_steps, 0))
     return pd.DataFrame(rows, columns=["kind", "forward", "backward"])
 
 
-def ablation(run: Run) -> pd.DataFrame:
-    """Shares, disagreement, anatomy and quality of one variant: one row."""
-    slices = slice_readings(run.settings, run.seed, {*EVERYWHERE, run.arm.evaluator})
-    found = shares(readings(run), slices, run.arm.tuning.classifier)
-    seconds = float(tuning_history(run).seconds.median())
-    row = {"arm": run.name, "seed": run.seed, **found, **compared(run), "seconds": seconds}
-    return pd.DataFrame([row])
+# ---- the arms
 
 
-def shares(table: pd.DataFrame, slices: pd.DataFrame, kind: str) -> dict[str, float]:
-    """Corrected shares by the arm's own tuning classifier `kind`, the held-out classifier and the
-    anatomical measurement; how often the first and the last disagree; the size within each sex.
-    """
-    rng, evaluators = np.random.default_rng(2), evaluators_of(kind)
-    found = {"images": len(table), **corrected_shares(table, slices, evaluators, rng, 300)}
-    sizes = within_sex_table(table, slices, evaluators[-1:], rng, ("arm",), 100)
-    for row in sizes[sizes.against == "truth"].itertuples():
-        found[f"size_{row.sex}"] = row.difference
-    disagree = (table[evaluators[0].column] > 0.5) != (table.anatomy > 0.5)
-    return found | {"disagree": float(disagree.mean())}
+def arm(
+    says: str, classifier: str, family: str, target: Any = "marginal", **changes: Any
+) -> TunedArm:
+    """The entry of an arm that tunes: see `Tuning`."""
+    tuning = Tuning(classifier, family, target, {"learning_rate": CHOSEN[family], **changes})
+    return TunedArm(partial(tuned_images, tuning), says, "fine-tuning", classifier, tuning=tuning)
+
+
+WORDS = {
+    "class": "class targets",
+    "quantile": "quantile targets within each batch",
+    "transport": "transport targets",
+    "mean_kl": "divergence of the mean probability",
+}
+
+
+def _factorial() -> dict[str, TunedArm]:
+    return {
+        f"{family.replace('_', '-')}-{kind.replace('_', '-')}": arm(
+            f"{words}, {kind.replace('_', ' ')} tuning classifier", kind, family
+        )
+        for family, words in WORDS.items()
+        for kind in (KINDS if family in ("class", "transport") else KINDS[:2])
+    }
+
+
+UNTUNED = Arm(base_images, "the untuned model", "nowhere", "robust")
+ARMS: dict[str, Arm] = {
+    "untuned": UNTUNED,
+    **_factorial(),
+    "class-published": arm(
+        "class targets in the published order of work, standard tuning classifier",
+        "standard",
+        "class",
+        learning_rate=CHOSEN["class-published"],
+        **PUBLISHED,
+    ),
+    "last-step": arm(
+        "transport targets, the gradient through the last step alone",
+        "robust",
+        "transport",
+        replay_scheme="last",
+        replay_steps=1,
+    ),
+    "all-steps": arm(
+        "transport targets, the gradient through all steps",
+        "robust",
+        "transport",
+        replay_scheme="all",
+        replay_steps=8,
+    ),
+    "no-consistency": arm(
+        "transport targets without CLIP consistency",
+        "robust",
+        "transport",
+        consistency_weight=0.0,
+    ),
+    "target-images": Arm(
+        partial(rivals.target_images, CHOSEN["target-images"]),
+        "fine-tuning on the target cohort's images",
+        "fine-tuning",
+        "robust",
+    ),
+    "grpo": Arm(
+        partial(rivals.grpo_images, CHOSEN["grpo"]),
+        "policy gradient (Fair-GRPO)",
+        "fine-tuning",
+        "robust",
+    ),
+    "generate-and-keep": Arm(
+        partial(rivals.kept, "class", 1.0),
+        "generate and keep by the tuning classifier's class",
+        "selection",
+        "robust",
+    ),
+    "choose-noises": Arm(
+        partial(rivals.kept, "transport", POOL),
+        "of a pool of noises, those whose readings match the target",
+        "selection",
+        "robust",
+    ),
+    "batch-guidance": Arm(
+        partial(rivals.guided, rivals.batch_guided, CHOSEN["batch-guidance"]),
+        "batch guidance (Balancing Act)",
+        "sampling",
+        "robust",
+    ),
+    "null-offset": Arm(
+        partial(rivals.guided, rivals.offset_guided, None),
+        "the null prompt moved (StayFair)",
+        "sampling",
+        "robust",
+    ),
+    "conditional": arm(
+        "transport targets, each grade toward its own share", "robust", "transport", "conditional"
+    ),
+    "null-shuffled": arm(
+        "null: transport targets, a classifier fitted on shuffled sexes", "shuffled", "transport"
+    ),
+    "null-own": arm(
+        "null: transport targets, the untuned model's own distribution",
+        "robust",
+        "transport",
+        "own",
+    ),
+    "words-female": Arm(
+        partial(rivals.worded, "54-year-old woman."),
+        "null: the untuned model, prompts that say woman",
+        "sampling",
+        "robust",
+    ),
+    "words-male": Arm(
+        partial(rivals.worded, "54-year-old man."),
+        "null: the untuned model, prompts that say man",
+        "sampling",
+        "robust",
+    ),
+}
+
+
+def transferred(run: Run) -> pd.DataFrame:
+    """What evaluators read in the images of one arm and seed under the conditions of `transfer`."""
+    return transfer(EVALUATORS, run)
+
+
+def _tuned_at(classifier: str, family: str, changes: dict, says: str, rate: float) -> TunedArm:
+    return arm(says, classifier, family, learning_rate=rate, **changes)
+
+
+def _made_at(run: Callable, acts: Any, says: str, value: float) -> Arm:
+    return Arm(partial(run, value), says, acts, "robust")
+
+
+def _swept() -> dict[str, Arm]:
+    cells: dict[str, tuple[str, str, dict]] = {
+        "class-standard": ("standard", "class", {}),
+        "class-published": ("standard", "class", PUBLISHED),
+        "quantile-robust": ("robust", "quantile", {}),
+        "transport-robust": ("robust", "transport", {}),
+        "mean-kl-robust": ("robust", "mean_kl", {}),
+    }
+    makers = {name: partial(_tuned_at, *cell) for name, cell in cells.items()}
+    others = {"target-images": rivals.target_images, "grpo": rivals.grpo_images}
+    makers |= {name: partial(_made_at, run, "fine-tuning") for name, run in others.items()}
+    guided = partial(rivals.guided, rivals.batch_guided)
+    makers["batch-guidance"] = partial(_made_at, guided, "sampling")
+    arms: dict[str, Arm] = {"untuned": UNTUNED}
+    for name, make in makers.items():
+        values = GUIDANCES if name == "batch-guidance" else RATES
+        for value in sorted({*values, FURTHER.get(name, values[0])}):
+            arms[f"{name}@{value:g}"] = make(f"{name} at {value:g}", value)
+    return arms
+
+
+SWEPT = _swept()
+
+
+def _tuned(name: str) -> bool:
+    return isinstance((ARMS | SWEPT)[name], TunedArm)
+
+
+def _untuned(name: str) -> bool:
+    return name == "untuned"
+
+
+def criteria(tables: Tables, settings: BrainSettings) -> list[dict]:
+    """All figures that the tables decide, with their criteria."""
+    return report.criteria(tables, {name: arm.evaluator for name, arm in ARMS.items()})
+
+
+def figures(tables: Tables, settings: BrainSettings) -> pd.DataFrame:
+    """The same as a table, kept because it takes minutes: what chapters show and prose quotes."""
+    return criteria_table(criteria(tables, settings))
+
+
+def shown(run: Run) -> Tensor:
+    """Images of each prompt for a reader, uint8 [N, 1, H, W]: the first three, in order."""
+    prompts = evaluation(run.settings, run.seed).table().groupby("prompt", sort=False)
+    return run.artifact.load()[prompts.head(3).image.tolist()]
 
 
 def _table_digest(settings: BrainSettings) -> str:
@@ -164,25 +492,19 @@ def _table_digest(settings: BrainSettings) -> str:
     return digest(cohort(settings).load().table.to_csv(index=False))
 
 
-def _is_tuned(arm: str) -> bool:
-    return isinstance((ARMS | ABLATIONS)[arm], TunedArm)
-
-
-def _folder(settings: BrainSettings) -> str:
-    usual = settings.images == BrainSettings.images
-    return "brain" if usual else f"brain-{settings.images}"
-
-
-STUDY = Study(
-    "study",
+STUDY: Study[BrainSettings] = Study(
+    "brain",
     BrainSettings,
     ARMS,
     tables={
-        "readings": Table(readings, compressed=True),
-        "slices": Table(slice_readings, "study", compressed=True),
+        "readings": Table(readings, compressed=True, decimals=4),
+        "calibration": Table(calibration, compressed=True, decimals=4, arms=_untuned),
         "measures": Table(measures),
-        "history": Table(tuning_history, arms=_is_tuned, decimals=6),
+        "history": Table(tuning_history, arms=_tuned, compressed=True, decimals=6),
         "cost": Table(cost),
+        "distance_fairness": Table(fairness_of_distance, "study"),
+        "estimation": Table(estimation, per="summary"),
+        "criteria": Table(figures, per="summary"),
     },
     sources={
         "phantom": Source(cohort, _table_digest),
@@ -192,20 +514,32 @@ STUDY = Study(
     evaluators=EVALUATORS,
     bases={"weights": base_model, "clip": clip_model},
     references=lambda settings: ("untuned",),
-    default_arms=lambda settings: ("class-standard", "transport-robust", "conditional"),
-    folder=_folder,
+    default_arms=lambda settings: ("transport-robust", "class-standard"),
+    seeds=tuple(range(1, 9)),
+    shown=shown,
 )
-ABLATION = replace(
+TRANSFER = replace(
     STUDY,
-    name="ablation",
-    arms=ABLATIONS,
-    tables={
-        "readings": STUDY.tables["readings"],
-        "ablation": Table(ablation, arms=_is_tuned),
-        "cost": Table(cost),
-    },
+    name="transfer",
+    shown=None,
+    default_arms=lambda settings: ("transport-robust", "class-standard"),
+    seeds=(1, 2, 3),
+    tables={"transfer": Table(transferred, compressed=True, decimals=4)},
     criteria=lambda tables, settings: [],
-    default_arms=lambda settings: tuple(ABLATIONS),
-    seeds=(1,),
-    folder=lambda settings: "ablation",
+)
+SWEEP = replace(
+    STUDY,
+    name="sweep",
+    shown=None,
+    arms=SWEPT,
+    default_arms=lambda settings: tuple(SWEPT)[1:],
+    seeds=(0,),
+    tables={
+        "readings": Table(choice_readings, compressed=True, decimals=4),
+        "cosine": Table(choice_cosine),
+        "known": Table(selection_readings, "study", compressed=True, decimals=4),
+        "choice": Table(choice, "summary", decimals=7),
+        **{name: STUDY.tables[name] for name in ("history", "cost")},
+    },
+    criteria=lambda tables, settings: report.swept(tables),
 )

@@ -16,7 +16,7 @@ from studies.brain.data import (
     EVALUATION_PROMPTS,
     FIDELITY_PROMPTS,
     SIDES,
-    ComparisonSettings,
+    BrainSettings,
     Prompt,
     Sampling,
     sampling,
@@ -54,7 +54,7 @@ GUIDANCE = (1.0, 4.0, 6.0)
 STEPS = (12, 25, 50)
 
 
-def conditions(settings: ComparisonSettings, seed: int) -> dict[str, tuple[Plan, Sampling]]:
+def conditions(settings: BrainSettings, seed: int) -> dict[str, tuple[Plan, Sampling]]:
     """Images and sampling of each condition; all of one seed share their noises."""
     usual = sampling(settings)
 

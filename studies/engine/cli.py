@@ -1,4 +1,4 @@
-"""The command line of the experiments: `python -m studies brain | ablation | heart | fundus |
+"""The command line of the experiments: `python -m studies brain | heart | fundus |
 statistics | grid | report | base | run | html | address`.
 
 The options of a study are the fields of its settings, so that a new setting is an option at once.
@@ -21,14 +21,9 @@ from fairlib.errors import FairlibError, SettingsError
 from fairlib.settings import from_dict, unknown_key
 
 STUDIES = {  # where it is defined, and what it is
-    "brain": ("studies.brain.study:STUDY", "brain MRI (Han et al.): arms tuned, sampled, measured"),
-    "comparison": ("studies.brain.comparison:STUDY", "methods compared on one base of brain MRI"),
-    "sweep": ("studies.brain.comparison:SWEEP", "rates and strengths of the compared methods"),
-    "transfer": (
-        "studies.brain.comparison:TRANSFER",
-        "compared arms, other prompts and sampling",
-    ),
-    "ablation": ("studies.brain.study:ABLATION", "the brain study's default, each part taken away"),
+    "brain": ("studies.brain.study:STUDY", "brain MRI (Han et al.): methods compared on one base"),
+    "sweep": ("studies.brain.study:SWEEP", "rates and strengths of the brain study's methods"),
+    "transfer": ("studies.brain.study:TRANSFER", "arms under other prompts and sampling"),
     "heart": ("studies.heart.study:STUDY", "cardiac MRI (Skorupko et al.): images, classifiers"),
     "fundus": ("studies.fundus.study:STUDY", "fundus images (Luo et al.): fine-tuning, by group"),
     "statistics": ("studies.statistics:STUDY", "what published tests do where there is no effect"),

@@ -24,9 +24,10 @@ from typing import Any, Generic, Literal, TypeVar
 
 import numpy as np
 import pandas as pd
+from torch import Tensor
 
 from fairlib.errors import DataError, SettingsError
-from fairlib.io import read_json, write_bytes, write_json
+from fairlib.io import read_json, read_sheet, write_bytes, write_json, write_sheet
 from fairlib.settings import digest, from_dict, to_dict, unknown_key
 from studies.engine import environment, repository
 from studies.engine.criteria import criteria_table
@@ -101,7 +102,8 @@ class Study(Generic[S]):
     tables: its registries, by name (`bases`: settings field -> what reads the weights). references:
     arms that are made for every seed, whichever are asked for (the untuned model, real images).
     default_arms, seeds: what a long run makes. folder: settings -> name in `results/`. criteria:
-    tables -> rows of `studies.engine.criteria`.
+    tables -> rows of `studies.engine.criteria`. shown: run -> images that a reader sees, uint8
+    [N, C, H, W], kept beside the tables as one sheet.
     """
 
     name: str
@@ -116,6 +118,7 @@ class Study(Generic[S]):
     default_arms: Callable[[S], tuple[str, ...]] = lambda settings: ()
     seeds: tuple[int, ...] = (1, 2, 3, 4, 5)
     folder: Callable[[S], str] | None = None
+    shown: Callable[[Run[S]], Tensor] | None = None
 
     def results(self, settings: S | None = None) -> Path:
         """The folder in `results/` of a study of these settings."""
@@ -249,6 +252,10 @@ def run_study(
     for seed in seeds:
         for arm in chosen:
             found = run_tables(study, settings, arm, seed, only)
+            if study.shown and only is None:
+                write_sheet(
+                    sheet_path(out, arm, seed), study.shown(Run(study, settings, arm, seed))
+                )
             with growing(out, made):
                 for name, rows in found.items():
                     path = out / study.tables[name].file(name)
@@ -328,6 +335,41 @@ def summarise(study: Study[S], settings: S, out: Path, only: Iterable[str] | Non
     for name, table in _chosen(study, settings, "summary", only):
         tables[name] = table.make(tables, settings)
         _write(study, out, name, tables[name])
+
+
+def sheet_path(folder: Path, arm: str, seed: int) -> Path:
+    """Where the images of one arm and seed lie that a reader sees."""
+    return folder / "images" / f"{arm}-{seed}.png"
+
+
+def results_of(
+    study: Study[S],
+    settings: S,
+    runs: str,
+    arms: Iterable[str],
+    seed: int,
+    only: Iterable[str] | None = None,
+) -> tuple[Tables, dict[str, Tensor], int]:
+    """What a chapter shows of `arms` and the references: tables, images by arm, and the seed of the
+    images: of the long runs (`runs` is "stored"), or made here of `seed` ("live").
+
+    Raises `SettingsError` on another word, `DataError` when nothing is stored.
+    """
+    chosen = study.arms_of(settings, arms)
+    if runs == "live":
+        shown = study.shown or (lambda run: run.artifact.load())
+        images = {arm: shown(Run(study, settings, arm, seed)) for arm in chosen}
+        return tables_of(study, settings, arms, [seed], only), images, seed
+    if runs != "stored":
+        raise SettingsError(f"runs is {runs!r}; choose stored (the long runs) or live (made here)")
+    folder = study.results()
+    tables = load_results(study, folder)
+    sheets = {path.name for path in (folder / "images").glob("*.png")}
+    for number in study.seeds:
+        paths = {arm: sheet_path(folder, arm, number) for arm in chosen}
+        if sheets.issuperset(path.name for path in paths.values()):
+            return tables, {arm: read_sheet(path) for arm, path in paths.items()}, number
+    raise DataError(f"{folder}: no images of {', '.join(chosen)} at one seed; run the study again")
 
 
 def load_results(study: Study[S], folder: str | Path | None = None) -> Tables:

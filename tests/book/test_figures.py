@@ -6,6 +6,9 @@ from xml.etree import ElementTree
 
 import book_build
 import pytest
+from PIL import Image
+
+from fairlib.io import sha256
 
 FIGURES = book_build.BOOK / "figures"
 
@@ -80,3 +83,11 @@ def test_the_three_targets_show_what_their_captions_say():
     near = {name: sum(abs(value) < 1.39 for value in logits) for name, logits in rows.items()}
     assert near["class targets"] == 0 and near["mean probability"] == 12
     assert near["quantile targets"] == near["target cohort"] > 0
+
+
+@pytest.mark.parametrize("name", ["headline.png", "forest.png"])
+def test_a_figure_of_the_preface_was_drawn_from_the_results_that_are_there(name):
+    """`python book/figures/headline.py` draws them again."""
+    with Image.open(FIGURES / name) as picture:
+        drawn_from = picture.text["Description"]
+    assert drawn_from == sha256(book_build.BOOK.parent / "results" / "brain" / "criteria.csv")

@@ -148,3 +148,13 @@ def test_every_byte_comes_back_and_images_are_clipped():
     assert outside.dtype == torch.uint8 and outside.tolist() == [0, 128, 255]
     images = torch.rand(1000, generator=torch.Generator().manual_seed(0)) * 2 - 1
     assert (to_images(to_bytes(images)) - images).abs().max() <= 0.5 / 127.5 + 1e-6
+
+
+@pytest.mark.parametrize("count", [8, 24, 11])
+def test_a_sheet_gives_its_images_back(tmp_path, count):
+    rng = torch.Generator().manual_seed(count)
+    images = torch.randint(0, 256, (count, 1, 16, 16), generator=rng, dtype=torch.uint8)
+    files.write_sheet(tmp_path / "a" / "sheet.png", images)
+    back = files.read_sheet(tmp_path / "a" / "sheet.png")
+    assert torch.equal(back[:count], images) and not back[count:].any()
+    assert len(back) == -(-count // 8) * 8

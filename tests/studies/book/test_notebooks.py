@@ -18,6 +18,8 @@ import pytest
 import torch
 
 from fairlib import SettingsError
+from fairlib.io import write_json
+from studies.book import notebooks as runner
 from studies.book.build import BookError, assemble, build_book
 from studies.book.execute import Lines
 from studies.book.notebooks import (
@@ -478,3 +480,32 @@ def test_assembled_book_holds_prose_and_runs_only(house):
         "notebooks/01_first.ipynb",
         "notebooks/02_second.ipynb",
     }
+
+
+def test_a_summary_of_every_notebook(house, monkeypatch, tmp_path):
+    def run_profile(profile, only, force):
+        if only == ["02_second"]:
+            raise NotebookError("02_second.ipynb, cell 3: KeyError: 'x'\nTraceback")
+        write_json(tmp_path / "a.json", {"seconds": 2.5})
+        return [tmp_path / "a.ipynb"]
+
+    monkeypatch.setattr(runner, "repository", lambda: house)
+    monkeypatch.setattr(runner, "run_profile", run_profile)
+    (tmp_path / "list.txt").write_text("# a list\nnumpy==0.1+cu1\nnot_installed==1\n")
+    assert runner.rehearse(str(tmp_path / "list.txt")) == 1
+    made = json.loads((house / "results" / "colab" / "summary.json").read_text())
+    assert (
+        list(made["other_versions"]) == ["numpy"]
+        and made["other_versions"]["numpy"][0] == "0.1+cu1"
+    )
+    assert made["notebooks"] == {
+        "01_first": {"seconds": 2.5},
+        "02_second": {"error": "02_second.ipynb, cell 3: KeyError: 'x'"},
+    }
+
+
+def test_the_local_part_of_a_version_is_no_difference(tmp_path):
+    import numpy
+
+    (tmp_path / "list.txt").write_text(f"numpy=={numpy.__version__}+cu128\n")
+    assert runner.differing(tmp_path / "list.txt") == {}

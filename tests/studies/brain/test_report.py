@@ -1,202 +1,176 @@
-"""The criteria of the brain study: the arithmetic of each figure, its bound and rule."""
+"""The brain study as data: its registry, and its figures on readings whose truth is known."""
+
+from __future__ import annotations
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from fairlib.measures.intervals import Interval
-from fairlib.measures.shares import sigmoid
-from studies.brain import report
-from studies.brain.data import BrainSettings
-from studies.brain.report import readings_criteria
+from studies.brain import report, study
+from studies.brain.arms import TunedArm
+from studies.brain.data import BrainSettings, alignment
+from studies.engine.criteria import criteria_table
+from studies.engine.study import load_results
+from tests.studies.brain.test_outcomes import world
 
-RNG = np.random.default_rng
-PROMPTS = [f"{contrast}-{grade}" for contrast in ("t1", "flair") for grade in ("HGG", "LGG")]
-
-
-def tables():
-    """Evaluators that are always right, on 400 slices and 400 images; the held-out classifier takes
-    all images for female.
-    """
-    p = np.tile([0.1, 0.9], 200)
-    slices = pd.DataFrame(
-        {
-            "subject": [f"s{i}" for i in range(400)],
-            "sex": np.where(p > 0.5, "F", "M"),
-            "robust": p,
-            "heldout": p,
-            "anatomy": p,
-            "extent_mm": 100 + 10 * (p < 0.5) + np.arange(400) % 7,
-        }
-    )
-    prompts = np.repeat(["one", "two"], 200)
-    readings = slices.assign(
-        arm="transport-robust", seed=0, prompt=prompts, group="HGG", heldout=0.9
-    )
-    return {"readings": readings, "slices": slices}
-
-
-def test_readings_alone_decide_what_they_can(monkeypatch):
-    rows = pd.DataFrame(report.criteria(tables(), BrainSettings()))
-    assert set(rows.arm) == {"transport-robust"} and rows.metric_id.str.contains("gap").sum() == 9
-    gaps = rows[rows.metric_id == "prompt_gap"].set_index("evaluator")
-    # |1/2 - 76/166|, 1 - 76/166
-    assert gaps.estimate["tuning classifier"] == pytest.approx(0.042, abs=5e-4)
-    assert gaps.estimate["held-out classifier"] == pytest.approx(0.542, abs=5e-4)
-    assert gaps.met.to_dict() == {
-        "tuning classifier": False,
-        "held-out classifier": False,
-        "anatomical measurement": True,
-    }
-    joined = rows[rows.metric_id == "prompt_gap_seeds_joined"]
-    assert joined.met.isna().all() and (rows[rows.metric_id.str.contains("gap")].n == 400).all()
-    sizes = rows[rows.metric_id == "anatomy"]
-    assert set(sizes.figure) == {
-        f"anatomy within {sex}, standardised difference" for sex in ("F", "M")
-    }
-
-
-def test_the_untuned_model_is_shown_for_comparison():
-    found = tables()
-    base = found["readings"].assign(arm="untuned")
-    found["readings"] = pd.concat([base, found["readings"]], ignore_index=True)
-    rows = pd.DataFrame(report.criteria(found, BrainSettings()))
-    shown = rows[(rows.arm == "untuned") & (rows.metric_id != "base_share")]
-    assert len(shown) and shown.met.isna().all() and shown.criterion.isna().all()
-    below = rows[rows.metric_id == "base_share"].iloc[0]
-    assert below.estimate == pytest.approx(100 * (76 / 166 - 0.5)) and not below.met
-
-
-def test_measures_are_means_over_seeds():
-    columns = ["mmd_change", "mmd_change_low", "mmd_change_high", "cosine_kept"]
-    base = {name: [1.0, 1.0] for name in report.FIDELITY} | dict.fromkeys(columns, [0.0, 0.0])
-    after = {name: [0.99, 0.95] for name in report.FIDELITY} | dict.fromkeys(columns, [-0.1, -0.3])
-    seeds = {"seed": [1, 2]}
-    measures = pd.concat(
-        [
-            pd.DataFrame({"arm": "untuned", **seeds, **base}),
-            pd.DataFrame({"arm": "transport-robust", **seeds, **after}),
-        ]
-    )
-    rows = pd.DataFrame(report._measured(measures)).set_index("figure")
-    loss = rows.loc["loss of fidelity, side, points"]
-    assert (loss.estimate, loss.low, loss.high) == pytest.approx((3, 1, 5)) and loss.n == 2
-    assert rows.met["prompt fidelity, side"] and rows.met["change of MMD to the target cohort"]
-    assert rows.estimate["change of MMD to the target cohort"] == pytest.approx(-0.2)
-
-
-@pytest.mark.parametrize(
-    ("value", "expected"),
-    [((-2, -3, -1), (2, 1, 3)), ((1, -2, 4), (1, 0, 4)), ((1, 0.5, 2), (1, 0.5, 2))],
-)
-def test_the_interval_of_a_magnitude(value, expected):
-    found = report.magnitude(Interval(*value))
-    assert (found.estimate, found.low, found.high) == expected
-
-
-def test_the_folder_with_most_images_is_chosen(monkeypatch, tmp_path):
-    monkeypatch.setattr(report, "repository", lambda: tmp_path)
-    assert report.many_images_folder() is None
-    for name in ("brain", "brain-900", "brain-4000", "brain-old"):
-        (tmp_path / "results" / name).mkdir(parents=True)
-    assert report.many_images_folder() == tmp_path / "results" / "brain-4000"
-
-
-def read(female, rng, separation=1.2):
-    """Readings by three evaluators of calibrated AUC 0.95, and a size 2.4 standard deviations apart
-    (mm).
-    """
-    sign = np.where(female, 1, -1)
-    columns = ("robust", "heldout", "anatomy")
-    noise = {name: rng.normal(size=len(sign)) for name in columns}
-    found = {name: sigmoid(2 * separation * (separation * sign + noise[name])) for name in columns}
-    return pd.DataFrame(found).assign(extent_mm=145 - 7 * sign + rng.normal(0, 6, len(sign)))
+SHARES = {"untuned": 0.17, "class-standard": 0.30, "transport-robust": 0.45}
+OWN = {"untuned": "robust", "class-standard": "standard", "transport-robust": "robust"}
 
 
 @pytest.fixture(scope="module")
-def slices():
-    female = np.repeat(np.arange(400) % 2 == 0, 2)
-    subjects = np.repeat(np.arange(400), 2).astype(str)
-    return read(female, RNG(0)).assign(subject=subjects, sex=np.where(female, "F", "M"))
-
-
-def arm(name, shares, rng, n=400, seeds=(0, 1)):
-    """Images of an arm with a planted female share for each prompt."""
-    parts = []
-    for seed in seeds:
-        for prompt, share in zip(PROMPTS, shares, strict=True):
-            table = read(np.arange(n) < round(share * n), rng)
-            group = prompt.split("-")[1]
-            parts.append(table.assign(arm=name, seed=seed, prompt=prompt, group=group))
-    return pd.concat(parts, ignore_index=True)
-
-
-@pytest.fixture(scope="module")
-def planted():
-    rng = RNG(1)
-    parts = [
-        arm("untuned", [0.15] * 4, rng),
-        arm("transport-robust", [0.458] * 4, rng),
-        arm("conditional", [0.376, 0.585] * 2, rng),
+def table() -> pd.DataFrame:
+    readings, known = world(SHARES, seeds=4)
+    rng = np.random.default_rng(9)
+    for column in ("robust", "standard", "heldout", "area"):
+        readings[column], known[column] = readings.anatomy, known.anatomy
+    sets = [known.assign(set=name) for name in report.SHARES]
+    rows = [
+        {"arm": arm, "seed": seed, "contrast": 1 - rng.random() / 100, "grade": 1.0, "side": 0.99}
+        for arm in SHARES
+        for seed in range(1, 5)
     ]
-    return pd.concat(parts, ignore_index=True)
-
-
-def rows_of(readings, slices, replicates=20):
-    return pd.DataFrame(readings_criteria(readings, slices, replicates=replicates))
-
-
-def test_a_good_study_passes(planted, slices):
-    rows = rows_of(planted, slices, 60)
-    tuned = rows[(rows.arm != "untuned") & (rows.metric_id != "anatomy")]
-    assert tuned.met.dropna().all(), tuned[tuned.met.eq(False)]
-    assert rows.met[rows.metric_id == "base_share"].all()
-    assert set(rows.figure) == {
-        "female share below target, points",
-        "mean gap over prompts",
-        "gap beyond chance",
-        "gap over prompts, seeds joined",
-        "gap to the share of HGG",
-        "gap to the share of LGG",
-        "ambiguous images against test slices, points",
-        "anatomy within F, standardised difference",
-        "anatomy within M, standardised difference",
-    }
-
-
-def test_an_untuned_study_fails(planted, slices):
-    base = planted[planted.arm == "untuned"]
-    rows = rows_of(pd.concat([base, base.assign(arm="transport-robust")]), slices)
-    gaps = rows[(rows.arm == "transport-robust") & rows.figure.str.contains("gap")]
-    decided = gaps[gaps.met.notna()]
-    assert len(gaps) == 9 and len(decided) == 6 and not decided.met.any()
-    assert not rows.figure.str.contains("HGG").any()
-    # added after the first results
-    assert (gaps[gaps.met.isna()].metric_id == "prompt_gap_seeds_joined").all()
-
-
-def test_an_arm_that_is_not_there_has_no_rows(planted, slices):
-    whole, part = (
-        rows_of(some, slices) for some in (planted, planted[planted.arm == "transport-robust"])
+    cost = pd.DataFrame(
+        [("untuned", 1, "sampling", 8000, 0), ("transport-robust", 1, "replay", 1440, 1440)],
+        columns=["arm", "seed", "kind", "forward", "backward"],
     )
-    assert set(part.arm) == {"transport-robust"}
-    kept = ["figure", "arm", "evaluator", "estimate", "floor"]
-    same = whole[whole.arm == "transport-robust"][kept].reset_index(drop=True)
-    pd.testing.assert_frame_equal(part[kept], same)
+    tables = {
+        "readings": readings,
+        "calibration": pd.concat(sets),
+        "measures": pd.DataFrame(rows),
+        "cost": cost,
+    }
+    return criteria_table(report.criteria(tables, OWN))
 
 
-def test_seeds_on_either_side_do_not_cancel(slices):
-    rng = RNG(5)
-    parts = [arm("untuned", [0.1] * 4, rng), arm("transport-robust", [0.258] * 4, rng, seeds=(0,))]
-    parts.append(arm("transport-robust", [0.658] * 4, rng, seeds=(1,)))
-    rows = rows_of(pd.concat(parts, ignore_index=True), slices)
-    rows = rows[rows.arm == "transport-robust"]
-    gaps = rows[rows.metric_id == "prompt_gap"].estimate.to_numpy()
-    assert gaps == pytest.approx(np.full(3, 0.2), abs=0.04)
-    assert (rows[rows.metric_id == "prompt_gap_seeds_joined"].estimate < 0.06).all()
+def figure(table: pd.DataFrame, metric: str, arm: str, evaluator: str) -> pd.Series:
+    rows = table[(table.metric_id == metric) & (table.arm == arm)]
+    return rows[rows.evaluator == evaluator].iloc[0]
 
 
-def test_targets_are_those_of_the_joined_cohort():
-    assert pytest.approx(0.458, abs=5e-4) == report.TARGET
-    wanted = {"HGG": 0.376, "LGG": 0.585}
-    assert pytest.approx(wanted, abs=5e-4) == report.CONDITIONAL_TARGETS
+@pytest.mark.parametrize("arm", SHARES)
+def test_shares_by_every_evaluator_cover_the_truth(table, arm):
+    rows = table[table.metric_id.str.startswith("share") & (table.arm == arm)]
+    assert set(rows.evaluator) == {report.OWN, *report.NAMES.values()}
+    assert len(rows) == 4 * len(report.SHARES)
+    assert (rows.low - 0.01 <= SHARES[arm]).all() and (SHARES[arm] <= rows.high + 0.01).all()
+
+
+def test_the_default_is_held_to_the_criteria_and_others_are_not(table):
+    distance = figure(table, "distance", "transport-robust", "anatomical measurement")
+    assert bool(distance.met) and distance.estimate < 0.03
+    assert figure(table, "distance", "class-standard", "anatomical measurement").met is None
+    ratio = figure(table, "confirmation_ratio", "transport-robust", "anatomical measurement")
+    assert ratio.estimate == pytest.approx(1) and bool(ratio.met)
+
+
+def test_contrasts_name_the_rivals_that_were_run(table):
+    rows = table[table.metric_id.str.startswith("contrast")].set_index("metric_id").estimate
+    assert list(rows.index) == [
+        "contrast_untuned",
+        "contrast_p_untuned",
+        "contrast_class-standard",
+        "contrast_p_class-standard",
+    ]
+    assert rows["contrast_untuned"] == pytest.approx(-0.28, abs=0.03)
+    assert rows["contrast_class-standard"] == pytest.approx(-0.15, abs=0.03)
+    assert rows["contrast_p_untuned"] < 0.001
+
+
+def test_what_prose_quotes_is_the_table_by_name(table):
+    readings = pd.DataFrame({"arm": ["untuned"] * 6, "seed": [1, 1, 1, 2, 2, 2]})
+    found = report.numbers(table, readings)
+    row = figure(table, "share", "transport-robust", "anatomical measurement")
+    assert found["share_transport_robust_anatomy"] == row.estimate
+    assert found["share_transport_robust_anatomy_high"] == row.high
+    assert found["cost_transport_robust"] == 3 * 1440
+    assert found["images_untuned"] == 6 and found["seeds_untuned"] == 2
+    assert np.isfinite(list(found.values())).all()
+    assert len(found) > len(table), "no two rows have one name"
+
+
+def test_arms_have_labels_in_one_order(table):
+    labelled = report.labelled(table)
+    assert list(dict.fromkeys(labelled.arm)) == [
+        report.LABELS[arm] for arm in ("untuned", "transport-robust", "class-standard")
+    ]
+    assert set(report.LABELS) <= set(study.ARMS)
+    other = report.labelled(table.assign(arm="null-own"))
+    assert set(other.arm) == {"null-own"}
+
+
+def test_an_evaluator_that_knows_nothing_has_no_share_and_stops_nothing():
+    readings, known = world(SHARES, seeds=2)
+    for column in ("robust", "standard", "heldout"):
+        readings[column], known[column] = readings.anatomy, known.anatomy
+    known["anatomy"] = 0.9  # takes everything for female
+    tables = {"readings": readings, "calibration": known.assign(set="test")}
+    rows = criteria_table(report.criteria(tables, OWN))
+    useless = rows[(rows.evaluator == "anatomical measurement")]
+    assert set(useless.metric_id) == {"share_test"} and useless.estimate.isna().all()
+    shares = rows[rows.metric_id == "share_test"]
+    assert shares[shares.evaluator == "held-out classifier"].estimate.notna().all()
+    assert not rows.metric_id.str.startswith("contrast").any()
+
+
+@pytest.mark.slow
+def test_stored_criteria_are_those_of_the_stored_readings():
+    """The table that prose quotes is made again from the readings, for the default."""
+    stored = load_results(study.STUDY)
+    arms = ["untuned", report.DEFAULT]
+    part = {name: table for name, table in stored.items() if "arm" in table.columns}
+    part = {name: table[table.arm.isin(arms)] for name, table in part.items()}
+    again = study.figures(part | {"calibration": stored["calibration"]}, BrainSettings())
+    keys = ["metric_id", "arm", "evaluator"]
+    old = stored["criteria"].set_index(keys).estimate
+    new = again[~again.metric_id.str.startswith("contrast")].set_index(keys).estimate
+    assert len(new) > 50
+    pd.testing.assert_series_equal(new, old.loc[new.index], atol=1e-5, rtol=0)
+
+
+def test_a_backward_pass_costs_two(table):
+    assert figure(table, "cost", "transport-robust", "counter").estimate == 3 * 1440
+
+
+def test_every_tuned_arm_has_valid_settings_and_an_evaluator_that_exists():
+    settings = BrainSettings()
+    for name, arm in (study.ARMS | study.SWEPT).items():
+        assert arm.evaluator in study.EVALUATORS, name
+        if isinstance(arm, TunedArm):
+            chosen = alignment(settings, arm.tuning, 3)
+            assert chosen.noise_seed is None and chosen.seed == 3, name
+
+
+def test_methods_in_our_engine_have_one_budget():
+    settings = BrainSettings()
+    for name in ("class-standard", "quantile-robust", "transport-robust", "mean-kl-robust"):
+        chosen = alignment(settings, study.ARMS[name].tuning, 1)
+        images = chosen.steps * chosen.prompts_per_step * chosen.images_per_prompt
+        tuning = images * (chosen.sampling_steps + 3 * chosen.replay_steps)
+        cache = 8 * chosen.cache_size * chosen.sampling_steps
+        assert tuning + cache == 17_760, name
+
+
+def test_no_evaluator_reads_a_swept_arm():
+    assert study.SWEEP.tables["readings"].make is study.choice_readings
+    assert "calibration" not in study.SWEEP.tables
+
+
+def test_a_choice_is_the_nearest_under_the_floor_of_similarity_and_the_weakest_of_equals():
+    known = pd.DataFrame({"sex": ["F", "M"] * 500, "selection": [0.9, 0.1] * 500})
+    cells = {
+        "a@0.1": (0.30, 0.99),
+        "a@0.2": (0.452, 0.95),  # 0.006 from the target, as good as the nearest
+        "a@0.4": (0.456, 0.92),
+        "b@1": (0.40, 0.91),
+        "b@2": (0.46, 0.80),  # nearest, but another image
+    }
+    rows, cosine = [], []
+    for arm, (share, similar) in cells.items():
+        read = np.where(np.arange(1000) < 1000 * share, 0.9, 0.1)
+        rows.append(pd.DataFrame({"arm": arm, "selection": read}))
+        cosine.append((arm, similar))
+    readings, similar = pd.concat(rows), pd.DataFrame(cosine, columns=["arm", "cosine"])
+    table = report.choices(readings, similar, known)
+    chosen = table[table.chosen]
+    assert dict(zip(chosen.method, chosen.setting, strict=True)) == {"a": 0.2, "b": 1.0}
+    assert table["share"].to_numpy() == pytest.approx([0.30, 0.452, 0.456, 0.40, 0.46])

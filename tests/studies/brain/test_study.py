@@ -10,9 +10,8 @@ import torch
 
 from fairlib.errors import DataError, SettingsError, WeightsError
 from fairlib.io import read_json, read_tensors
-from fairlib.models.classifier import predict
-from studies.brain import arms, quality, study
-from studies.brain.arms import ABLATIONS, ARMS, base_model, tuned, tuned_generator
+from studies.brain import arms, quality
+from studies.brain.arms import base_model, tuned, tuned_generator
 from studies.brain.data import (
     FRACTIONS,
     BrainSettings,
@@ -22,10 +21,9 @@ from studies.brain.data import (
     splits,
     target_share,
 )
-from studies.brain.evaluators import combined, tuning_classifier
-from studies.brain.study import ABLATION, STUDY
-from studies.engine import repository
-from studies.engine.study import Source, load_results, run_study, same_study, tables_of
+from studies.brain.evaluators import tuning_classifier
+from studies.brain.study import ARMS, STUDY, SWEEP, TRANSFER
+from studies.engine.study import Source, load_results, results_of, run_study, same_study, tables_of
 
 slow = pytest.mark.slow
 BASE_COST = {"forward": 32, "backward": 0, "seed": 0}  # sixteen images, two solver steps
@@ -36,7 +34,6 @@ MMD = ("mmd", "mmd_low", "mmd_high", "mmd_change", "mmd_change_low", "mmd_change
 def few(monkeypatch):
     """Sixteen images, and classifiers of three steps, are too few for distances and intervals."""
     monkeypatch.setattr(quality, "quality", lambda *_: dict.fromkeys(MMD, 0.0))
-    monkeypatch.setattr(study, "shares", lambda *_: {"images": 16})
     monkeypatch.setattr("studies.brain.anatomy.SMALLEST_MM2", 0.0)
 
 
@@ -67,7 +64,8 @@ def test_the_study_writes_what_the_report_reads(settings, runs, tmp_path, few):
         "transport-robust": 16,
         "untuned": 16,
     }
-    assert readings[["standard", "robust", "heldout"]].stack().between(0, 1).all()
+    columns = ["standard", "robust", "heldout", "anatomy", "area"]
+    assert readings[columns].stack().between(0, 1).all()
     assert history.groupby("arm").step.max().to_dict() == {"transport-robust": 1, "conditional": 1}
     assert list(tables["measures"]) == [
         *("arm", "seed", "contrast", "tumour", "side", "grade", "cosine", "cosine_kept", "kept"),
@@ -102,7 +100,7 @@ def test_the_study_writes_what_the_report_reads(settings, runs, tmp_path, few):
 
 @slow
 def test_readings_alone_need_no_untuned_images(settings, runs, tmp_path, few):
-    only = ("readings", "slices", "history")
+    only = ("readings", "history")
     out = run_study(STUDY, settings, ["transport-robust"], [0], tmp_path, only, references=False)
     tables = load_results(STUDY, out)
     assert sorted(tables) == sorted(only) and set(tables["readings"].arm) == {"transport-robust"}
@@ -182,25 +180,6 @@ class Stopping:
 
 
 @slow
-def test_what_each_part_contributes(settings, runs, tmp_path, few):
-    out = run_study(ABLATION, settings, ["ensemble", "transport-robust"], [0], tmp_path)
-    tables = load_results(ABLATION, out)
-    table, readings = tables["ablation"], tables["readings"]
-    assert list(table.arm) == ["transport-robust", "ensemble"], "in the order of ABLATIONS"
-    assert (table.seconds > 0).all()
-    assert set(readings.arm) == {"untuned", "transport-robust", "ensemble"}, (
-        "every image's readings are kept"
-    )
-    assert readings[readings.arm == "ensemble"].ensemble.notna().all()
-    members = [member.load() for member in tuning_classifier(settings, "ensemble")]
-    images = torch.rand(4, 1, 128, 128) * 2 - 1
-    mean = sum(predict(member, images).logit for member in members) / len(members)
-    ensemble = combined(tuning_classifier(settings, "ensemble"))
-    torch.testing.assert_close(predict(ensemble, images).logit, mean)
-    assert len({member.body[1].weight.sum().item() for member in members}) == 3
-
-
-@slow
 def test_every_run_may_have_its_own_tuning_classifier_and_base_cache(settings, runs):
     own = dataclasses.replace(settings, classifier_seed=None, cache_seed=None)
     one, other = (tuning_classifier(own, "standard", seed) for seed in (10, 11))
@@ -209,55 +188,9 @@ def test_every_run_may_have_its_own_tuning_classifier_and_base_cache(settings, r
     assert alignment(settings, Tuning("standard"), 7).noise_seed == 100
 
 
-def test_shares_of_a_variant_are_read_by_its_own_tuning_classifier():
-    p = np.tile([0.1, 0.9], 50)
-    slices = pd.DataFrame(
-        {
-            "subject": [f"s{i}" for i in range(100)],
-            "sex": np.where(p > 0.5, "F", "M"),
-            "bare": p,
-            "robust": p,
-            "heldout": p,
-            "anatomy": p,
-            "extent_mm": 100 + 10 * (p < 0.5) + np.arange(100) % 7,
-        }
-    )
-    readings = slices.assign(arm="bare", prompt="one", group="HGG", bare=0.9, robust=0.1)
-    found = study.shares(readings, slices, "bare")
-    assert found["tuning_classifier"] == 1 and found["disagree"] == 0.5
-    assert found["heldout"] == pytest.approx(0.5)
-    assert found["size_F"] == pytest.approx(0) and found["images"] == 100
-
-
-def test_variants_differ_from_the_default_in_what_they_say():
-    tunings = {name: arm.tuning for name, arm in ABLATIONS.items() if name != "untuned"}
-    chosen = {name: alignment(BrainSettings(), tuning, 1) for name, tuning in tunings.items()}
-    default = chosen["transport-robust"]
-    for name, tuning in tunings.items():
-        other = {
-            field.name
-            for field in dataclasses.fields(default)
-            if getattr(chosen[name], field.name) != getattr(default, field.name)
-        }
-        if tuning.family == "transport":
-            assert other == set(tuning.changes), name
-        assert name == "transport-robust" or other or tuning.classifier != "robust"
-
-
-def test_more_images_have_a_folder_of_their_own():
-    folders = [STUDY.results(BrainSettings(images=images)).name for images in (1000, 900, 4000)]
-    assert folders == ["brain", "brain-900", "brain-4000"]
-    assert ABLATION.results(BrainSettings(images=500)).name == "ablation"
-
-
 @pytest.mark.parametrize(
     ("which", "arm"),
-    [
-        (STUDY, "transport-robusted"),
-        (STUDY, "bare"),
-        (ABLATION, "blunt"),
-        (ABLATION, "conditional"),
-    ],
+    [(STUDY, "transport-robusted"), (STUDY, "grpo@1"), (SWEEP, "conditional")],
 )
 def test_an_unknown_arm_is_refused_before_any_work(which, arm, tmp_path):
     with pytest.raises(SettingsError, match=f"'{arm}'"):
@@ -265,19 +198,21 @@ def test_an_unknown_arm_is_refused_before_any_work(which, arm, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize(
-    ("which", "name"), [(STUDY, "brain"), (STUDY, "brain-4000"), (ABLATION, "ablation")]
-)
-def test_committed_results_go_on(which, name):
-    """They were made before a record said what a study read; they can be read and continued."""
-    folder = repository() / "results" / name
-    images = {"brain": 1000, "brain-4000": 4000, "ablation": 500}[name]
+@pytest.mark.parametrize("which", [STUDY, SWEEP])
+def test_committed_results_go_on(which):
+    """They can be read and continued: settings and weights are those of today."""
+    folder = which.results()
+    recorded = read_json(folder / "study.json")
     # not the whole phantom, which takes minutes to write
-    known = dataclasses.replace(which, sources={"phantom": Source(str, lambda settings: "digest")})
-    identity = known.identity(BrainSettings(images=images, cohort="phantom"))
-    same_study(folder / "study.json", {**identity, "inputs": {}})
-    arms_there = set(read_json(folder / "study.json")["runs"])
-    assert arms_there <= set(which.arms) and load_results(which, folder)
+    known = Source(str, lambda settings: recorded["inputs"]["cohort"])
+    here = dataclasses.replace(which, sources={"phantom": known})
+    images = recorded["study"]["images"]
+    same_study(folder / "study.json", here.identity(BrainSettings(images=images)))
+    assert set(recorded["runs"]) <= set(which.arms) and load_results(which, folder)
+
+
+def test_a_transfer_and_a_sweep_keep_no_images():
+    assert STUDY.shown and TRANSFER.shown is None and SWEEP.shown is None
 
 
 @slow
@@ -289,6 +224,31 @@ def test_mistakes_are_named(settings, runs, tmp_path):
     (broken / "unet" / "diffusion_pytorch_model.safetensors").write_bytes(b"nothing")
     with pytest.raises(WeightsError, match="sha256"):
         base_model(dataclasses.replace(settings, weights=str(broken))).load()
+
+
+@slow
+def test_a_chapter_gets_tables_images_and_their_seed(settings, runs, few):
+    wanted = ["readings", "calibration", "criteria"]
+    tables, images, seed = results_of(STUDY, settings, "live", ["class-standard"], 3, wanted)
+    assert (
+        set(tables) == set(wanted) and seed == 3 and list(images) == ["untuned", "class-standard"]
+    )
+    assert images["untuned"].shape == (16, 1, 128, 128), "two of each of eight prompts"
+    known = tables["calibration"]
+    assert known.groupby("set").size().to_dict()["radiology"] == 12
+    assert set(tables["criteria"].arm) == {"untuned", "class-standard"}
+    with pytest.raises(SettingsError, match="runs is 'lively'; choose stored"):
+        results_of(STUDY, settings, "lively", [], 3)
+
+
+def test_stored_images_are_of_one_seed_and_of_what_was_read():
+    tables, images, seed = results_of(STUDY, BrainSettings(), "stored", ["class-standard"], 0)
+    assert list(images) == ["untuned", "class-standard"]
+    assert all(each.shape == (24, 1, 128, 128) for each in images.values())
+    assert seed in set(tables["readings"].seed)
+    assert not torch.equal(*images.values())
+    with pytest.raises(DataError, match="no images of untuned, null-own at one seed"):
+        results_of(STUDY, BrainSettings(), "stored", ["null-own"], 0)
 
 
 @slow
