@@ -67,20 +67,6 @@ def test_cost_counts_calls_an_image():
     assert row.ratio == pytest.approx(18 / 48)
 
 
-def test_disagreement_is_between_the_tuning_classifier_of_an_arm_and_the_measurement():
-    readings = pd.DataFrame(
-        {
-            "arm": ["untuned"] * 2 + ["class-standard"] * 3,
-            "standard": [0.9, 0.9, 0.9, 0.1, 0.9],
-            "robust": [0.1, 0.9, 0.1, 0.1, 0.1],
-            "anatomy": [0.2, 0.2, 0.2, 0.1, np.nan],
-        }
-    )
-    untuned, tuned = figures.disagreement(readings).itertuples()
-    assert (untuned.arm, untuned.n, untuned.disagree) == ("untuned", 2, 0.5)
-    assert (tuned.arm, tuned.n, tuned.disagree) == ("class-standard", 2, 0.5)
-
-
 def test_power_on_the_rim_counts_as_such_and_power_elsewhere_does_not():
     row, column = np.mgrid[:128, :128]
     radius = np.hypot(row - 60, column - 70)
