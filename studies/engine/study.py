@@ -354,7 +354,7 @@ def results_of(
     that shows none), and the seed of the images: of the long runs (`runs` is "stored"), or made
     here of `seed` ("live"); of several seeds the images are of the first.
 
-    Raises `SettingsError` on another word, `DataError` when nothing is stored.
+    Raises `SettingsError` on another word, `DataError` when nothing is stored of this cohort.
     """
     seeds = [seed] if isinstance(seed, int) else list(seed)
     chosen = study.arms_of(settings, arms) if study.shown else ()
