@@ -347,23 +347,28 @@ def results_of(
     settings: S,
     runs: str,
     arms: Iterable[str],
-    seed: int,
+    seed: int | Iterable[int],
     only: Iterable[str] | None = None,
 ) -> tuple[Tables, dict[str, Tensor], int]:
-    """What a chapter shows of `arms` and the references: tables, images by arm, and the seed of the
-    images: of the long runs (`runs` is "stored"), or made here of `seed` ("live").
+    """What a chapter shows of `arms` and the references: tables, images by arm (none of a study
+    that shows none), and the seed of the images: of the long runs (`runs` is "stored"), or made
+    here of `seed` ("live"); of several seeds the images are of the first.
 
-    Raises `SettingsError` on another word, `DataError` when nothing is stored.
+    Raises `SettingsError` on another word, `DataError` when nothing is stored of this cohort.
     """
-    chosen = study.arms_of(settings, arms)
+    seeds = [seed] if isinstance(seed, int) else list(seed)
+    chosen = study.arms_of(settings, arms) if study.shown else ()
     if runs == "live":
-        shown = study.shown or (lambda run: run.artifact.load())
-        images = {arm: shown(Run(study, settings, arm, seed)) for arm in chosen}
-        return tables_of(study, settings, arms, [seed], only), images, seed
+        shown = {arm: study.shown(Run(study, settings, arm, seeds[0])) for arm in chosen}
+        return tables_of(study, settings, arms, seeds, only), shown, seeds[0]
     if runs != "stored":
         raise SettingsError(f"runs is {runs!r}; choose stored (the long runs) or live (made here)")
-    folder = study.results()
-    tables = load_results(study, folder)
+    folder = study.results(settings)
+    tables, stored = load_results(study, folder), settings_of(study, folder)
+    if stored.cohort != settings.cohort:
+        raise DataError(
+            f"{folder}: of cohort {stored.cohort!r}, not {settings.cohort!r}; set runs = 'live'"
+        )
     sheets = {path.name for path in (folder / "images").glob("*.png")}
     for number in study.seeds:
         paths = {arm: sheet_path(folder, arm, number) for arm in chosen}

@@ -45,6 +45,19 @@ COMPARED = (
     ("balanced", "plain"),
 )
 REPAIRED = ("repaired", "released")
+LABELS = {  # of arms, for readers
+    REAL: "real images",
+    BASE: "initial model",
+    EVERYONE: "trained on all patients",
+    "plain": "plain fine-tuning",
+    "released": "FairDiffusion (released)",
+    "repaired": "FairDiffusion (repaired)",
+    "random": "random sigma (released)",
+    "random-repaired": "random sigma (repaired)",
+    "inverse": "inverse frequency",
+    "dro": "group DRO",
+    "balanced": "balanced batches",
+}
 
 
 def criteria(tables: dict[str, pd.DataFrame], settings: FundusSettings) -> list[dict]:
@@ -135,13 +148,14 @@ def in_words(
     over += ", one training each" if row["seeds"] == 1 else ""
     low, high = interval.low, interval.high
     numbers = f"{interval.estimate:+.3f} (95 % CI {low:+.3f} to {high:+.3f}, {over})"
+    first, second = LABELS[arm], LABELS[reference]
     side = "wider" if low > 0 else "narrower" if high < 0 else None
     if side is None:
         return (
             "The 95 % CI includes zero, so the data do not show a difference in the gap over races "
-            f"between {arm} and {reference}: {numbers}."
+            f"between {first} and {second}: {numbers}."
         )
-    return f"The gap over races is {side} under {arm} than under {reference}: {numbers}."
+    return f"The gap over races is {side} under {first} than under {second}: {numbers}."
 
 
 def findings(differences: pd.DataFrame) -> list[str]:
@@ -204,7 +218,8 @@ def difference_points(differences: pd.DataFrame, measure: str, task: str = NO_TA
         if row is not None:
             for end, interval in {"subject": "over patients", "seed": "over seeds"}.items():
                 ends = row[[f"{end}_low", f"{end}_high"]]
-                rows.append((" less ".join(pair), interval, row["difference"], *ends))
+                compared = " less ".join(LABELS[name] for name in pair)
+                rows.append((compared, interval, row["difference"], *ends))
     table = pd.DataFrame(rows, columns=["comparison", "interval", *POINTS])
     return table.dropna(subset=["value_low"], ignore_index=True)
 
@@ -219,7 +234,7 @@ def by_race(differences: pd.DataFrame, measure: str, task: str = NO_TASK) -> pd.
         if all(row is not None for row in races):
             ends = [interval_of(row)[0] for row in races]
             words = [f"{e.estimate:+.2f} ({e.low:+.2f}\u00a0to\u00a0{e.high:+.2f})" for e in ends]
-            rows.append((*pair, *words))
+            rows.append((*(LABELS[name] for name in pair), *words))
     return pd.DataFrame(rows, columns=["arm", "less that of", *RACES])
 
 

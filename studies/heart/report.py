@@ -44,6 +44,19 @@ WORST = Criterion(
 ESTIMATE, SHARE = ("estimate", "low", "high"), ("share", "low", "high")
 MEAN, LOSS = ("mean", "low", "high"), ("difference", "difference_low", "difference_high")
 RATIO = ("ratio", "ratio_low", "ratio_high")
+LABELS = {  # of arms and of ways of requesting, for readers
+    "real": "real",
+    "reweighted": "real, reweighted",
+    "resampled": "real, resampled",
+    "mixed": "real and generated",
+    "pretrained": "generated, then real",
+    "extra_real": "real and further subjects",
+    "synthetic": "generated",
+    "mixed_resampled": "real and generated, resampled",
+    "copies": "copies",
+    "combinations": "new combinations",
+    "unseen": "unseen pairs",
+}
 AS_REAL = "1"  # what a share of real hearts would be if nothing were exaggerated or lost
 NAMES = {"diagnosis": "diagnosis", "sex": "sex", "age": "age", "bmi": "body-mass index"}
 
@@ -147,17 +160,18 @@ def in_words(differences: pd.DataFrame, arm: str, rival: str = "reweighted") -> 
     """
     found, other = worst_difference(differences, arm), worst_difference(differences, rival)
     ideal = worst_difference(differences, "extra_real")
-    said = f"The data do not show that arm {arm} changes the worst subgroup's balanced accuracy: "
+    arm, rival = (f"“{LABELS.get(one, one)}”" for one in (arm, rival))
+    said = f"The data do not show that {arm} changes the worst subgroup's balanced accuracy: "
     if not found.low <= 0 <= found.high:
         verb = "raises" if found.low > 0 else "lowers"
-        said = f"Arm {arm} {verb} the worst subgroup's balanced accuracy by "
+        said = f"{arm} {verb} the worst subgroup's balanced accuracy by "
     said += f"{_points(found)}."
     if other is not None:
         more = "the two intervals overlap."
         if found.low > other.high or found.high < other.low:
             more = f"the generator does {'more' if found.low > other.high else 'less'}."
         least = _points(other, "")
-        said += f" Arm {rival}, which needs no generator, changes it by {least}: {more}"
+        said += f" {rival}, which needs no generator, changes it by {least}: {more}"
     if ideal is not None:
         said += f" As many real images more would change it by {100 * ideal.estimate:+.1f}."
     return said
@@ -228,7 +242,7 @@ def _control_figures(tables: Tables) -> Iterator[tuple[str, str, str, str]]:
     value = _text(as_interval(low, MEAN))
     yield "Mask", "Dice, lowest subgroup", f"at least {DICE.bound}", value
     for way in WAYS:
-        figure = f"Dice less that on held-out hearts, lowest subgroup, {way}"
+        figure = f"Dice less that on held-out hearts, lowest subgroup, {LABELS[way]}"
         yield "Mask", figure, f"at least {DICE_LOSS.bound}", _text(_loss(tables, way))
     for attribute, name in NAMES.items():
         reference = f"at least {RECOVERED.bound}" if attribute == "diagnosis" else AS_REAL

@@ -230,6 +230,20 @@ def test_references_can_be_left_out(tmp_path):
     assert set(engine.load_results(STUDY, out)["readings"]["arm"]) == {"two"}
 
 
+def test_a_chapter_of_a_study_without_images_shows_stored_rows_or_makes_some(tmp_path, monkeypatch):
+    monkeypatch.setattr(engine, "repository", lambda: tmp_path)
+    engine.run_study(STUDY, Settings(), ["two"], [1, 2])
+    made = len(CALLS)
+    tables, images, seed = engine.results_of(STUDY, Settings(), "stored", ["one"], [7, 8])
+    assert set(tables["readings"].arm) == {"base", "two"} and images == {} and seed == 1
+    assert len(CALLS) == made, "stored rows need no run"
+    tables, images, seed = engine.results_of(STUDY, Settings(), "live", ["one"], [7, 8])
+    assert set(tables["readings"].arm) == {"base", "one"} and images == {} and seed == 7
+    assert set(tables["readings"].seed) == {7, 8} and len(CALLS) == made + 4
+    with pytest.raises(DataError, match="of cohort 'numbers', not 'patients'; set runs = 'live'"):
+        engine.results_of(STUDY, Settings("patients"), "stored", ["one"], 1)
+
+
 def test_criteria_are_those_of_the_stored_tables_and_settings(tmp_path):
     out = engine.run_study(STUDY, Settings(count=4), None, [1], tmp_path)
     found = engine.criteria_of(STUDY, out).set_index("arm")

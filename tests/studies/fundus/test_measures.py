@@ -12,6 +12,7 @@ from fairlib.cohorts.tables import ATTRIBUTES, RACES
 from fairlib.errors import DataError
 from fairlib.measures.equity import equity_report
 from studies.fundus import measures, report
+from studies.fundus.arms import ARMS
 from studies.fundus.data import HEADS, TASKS, FundusSettings, even_settings
 from studies.fundus.evaluators import columns, stacked
 from studies.fundus.measures import INDEX, Subjects, figures_of, times
@@ -218,6 +219,12 @@ def test_the_sentence_says_when_nothing_can_be_told():
         report.in_words(table, "mmd", arm="dro")
 
 
+def test_every_arm_has_a_name_for_readers_of_its_own():
+    assert set(report.LABELS) == set(ARMS)
+    assert len(set(report.LABELS.values())) == len(ARMS)
+    assert not set(report.LABELS.values()) & set(ARMS)
+
+
 def test_points_and_tables_of_the_arms(people):
     shifts = {"real": 0.01, "plain": 0.02, "released": 0.05}
     found = {
@@ -235,10 +242,14 @@ def test_points_and_tables_of_the_arms(people):
     assert set(points["arm"]) == {"real", "plain", "released"}
     assert set(points["race"]) == set(RACES)
     gaps = report.difference_points(differences, measures.CDR)
-    assert set(gaps["comparison"]) == {"released less plain"}
+    assert set(gaps["comparison"]) == {"FairDiffusion (released) less plain fine-tuning"}
     assert list(gaps["interval"]) == ["over patients", "over seeds"]
     said = report.findings(differences)
-    assert len(said) == 2 and said[0].startswith("**Quality.**") and "released" in said[1]
+    assert len(said) == 2 and said[0].startswith("**Quality.**")
+    assert "FairDiffusion (released)" in said[1] and "plain fine-tuning" in said[1]
+    of_races = report.by_race(differences, measures.MMD).iloc[0]
+    assert of_races["arm"] == "FairDiffusion (released)"
+    assert of_races["less that of"] == "plain fine-tuning"
     row = report.race_difference(differences, measures.MMD, "-", "released", "plain", "Black")
     assert set(report.numbers_of(row, "black")) == {"black", "black_low", "black_high"}
     patients = [

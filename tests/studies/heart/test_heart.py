@@ -307,6 +307,12 @@ def test_the_sentence_says_no_more_than_the_intervals(mixed, other, words):
     )
     said = in_words(table, "mixed")
     assert pd.Series([said]).str.contains(words).all() and "+6.0" in said
+    assert "“real and generated”" in said and "“real, reweighted”, which needs" in said
+
+
+def test_every_arm_and_way_of_requesting_has_a_name_for_readers_of_its_own():
+    assert set(report.LABELS) == {*ARMS, *WAYS}
+    assert len(set(report.LABELS.values())) == len(report.LABELS)
 
 
 def test_sub_sampling_to_one_in_a_hundred_leaves_subgroups_empty():

@@ -88,11 +88,11 @@ def test_table_sets_the_figures_of_every_scale_side_by_side():
     assert paper["body-mass index, as a share of held-out"] == "2.20 (2.10 to 2.30)"
     assert other["body-mass index, as a share of held-out"] == "1.30 (1.20 to 1.40)"
     assert (
-        paper["Dice less that on held-out hearts, lowest subgroup, combinations"]
+        paper["Dice less that on held-out hearts, lowest subgroup, new combinations"]
         == "-0.060 (-0.065 to -0.055)"
     )
     assert (
-        other["Dice less that on held-out hearts, lowest subgroup, unseen"]
+        other["Dice less that on held-out hearts, lowest subgroup, unseen pairs"]
         == "-0.015 (-0.020 to -0.010)"
     )
     assert paper["MMD, farthest subgroup"].startswith("30.0") and paper[
