@@ -41,7 +41,8 @@ from fairlib.methods.group_weights import (
 )
 from fairlib.methods.perturbation import FairBayesianPerturbation, PerturbationSettings, RandomSigma
 from fairlib.models.generator import Generator
-from studies.engine import accelerator
+from fairlib.rng import numpy_rng
+from studies.engine import StudyStream, accelerator
 from studies.engine.stage import Artifact, Progress, in_blocks, stage
 from studies.engine.study import Arm
 from studies.fundus.data import (
@@ -98,7 +99,7 @@ def even_races(groups: np.ndarray, seed: int) -> np.ndarray:
     """Draw batches from as many rows, a third of each race: within a race the counts differ by one
     at most. Raises `SettingsError` when a race is missing.
     """
-    rng = np.random.default_rng([seed, 43])
+    rng = numpy_rng(seed, StudyStream.EVEN_ROWS)
     places = np.array_split(np.arange(len(groups)), SIZES[0])
     of_race = [rng.permutation(np.flatnonzero(groups[:, 0] == race)) for race in range(SIZES[0])]
     missing = [name for name, rows in zip(GROUPS, of_race, strict=False) if not len(rows)]

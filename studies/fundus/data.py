@@ -27,7 +27,9 @@ from fairlib.cohorts.tables import RACES, group_codes
 from fairlib.errors import DataError, SettingsError
 from fairlib.io import read_tensors, to_bytes, to_images, write_bytes, write_tensors
 from fairlib.methods.finetuning import FinetuneSettings
+from fairlib.rng import numpy_rng
 from fairlib.settings import Count, Natural, check_bounds, digest, unknown_key
+from studies.engine import StudyStream
 from studies.engine.profiles import settings_from
 from studies.engine.recipe import training_part, training_subjects
 from studies.engine.stage import Artifact, Progress, in_blocks, stage
@@ -336,7 +338,7 @@ def real_rows(table: pd.DataFrame, part: Part, split_seed: int, count: int) -> n
     """
     if part.share == 1:
         return np.arange(len(table))[: count or None]
-    rng = np.random.default_rng([split_seed, 41])
+    rng = numpy_rng(split_seed, StudyStream.REAL_ROWS)
     races = [rng.permutation(np.flatnonzero((table["race"] == race).to_numpy())) for race in RACES]
     edges = [max(1, len(rows) // part.share) for rows in races]
     chosen = [

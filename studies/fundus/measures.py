@@ -36,6 +36,8 @@ from fairlib.io import write_bytes
 from fairlib.measures.distances import mmd_draws
 from fairlib.measures.equity import class_counts
 from fairlib.measures.intervals import Sample, pair_table, weighted_auc
+from fairlib.rng import numpy_rng
+from studies.engine import StudyStream
 from studies.engine.stage import Artifact, Progress, stage
 from studies.fundus.data import BASE, HEADS, REAL, TASKS
 from studies.fundus.evaluators import Readings, load_rows, stacked
@@ -119,7 +121,10 @@ def times(table: pd.DataFrame, replicates: int, seed: int) -> np.ndarray:
     draws of two are paired.
     """
     strata = table[list(STRATA)].astype(str).agg(", ".join, axis=1)
-    sample, rng = Sample(np.arange(len(table)), strata=strata), np.random.default_rng([71, seed])
+    sample, rng = (
+        Sample(np.arange(len(table)), strata=strata),
+        numpy_rng(StudyStream.PATIENTS, seed),
+    )
     drawn = [np.bincount(sample.rows(rng), minlength=len(table)) for _ in range(replicates)]
     return np.stack([np.ones(len(table), int), *drawn]).astype(np.float32)
 
