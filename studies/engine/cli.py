@@ -13,7 +13,6 @@ import os
 import sys
 import types
 import typing
-from importlib import import_module
 from pkgutil import resolve_name
 from typing import Any
 
@@ -113,7 +112,7 @@ def report(options: argparse.Namespace) -> int:
 
 def base(options: argparse.Namespace) -> None:
     """Train the base weights of one study's generator."""
-    print(import_module(f"studies.{options.model}.base").main())
+    print(resolve_name(f"studies.bases:{options.model}")())
 
 
 def run(options: argparse.Namespace) -> None:
