@@ -12,10 +12,12 @@ from fairlib.cohorts.tables import ATTRIBUTES, RACES
 from fairlib.errors import DataError
 from fairlib.measures.equity import equity_report
 from studies.fundus import measures, report
-from studies.fundus.data import HEADS, TASKS, FundusSettings, even_settings
+from studies.fundus.data import FUNDUS, FundusSettings, even_settings
 from studies.fundus.evaluators import columns, stacked
 from studies.fundus.measures import INDEX, Subjects, figures_of, times
 from studies.fundus.phantom import PhantomSettings
+
+HEADS, TASKS = FUNDUS.heads, FUNDUS.only(FUNDUS.learnt)
 
 
 def everybody(count=96, seed=0):
