@@ -271,8 +271,7 @@ def tune(
     """
     generator, words = given.generator.load().frozen_copy(), given.vocabulary
     groups, seed = given.train.load().groups(words), settings.seed
-    weights = weigh(groups, words.sizes, window, seed)
-    chosen = rows(groups, words.first[1], seed)
+    weights, chosen = weigh(groups, words.sizes, window, seed), rows(groups, words.first[1], seed)
     embeds, prompts, held_out = given.prompts()
     state, history = FinetuneState(generator.denoiser, weights, settings), []
     saved = None if working is None else (working / "history.csv", working / "state.safetensors")
@@ -322,12 +321,11 @@ def measure_probe(out: Path, progress: Progress, given: Shown, batch_size: int) 
 
 def probe_row(given: Shown, denoiser: torch.nn.Module, batch_size: int) -> dict:
     """Losses of a denoiser on the probe: probe_loss, probe_gap, probe_<group>."""
-    embeds, _, rows = given.prompts()
+    (embeds, _, rows), words = given.prompts(), given.vocabulary
     probe = given.probe(rows)
     kind = given.generator.load().prediction_type
     losses = probe_losses(denoiser, probe, embeds, kind, batch_size)
-    means = group_means(losses, probe.group_codes, given.vocabulary.sizes)
-    return _of_probe(means, given.vocabulary)
+    return _of_probe(group_means(losses, probe.group_codes, words.sizes), words)
 
 
 def tuned(settings: FundusSettings, arm: str, seed: int) -> Artifact[Path]:

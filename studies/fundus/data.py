@@ -44,6 +44,7 @@ real images of the patients whose prompts are requested.
 UNTUNED = (BASE, EVERYONE)
 
 
+CUP = "cdr_status"  # stated of fundus images alone
 Values = tuple[str, ...]
 First = tuple[str, Values]  # an attribute and its values
 
@@ -56,15 +57,13 @@ class Vocabulary:
     whose groups are compared; parts are even over the first, distances are taken within its groups,
     and the criteria are of them. learnt: the conditions that the classifiers of the semantic
     correlation learn, the first of which is a stratum of the bootstrap. unread: what no classifier
-    reads from an image. has_disc: whether there is an optic disc to measure. channels: of the
-    images, 1 or 3.
+    reads from an image. channels: of the images, 1 or 3.
     """
 
     stated: tuple[First, ...]  # pairs, so that their order is part of a key
     compared: Values
     learnt: Values
     unread: Values = ()
-    has_disc: bool = False
     channels: int = 1
 
     def only(self, names: Values) -> dict[str, Values]:
@@ -77,9 +76,9 @@ class Vocabulary:
         return self.only(self.compared)
 
     @property
-    def heads(self) -> dict[str, Values]:
-        """What the attribute classifier of real images learns to read, with its values."""
-        return {name: values for name, values in self.stated if name not in self.unread}
+    def has_disc(self) -> bool:
+        """Whether there is an optic disc, with a cup, to measure."""
+        return CUP in self.learnt
 
     @property
     def strata(self) -> Values:
@@ -103,14 +102,11 @@ class Vocabulary:
 
 
 FINDING = "Pleural Effusion"
-FINDINGS = (f"non {FINDING}", FINDING)
-LEARNT = ("glaucoma", "cdr_status")
 STATED = tuple(PROMPTED.items()), tuple(ham10000.PROMPTED.items())
-FUNDUS = Vocabulary(STATED[0], tuple(ATTRIBUTES), LEARNT, ("refraction",), has_disc=True)
+FUNDUS = Vocabulary(STATED[0], tuple(ATTRIBUTES), ("glaucoma", CUP), ("refraction",))
 SKIN = Vocabulary(STATED[1], tuple(ham10000.ATTRIBUTES), ("category",), channels=3)
-CHEST = Vocabulary(
-    (("race", RACES), ("sex", SEXES), ("finding", FINDINGS)), ("race", "sex"), ("finding",)
-)
+OF_CHEST = {"race": RACES, "sex": SEXES, "finding": (f"non {FINDING}", FINDING)}
+CHEST = Vocabulary(tuple(OF_CHEST.items()), ("race", "sex"), ("finding",))
 
 
 @dataclass(frozen=True)

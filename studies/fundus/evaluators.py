@@ -41,7 +41,7 @@ from fairlib.models.classifier import SLIM, WIDE, Classifier, ClassifierSettings
 from fairlib.rng import Stream
 from studies.engine import accelerator
 from studies.engine.stage import Artifact, Progress, stage
-from studies.fundus.data import Fundi, FundusSettings, subjects
+from studies.fundus.data import CUP, Fundi, FundusSettings, subjects
 
 # px of 128: what is narrower, and so much darker than is usual here, is a vessel
 VESSEL, VALLEY, USUAL = 11, 0.03, 2.0
@@ -356,10 +356,11 @@ def fit_classifier(
 
 
 def attribute_classifier(settings: FundusSettings) -> Artifact[Classifier]:
-    """The classifier of all heads of the vocabulary, fitted on real patients."""
+    """The classifier of what prompts state and images show, fitted on real patients."""
     fit = replace(FIT, steps=settings.evaluator_steps, batch_size=64, seed=61, architecture=WIDE)
-    given = subjects(settings, "evaluators")
-    return fit_classifier(given, len(given.load()), list(settings.vocabulary.heads.items()), fit)
+    given, words = subjects(settings, "evaluators"), settings.vocabulary
+    heads = [(name, values) for name, values in words.stated if name not in words.unread]
+    return fit_classifier(given, len(given.load()), heads, fit)
 
 
 def task_classifier(
@@ -380,15 +381,13 @@ def load_readings(folder: Path) -> Readings:
 
 @stage(load=load_readings, verify=False)
 def read_images(
-    out: Path,
-    progress: Progress,
-    images: Artifact[Fundi],
-    classifier: Artifact[Classifier],
-    has_disc: bool,
+    out: Path, progress: Progress, images: Artifact[Fundi], classifier: Artifact[Classifier]
 ) -> None:
-    """Classify the attributes of `images`, and measure cup and disc where there is a disc."""
+    """Classify the attributes of `images`, and measure cup and disc where the classifier reads
+    something of a cup.
+    """
     fundi, heads = images.load(), classifier.load().heads
-    blocks = fundi.images.split(50) if has_disc else []
+    blocks = fundi.images.split(50) if CUP in heads else []
     cups = [measure_cdr(block) for block in progress.track(blocks, len(blocks), "cup and disc")]
     read = predict(classifier.load(), fundi.stored, batch_size=BATCH)
     probabilities = columns("p", {name: read.probabilities(name) for name in heads}, heads)

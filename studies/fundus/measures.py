@@ -248,10 +248,10 @@ def _cups(subjects: Subjects, readings: pd.DataFrame) -> list[Row]:
 
 
 def _recovered(subjects: Subjects, readings: pd.DataFrame, real: pd.DataFrame | None) -> list[Row]:
-    rows, heads = [], subjects.vocabulary.heads
+    rows, stated = [], dict(subjects.vocabulary.stated)
     for name in (*subjects.vocabulary.compared, *subjects.vocabulary.learnt):
         requested = subjects.requested[name].astype(str).to_numpy()
-        right = partial(_right, name, heads[name], requested)
+        right = partial(_right, name, stated[name], requested)
         own_rows = _means(RECOVERED, name, subjects, right(readings))
         rows += own_rows
         if real is not None:

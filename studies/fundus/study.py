@@ -47,7 +47,7 @@ def readings(run: Run[FundusSettings]) -> pd.DataFrame:
     settings, images, words = run.settings, run.artifact, run.settings.vocabulary
     requested = subjects(settings, "requested").load().table[list(dict(words.stated))]
     classifier = task_classifier(settings, subjects(settings, "evaluators"), run.seed)
-    read = read_images(images, attribute_classifier(settings), words.has_disc).load().table
+    read = read_images(images, attribute_classifier(settings)).load().table
     said = answer(classifier, images).load()
     table = pd.concat([requested.reset_index(drop=True), read, said], axis=1)
     return table.assign(image=range(len(table)))
@@ -66,7 +66,7 @@ def distances(run: Run[FundusSettings]) -> pd.DataFrame:
     words = settings.vocabulary
     requested, reference = (subjects(settings, part) for part in ("requested", "reference"))
     tables = (one.load().table[list(words.strata)] for one in (requested, reference))
-    both = (read_images(images, classifier, words.has_disc) for images in (run.artifact, reference))
+    both = (read_images(images, classifier) for images in (run.artifact, reference))
     table = race_distances(*both, *tables, settings.replicates, words).load()
     return table.assign(draw=range(len(table)))
 

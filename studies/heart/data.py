@@ -31,10 +31,7 @@ from studies.engine.stage import Artifact, Progress, in_blocks, stage
 from studies.engine.study import Source, read_table
 from studies.heart.phantom import PhantomSettings, draw_hearts, table_of
 
-NO_PROMPTS = (
-    "ACDC states neither sex nor age, which prompts and subgroups are made of; of its patients the "
-    "study has the re-segmenter's Dice alone"
-)
+NO_PROMPTS = "ACDC states neither sex nor age, so the study has its re-segmenter's Dice alone"
 PAPER_GUIDANCE = 4.0  # of copies; the paper's code draws new combinations at 9
 
 
@@ -133,11 +130,8 @@ class HeartSettings:
         name = "heart" if self.cohort == "phantom" else f"heart-{self.cohort}"
         if self.classifier_subjects:
             return f"{name}-shared"
-        return (
-            name
-            if self.guidance_scale == PAPER_GUIDANCE
-            else f"{name}-guidance{self.guidance_scale:g}"
-        )
+        scale = self.guidance_scale
+        return name if scale == PAPER_GUIDANCE else f"{name}-guidance{scale:g}"
 
     @property
     def draws_hearts(self) -> bool:
@@ -203,7 +197,10 @@ FRACTIONS = {
     "choice": 0.10,
     "test": 0.20,
 }
-SHARES = {"mnms": FRACTIONS, "acdc": {"evaluators": 0.6, "test": 0.4}}
+REAL = {  # reader, codes that it knows, what its folder holds, shares of the parts
+    "mnms": (read_mnms, mnms.DIAGNOSES, "OpenDataset", FRACTIONS),
+    "acdc": (read_acdc, acdc.DIAGNOSES, "training", {"evaluators": 0.6, "test": 0.4}),
+}
 BLOCK = 250  # hearts drawn between two saves
 
 
@@ -289,8 +286,8 @@ def part(settings: HeartSettings, name: str) -> Artifact[Hearts]:
     """The hearts of one part of the study (see `part_settings`); drawn or read on first
     use. Raises `DataError` on a part that the cohort does not have.
     """
-    real = settings.cohort in SHARES
-    parts = SHARES[settings.cohort] if real else part_settings(settings, trained_on(settings))
+    real = settings.cohort in REAL
+    parts = REAL[settings.cohort][-1] if real else part_settings(settings, trained_on(settings))
     if name not in parts:
         raise DataError(f"part {name!r}: this cohort has {', '.join(parts)} and no other subjects")
     if real:
@@ -300,9 +297,9 @@ def part(settings: HeartSettings, name: str) -> Artifact[Hearts]:
 
 def real_cohort(settings: HeartSettings) -> Artifact[Cohort]:
     """The patients of M&Ms whose attributes are complete, or all of ACDC."""
-    cohort, holds = settings.cohort, {"mnms": "OpenDataset", "acdc": "training"}
+    cohort, holds = settings.cohort, REAL[settings.cohort][2]
     if not settings.data_dir:
-        raise DataError(f"cohort {cohort!r} needs data_dir, the folder that holds {holds[cohort]}")
+        raise DataError(f"cohort {cohort!r} needs data_dir, the folder that holds {holds}")
     root = Path(settings.data_dir).expanduser()
     files = [path for kind in ("*_*.nii*", "*.csv", "*.xlsx", "*.cfg") for path in root.rglob(kind)]
     found = Artifact.files(root, files, _reader(cohort, tuple(settings.diagnoses.items())))
@@ -317,11 +314,10 @@ def left_out(settings: HeartSettings) -> pd.DataFrame:
 @lru_cache  # one and the same function for the same codes, or a release would be read again
 def _reader(cohort: str, diagnoses: tuple[tuple[str, str | None], ...]) -> Callable:
     def read(root: Path) -> Cohort:
-        how = {"cache_dir": runs_folder() / "slices" / cohort}
-        if cohort == "acdc":
-            return read_acdc(root, diagnoses={**acdc.DIAGNOSES, **dict(diagnoses)}, **how)
-        known = {**mnms.DIAGNOSES, **dict(diagnoses)}
-        return read_mnms(root, diagnoses=known, **how).with_prompt()
+        reader, known = REAL[cohort][:2]
+        where = runs_folder() / "slices" / cohort
+        found = reader(root, diagnoses={**known, **dict(diagnoses)}, cache_dir=where)
+        return found if "prompt" in found.not_stated else found.with_prompt()
 
     return read
 

@@ -72,15 +72,9 @@ def subgroups(table: pd.DataFrame) -> dict[str, np.ndarray]:
     if "decade" in table:
         young = table["decade"].isin(["10s", "20s", "30s", "40s"])
         table = table.assign(age=table["decade"].where(~young, "below 50"))
-    return {
-        name: table[name.split(", ")]
-        .fillna(UNSTATED)
-        .astype(str)
-        .agg(", ".join, axis=1)
-        .to_numpy(object)
-        for name in SUBGROUPS
-        if set(name.split(", ")) <= set(table)
-    }
+    known = [name for name in SUBGROUPS if set(name.split(", ")) <= set(table)]
+    parts = {name: table[name.split(", ")].fillna(UNSTATED).astype(str) for name in known}
+    return {name: part.agg(", ".join, axis=1).to_numpy(object) for name, part in parts.items()}
 
 
 def dice_of(read: Readings, real: Readings, rng: Rng, replicates: int = 500) -> pd.DataFrame:

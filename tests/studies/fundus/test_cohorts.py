@@ -193,4 +193,5 @@ def test_the_groups_are_those_of_the_paper():
     assert SKIN.groups == ("F", "M", "under 60", "60 or older")
     assert CHEST.groups == ("Asian", "Black", "White", "F", "M")
     assert np.array(CHEST.strata).tolist() == ["race", "sex", "finding"]
-    assert list(SKIN.heads) == ["sex", "age_group", "category"]
+    assert list(dict(SKIN.stated)) == ["sex", "age_group", "category"]
+    assert not SKIN.has_disc and not CHEST.has_disc

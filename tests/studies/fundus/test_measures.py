@@ -17,7 +17,8 @@ from studies.fundus.evaluators import columns, stacked
 from studies.fundus.measures import INDEX, Subjects, figures_of, times
 from studies.fundus.phantom import PhantomSettings
 
-HEADS, TASKS = FUNDUS.heads, FUNDUS.only(FUNDUS.learnt)
+HEADS = {name: values for name, values in FUNDUS.stated if name != "refraction"}
+TASKS = FUNDUS.only(FUNDUS.learnt)
 
 
 def everybody(count=96, seed=0):

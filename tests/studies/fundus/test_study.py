@@ -58,7 +58,7 @@ def test_the_stage_of_real_patients_is_known_by_the_code_that_it_runs(tmp_path, 
 def test_distances_are_those_of_the_public_measure(settings, runs):
     classifier = attribute_classifier(settings)
     parts = [subjects(settings, part) for part in ("requested", "reference")]
-    found = [read_images(part, classifier, True) for part in parts]
+    found = [read_images(part, classifier) for part in parts]
     tables = [part.load().table[list(FUNDUS.strata)] for part in parts]
     table = race_distances(*found, *tables, 20, FUNDUS).load()
     x, y = (one.load().features for one in found)
