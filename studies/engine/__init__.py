@@ -6,11 +6,25 @@ behind, and the device that networks run on.
 from __future__ import annotations
 
 import os
+from enum import IntEnum, unique
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import torch
+
+
+@unique
+class StudyStream(IntEnum):
+    """Random streams of the studies beside `fairlib.rng.Stream`, by its rules; counters in
+    brackets. A synthetic subject has the stream of its own number.
+    """
+
+    NOT_SHOWN = 1  # behind a subject's number: what no image shows
+    REAL_ROWS = 41  # fundus: which patients of a release are in which part
+    EVEN_ROWS = 43  # fundus: rows that the balanced arm draws batches from
+    PATIENTS = 71  # fundus: bootstrap draws of patients [part], the same for all arms and seeds
+
 
 PACKAGE = Path(__file__).resolve().parents[1]
 

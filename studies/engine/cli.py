@@ -13,7 +13,6 @@ import os
 import sys
 import types
 import typing
-from importlib import import_module
 from pkgutil import resolve_name
 from typing import Any
 
@@ -62,7 +61,7 @@ def run_one(options: argparse.Namespace) -> None:
     names = {field.name for field in dataclasses.fields(study.settings)}
     given = {n: at_home(v) for n, v in vars(options).items() if n in names and v is not None}
     out = at_home(options.out) or None
-    settings = study.settings(**given)
+    settings = from_dict(study.settings, given)
     print(run_study(study, settings, options.arms, options.seeds, out, options.only))
 
 
@@ -108,7 +107,7 @@ def report(options: argparse.Namespace) -> int:
 
 def base(options: argparse.Namespace) -> None:
     """Train the base weights of one study's generator."""
-    print(import_module(f"studies.{options.model}.base").main())
+    print(resolve_name(f"studies.bases:{options.model}")())
 
 
 def run(options: argparse.Namespace) -> None:
@@ -199,7 +198,7 @@ def _add_study(command: argparse.ArgumentParser, study: Any) -> None:
 
 def add_setting(command: argparse.ArgumentParser, field: dataclasses.Field, hint: Any) -> None:
     """An option for one field of settings, where a command line can say it: numbers, words, choices
-    and lists of them.
+    and lists of them, and mappings as JSON.
     """
     flag, words = "--" + field.name.replace("_", "-"), f"default: {field.default!r}"
     if typing.get_origin(hint) in (types.UnionType, typing.Union):
@@ -211,6 +210,8 @@ def add_setting(command: argparse.ArgumentParser, field: dataclasses.Field, hint
         command.add_argument(flag, choices=parts, help=words)
     elif hint is bool:
         command.add_argument(flag, action=argparse.BooleanOptionalAction, default=None, help=words)
+    elif origin is dict:
+        command.add_argument(flag, type=json.loads, metavar="JSON", help="default: {}")
     elif kind in (int, float, str):
         metavar = kind.__name__.upper()
         command.add_argument(flag, type=kind, nargs=nargs, metavar=metavar, help=words)

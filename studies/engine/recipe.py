@@ -360,9 +360,10 @@ def copy_weights(made: Artifact, folder: Path) -> None:
 
 
 def write_weights(
-    folder: Path, settings: Any, started: float, mean: Tensor, study: str, **more: Any
+    folder: Path, pipeline: Any, mean: Tensor, settings: Any, started: float, study: str, **more
 ) -> Path:
-    """Finish a folder of base weights with the mean latent and the manifest; returns it."""
+    """Write a folder of base weights: pipeline, mean latent and manifest; returns it."""
+    gen.save_pipeline(folder, pipeline)
     write_tensors(folder / gen.MEAN_LATENT, {"mean": mean})
     write_weights_manifest(folder, settings, started, study, **more)
     return folder

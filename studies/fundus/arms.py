@@ -19,9 +19,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fairlib.cohorts.tables import ATTRIBUTES, group_names
 from fairlib.errors import SettingsError
-from fairlib.io import read_tensors, to_bytes, to_images, write_bytes, write_tensors
+from fairlib.io import read_json, read_tensors, to_bytes, to_images, write_bytes, write_tensors
 from fairlib.methods.finetuning import (
     FinetuneSettings,
     FinetuneState,
@@ -41,7 +40,8 @@ from fairlib.methods.group_weights import (
 )
 from fairlib.methods.perturbation import FairBayesianPerturbation, PerturbationSettings, RandomSigma
 from fairlib.models.generator import Generator
-from studies.engine import accelerator
+from fairlib.rng import numpy_rng
+from studies.engine import StudyStream, accelerator
 from studies.engine.stage import Artifact, Progress, in_blocks, stage
 from studies.engine.study import Arm
 from studies.fundus.data import (
@@ -51,63 +51,66 @@ from studies.fundus.data import (
     UNTUNED,
     Fundi,
     FundusSettings,
+    Vocabulary,
     read_fundi,
     subjects,
     write_fundi,
 )
 
-SIZES = tuple(len(values) for values in ATTRIBUTES.values())
-GROUPS = tuple(value for _, value in group_names())
 SAVE = 40  # steps between two saves
 NOISE, PREVIEW = 9000, 8999  # noises of seed 0; noises of images to look at
 SIDE = 128
 Form, Sigma = Literal["released", "repaired"], type[FairBayesianPerturbation | RandomSigma]
-Weigh = Callable[[np.ndarray, int, int], SampleWeights]
-Rows = Callable[[np.ndarray, int], np.ndarray]
+Sizes = tuple[int, ...]  # groups of each attribute
+Weigh = Callable[[np.ndarray, Sizes, int, int], SampleWeights]
+Rows = Callable[[np.ndarray, tuple[str, ...], int], np.ndarray]
 
 
-# ---- what an arm does differently: (groups [N, 3] of the training set, window, seed) -> weights
+# ---- what an arm does differently: (groups [N, A] of the training set, sizes, window, seed) ->
+# weights
 
 
-def plain(groups: np.ndarray, window: int, seed: int) -> SampleWeights:
+def plain(groups: np.ndarray, sizes: Sizes, window: int, seed: int) -> SampleWeights:
     """Weigh every patient the same."""
-    return Uniform(SIZES)
+    return Uniform(sizes)
 
 
-def inverse(groups: np.ndarray, window: int, seed: int) -> SampleWeights:
+def inverse(groups: np.ndarray, sizes: Sizes, window: int, seed: int) -> SampleWeights:
     """Weigh by inverse frequency over the attributes."""
-    return InverseFrequency(groups, SIZES)
+    return InverseFrequency(groups, sizes)
 
 
-def dro(groups: np.ndarray, window: int, seed: int) -> SampleWeights:
+def dro(groups: np.ndarray, sizes: Sizes, window: int, seed: int) -> SampleWeights:
     """Weigh by group distributionally robust optimisation over the attributes."""
-    return GroupDRO(groups, SIZES)
+    return GroupDRO(groups, sizes)
 
 
-def noisy(kind: Sigma, form: Form, groups: np.ndarray, window: int, seed: int) -> SampleWeights:
+def noisy(
+    kind: Sigma, form: Form, groups: np.ndarray, sizes: Sizes, window: int, seed: int
+) -> SampleWeights:
     """Weigh by noise, whose standard deviation `kind` chooses."""
-    return kind(SIZES, PerturbationSettings(form, window=window, seed=seed))
+    return kind(sizes, PerturbationSettings(form, window=window, seed=seed))
 
 
-def each_once(groups: np.ndarray, seed: int) -> np.ndarray:
+def each_once(groups: np.ndarray, names: tuple[str, ...], seed: int) -> np.ndarray:
     """Draw batches from every row once."""
     return np.arange(len(groups))
 
 
-def even_races(groups: np.ndarray, seed: int) -> np.ndarray:
-    """Draw batches from as many rows, a third of each race: within a race the counts differ by one
-    at most. Raises `SettingsError` when a race is missing.
+def even_groups(groups: np.ndarray, names: tuple[str, ...], seed: int) -> np.ndarray:
+    """Draw batches from as many rows, as many of each group of the first attribute (such as race):
+    within a group the counts differ by one at most. Raises `SettingsError` when one is missing.
     """
-    rng = np.random.default_rng([seed, 43])
-    places = np.array_split(np.arange(len(groups)), SIZES[0])
-    of_race = [rng.permutation(np.flatnonzero(groups[:, 0] == race)) for race in range(SIZES[0])]
-    missing = [name for name, rows in zip(GROUPS, of_race, strict=False) if not len(rows)]
+    rng = numpy_rng(seed, StudyStream.EVEN_ROWS)
+    places = np.array_split(np.arange(len(groups)), len(names))
+    of_group = [rng.permutation(np.flatnonzero(groups[:, 0] == code)) for code in range(len(names))]
+    missing = [name for name, rows in zip(names, of_group, strict=True) if not len(rows)]
     if missing:
         raise SettingsError(
-            f"arm 'balanced' draws every race alike, but no patient of race {missing[0]} is among "
+            f"arm 'balanced' draws {', '.join(names)} alike, but no {missing[0]} patient is among "
             f"the {len(groups)} of training; give more of them"
         )
-    pairs = zip(of_race, places, strict=True)
+    pairs = zip(of_group, places, strict=True)
     return np.concatenate([np.resize(rows, len(place)) for rows, place in pairs])
 
 
@@ -129,7 +132,7 @@ TUNINGS = {
     "random-repaired": Tuning(partial(noisy, RandomSigma, "repaired"), "repaired, random sigma"),
     "inverse": Tuning(inverse, "inverse frequency over the attributes"),
     "dro": Tuning(dro, "group DRO over the attributes"),
-    "balanced": Tuning(plain, "no weights; a third of the rows of each race", even_races),
+    "balanced": Tuning(plain, "no weights; as many rows of each race", even_groups),
 }
 
 
@@ -145,6 +148,19 @@ def fundus_generator(settings: FundusSettings, arm: str = BASE) -> Artifact[Gene
     """The generator before fine-tuning, or that of reference "everyone"."""
     folder = settings.everyone if arm == EVERYONE else settings.weights
     return Artifact.weights(folder, load_generator)
+
+
+def unfit(settings: FundusSettings) -> str | None:
+    """Why a generator cannot learn the images of a cohort; None where it can."""
+    cohort, folders = settings.cohort, (settings.weights, settings.everyone)
+    of_book = {FundusSettings.weights, FundusSettings.everyone}.intersection(folders)
+    if of_book and not settings.vocabulary.has_disc:
+        words = "give others as weights and everyone, or '' for no everyone"
+        return f"{' and '.join(sorted(of_book))}: made for fundus images, not {cohort}; {words}"
+    config, channels = Path(folders[0]) / "vae" / "config.json", settings.vocabulary.channels
+    if channels > 1 and config.is_file() and read_json(config)["out_channels"] != channels:
+        return f"{cohort} is in colour and {folders[0]} makes grey images; give other weights"
+    return None
 
 
 def read_latents(folder: Path) -> Tensor:
@@ -166,7 +182,7 @@ def encode_images(
 
 @torch.no_grad()
 def encode(generator: Generator, images: Tensor) -> Tensor:
-    """Encode images [N, 1, H, W] in [-1, 1] as scaled latents on the CPU, on the pipeline's own
+    """Encode images [N, C, H, W] in [-1, 1] as scaled latents on the CPU, on the pipeline's own
     grid and in its number of channels.
     """
     vae, size = generator.pipeline.vae, generator.latent_shape[-1]
@@ -187,6 +203,7 @@ class Shown:
     train: Artifact[Fundi]
     held_out: Artifact[Fundi]
     held_out_latents: Artifact[Tensor]
+    vocabulary: Vocabulary
     per_group: int
     times: int
     seed: int
@@ -200,11 +217,9 @@ class Shown:
 
     def probe(self, rows: np.ndarray) -> Probe:
         """The probe; `rows`: of its patients' prompts."""
-        groups = self.held_out.load().groups()
-        chosen = (self.per_group, self.times)
-        return choose_probe(
-            self.held_out_latents.load(), rows, groups, SIZES, *chosen, seed=self.seed
-        )
+        groups = self.held_out.load().groups(self.vocabulary)
+        chosen = (self.vocabulary.sizes, self.per_group, self.times)
+        return choose_probe(self.held_out_latents.load(), rows, groups, *chosen, seed=self.seed)
 
 
 def shown(settings: FundusSettings, arm: str = BASE) -> Shown:
@@ -212,7 +227,7 @@ def shown(settings: FundusSettings, arm: str = BASE) -> Shown:
     generator, held_out = fundus_generator(settings, arm), subjects(settings, "probe")
     latents, train = encode_images(generator, held_out), subjects(settings, "train")
     probe = (settings.probe_per_group, settings.probe_times, settings.split_seed)
-    return Shown(generator, train, held_out, latents, *probe)
+    return Shown(generator, train, held_out, latents, settings.vocabulary, *probe)
 
 
 # ---- fine-tuning
@@ -254,8 +269,9 @@ def tune(
     Into `working` it saves every `SAVE` steps, and from there it goes on; the last step is always
     saved.
     """
-    generator, groups = given.generator.load().frozen_copy(), given.train.load().groups()
-    weights, chosen = weigh(groups, window, settings.seed), rows(groups, settings.seed)
+    generator, words = given.generator.load().frozen_copy(), given.vocabulary
+    groups, seed = given.train.load().groups(words), settings.seed
+    weights, chosen = weigh(groups, words.sizes, window, seed), rows(groups, words.first[1], seed)
     embeds, prompts, held_out = given.prompts()
     state, history = FinetuneState(generator.denoiser, weights, settings), []
     saved = None if working is None else (working / "history.csv", working / "state.safetensors")
@@ -277,23 +293,24 @@ def tune(
         state=state,
         probe=given.probe(held_out),
     ):
-        history.append(log_row(done))
+        history.append(log_row(done, words))
         if saved and (done.step % SAVE == 0 or done.step == settings.steps):
             _write(saved[0], history)
             write_tensors(saved[1], state.to_tensors())
         yield state, history
 
 
-def log_row(done: FinetuneStep) -> dict:
+def log_row(done: FinetuneStep, vocabulary: Vocabulary) -> dict:
     """One row of `history.csv`: step, loss (weighted), plain_loss, gap (of the batch), weight_min,
     weight_mean, share_negative, sigma_<group>, and where the probe was measured probe_loss (mean
-    over races), probe_gap and probe_<group>.
+    over races, or what is the first attribute), probe_gap and probe_<group>.
     """
     names = ("step", "loss", "plain_loss", "gap", "weight_min", "weight_mean", "share_negative")
-    sigma = np.full(len(GROUPS), np.nan) if done.sigma is None else done.sigma.numpy()
+    groups = vocabulary.groups
+    sigma = np.full(len(groups), np.nan) if done.sigma is None else done.sigma.numpy()
     row = {name: getattr(done, name) for name in names}
-    row |= {f"sigma_{name}": value for name, value in zip(GROUPS, sigma, strict=True)}
-    return row | _of_probe(done.probe_losses)
+    row |= {f"sigma_{name}": value for name, value in zip(groups, sigma, strict=True)}
+    return row | _of_probe(done.probe_losses, vocabulary)
 
 
 @stage()
@@ -304,11 +321,11 @@ def measure_probe(out: Path, progress: Progress, given: Shown, batch_size: int) 
 
 def probe_row(given: Shown, denoiser: torch.nn.Module, batch_size: int) -> dict:
     """Losses of a denoiser on the probe: probe_loss, probe_gap, probe_<group>."""
-    embeds, _, rows = given.prompts()
+    (embeds, _, rows), words = given.prompts(), given.vocabulary
     probe = given.probe(rows)
     kind = given.generator.load().prediction_type
     losses = probe_losses(denoiser, probe, embeds, kind, batch_size)
-    return _of_probe(group_means(losses, probe.group_codes, SIZES))
+    return _of_probe(group_means(losses, probe.group_codes, words.sizes), words)
 
 
 def tuned(settings: FundusSettings, arm: str, seed: int) -> Artifact[Path]:
@@ -320,13 +337,14 @@ def tuned(settings: FundusSettings, arm: str, seed: int) -> Artifact[Path]:
     return fine_tune(given, latents, way.weigh, way.rows, settings.finetune(seed), settings.window)
 
 
-def _of_probe(means: Tensor | None) -> dict:
-    losses = torch.full((len(GROUPS),), torch.nan, dtype=torch.float64) if means is None else means
+def _of_probe(means: Tensor | None, vocabulary: Vocabulary) -> dict:
+    sizes, groups = vocabulary.sizes, vocabulary.groups
+    losses = torch.full((len(groups),), torch.nan, dtype=torch.float64) if means is None else means
     row = {
-        "probe_loss": float(losses[: SIZES[0]].mean()),
-        "probe_gap": float(attribute_gaps(losses, SIZES).sum()),
+        "probe_loss": float(losses[: sizes[0]].mean()),
+        "probe_gap": float(attribute_gaps(losses, sizes).sum()),
     }
-    return row | {f"probe_{name}": float(value) for name, value in zip(GROUPS, losses, strict=True)}
+    return row | {f"probe_{name}": float(value) for name, value in zip(groups, losses, strict=True)}
 
 
 def _write(path: Path, rows: list[dict]) -> None:
@@ -338,11 +356,14 @@ def _write(path: Path, rows: list[dict]) -> None:
 
 @dataclass(frozen=True)
 class Sampling:
-    """How images are sampled: steps of DPM-Solver++ 2M, guidance scale, and images at a time."""
+    """How images are sampled: steps of DPM-Solver++ 2M, guidance scale, images at a time, and
+    channels: where it is 1, the mean of a pipeline's colours.
+    """
 
     steps: int
     guidance_scale: float
     batch: int
+    channels: int = 1
 
 
 @stage(load=read_fundi, verify=False)
@@ -377,12 +398,12 @@ def generate(
 
 @torch.no_grad()
 def sample(generator: Generator, prompts: list[str], noise: Tensor, sampling: Sampling) -> Tensor:
-    """Sample images [N, 1, 128, 128] in [-1, 1] on the CPU."""
+    """Sample images [N, C, 128, 128] in [-1, 1] on the CPU."""
     steps, scale = sampling.steps, sampling.guidance_scale
     images = generator.sample(prompts, noise=noise, steps=steps, guidance_scale=scale)
     if images.shape[-1] != SIDE:
         images = F.interpolate(images, (SIDE, SIDE), mode="area")
-    return images.cpu()
+    return (images.mean(1, keepdim=True) if sampling.channels == 1 else images).cpu()
 
 
 def generated(
@@ -397,7 +418,8 @@ def generated(
     """
     table = subjects(settings, "requested").load().table if requested is None else requested
     tuning = None if arm in UNTUNED else tuned(settings, arm, seed)
-    sampling = Sampling(settings.sampling_steps, settings.guidance_scale, settings.sample_batch)
+    how = (settings.sampling_steps, settings.guidance_scale, settings.sample_batch)
+    sampling = Sampling(*how, settings.vocabulary.channels)
     noises = NOISE + seed if noise is None else PREVIEW
     return generate(fundus_generator(settings, arm), tuning, table, sampling, noises, noise)
 
@@ -411,5 +433,5 @@ ARMS: dict[str, Arm[FundusSettings]] = {
     REAL: Arm(real, "real images of the requested patients", "nowhere"),
     BASE: Arm(partial(generated, BASE), "the generator before fine-tuning", "nowhere"),
     EVERYONE: Arm(partial(generated, EVERYONE), "a generator trained on all patients", "training"),
-    **{name: Arm(partial(generated, name), way.says) for name, way in TUNINGS.items()},
+    **{arm: Arm(partial(generated, arm), way.says, refused=unfit) for arm, way in TUNINGS.items()},
 }

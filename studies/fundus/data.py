@@ -1,33 +1,35 @@
 """The settings of the fundus study (Luo et al., arXiv 2412.20374), and its patients: those the
 generator was trained on, and the others, part by part.
+
+As in the paper, two other cohorts take the same way: dermoscopic images (HAM10000) and chest
+radiographs (CheXpert), with the attributes that they state. They show no optic disc, so for them
+the study has no cup-to-disc ratio.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
 
+from fairlib.cohorts import ham10000
+from fairlib.cohorts.chexpert import read_chexpert
 from fairlib.cohorts.cohort import Cohort
-from fairlib.cohorts.fairgenmed import (
-    CDR_STATUSES,
-    FOLDERS,
-    GLAUCOMA,
-    PROMPTED,
-    USES,
-    read_fairgenmed,
-)
-from fairlib.cohorts.tables import RACES, group_codes
+from fairlib.cohorts.fairgenmed import FOLDERS, PROMPTED, USES, read_fairgenmed
+from fairlib.cohorts.tables import ATTRIBUTES, RACES, SEXES, group_codes
 from fairlib.errors import DataError, SettingsError
 from fairlib.io import read_tensors, to_bytes, to_images, write_bytes, write_tensors
 from fairlib.methods.finetuning import FinetuneSettings
+from fairlib.rng import numpy_rng
 from fairlib.settings import Count, Natural, check_bounds, digest, unknown_key
+from studies.engine import StudyStream
 from studies.engine.profiles import settings_from
 from studies.engine.recipe import training_part, training_subjects
 from studies.engine.stage import Artifact, Progress, in_blocks, stage
@@ -40,20 +42,81 @@ was trained on White patients alone; one that was trained on all patients from t
 real images of the patients whose prompts are requested.
 """
 UNTUNED = (BASE, EVERYONE)
-HEADS = {name: values for name, values in PROMPTED.items() if name != "refraction"}
-"""What the attribute classifier of real images learns to read."""
-TASKS = {"glaucoma": GLAUCOMA, "cdr_status": CDR_STATUSES}
-"""What the classifiers of the semantic correlation learn."""
+
+
+CUP = "cdr_status"  # stated of fundus images alone
+Values = tuple[str, ...]
+First = tuple[str, Values]  # an attribute and its values
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """What a cohort states of its patients, and what is asked of its images.
+
+    stated: every attribute and condition of a prompt with its values. compared: the attributes
+    whose groups are compared; parts are even over the first, distances are taken within its groups,
+    and the criteria are of them. learnt: the conditions that the classifiers of the semantic
+    correlation learn, the first of which is a stratum of the bootstrap. unread: what no classifier
+    reads from an image. channels: of the images, 1 or 3.
+    """
+
+    stated: tuple[First, ...]  # pairs, so that their order is part of a key
+    compared: Values
+    learnt: Values
+    unread: Values = ()
+    channels: int = 1
+
+    def only(self, names: Values) -> dict[str, Values]:
+        """Some of what is stated, with its values."""
+        return {name: dict(self.stated)[name] for name in names}
+
+    @property
+    def attributes(self) -> dict[str, Values]:
+        """The attributes whose groups are compared, with their values."""
+        return self.only(self.compared)
+
+    @property
+    def has_disc(self) -> bool:
+        """Whether there is an optic disc, with a cup, to measure."""
+        return CUP in self.learnt
+
+    @property
+    def strata(self) -> Values:
+        """Columns within whose values patients are drawn again."""
+        return (*self.compared, self.learnt[0])
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """The number of groups of each attribute."""
+        return tuple(map(len, self.attributes.values()))
+
+    @property
+    def groups(self) -> Values:
+        """All groups, attribute after attribute."""
+        return sum(self.attributes.values(), ())
+
+    @property
+    def first(self) -> First:
+        """The attribute that parts are even over, and its values."""
+        return self.compared[0], dict(self.stated)[self.compared[0]]
+
+
+FINDING = "Pleural Effusion"
+STATED = tuple(PROMPTED.items()), tuple(ham10000.PROMPTED.items())
+FUNDUS = Vocabulary(STATED[0], tuple(ATTRIBUTES), ("glaucoma", CUP), ("refraction",))
+SKIN = Vocabulary(STATED[1], tuple(ham10000.ATTRIBUTES), ("category",), channels=3)
+OF_CHEST = {"race": RACES, "sex": SEXES, "finding": (f"non {FINDING}", FINDING)}
+CHEST = Vocabulary(tuple(OF_CHEST.items()), ("race", "sex"), ("finding",))
 
 
 @dataclass(frozen=True)
 class FundusSettings:
     """Everything that the fundus study depends on.
 
-    cohort: "phantom", or "fairgenmed" (the real layout under `data_dir`). weights: the pipeline
-    folder that fine-tuning starts from; the phantom's cohort to fine-tune on is read from its
-    manifest. everyone: the folder of reference "everyone"; empty, without it. train_subjects: 0,
-    all of the cohort. steps ... window: see `methods.finetuning` and `methods.perturbation`; one
+    cohort: "phantom", or one of `RELEASES` (the real layout under `data_dir`). weights: the
+    pipeline folder that fine-tuning starts from; the phantom's cohort to fine-tune on is read from
+    its manifest. everyone: the folder of reference "everyone"; empty, without it. train_subjects:
+    0, all of the cohort. steps ... window: see `methods.finetuning` and `methods.perturbation`; one
     learning rate for all arms. probe_subjects: held-out patients, even over the groups, from whom
     the probe takes `probe_per_group` of every group; it is measured every `probe_every` steps, each
     patient at `probe_times` noise levels. images: one for each prompt of as many patients;
@@ -64,7 +127,7 @@ class FundusSettings:
     of every class that a group must have for an AUC.
     """
 
-    cohort: Literal["phantom", "fairgenmed"] = "phantom"
+    cohort: Literal["phantom", "fairgenmed", "ham10000", "chexpert"] = "phantom"
     data_dir: str = ""
     weights: str = "weights/fundus-white"
     everyone: str = "weights/fundus"
@@ -108,6 +171,9 @@ class FundusSettings:
         that was trained on everyone.
         """
         given, steps = parameters, parameters.evaluator_subjects // 4
+        if given.cohort not in ("phantom", "fairgenmed"):
+            command = f"`python -m studies fundus --cohort {given.cohort}`"
+            raise SettingsError(f"the chapter is on fundus images; use {command}")
         return settings_from(
             cls,
             given,
@@ -119,6 +185,11 @@ class FundusSettings:
             semantic_steps=min(cls.semantic_steps, steps // 2),
             n_min=min(cls.n_min, max(1, given.images // 18)),
         )
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """What is known of the patients."""
+        return FUNDUS if self.cohort == "phantom" else RELEASES[self.cohort].vocabulary
 
     def finetune(self, seed: int) -> FinetuneSettings:
         """The settings of one fine-tuning; the same for every arm of a seed, so that arms see the
@@ -133,8 +204,8 @@ BLOCK = 300  # fundi drawn between two saves
 
 @dataclass(frozen=True, eq=False)
 class Fundi:
-    """Images and their table, one row each; `stored`: uint8 [N, 1, 128, 128] (0 is -1, 255 is
-    +1).
+    """Images and their table, one row each; `stored`: uint8 [N, C, 128, 128] (0 is -1, 255 is
+    +1); C is 3 for images in colour.
     """
 
     stored: Tensor
@@ -145,28 +216,30 @@ class Fundi:
 
     @property
     def images(self) -> Tensor:
-        """float32 [N, 1, 128, 128] in [-1, 1]."""
+        """float32 [N, C, 128, 128] in [-1, 1]."""
         return to_images(self.stored)
 
     def first(self, count: int) -> Fundi:
         """At most `count` of them."""
         return Fundi(self.stored[:count], self.table.iloc[:count])
 
-    def groups(self) -> np.ndarray:
-        """Codes [N, 3] of race, sex and ethnicity."""
-        return group_codes(self.table)
+    def groups(self, vocabulary: Vocabulary = FUNDUS) -> np.ndarray:
+        """Codes [N, A] of the attributes that are compared."""
+        return group_codes(self.table, vocabulary.attributes)
 
 
 @dataclass(frozen=True)
 class Part:
     """One part of the patients; none is in two parts.
 
-    use: the release's own part that it is taken from. seed: of the phantom's patients; None, those
-    the generator was trained on. share: each race is cut at one `share`-th of it; rest: the part is
-    what comes after the cut. even: groups of equal size (real patients: races alone).
+    use: the release's own part that it is taken from; fraction: of the subjects of a release that
+    has no test set of its own. seed: of the phantom's patients; None, those the generator was
+    trained on. share: each race is cut at one `share`-th of it; rest: the part is what comes after
+    the cut. even: groups of equal size (real patients: those of the first attribute alone).
     """
 
     use: str
+    fraction: float
     seed: int | None = None
     share: int = 1
     rest: bool = False
@@ -174,11 +247,11 @@ class Part:
 
 
 PARTS = {
-    "train": Part(USES[0]),
-    "evaluators": Part(USES[1], 311, share=5, rest=True),
-    "probe": Part(USES[1], 312, share=5),
-    "requested": Part(USES[2], 313, share=2, even=True),
-    "reference": Part(USES[2], 314, share=2, rest=True, even=True),
+    "train": Part(USES[0], 0.6),
+    "evaluators": Part(USES[1], 0.15, 311, share=5, rest=True),
+    "probe": Part(USES[1], 0.05, 312, share=5),
+    "requested": Part(USES[2], 0.1, 313, share=2, even=True),
+    "reference": Part(USES[2], 0.1, 314, share=2, rest=True, even=True),
 }
 """evaluators: classifiers of real images are fitted on them. probe: see `FundusSettings`.
 requested: their prompts are requested, and their real images are the floor of every measure.
@@ -209,7 +282,7 @@ def cohort_digest(settings: FundusSettings) -> str:
     """Which patients are in the cohort, and what is known of them; of a synthetic one, those the
     generator was trained on.
     """
-    if settings.cohort == "fairgenmed":
+    if settings.cohort in RELEASES:
         table = _release(settings).load().table
     else:
         table = rows_of("train", each_settings(_training_subjects(settings), even=False))
@@ -305,71 +378,119 @@ def read_release(folder: Path) -> Cohort:
     return read_fairgenmed(folder).with_prompt()
 
 
+def read_skin(folder: Path) -> Cohort:
+    """HAM10000's images, in colour."""
+    return ham10000.read_ham10000(folder)
+
+
+def read_chest(folder: Path) -> Cohort:
+    """CheXpert's frontal images that have a prompt; a label that is uncertain counts as absent, as
+    in the paper's code.
+    """
+    return read_chexpert(folder, uncertain="zeros", label=FINDING).with_prompt()
+
+
+class Release(NamedTuple):
+    """A cohort of real patients.
+
+    name: of the release. read: what reads its folder. holds: a table that tells the folder. files:
+    patterns of what the folder holds. own_test: whether the release has a test set; where it has
+    none, subjects are split by `Part.fraction`, and all parts but training are even.
+    """
+
+    name: str
+    read: Callable[[Path], Cohort]
+    vocabulary: Vocabulary
+    holds: str
+    files: tuple[str, ...]
+    own_test: bool = False
+
+
+FUNDI = ("*.csv", *(f"{use}/*.*" for use in FOLDERS.values()))
+CHESTS = ("**/*.csv", "../CHEXPERT DEMO.*", "**/*.xlsx", "**/*.jpg", "**/*.png")
+RELEASES = {
+    "fairgenmed": Release("FairGenMed", read_release, FUNDUS, "data_summary.csv", FUNDI, True),
+    "ham10000": Release("HAM10000", read_skin, SKIN, "HAM10000_metadata.csv", ("**/*.*",)),
+    "chexpert": Release("CheXpert", read_chest, CHEST, "train.csv", CHESTS),
+}
+
+
 @stage(load=read_fundi, verify=False)
 def read_subjects(
     out: Path,
     progress: Progress,
-    release: Artifact[Cohort],
-    part: Part,
+    cohort: Artifact[Cohort],
+    release: Release,
+    part: str,
     split_seed: int,
     count: int,
 ) -> None:
     """Read the images of one part of a release; `count`: the most patients of a part (0: all)."""
-    parts = release.load().parts()
-    if part.use not in parts:
+    which, everyone = PARTS[part], cohort.load()
+    if release.own_test:
+        name, parts = which.use, everyone.parts()
+    else:
+        fractions = {name: each.fraction for name, each in PARTS.items()}
+        name, parts = part, everyone.split(fractions, split_seed, stratify=())
+        which = replace(which, share=1, rest=False, even=True)
+    if name not in parts:
         raise DataError(
-            f"{release.folder}: no patient with a prompt has use {part.use!r}; the study needs "
+            f"{cohort.folder}: no patient with a prompt has use {name!r}; the study needs "
             f"{', '.join(USES)}"
         )
-    whole = parts[part.use]
-    rows = real_rows(whole.table, part, split_seed, count)
-    progress.say(f"reading {len(rows)} fundi of use {part.use}")
+    whole = parts[name]
+    rows = real_rows(whole.table, which, split_seed, count, release.vocabulary.first)
+    progress.say(f"reading {len(rows)} images of part {part}")
     write_fundi(out, to_bytes(whole.load(rows)), whole.table.iloc[rows])
 
 
-def real_rows(table: pd.DataFrame, part: Part, split_seed: int, count: int) -> np.ndarray:
+def real_rows(
+    table: pd.DataFrame, part: Part, split_seed: int, count: int, first: First = FUNDUS.first
+) -> np.ndarray:
     """Which rows of the release's own part a part of the study takes.
 
     "train": all of training (or the first `count`). Of validation a fifth of each race for the
     probe, the rest for the evaluators. Of test one half of each race is requested and the other is
-    the reference, cut to equal numbers of every race. Raises `DataError` when a race is missing.
+    the reference, cut to equal numbers of every race, with one image a subject. `first`: the
+    attribute that takes the place of race, and its values. Raises `DataError` when one is missing.
     """
-    if part.share == 1:
+    if part.seed is None:
         return np.arange(len(table))[: count or None]
-    rng = np.random.default_rng([split_seed, 41])
-    races = [rng.permutation(np.flatnonzero((table["race"] == race).to_numpy())) for race in RACES]
-    edges = [max(1, len(rows) // part.share) for rows in races]
+    rng = numpy_rng(split_seed, StudyStream.REAL_ROWS)
+    (by, values), usable = first, ~(table["subject"].duplicated() & part.even)
+    found = [((table[by] == value) & usable).to_numpy(bool) for value in values]
+    groups = [rng.permutation(np.flatnonzero(rows)) for rows in found]
+    edges = [max(1, len(rows) // part.share) for rows in groups]
     chosen = [
-        rows[edge:] if part.rest else rows[:edge] for rows, edge in zip(races, edges, strict=True)
+        rows[edge:] if part.rest else rows[:edge] for rows, edge in zip(groups, edges, strict=True)
     ]
-    missing = [race for race, rows in zip(RACES, chosen, strict=True) if not len(rows)]
+    missing = [value for value, rows in zip(values, chosen, strict=True) if not len(rows)]
     if missing:
         raise DataError(
-            f"no patient left of race {', '.join(missing)} among {len(table)}; give more data"
+            f"no patient left of {by} {', '.join(missing)} among {len(table)}; give more data"
         )
-    each = min(count // len(RACES), *map(len, chosen)) if part.even else None
+    each = min(count // len(values), *map(len, chosen)) if part.even else None
     return np.sort(np.concatenate([rows[:each] for rows in chosen]))
 
 
 def _release(settings: FundusSettings) -> Artifact[Cohort]:
     """The release under `data_dir`, known by names, sizes and times of its files."""
+    cohort, release = settings.cohort, RELEASES[settings.cohort]
     if not settings.data_dir:
-        raise DataError(
-            "cohort 'fairgenmed' needs data_dir, the folder that holds data_summary.csv"
-        )
+        raise DataError(f"cohort {cohort!r} needs data_dir, the folder that holds {release.holds}")
     root = Path(settings.data_dir).expanduser()
-    files = [
-        *root.glob("*.csv"),
-        *(file for use in FOLDERS.values() for file in (root / use).glob("*.*")),
-    ]
-    return Artifact.files(root, files, read_release)
+    files = [path for pattern in release.files for path in root.glob(pattern)]
+    return Artifact.files(root, files, release.read)
 
 
 def _real(settings: FundusSettings, part: str, count: int) -> Artifact[Fundi]:
-    return read_subjects(_release(settings), PARTS[part], settings.split_seed, count)
+    release = RELEASES[settings.cohort]
+    return read_subjects(_release(settings), release, part, settings.split_seed, count)
 
 
-SOURCES: dict[str, Source[FundusSettings]] = {
-    "phantom": Source(partial(subjects, part="train"), cohort_digest),
-    "fairgenmed": Source(partial(subjects, part="train"), cohort_digest, "patients of FairGenMed"),
+TRAIN = partial(subjects, part="train")
+SOURCES: dict[str, Source[FundusSettings]] = {"phantom": Source(TRAIN, cohort_digest)}
+SOURCES |= {
+    name: Source(TRAIN, cohort_digest, f"patients of {release.name}")
+    for name, release in RELEASES.items()
 }

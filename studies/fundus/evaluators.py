@@ -41,7 +41,7 @@ from fairlib.models.classifier import SLIM, WIDE, Classifier, ClassifierSettings
 from fairlib.rng import Stream
 from studies.engine import accelerator
 from studies.engine.stage import Artifact, Progress, stage
-from studies.fundus.data import HEADS, TASKS, Fundi, FundusSettings, subjects
+from studies.fundus.data import CUP, Fundi, FundusSettings, subjects
 
 # px of 128: what is narrower, and so much darker than is usual here, is a vessel
 VESSEL, VALLEY, USUAL = 11, 0.03, 2.0
@@ -317,9 +317,10 @@ BATCH = 100  # images that are classified at a time
 
 @dataclass(frozen=True, eq=False)
 class Readings:
-    """What is read in images. table: one row an image, `cdr` (measured), `disc_diameter`,
-    `has_disc`, and the attribute classifier's probabilities `p_<attribute>_<value>` (of two values
-    the second alone). features: the classifier's, float64 [N, 64].
+    """What is read in images. table: one row an image, `cdr` (measured), `disc_diameter` and
+    `has_disc` where there is a disc to measure, and the attribute classifier's probabilities
+    `p_<attribute>_<value>` (of two values the second alone). features: the classifier's, float64
+    [N, 64].
     """
 
     table: pd.DataFrame
@@ -345,7 +346,8 @@ def fit_classifier(
     Classifiers of one seed start from the same first weights.
     """
     values, fundi = dict(heads), given.load().first(most)
-    classifier = cf.build_classifier(values, settings.architecture, settings.seed)
+    architecture = replace(settings.architecture, channels=fundi.stored.shape[1])
+    classifier = cf.build_classifier(values, architecture, settings.seed)
     truth = cf.truth_of(fundi.table, values)
     steps = cf.fit_classifier(classifier.to(accelerator()), fundi.stored, truth, settings)
     for _ in progress.track(steps, settings.steps, f"classifier of {', '.join(values)}"):
@@ -354,19 +356,21 @@ def fit_classifier(
 
 
 def attribute_classifier(settings: FundusSettings) -> Artifact[Classifier]:
-    """The classifier of all `HEADS`, fitted on real patients."""
+    """The classifier of what prompts state and images show, fitted on real patients."""
     fit = replace(FIT, steps=settings.evaluator_steps, batch_size=64, seed=61, architecture=WIDE)
-    given = subjects(settings, "evaluators")
-    return fit_classifier(given, len(given.load()), list(HEADS.items()), fit)
+    given, words = subjects(settings, "evaluators"), settings.vocabulary
+    heads = [(name, values) for name, values in words.stated if name not in words.unread]
+    return fit_classifier(given, len(given.load()), heads, fit)
 
 
 def task_classifier(
     settings: FundusSettings, images: Artifact[Fundi], seed: int
 ) -> Artifact[Classifier]:
-    """A classifier of `TASKS` fitted on `images`: as many images and steps for all of a study."""
+    """A classifier of the tasks fitted on `images`: as many images and steps for all of a study."""
     fit = replace(FIT, steps=settings.semantic_steps, weight_decay=5e-2, seed=seed)
-    count = len(subjects(settings, "requested").load())
-    return fit_classifier(images, count, list(TASKS.items()), fit)
+    count, words = len(subjects(settings, "requested").load()), settings.vocabulary
+    tasks = words.only(words.learnt)
+    return fit_classifier(images, count, list(tasks.items()), fit)
 
 
 def load_readings(folder: Path) -> Readings:
@@ -379,14 +383,16 @@ def load_readings(folder: Path) -> Readings:
 def read_images(
     out: Path, progress: Progress, images: Artifact[Fundi], classifier: Artifact[Classifier]
 ) -> None:
-    """Measure cup and disc of `images`, and classify their attributes."""
-    fundi = images.load()
-    blocks = fundi.images.split(50)
+    """Classify the attributes of `images`, and measure cup and disc where the classifier reads
+    something of a cup.
+    """
+    fundi, heads = images.load(), classifier.load().heads
+    blocks = fundi.images.split(50) if CUP in heads else []
     cups = [measure_cdr(block) for block in progress.track(blocks, len(blocks), "cup and disc")]
     read = predict(classifier.load(), fundi.stored, batch_size=BATCH)
-    probabilities = {name: read.probabilities(name) for name in HEADS}
-    parts = [pd.concat(cups, ignore_index=True), columns("p", probabilities, HEADS)]
-    table = pd.concat(parts, axis=1).round(5)
+    probabilities = columns("p", {name: read.probabilities(name) for name in heads}, heads)
+    measured = [pd.concat(cups, ignore_index=True)] if cups else []
+    table = pd.concat([*measured, probabilities], axis=1).round(5)
     write_bytes(out / "readings.csv", table.to_csv(index=False).encode())
     write_tensors(out / "features.safetensors", {"features": read.features})
 
@@ -400,9 +406,10 @@ def load_rows(folder: Path) -> pd.DataFrame:
 def answer(
     out: Path, progress: Progress, classifier: Artifact[Classifier], images: Artifact[Fundi]
 ) -> None:
-    """Classify `images` by a classifier of `TASKS`: columns `s_<task>_<value>`."""
+    """Classify `images` by a classifier of the tasks: columns `s_<task>_<value>`."""
+    tasks = classifier.load().heads
     read = predict(classifier.load(), images.load().stored, batch_size=BATCH)
-    table = columns("s", {name: read.probabilities(name) for name in TASKS}, TASKS).round(5)
+    table = columns("s", {name: read.probabilities(name) for name in tasks}, tasks).round(5)
     write_bytes(out / "rows.csv", table.to_csv(index=False).encode())
 
 

@@ -2,18 +2,18 @@
 what arms differ in.
 
     cdr error               mean absolute difference of the measured cup-to-disc ratio from the one
-                            that the words of the prompt stand for
+                            that the words of the prompt stand for (synthetic fundi alone)
     no disc                 share of images in which no disc with a cup was found (they have no
-                            error, and are counted here)
-    mmd                     distance to real unseen images of the same race; of all: the mean over
-                            races
+                            error, and are counted here; fundus images alone)
+    mmd                     distance to real unseen images of the same race (or what is the first
+                            attribute of the cohort); of all: the mean over races
     auc, generated to real  of a classifier trained on the images, tried on real unseen patients
     auc, real to generated  of one trained on real patients, tried on the images
     attribute recovered     share of images in which the attribute classifier reads what was
                             requested
     ... of real             the same divided by the share among the requested patients' own images
 
-Each for all, for every race, sex and ethnicity, and as `gap` (highest less lowest) and `worst` of
+Each for all, for every group of every attribute, and as `gap` (highest less lowest) and `worst` of
 an attribute; AUC also `equity-scaled` (see `measures.equity`). The gap of noisy values is above
 zero without any difference, in all arms alike. The draws are the same for all arms and seeds, so a
 difference of draws is a paired draw of the difference.
@@ -24,20 +24,22 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from scipy.stats import t
 
-from fairlib.cohorts.tables import ATTRIBUTES, RACES
 from fairlib.errors import DataError
 from fairlib.io import write_bytes
 from fairlib.measures.distances import mmd_draws
 from fairlib.measures.equity import class_counts
 from fairlib.measures.intervals import Sample, pair_table, weighted_auc
+from fairlib.rng import numpy_rng
+from studies.engine import StudyStream
 from studies.engine.stage import Artifact, Progress, stage
-from studies.fundus.data import BASE, HEADS, REAL, TASKS
+from studies.fundus.data import BASE, FUNDUS, REAL, Values, Vocabulary
 from studies.fundus.evaluators import Readings, load_rows, stacked
 
 ALL, GAP, WORST, SCALED = "all", "gap", "worst", "equity-scaled"
@@ -46,10 +48,8 @@ CDR, NO_DISC, MMD = "cdr error", "no disc", "mmd"
 TO_REAL, TO_GENERATED = "auc, generated to real", "auc, real to generated"
 RECOVERED, OF_REAL = "attribute recovered", "attribute recovered, of real"
 LOWER_IS_BETTER = (CDR, NO_DISC, MMD)
-REQUESTED = ("race", "sex", "ethnicity", "glaucoma", "cdr_status")
 INDEX = ["measure", "task", "by", "group"]
-STRATA = (*ATTRIBUTES, "glaucoma")
-LEAST = 8  # images of a race; below it, a distance says nothing
+LEAST = 8  # images of a group; below it, a distance says nothing
 PAIRS = (
     ("released", "random"),
     ("repaired", "random-repaired"),
@@ -72,7 +72,7 @@ Row = tuple[tuple[str, str, str, str], np.ndarray]  # of `INDEX`, and its draws 
 class Subjects:
     """requested, reference: tables of patients (attributes, and of the requested `requested_cdr`,
     all missing where there are no rules); drawn_requested, drawn_reference: [1 + R, N] draws of
-    them, see `times`; n_min: see `data.FundusSettings`.
+    them, see `times`; n_min: see `data.FundusSettings`; vocabulary: what is known of them.
     """
 
     requested: pd.DataFrame
@@ -80,15 +80,17 @@ class Subjects:
     drawn_requested: np.ndarray
     drawn_reference: np.ndarray
     n_min: int = 10
+    vocabulary: Vocabulary = FUNDUS
 
     @classmethod
-    def drawn(cls, table: pd.DataFrame, replicates: int, n_min: int) -> Subjects:
+    def drawn(cls, table: pd.DataFrame, replicates: int, n_min: int, words: Vocabulary) -> Subjects:
         """The patients of `subjects.csv.gz` with their bootstrap draws."""
         requested, reference = (
             table[table["part"] == part].reset_index(drop=True) for part in PART_NAMES
         )
-        draws = times(requested, replicates, 0), times(reference, replicates, 1)
-        return cls(requested, reference, *draws, n_min)
+        strata = words.strata
+        draws = times(requested, replicates, 0, strata), times(reference, replicates, 1, strata)
+        return cls(requested, reference, *draws, n_min, words)
 
     def answered(self) -> dict[str, tuple[pd.DataFrame, np.ndarray]]:
         """Patients and draws that each AUC is taken over."""
@@ -111,15 +113,16 @@ class Figures:
     draws: np.ndarray
 
 
-def times(table: pd.DataFrame, replicates: int, seed: int) -> np.ndarray:
+def times(table: pd.DataFrame, replicates: int, seed: int, strata=FUNDUS.strata) -> np.ndarray:
     """How often each patient is in each bootstrap draw, [1 + replicates, N]; the first row is
     every patient once.
 
-    Patients are drawn within race, sex, ethnicity and glaucoma. The same for all arms and seeds, so
-    draws of two are paired.
+    Patients are drawn within `strata`, by default race, sex, ethnicity and glaucoma. The same for
+    all arms and seeds, so draws of two are paired.
     """
-    strata = table[list(STRATA)].astype(str).agg(", ".join, axis=1)
-    sample, rng = Sample(np.arange(len(table)), strata=strata), np.random.default_rng([71, seed])
+    within = table[list(strata)].astype(str).agg(", ".join, axis=1)
+    sample = Sample(np.arange(len(table)), strata=within)
+    rng = numpy_rng(StudyStream.PATIENTS, seed)
     drawn = [np.bincount(sample.rows(rng), minlength=len(table)) for _ in range(replicates)]
     return np.stack([np.ones(len(table), int), *drawn]).astype(np.float32)
 
@@ -136,24 +139,25 @@ def race_distances(
     requested: pd.DataFrame,
     reference: pd.DataFrame,
     replicates: int,
+    vocabulary: Vocabulary,
 ) -> None:
-    """Measure the MMD of each race (columns) from real unseen images of that race at equal numbers:
-    as observed, then one row a bootstrap draw of both patients.
+    """Measure the MMD of each race, or group of the first attribute (columns), from real unseen
+    images of that group at equal numbers: as observed, then one row a bootstrap draw of both
+    patients.
 
-    requested, reference: columns `STRATA` of the patients of `images` and `real`. Features are the
+    requested, reference: the strata of the patients of `images` and `real`. Features are the
     attribute classifier's, in standard deviations of the reference patients'.
     """
     features, reference_features = (one.load().features for one in (images, real))
     mean, spread = reference_features.mean(0), reference_features.std(0).clip(1e-3)
-    drawn = times(requested, replicates, 0), times(reference, replicates, 1)
+    strata, (by, groups) = vocabulary.strata, vocabulary.first
+    drawn = times(requested, replicates, 0, strata), times(reference, replicates, 1, strata)
     distances = {}
-    for race in RACES:
-        a, b = (
-            np.flatnonzero((part["race"] == race).to_numpy()) for part in (requested, reference)
-        )
-        b = b[: len(a)]
+    for group in groups:
+        a, b = (np.flatnonzero((part[by] == group).to_numpy()) for part in (requested, reference))
+        a, b = a[: len(b)], b[: len(a)]
         x, y = (features[a] - mean) / spread, (reference_features[b] - mean) / spread
-        distances[race] = mmd_draws(x, y, drawn[0][:, a], drawn[1][:, b], n_min=LEAST)
+        distances[group] = mmd_draws(x, y, drawn[0][:, a], drawn[1][:, b], n_min=LEAST)
     table = pd.DataFrame(distances).round(6)
     write_bytes(out / "rows.csv", table.to_csv(index=False).encode())
 
@@ -175,9 +179,10 @@ def figures(
     tables: dict[str, pd.DataFrame | None],
     replicates: int,
     n_min: int,
+    vocabulary: Vocabulary,
 ) -> None:
     """Take the figures of one arm and seed from its tables; see `figures_of`."""
-    table = figures_of(Subjects.drawn(subjects, replicates, n_min), **tables)
+    table = figures_of(Subjects.drawn(subjects, replicates, n_min, vocabulary), **tables)
     write_bytes(out / "index.csv", table.index.to_csv(index=False).encode())
     buffer = io.BytesIO()  # a draw that lacks a class is NaN, which safetensors here may not hold
     np.save(buffer, table.draws, allow_pickle=False)
@@ -198,11 +203,11 @@ def figures_of(
     answers: the same of a classifier trained on these images, one row a reference patient.
     distances: see `race_distances`. real: readings of the requested patients' own images.
     """
-    rows = [*_cups(subjects, readings), *_distances(distances)]
-    tables = zip(subjects.answered().items(), (answers, readings), strict=True)
-    for (name, (table, drawn)), scores in tables:
-        for task in TASKS:
-            rows += _areas(name, task, table, scores, drawn, subjects.n_min)
+    rows = _cups(subjects, readings) if subjects.vocabulary.has_disc else []
+    rows += _distances(distances, subjects.vocabulary)
+    for name, scores in ((TO_REAL, answers), (TO_GENERATED, readings)):
+        for task in subjects.vocabulary.learnt:
+            rows += _areas(name, task, scores, subjects)
     rows += _recovered(subjects, readings, real)
     index = pd.DataFrame([key for key, _ in rows], columns=INDEX)
     return Figures(index, np.stack([values for _, values in rows], axis=1))
@@ -215,21 +220,21 @@ def excluded(subjects: Subjects) -> pd.DataFrame:
     rows = [
         (name, task, by, group, " ".join(map(str, row)), f"fewer than {subjects.n_min} of a class")
         for name, (table, _) in subjects.answered().items()
-        for task in TASKS
-        for by in ATTRIBUTES
-        for group, row in _counts(table, task, by).iterrows()
+        for task, values in subjects.vocabulary.only(subjects.vocabulary.learnt).items()
+        for by in subjects.vocabulary.compared
+        for group, row in _counts(table, task, values, by).iterrows()
         if row.min() < subjects.n_min
     ]
     return pd.DataFrame(rows, columns=[*INDEX, "subjects", "reason"])
 
 
-def _label(table: pd.DataFrame, task: str) -> np.ndarray:
-    return pd.Index(TASKS[task]).get_indexer(table[task].astype(object))
+def _label(table: pd.DataFrame, task: str, values: Values) -> np.ndarray:
+    return pd.Index(values).get_indexer(table[task].astype(object))
 
 
-def _counts(table: pd.DataFrame, task: str, by: str) -> pd.DataFrame:
+def _counts(table: pd.DataFrame, task: str, values: Values, by: str) -> pd.DataFrame:
     names, subjects = table[by].astype(str), np.arange(len(table))
-    return class_counts(_label(table, task), names, subjects, len(TASKS[task]))
+    return class_counts(_label(table, task, values), names, subjects, len(values))
 
 
 def _cups(subjects: Subjects, readings: pd.DataFrame) -> list[Row]:
@@ -243,13 +248,14 @@ def _cups(subjects: Subjects, readings: pd.DataFrame) -> list[Row]:
 
 
 def _recovered(subjects: Subjects, readings: pd.DataFrame, real: pd.DataFrame | None) -> list[Row]:
-    rows = []
-    for name in REQUESTED:
+    rows, stated = [], dict(subjects.vocabulary.stated)
+    for name in (*subjects.vocabulary.compared, *subjects.vocabulary.learnt):
         requested = subjects.requested[name].astype(str).to_numpy()
-        own_rows = _means(RECOVERED, name, subjects, _right(readings, name, requested))
+        right = partial(_right, name, stated[name], requested)
+        own_rows = _means(RECOVERED, name, subjects, right(readings))
         rows += own_rows
         if real is not None:
-            floor = dict(_means(RECOVERED, name, subjects, _right(real, name, requested)))
+            floor = dict(_means(RECOVERED, name, subjects, right(real)))
             rows += _with_ends(
                 [
                     ((OF_REAL, *key[1:]), values / floor[key])
@@ -260,13 +266,14 @@ def _recovered(subjects: Subjects, readings: pd.DataFrame, real: pd.DataFrame | 
     return rows
 
 
-def _right(readings: pd.DataFrame, name: str, requested: np.ndarray) -> np.ndarray:
-    read = np.array(HEADS[name])[stacked(readings, "p", name, HEADS[name]).argmax(1)]
+def _right(name: str, values: Values, requested: np.ndarray, readings: pd.DataFrame) -> np.ndarray:
+    read = np.array(values)[stacked(readings, "p", name, values).argmax(1)]
     return (read == requested).astype(float)
 
 
-def _distances(table: pd.DataFrame) -> list[Row]:
-    rows = [((MMD, NO_TASK, "race", race), table[race].to_numpy(float)) for race in RACES]
+def _distances(table: pd.DataFrame, vocabulary: Vocabulary) -> list[Row]:
+    by, groups = vocabulary.first
+    rows = [((MMD, NO_TASK, by, group), table[group].to_numpy(float)) for group in groups]
     mean = np.mean([values for _, values in rows], axis=0)
     return [((MMD, NO_TASK, ALL, ALL), mean), *_with_ends(rows)]
 
@@ -283,20 +290,20 @@ def _means(
         return times[:, mask].astype(float) @ values[mask] / np.where(total > 0, total, np.nan)
 
     masks = {(ALL, ALL): kept}
-    for by, names in ATTRIBUTES.items():
+    for by, names in subjects.vocabulary.attributes.items():
         masks |= {(by, name): kept & (table[by] == name).to_numpy() for name in names}
     return _with_ends(
         [((measure, task, *key), mean(mask)) for key, mask in masks.items() if mask.any()]
     )
 
 
-def _areas(
-    measure: str, task: str, table: pd.DataFrame, given: pd.DataFrame, drawn: np.ndarray, n_min: int
-) -> list[Row]:
+def _areas(measure: str, task: str, given: pd.DataFrame, subjects: Subjects) -> list[Row]:
     """AUC of all and of each group that is large enough; of more than two classes the mean of each
     against the rest.
     """
-    label, score = _label(table, task), stacked(given, "s", task, TASKS[task])
+    table, drawn = subjects.answered()[measure]
+    values = dict(subjects.vocabulary.stated)[task]
+    label, score = _label(table, task, values), stacked(given, "s", task, values)
     codes = [1] if score.shape[1] == 2 else range(score.shape[1])
 
     def area(mask: np.ndarray) -> np.ndarray:
@@ -311,9 +318,9 @@ def _areas(
 
     whole = area(np.ones(len(label), bool))
     rows = []
-    for by in ATTRIBUTES:
-        counts = _counts(table, task, by)
-        large = counts.index[counts.min(axis=1) >= n_min]
+    for by in subjects.vocabulary.compared:
+        counts = _counts(table, task, values, by)
+        large = counts.index[counts.min(axis=1) >= subjects.n_min]
         groups = [
             ((measure, task, by, str(name)), area((table[by] == name).to_numpy())) for name in large
         ]
@@ -327,7 +334,7 @@ def _areas(
 def _with_ends(rows: list[Row]) -> list[Row]:
     """The rows and, for each attribute with two groups or more, its gap and its worst group."""
     extended = list(rows)
-    for by in ATTRIBUTES:
+    for by in dict.fromkeys(key[2] for key, _ in rows if key[2] != ALL):
         groups = [(key, values) for key, values in rows if key[2] == by and key[3] != SCALED]
         if len(groups) > 1:
             (measure, task, *_), values = groups[0][0], np.stack([values for _, values in groups])

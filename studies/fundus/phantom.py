@@ -59,7 +59,9 @@ from fairlib.cohorts.fairgenmed import TRUTH as TRUTH_TABLE
 from fairlib.cohorts.tables import ETHNICITIES, RACES, SEX_WORDS, SEXES
 from fairlib.errors import DataError, SettingsError
 from fairlib.io import write_bytes
+from fairlib.rng import numpy_rng
 from fairlib.settings import Bound, Count, Fraction, check_bounds, unknown_key
+from studies.engine import StudyStream
 from studies.fundus.vessels import FIELD, Vessels, coverage, grow_vessels
 
 SEVERITY_SHARES = {"glaucoma": (0.15, 0.45, 0.25, 0.15), "non-glaucoma": (0.80, 0.16, 0.03, 0.01)}
@@ -328,7 +330,7 @@ def patient_of(settings: PhantomSettings, index: int) -> tuple[np.random.Generat
     """Draw the patient of subject number `index`, and give the generator that goes on to its
     eye.
     """
-    rng = np.random.default_rng([settings.seed, index])
+    rng = numpy_rng(settings.seed, index)
     return rng, draw_patient(rng, settings)
 
 
@@ -601,7 +603,7 @@ def write_fairgenmed(root: str | Path, settings: PhantomSettings) -> Path:
 
 def _write_subject(root: Path, settings: PhantomSettings, index: int) -> dict:
     subject = draw_fundus(replace(settings, size=SIDE), index)
-    rng = np.random.default_rng([settings.seed, index, 1])  # what no image shows
+    rng = numpy_rng(settings.seed, index, StudyStream.NOT_SHOWN)  # what no image shows
     marital = int(rng.choice(5, p=(0.55, 0.22, 0.10, 0.11, 0.02)))
     language = int(rng.choice(3, p=(0.92, 0.03, 0.05)))
     name, row = f"data_{index:05d}.npz", subject.row

@@ -11,7 +11,7 @@ from fairlib.cohorts.tables import RACES
 from fairlib.errors import DataError
 from fairlib.measures.intervals import Interval
 from studies.engine.criteria import Criterion, Rule
-from studies.fundus.data import BASE, EVERYONE, REAL, TASKS, FundusSettings
+from studies.fundus.data import BASE, EVERYONE, REAL, FundusSettings, Vocabulary
 from studies.fundus.measures import (
     ALL,
     CDR,
@@ -28,12 +28,10 @@ from studies.fundus.measures import (
 )
 
 CUP = Criterion("cdr", "cup-to-disc error, worst race ({race})", 0.08, Rule.AT_MOST)
-DIFFERENCE = Criterion("gap", "gap over races: {what}, less that of {reference}")
+DIFFERENCE = Criterion("gap", "gap over {groups}: {what}, less that of {reference}")
 REPAIR = Criterion("repair", DIFFERENCE.figure, 0.0, Rule.NOT_ABOVE)
-GAPS = ((MMD, NO_TASK), (RECOVERED, "race"), *product((TO_REAL, TO_GENERATED), TASKS))
-"""The gaps over races that arms are compared by: quality, the race that was requested, and semantic
-correlation both ways.
-"""
+# what a gap is over, by the first attribute of a cohort
+GROUPS = {"race": "races", "sex": "sexes"}
 POINTS = ("value", "value_low", "value_high")  # of a dot plot
 COMPARED = (
     ("released", "plain"),
@@ -68,13 +66,24 @@ def criteria(tables: dict[str, pd.DataFrame], settings: FundusSettings) -> list[
     anew. Is the repaired form shown to be worse than the released one? It is not unless the whole
     interval lies above zero, which a wide interval does easily.
     """
-    rows = _cups(tables["values"], tables["subjects"])
+    words, differences = settings.vocabulary, tables["differences"]
+    by = words.compared[0]  # in the place of race, where a cohort states none
+    differences = differences[differences["by"] == by].assign(by="race")
+    rows = _cups(tables["values"], tables["subjects"]) if words.has_disc else []
     for pairs, criterion in ((COMPARED, DIFFERENCE), ([REPAIRED], REPAIR)):
-        for measure, task in GAPS:
+        for measure, task in gaps(words):
             for arm, reference in pairs:
-                row = race_difference(tables["differences"], measure, task, arm, reference)
-                rows += [] if row is None else [_gap(criterion, row, tables["subjects"])]
+                row = race_difference(differences, measure, task, arm, reference)
+                rows += [] if row is None else [_gap(criterion, row, tables["subjects"], by)]
     return rows
+
+
+def gaps(vocabulary: Vocabulary) -> list[tuple[str, str]]:
+    """The gaps over races (or groups of the first attribute) that arms are compared by: quality,
+    the race that was requested, and semantic correlation both ways.
+    """
+    semantic = product((TO_REAL, TO_GENERATED), vocabulary.learnt)
+    return [(MMD, NO_TASK), (RECOVERED, vocabulary.compared[0]), *semantic]
 
 
 def _cups(values: pd.DataFrame, subjects: pd.DataFrame) -> list[dict]:
@@ -97,12 +106,13 @@ def _cups(values: pd.DataFrame, subjects: pd.DataFrame) -> list[dict]:
     return rows
 
 
-def _gap(criterion: Criterion, row: pd.Series, subjects: pd.DataFrame) -> dict:
+def _gap(criterion: Criterion, row: pd.Series, subjects: pd.DataFrame, by: str) -> dict:
     interval, over = interval_of(row)
     part = "reference" if row["measure"] == TO_REAL else "requested"
     n = int((subjects["part"] == part).sum() * row["seeds"])
     what = row["measure"] + ("" if row["task"] == NO_TASK else f", {row['task']}")
-    return criterion.row(row["arm"], over, interval, n, what=what, reference=row["reference"])
+    about = {"what": what, "reference": row["reference"], "groups": GROUPS[by]}
+    return criterion.row(row["arm"], over, interval, n, **about)
 
 
 def race_difference(

@@ -1,13 +1,15 @@
-"""The fundus study as data for the engine: `python -m studies fundus` makes `results/fundus`.
+"""The fundus study as data for the engine: `python -m studies fundus` makes `results/fundus`, and
+with `--cohort ham10000` or another real cohort `results/fundus-ham10000` and the like.
 
 subjects.csv.gz     requested and reference patients, one row each, with the ratio that the words
                     of the prompt stand for
-readings.csv.gz     one row an image: arm, seed, image, what was requested, what cup measurement
-                    and attribute classifier read, and what a classifier trained on real
-                    patients says
+readings.csv.gz     one row an image: arm, seed, image, what was requested, what attribute
+                    classifier and (of fundus images) cup measurement read, and what a
+                    classifier trained on real patients says
 answers.csv.gz      one row a reference patient: what a classifier trained on an arm's images
                     says
-distances.csv.gz    MMD of each race, as observed (draw 0) and in every bootstrap draw
+distances.csv.gz    MMD of each race (HAM10000: of each sex), as observed (draw 0) and in every
+                    bootstrap draw
 history.csv.gz      each step of every fine-tuning; probe.csv.gz: losses of the finished
                     denoisers on the held-out probe
 cost.csv            denoiser evaluations of each arm, by kind
@@ -22,7 +24,6 @@ from functools import partial
 import numpy as np
 import pandas as pd
 
-from fairlib.cohorts.fairgenmed import PROMPTED
 from studies.engine.study import Run, Study, Table, Tables
 from studies.fundus import measures
 from studies.fundus.arms import ARMS, TUNINGS, fundus_generator, shown, tuned
@@ -43,11 +44,12 @@ def readings(run: Run[FundusSettings]) -> pd.DataFrame:
     """What was requested, what evaluators find in each image, and what a classifier trained on real
     patients says of it.
     """
-    settings, images = run.settings, run.artifact
-    requested = subjects(settings, "requested").load().table[list(PROMPTED)].reset_index(drop=True)
+    settings, images, words = run.settings, run.artifact, run.settings.vocabulary
+    requested = subjects(settings, "requested").load().table[list(dict(words.stated))]
     classifier = task_classifier(settings, subjects(settings, "evaluators"), run.seed)
-    cups = read_images(images, attribute_classifier(settings)).load().table
-    table = pd.concat([requested, cups, answer(classifier, images).load()], axis=1)
+    read = read_images(images, attribute_classifier(settings)).load().table
+    said = answer(classifier, images).load()
+    table = pd.concat([requested.reset_index(drop=True), read, said], axis=1)
     return table.assign(image=range(len(table)))
 
 
@@ -59,12 +61,13 @@ def answers(run: Run[FundusSettings]) -> pd.DataFrame:
 
 
 def distances(run: Run[FundusSettings]) -> pd.DataFrame:
-    """Distances of an arm's images to real ones of the same race."""
+    """Distances of an arm's images to real ones of the same race, or first attribute."""
     settings, classifier = run.settings, attribute_classifier(run.settings)
+    words = settings.vocabulary
     requested, reference = (subjects(settings, part) for part in ("requested", "reference"))
-    tables = (one.load().table[list(measures.STRATA)] for one in (requested, reference))
+    tables = (one.load().table[list(words.strata)] for one in (requested, reference))
     both = (read_images(images, classifier) for images in (run.artifact, reference))
-    table = race_distances(*both, *tables, settings.replicates).load()
+    table = race_distances(*both, *tables, settings.replicates, words).load()
     return table.assign(draw=range(len(table)))
 
 
@@ -98,9 +101,9 @@ def subjects_table(settings: FundusSettings) -> pd.DataFrame:
     """Requested and reference patients: part, subject (position), attributes, and `requested_cdr`
     where the cohort has rules that say what words mean in numbers.
     """
-    parts = []
+    parts, stated = [], list(dict(settings.vocabulary.stated))
     for part in PART_NAMES:
-        table = subjects(settings, part).load().table[list(PROMPTED)].reset_index(drop=True)
+        table = subjects(settings, part).load().table[stated].reset_index(drop=True)
         ratios = requested_ratios(table) if settings.cohort == "phantom" else np.nan
         parts.append(table.assign(part=part, subject=range(len(table)), requested_cdr=ratios))
     return pd.concat(parts, ignore_index=True)
@@ -112,7 +115,7 @@ def all_figures(tables: Tables, settings: FundusSettings) -> dict[tuple[str, int
     for name in ("readings", "answers", "distances"):
         runs = tables[name].groupby(["arm", "seed"], sort=False)
         parts[name] = {run: rows.reset_index(drop=True) for run, rows in runs}
-    by_run, counts = {}, (settings.replicates, settings.n_min)
+    by_run, counts = {}, (settings.replicates, settings.n_min, settings.vocabulary)
     for arm, seed in parts["readings"]:
         rows = {name: part[arm, seed] for name, part in parts.items()}
         rows["real"] = None if arm == REAL else parts["readings"].get((REAL, seed))
@@ -132,7 +135,8 @@ def differences(tables: Tables, settings: FundusSettings) -> pd.DataFrame:
 
 def excluded(tables: Tables, settings: FundusSettings) -> pd.DataFrame:
     """Groups that are too small for an AUC."""
-    return measures.excluded(Subjects.drawn(tables["subjects"], 1, settings.n_min))
+    drawn = Subjects.drawn(tables["subjects"], 1, settings.n_min, settings.vocabulary)
+    return measures.excluded(drawn)
 
 
 STUDY: Study[FundusSettings] = Study(
@@ -160,4 +164,5 @@ STUDY: Study[FundusSettings] = Study(
     bases={"weights": fundus_generator, "everyone": partial(fundus_generator, arm=EVERYONE)},
     references=lambda settings: (REAL, BASE, *([EVERYONE] if settings.everyone else [])),
     default_arms=lambda settings: tuple(TUNINGS),
+    folder=lambda one: "fundus" if one.cohort == "phantom" else f"fundus-{one.cohort}",
 )

@@ -36,7 +36,15 @@ from fairlib.settings import unknown_key
 from studies.engine import accelerator
 from studies.engine.stage import Artifact, Progress, as_is, in_blocks, stage
 from studies.engine.study import Arm, Run, Tables
-from studies.heart.data import Hearts, HeartSettings, as_stored, part, read_hearts, write_hearts
+from studies.heart.data import (
+    NO_PROMPTS,
+    Hearts,
+    HeartSettings,
+    as_stored,
+    part,
+    read_hearts,
+    write_hearts,
+)
 from studies.heart.evaluators import Readings, evaluate, fitted_evaluators
 from studies.heart.phantom import HEIGHT_CM
 
@@ -269,14 +277,16 @@ def trained(
     )
 
 
-def _no_more_subjects(settings: HeartSettings) -> str | None:
-    if settings.cohort == "phantom":
+def _refused(extra: bool, settings: HeartSettings) -> str | None:
+    if settings.cohort == "acdc":
+        return NO_PROMPTS
+    if settings.cohort == "phantom" or not extra:
         return None
     return f"cohort {settings.cohort!r} has no subjects beyond its parts"
 
 
 def _arm(name: str, says: str, acts: str = "training", **uses: bool) -> Arm[HeartSettings]:
-    refused = _no_more_subjects if uses.get("extra") else Arm.refused
+    refused = partial(_refused, uses.get("extra", False))
     return Arm(partial(trained, name, **uses), says, acts, refused=refused)
 
 
@@ -300,6 +310,8 @@ def default_arms(settings: HeartSettings) -> tuple[str, ...]:
     """The arms that a study trains unless others are named; a real cohort has no further subjects
     for extra_real, which is said.
     """
+    if settings.cohort == "acdc":
+        Progress().say(f"without arms: {NO_PROMPTS}")
     if not settings.trains_classifiers:
         return ()
     reasons = {arm: ARMS[arm].refused(settings) for arm in DEFAULT_ARMS}

@@ -4,8 +4,9 @@ generator's training set, and those it never saw, part by part.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,7 +14,9 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from fairlib.cohorts.cardiac import stack
+from fairlib.cohorts import acdc, mnms
+from fairlib.cohorts.acdc import read_acdc
+from fairlib.cohorts.cardiac import check_diagnoses, stack
 from fairlib.cohorts.cohort import Cohort, report
 from fairlib.cohorts.mnms import read_mnms
 from fairlib.errors import DataError, SettingsError
@@ -28,6 +31,7 @@ from studies.engine.stage import Artifact, Progress, in_blocks, stage
 from studies.engine.study import Source, read_table
 from studies.heart.phantom import PhantomSettings, draw_hearts, table_of
 
+NO_PROMPTS = "ACDC states neither sex nor age, so the study has its re-segmenter's Dice alone"
 PAPER_GUIDANCE = 4.0  # of copies; the paper's code draws new combinations at 9
 
 
@@ -35,7 +39,9 @@ PAPER_GUIDANCE = 4.0  # of copies; the paper's code draws new combinations at 9
 class HeartSettings:
     """Everything that the stages of the heart study depend on.
 
-    cohort: "phantom", or "mnms" (the real layout under `data_dir`). weights: the pipeline folder;
+    cohort: "phantom", or "mnms" or "acdc" (the real layout under `data_dir`). diagnoses: pathology
+    code of a real cohort to "healthy", "heart failure" or None, beside those that its reader knows.
+    weights: the pipeline folder;
     the phantom's training subjects are read from its manifest, so that they are exactly those the
     generator was trained on. controlnet: folder or hub name of a ControlNet for a plain Stable
     Diffusion given as `weights`.
@@ -55,8 +61,9 @@ class HeartSettings:
     the downstream tables must have.
     """
 
-    cohort: Literal["phantom", "mnms"] = "phantom"
+    cohort: Literal["phantom", "mnms", "acdc"] = "phantom"
     data_dir: str = ""
+    diagnoses: dict[str, str | None] = field(default_factory=dict)
     weights: str = "weights/heart"
     controlnet: str = ""
     split_seed: Natural = 0
@@ -81,7 +88,8 @@ class HeartSettings:
 
     def __post_init__(self):
         check_bounds(self)
-        if not (self.draws_hearts or self.trains_classifiers):
+        check_diagnoses(self.diagnoses)
+        if self.classifier_subjects and self.guidance_scale != PAPER_GUIDANCE:
             raise SettingsError(
                 f"HeartSettings: classifier_subjects {self.classifier_subjects} and guidance_scale "
                 f"{self.guidance_scale:g}: change one of them at a time"
@@ -92,6 +100,8 @@ class HeartSettings:
         """The study at the size that the parameters of a notebook ask for: `test_subjects`,
         `evaluator_steps` and `images` set the others in the ratios of the long runs.
         """
+        if parameters.cohort == "acdc":
+            raise SettingsError(f"{NO_PROMPTS}; use `python -m studies heart --cohort acdc`")
         subjects, images = parameters.test_subjects, parameters.images
         steps = parameters.evaluator_steps
         return settings_from(
@@ -118,23 +128,24 @@ class HeartSettings:
         Real patients never lie among synthetic ones: "heart-mnms", "heart-mnms-shared" ...
         """
         name = "heart" if self.cohort == "phantom" else f"heart-{self.cohort}"
-        if not self.draws_hearts:
+        if self.classifier_subjects:
             return f"{name}-shared"
-        return name if self.trains_classifiers else f"{name}-guidance{self.guidance_scale:g}"
+        scale = self.guidance_scale
+        return name if scale == PAPER_GUIDANCE else f"{name}-guidance{scale:g}"
 
     @property
     def draws_hearts(self) -> bool:
         """Whether the tables on generated hearts are this study's own; with `classifier_subjects`
-        they are the main study's.
+        they are the main study's. Of ACDC's patients no heart can be requested.
         """
-        return not self.classifier_subjects
+        return not self.classifier_subjects and self.cohort != "acdc"
 
     @property
     def trains_classifiers(self) -> bool:
         """Whether downstream classifiers belong to it; at another guidance scale than the paper's
-        none is trained.
+        none is trained, nor without subgroups (ACDC).
         """
-        return self.guidance_scale == PAPER_GUIDANCE
+        return self.guidance_scale == PAPER_GUIDANCE and self.cohort != "acdc"
 
 
 # Evaluators are fitted and tried on subjects drawn evenly, so that they err alike in every
@@ -185,6 +196,10 @@ FRACTIONS = {
     "validation": 0.08,
     "choice": 0.10,
     "test": 0.20,
+}
+REAL = {  # reader, codes that it knows, what its folder holds, shares of the parts
+    "mnms": (read_mnms, mnms.DIAGNOSES, "OpenDataset", FRACTIONS),
+    "acdc": (read_acdc, acdc.DIAGNOSES, "training", {"evaluators": 0.6, "test": 0.4}),
 }
 BLOCK = 250  # hearts drawn between two saves
 
@@ -253,7 +268,7 @@ def read_part(
     """Read the images of a part of a real cohort, split by subject; shares: part -> fraction of
     the subjects.
     """
-    chosen = cohort.load().split(shares, seed=seed, stratify=("sex", "diagnosis"))[part]
+    chosen = cohort.load().split(shares, seed=seed)[part]
     progress.say(f"reading {len(chosen)} hearts, {part}")
     write_hearts(out, as_stored(chosen.load(), chosen.load_masks()), chosen.table)
 
@@ -271,43 +286,54 @@ def part(settings: HeartSettings, name: str) -> Artifact[Hearts]:
     """The hearts of one part of the study (see `part_settings`); drawn or read on first
     use. Raises `DataError` on a part that the cohort does not have.
     """
-    real = settings.cohort == "mnms"
-    parts = FRACTIONS if real else part_settings(settings, trained_on(settings))
+    real = settings.cohort in REAL
+    parts = REAL[settings.cohort][-1] if real else part_settings(settings, trained_on(settings))
     if name not in parts:
         raise DataError(f"part {name!r}: this cohort has {', '.join(parts)} and no other subjects")
     if real:
-        return read_part(mnms_cohort(settings), name, FRACTIONS, settings.split_seed)
+        return read_part(real_cohort(settings), name, parts, settings.split_seed)
     return draw_part(name, parts[name])
 
 
-def mnms_cohort(settings: HeartSettings) -> Artifact[Cohort]:
-    """The patients of M&Ms whose attributes are complete."""
+def real_cohort(settings: HeartSettings) -> Artifact[Cohort]:
+    """The patients of M&Ms whose attributes are complete, or all of ACDC."""
+    cohort, holds = settings.cohort, REAL[settings.cohort][2]
     if not settings.data_dir:
-        raise DataError("cohort 'mnms' needs data_dir, the folder that holds OpenDataset")
+        raise DataError(f"cohort {cohort!r} needs data_dir, the folder that holds {holds}")
     root = Path(settings.data_dir).expanduser()
-    files = [path for kind in ("*_sa*.nii*", "*.csv", "*.xlsx") for path in root.rglob(kind)]
-    return Artifact.files(root, files, _read_mnms)
+    files = [path for kind in ("*_*.nii*", "*.csv", "*.xlsx", "*.cfg") for path in root.rglob(kind)]
+    found = Artifact.files(root, files, _reader(cohort, tuple(settings.diagnoses.items())))
+    return replace(found, digest=digest([found.digest, settings.diagnoses]))
 
 
 def left_out(settings: HeartSettings) -> pd.DataFrame:
     """The patients of a real cohort who are in no part: item (subject), reason, detail."""
-    return report() if settings.cohort == "phantom" else mnms_cohort(settings).load().excluded
+    return report() if settings.cohort == "phantom" else real_cohort(settings).load().excluded
 
 
-def _read_mnms(root: Path) -> Cohort:
-    return read_mnms(root, cache_dir=runs_folder() / "slices" / "mnms").with_prompt()
+@lru_cache  # one and the same function for the same codes, or a release would be read again
+def _reader(cohort: str, diagnoses: tuple[tuple[str, str | None], ...]) -> Callable:
+    def read(root: Path) -> Cohort:
+        reader, known = REAL[cohort][:2]
+        where = runs_folder() / "slices" / cohort
+        found = reader(root, diagnoses={**known, **dict(diagnoses)}, cache_dir=where)
+        return found if "prompt" in found.not_stated else found.with_prompt()
+
+    return read
 
 
 def cohort_digest(settings: HeartSettings) -> str:
     """Which patients are in the cohort, and what is known of them; of a synthetic one, those the
     generator was trained on.
     """
-    real = settings.cohort == "mnms"
-    table = (mnms_cohort(settings) if real else part(settings, "train")).load().table
+    real = settings.cohort != "phantom"
+    table = (real_cohort(settings) if real else part(settings, "train")).load().table
     return digest(table.to_csv(index=False))
 
 
+TRAIN = partial(part, name="train")
 SOURCES: dict[str, Source[HeartSettings]] = {
-    "phantom": Source(partial(part, name="train"), cohort_digest),
-    "mnms": Source(partial(part, name="train"), cohort_digest, "patients of M&Ms"),
+    "phantom": Source(TRAIN, cohort_digest),
+    "mnms": Source(TRAIN, cohort_digest, "patients of M&Ms"),
+    "acdc": Source(partial(part, name="evaluators"), cohort_digest, "patients of ACDC"),
 }

@@ -24,7 +24,8 @@ from fairlib.measures.intervals import Sample, bootstrap, interval
 from fairlib.models.autoencoder import encode
 from fairlib.models.classifier import Classifier, predict
 from fairlib.models.controlnet import ControlledGenerator
-from studies.engine import accelerator
+from fairlib.rng import numpy_rng
+from studies.engine import StudyStream, accelerator
 from studies.engine.stage import Artifact, Progress, stage
 from studies.engine.study import read_table
 from studies.heart.arms import (
@@ -39,7 +40,7 @@ from studies.heart.arms import (
     weights_of,
 )
 from studies.heart.data import Hearts, HeartSettings, part
-from studies.heart.evaluators import UNITS, Readings, fitted
+from studies.heart.evaluators import EVALUATORS, UNITS, Readings, evaluate, fitted
 from studies.heart.phantom import expected_geometry
 
 SUBGROUPS = ("sex", "age", "bmi_class", "diagnosis", "sex, diagnosis", "bmi_class, diagnosis")
@@ -56,6 +57,7 @@ PAIRS = {
 SIZES = (80, 125, 250, 500, 1000, 2000)
 KEPT = ["sex", "age", "bmi", "height", "decade", "bmi_class", "diagnosis", "subject"]
 THROUGH = "through the autoencoder"
+UNSTATED = "other or unknown"  # of a diagnosis or a class that a cohort does not give
 Rng, Names = np.random.Generator, tuple[str, ...]
 Rules = Callable[..., dict[str, float]]  # attributes -> expected geometry
 
@@ -65,14 +67,14 @@ Rules = Callable[..., dict[str, float]]  # attributes -> expected geometry
 
 def subgroups(table: pd.DataFrame) -> dict[str, np.ndarray]:
     """Labels of every subgroup attribute in `SUBGROUPS`: [N] each. Ages below 50 are one group:
-    single decades among them have too few subjects.
+    single decades among them have too few subjects. What a cohort does not state cuts nothing.
     """
-    young = table["decade"].isin(["10s", "20s", "30s", "40s"])
-    coarser = table.assign(age=table["decade"].where(~young, "below 50"))
-    return {
-        name: coarser[name.split(", ")].astype(str).agg(", ".join, axis=1).to_numpy(object)
-        for name in SUBGROUPS
-    }
+    if "decade" in table:
+        young = table["decade"].isin(["10s", "20s", "30s", "40s"])
+        table = table.assign(age=table["decade"].where(~young, "below 50"))
+    known = [name for name in SUBGROUPS if set(name.split(", ")) <= set(table)]
+    parts = {name: table[name.split(", ")].fillna(UNSTATED).astype(str) for name in known}
+    return {name: part.agg(", ".join, axis=1).to_numpy(object) for name, part in parts.items()}
 
 
 def dice_of(read: Readings, real: Readings, rng: Rng, replicates: int = 500) -> pd.DataFrame:
@@ -84,6 +86,17 @@ def dice_of(read: Readings, real: Readings, rng: Rng, replicates: int = 500) -> 
     reference = Reference(dice(real.requested, real.segmented), owners, subgroups(real.table))
     groups = subgroups(read.table)
     return dice_table(read.requested, read.segmented, groups, subjects, rng, reference, replicates)
+
+
+def segmented(settings: HeartSettings) -> pd.DataFrame:
+    """Dice of the re-segmenter on real hearts that it was not fitted on, for the subgroups that the
+    cohort states (columns of `measures.dice.dice_table`).
+    """
+    only = {"segmenter": (fitted(settings, "segmenter"), EVALUATORS["segmenter"].read)}
+    read = evaluate(part(settings, "test"), None, only).load()
+    rng, subjects = numpy_rng(settings.split_seed, StudyStream.PATIENTS), read.table["subject"]
+    given = (subgroups(read.table), subjects.to_numpy(str), rng)
+    return dice_table(read.requested, read.segmented, *given, replicates=settings.replicates)
 
 
 def geometry_of(

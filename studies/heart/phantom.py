@@ -35,7 +35,9 @@ from fairlib.cohorts.cardiac import (
 )
 from fairlib.errors import DataError
 from fairlib.io import write_bytes
+from fairlib.rng import numpy_rng
 from fairlib.settings import Bound, Count, Fraction, Positive, check_bounds, unknown_key
+from studies.engine import StudyStream
 
 FACES = ("dilated", "preserved")  # of heart failure
 PATHOLOGY = {"healthy": "NOR", "dilated": "DCM", "preserved": "HHD"}  # the codes of M&Ms
@@ -592,7 +594,7 @@ class HeartSubject:
 
 def draw_heart(settings: PhantomSettings, index: int) -> HeartSubject:
     """Subject number `index`: a function of (settings.seed, index) and the shares alone."""
-    rng = np.random.default_rng([settings.seed, index])
+    rng = numpy_rng(settings.seed, index)
     return draw_subject(rng, draw_person(rng, settings), f"synthetic-heart-{index:05d}", settings)
 
 
@@ -658,7 +660,7 @@ def _make_subject(
     """Person and heart of subject number `index`, and the random number generator that goes on to
     the image.
     """
-    rng = np.random.default_rng([settings.seed, index])
+    rng = numpy_rng(settings.seed, index)
     person = draw_person(rng, settings)
     return rng, person, make_heart(rng, person)
 
@@ -719,7 +721,9 @@ def write_mnms(root: str | Path, settings: PhantomSettings) -> Path:
 def _write_subject(root: Path, settings: PhantomSettings, index: int) -> tuple[dict, dict]:
     rng, person, heart = _make_subject(settings, index)
     scene = draw_scene(rng, heart)
-    losses = np.random.default_rng([settings.seed, index, 1])  # of what a hospital fails to record
+    losses = numpy_rng(
+        settings.seed, index, StudyStream.NOT_SHOWN
+    )  # of what a hospital fails to record
     unlabelled, lost = losses.random() < settings.unlabelled, losses.random() < settings.missing
     code, centre = f"SYN{index:05d}", VENDORS[person.vendor][2]
     part = UNLABELLED if unlabelled else PARTS[index % len(PARTS)]

@@ -14,6 +14,8 @@ hearts alone. What a half has in common with the main study is its stages.
     cost.csv            denoiser evaluations of each set of generated hearts, by kind
     too_few.csv         what those lack for want of subjects
     excluded.csv        subjects of a real cohort who are in no part
+    segmented.csv       Dice of the re-segmenter on real hearts (ACDC, which states neither sex nor
+                        age, so that it has no other table)
     subjects.csv.gz     who was tested
     margins.csv.gz      every answer of every arm and seed
     values.csv, differences.csv     the downstream tables
@@ -44,7 +46,7 @@ from studies.heart.arms import (
 )
 from studies.heart.data import SOURCES, HeartSettings, left_out
 from studies.heart.evaluators import EVALUATORS
-from studies.heart.measures import tables_on_hearts
+from studies.heart.measures import segmented, tables_on_hearts
 from studies.heart.report import criteria
 
 CONTROL = ("dice", "geometry", "recovered", "flips")
@@ -84,6 +86,7 @@ STUDY = Study(
     ARMS,
     tables={
         "excluded": Table(left_out, "study", when=lambda settings: settings.cohort != "phantom"),
+        "segmented": Table(segmented, "study", when=lambda settings: settings.cohort == "acdc"),
         "hearts": _on_hearts("hearts", compressed=True),
         **{name: _on_hearts(name) for name in (*CONTROL, *REALISM)},
         "cost": Table(cost, "study", when=lambda settings: settings.draws_hearts),

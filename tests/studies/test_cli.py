@@ -41,17 +41,9 @@ def test_misspelt_command_shows_usage(arguments, capsys):
     [([], "brain"), (["brain"], "brain"), (["heart"], "heart"), (["fundus"], "fundus")],
 )
 def test_base_trains(monkeypatch, arguments, trained):
-    import types
-
     calls = []
-    for name, module in {
-        "brain": "studies.brain.base",
-        "heart": "studies.heart.base",
-        "fundus": "studies.fundus.base",
-    }.items():
-        trainer = types.ModuleType(module)
-        trainer.main = lambda name=name: calls.append(name)
-        monkeypatch.setitem(sys.modules, module, trainer)
+    for name in ("brain", "heart", "fundus"):
+        monkeypatch.setattr(f"studies.bases.{name}", lambda name=name: calls.append(name))
     assert main(["base", *arguments]) == 0 and calls == [trained]
 
 

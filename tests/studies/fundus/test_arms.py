@@ -11,16 +11,17 @@ from fairlib.errors import SettingsError
 from fairlib.io import read_tensors
 from studies.engine.study import Run
 from studies.fundus import arms
-from studies.fundus.arms import ARMS, SIZES, TUNINGS, each_once, even_races, generated, tuned
-from studies.fundus.data import subjects
+from studies.fundus.arms import ARMS, TUNINGS, each_once, even_groups, generated, tuned
+from studies.fundus.data import FUNDUS, subjects
 from studies.fundus.study import STUDY, cost
 
+RACES = FUNDUS.attributes["race"]
 THREE = ("plain", "released", "repaired")
 
 
 def test_every_arm_has_its_weights():
-    codes = np.stack([np.arange(40) % size for size in SIZES], axis=1)
-    found = {arm: way.weigh(codes, 7, 3) for arm, way in TUNINGS.items()}
+    codes = np.stack([np.arange(40) % size for size in FUNDUS.sizes], axis=1)
+    found = {arm: way.weigh(codes, FUNDUS.sizes, 7, 3) for arm, way in TUNINGS.items()}
     first = {arm: one.weights(codes, 0) for arm, one in found.items()}
     assert torch.equal(first["released"], first["random"]) and torch.equal(
         first["repaired"], first["random-repaired"]
@@ -37,17 +38,17 @@ def test_batches_of_the_balanced_arm_are_a_third_of_each_race():
     groups = np.stack(
         [np.repeat([0, 1, 2], [4, 9, 40]), np.zeros(53, int), np.zeros(53, int)], axis=1
     )
-    assert np.array_equal(each_once(groups, 1), np.arange(53))
-    rows = even_races(groups, 1)
+    assert np.array_equal(each_once(groups, RACES, 1), np.arange(53))
+    rows = even_groups(groups, RACES, 1)
     races = np.bincount(groups[rows, 0])
     assert len(rows) == 53 and races.max() - races.min() <= 1
     for race in range(3):
         counts = np.bincount(rows, minlength=53)[groups[:, 0] == race]
         assert counts.max() - counts.min() <= 1, "none of a race is drawn twice more than another"
-    assert np.array_equal(rows, even_races(groups, 1))
-    assert not np.array_equal(rows, even_races(groups, 2))
-    with pytest.raises(SettingsError, match="no patient of race Black"):
-        even_races(groups[groups[:, 0] != 1], 1)
+    assert np.array_equal(rows, even_groups(groups, RACES, 1))
+    assert not np.array_equal(rows, even_groups(groups, RACES, 2))
+    with pytest.raises(SettingsError, match="no Black patient is among"):
+        even_groups(groups[groups[:, 0] != 1], RACES, 1)
 
 
 @pytest.mark.slow

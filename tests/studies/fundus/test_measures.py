@@ -13,10 +13,13 @@ from fairlib.errors import DataError
 from fairlib.measures.equity import equity_report
 from studies.fundus import measures, report
 from studies.fundus.arms import ARMS
-from studies.fundus.data import HEADS, TASKS, FundusSettings, even_settings
+from studies.fundus.data import FUNDUS, FundusSettings, even_settings
 from studies.fundus.evaluators import columns, stacked
 from studies.fundus.measures import INDEX, Subjects, figures_of, times
 from studies.fundus.phantom import PhantomSettings
+
+HEADS = {name: values for name, values in FUNDUS.stated if name != "refraction"}
+TASKS = FUNDUS.only(FUNDUS.learnt)
 
 
 def everybody(count=96, seed=0):

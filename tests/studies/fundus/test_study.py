@@ -21,9 +21,9 @@ from studies.engine.profiles import (
 )
 from studies.fundus import evaluators
 from studies.fundus.arms import generated
-from studies.fundus.data import FundusSettings, subjects
+from studies.fundus.data import FUNDUS, FundusSettings, subjects
 from studies.fundus.evaluators import attribute_classifier, read_images, task_classifier
-from studies.fundus.measures import STRATA, race_distances
+from studies.fundus.measures import race_distances
 from studies.fundus.phantom import PhantomSettings, write_fairgenmed
 from studies.fundus.study import STUDY
 from tests.studies.tracing import stages_traced
@@ -59,8 +59,8 @@ def test_distances_are_those_of_the_public_measure(settings, runs):
     classifier = attribute_classifier(settings)
     parts = [subjects(settings, part) for part in ("requested", "reference")]
     found = [read_images(part, classifier) for part in parts]
-    tables = [part.load().table[list(STRATA)] for part in parts]
-    table = race_distances(*found, *tables, 20).load()
+    tables = [part.load().table[list(FUNDUS.strata)] for part in parts]
+    table = race_distances(*found, *tables, 20, FUNDUS).load()
     x, y = (one.load().features for one in found)
     x, y = ((one - y.mean(0)) / y.std(0).clip(1e-3) for one in (x, y))
     rows, others = ((part["race"] == "Asian").to_numpy() for part in tables)

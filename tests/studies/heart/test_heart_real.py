@@ -14,7 +14,7 @@ from studies.engine import cli
 from studies.engine.study import load_results, run_study
 from studies.heart import phantom
 from studies.heart.arms import DEFAULT_ARMS, default_arms, summary
-from studies.heart.data import FRACTIONS, HeartSettings, mnms_cohort, part
+from studies.heart.data import FRACTIONS, HeartSettings, part, real_cohort
 from studies.heart.phantom import PhantomSettings, write_mnms
 from studies.heart.study import STUDY
 from tests.studies.options import command_options
@@ -105,6 +105,6 @@ def test_a_file_that_was_changed_gives_another_key(tmp_path):
     for content, time in ((b"an image", None), (b"an image", 1), (b"another image", 1)):
         path.write_bytes(content)
         os.utime(path, None if time is None else (time, time))
-        digests.append(mnms_cohort(settings).digest)
+        digests.append(real_cohort(settings).digest)
     (tmp_path / "table.csv").write_text("x")
-    assert len({*digests, mnms_cohort(settings).digest}) == 4
+    assert len({*digests, real_cohort(settings).digest}) == 4

@@ -17,7 +17,7 @@ from studies.heart.arms import (
     readings,
     weights_of,
 )
-from studies.heart.data import HeartSettings, mnms_cohort, read_part
+from studies.heart.data import HeartSettings, read_part, real_cohort
 from studies.heart.phantom import PhantomSettings, write_mnms
 from studies.heart.study import STUDY, cost
 from tests.studies.tracing import stages_traced
@@ -40,7 +40,7 @@ def test_the_key_of_a_real_part_misses_no_code_that_runs(tmp_path, runs):
     )
     settings = HeartSettings(cohort="mnms", data_dir=str(tmp_path))
     with stages_traced() as unseen:
-        read_part(mnms_cohort(settings), "one", {"one": 1.0}, 0)
+        read_part(real_cohort(settings), "one", {"one": 1.0}, 0)
     assert stages_traced.built == {"read_part"} and unseen == {}
 
 

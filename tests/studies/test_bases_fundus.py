@@ -9,14 +9,14 @@ from fairlib.models import clip as cl
 from fairlib.models.autoencoder import build_autoencoder, encode
 from fairlib.models.generator import Generator
 from fairlib.models.training import FitSettings
+from studies import bases
 from studies.engine import recipe
 from studies.engine.recipe import PixelPhase
-from studies.fundus import base as fb
 from studies.fundus.phantom import PhantomSettings
 from tests.studies.fundus.drawing import draw_fundi
 
 pytestmark = pytest.mark.slow
-TINY = fb.FundusBaseSettings(  # a rehearsal of every phase in seconds
+TINY = bases.FundusBase(  # a rehearsal of every phase in seconds
     fundi=PhantomSettings(subjects=24, seed=109),
     words=FitSettings(steps=2, batch_size=8, learning_rate=1e-3),
     pixels=(
@@ -31,12 +31,12 @@ TINY = fb.FundusBaseSettings(  # a rehearsal of every phase in seconds
 @pytest.fixture(scope="module")
 def made(tmp_path_factory, runs):
     place = tmp_path_factory.mktemp("fundus")
-    return place, fb.main(place / "weights", TINY)
+    return place, bases.fundus(place / "weights", TINY)
 
 
 def parts():
     """The stages of the recipe: training set, autoencoder, latents."""
-    drawn = recipe.training_set(fb.draw_training, TINY.fundi)
+    drawn = recipe.training_set(bases.draw_fundi, TINY.fundi)
     model = recipe.autoencoder(drawn, TINY.pixels, build_autoencoder, TINY.initial_seed)
     return drawn, model, recipe.latents(drawn, model)
 
@@ -46,7 +46,7 @@ def test_the_recipe_makes_a_pipeline_that_draws(made):
     assert generator.latent_shape == (4, 16, 16) and generator.mean_latent.shape == (4, 16, 16)
     with torch.no_grad():
         latents = generator.predict_noise(
-            generator.noise(0, [0]), 999, generator.encode_prompts(fb.every_prompt()[:1])
+            generator.noise(0, [0]), 999, generator.encode_prompts(bases.fundus_prompts()[:1])
         )
         drawn = generator.decode(latents)
     assert drawn.shape == (1, 1, 128, 128) and drawn.isfinite().all()
@@ -57,7 +57,7 @@ def test_the_second_denoiser_has_seen_the_white_people_alone(made):
     white = folder.with_name("fundus-white")
     drawn, _, encoded = parts()
     prompts = drawn.load().captions
-    rows = fb.white_rows(prompts)
+    rows = bases.white_rows(prompts)
     assert rows == [row for row, prompt in enumerate(prompts) if " White " in prompt] and 0 < len(
         rows
     ) < len(prompts)
@@ -80,7 +80,7 @@ def test_the_weights_stay_within_fourteen_megabytes(made):
 def test_made_again_nothing_is_fitted_and_the_weights_are_the_same(made, tmp_path, monkeypatch):
     folder = made[1]
     monkeypatch.setattr(recipe, "fit", None)
-    again = fb.main(tmp_path / "weights", TINY)
+    again = bases.fundus(tmp_path / "weights", TINY)
     names = [file.relative_to(folder) for file in folder.rglob("*.safetensors")]
     assert len(names) == 4
     assert all((again / name).read_bytes() == (folder / name).read_bytes() for name in names)
@@ -92,7 +92,7 @@ def test_the_pictures_are_those_of_the_phantom_and_not_of_a_cohort(made):
     drawn, table = draw_fundi(TINY.fundi, [0, 23])
     assert images.shape == (24, 1, 128, 128) and prompts[::23] == table["prompt"].tolist()
     assert ((images[[0, 23]].float() / 127.5 - 1) - drawn).abs().max() <= 0.5 / 127.5 + 1e-6
-    assert fb.FundusBaseSettings().fundi.seed != PhantomSettings().seed
+    assert bases.FundusBase().fundi.seed != PhantomSettings().seed
 
 
 def test_the_denoiser_sees_every_picture_as_it_is(made):
@@ -106,7 +106,7 @@ def test_no_prompt_is_cut_and_no_two_are_the_same_to_the_tokenizer(made):
     """The last attribute is the last word: at the 32 tokens of the brain's text tower it would be
     lost.
     """
-    prompts = fb.every_prompt()
+    prompts = bases.fundus_prompts()
     tokenizer = Generator.load(made[1]).pipeline.tokenizer
     ids = tokenizer(
         prompts,
@@ -121,7 +121,12 @@ def test_no_prompt_is_cut_and_no_two_are_the_same_to_the_tokenizer(made):
         and len(torch.unique(ids, dim=0)) == 864
     )
     words = recipe.text_tower(
-        parts()[0], prompts, fb.CLIP, fb.attributes_of, TINY.words, TINY.initial_seed
+        parts()[0],
+        prompts,
+        bases.FUNDUS_CLIP,
+        bases.fundus_attributes,
+        TINY.words,
+        TINY.initial_seed,
     ).folder
     assert torch.equal(ids, cl.clip_tokenizer(words, 40)(prompts))
     lengths = [len(tokenizer(prompt).input_ids) for prompt in prompts]
@@ -145,8 +150,15 @@ def test_the_manifest_says_how_far_apart_every_two_values_are(made):
 
 
 def test_each_attribute_of_a_prompt_is_a_phrase_of_its_own():
-    first = fb.attributes_of(fb.every_prompt()[0])
+    first = bases.fundus_attributes(bases.fundus_prompts()[0])
     assert len(first) == 7 and first[0] == "race Asian" and first[-1] == "refraction hyperopia"
     assert (
-        len({phrase for prompt in fb.every_prompt() for phrase in fb.attributes_of(prompt)}) == 19
+        len(
+            {
+                phrase
+                for prompt in bases.fundus_prompts()
+                for phrase in bases.fundus_attributes(prompt)
+            }
+        )
+        == 19
     )

@@ -12,7 +12,7 @@ from fairlib.io import read_json
 from fairlib.models.autoencoder import build_autoencoder, encode
 from fairlib.models.generator import Generator
 from fairlib.models.training import FitSettings
-from studies.brain import base
+from studies import bases
 from studies.brain.phantom import RadiologySettings
 from studies.engine import recipe
 from studies.engine.recipe import PixelPhase
@@ -20,7 +20,7 @@ from studies.engine.stage import Artifact
 
 pytestmark = pytest.mark.slow
 
-TINY = base.BaseSettings(  # a rehearsal of every phase in a minute
+TINY = bases.BrainBase(  # a rehearsal of every phase in a minute
     radiology=RadiologySettings(slices=24, validation=0),
     clip=FitSettings(steps=2, batch_size=8, learning_rate=1e-3),
     pixels=(
@@ -34,7 +34,7 @@ TINY = base.BaseSettings(  # a rehearsal of every phase in a minute
 @pytest.fixture(scope="module")
 def made(tmp_path_factory, runs):
     place = tmp_path_factory.mktemp("base")
-    return place, base.main(place / "weights", TINY)
+    return place, bases.brain(place / "weights", TINY)
 
 
 def test_the_recipe_makes_a_pipeline_that_draws(made):
@@ -55,7 +55,7 @@ def test_the_weights_stay_within_sixteen_megabytes(made):
 def test_made_again_nothing_is_fitted_and_the_weights_are_the_same(made, tmp_path, monkeypatch):
     place, folder = made
     monkeypatch.setattr(recipe, "fit", None)
-    again = base.main(tmp_path / "weights", TINY)
+    again = bases.brain(tmp_path / "weights", TINY)
     for file in folder.rglob("*.safetensors"):
         assert (again / file.relative_to(folder)).read_bytes() == file.read_bytes()
 
@@ -66,7 +66,7 @@ def test_a_config_does_not_tell_where_it_was_made(made):
 
 
 def test_the_denoiser_sees_every_slice_and_its_mirror(made):
-    drawn = recipe.training_set(base.draw_slices, TINY.radiology)
+    drawn = recipe.training_set(bases.draw_slices, TINY.radiology)
     model = recipe.autoencoder(drawn, TINY.pixels, build_autoencoder, 0)
     latents = recipe.latents(drawn, model, mirrors=True).load()
     images = drawn.load().tensors["images"]
@@ -91,15 +91,15 @@ def test_clip_that_is_there_keeps_its_manifest(made, tmp_path):
     assert record["parameters"]["clip"]["steps"] == 2
     shutil.copytree(place / "weights" / "clip", tmp_path / "clip")
     before = (tmp_path / "clip" / "manifest.json").read_bytes()
-    base.main(tmp_path, TINY)
+    bases.brain(tmp_path, TINY)
     assert (tmp_path / "clip" / "manifest.json").read_bytes() == before, "it was not trained again"
     assert (tmp_path / "brain" / "manifest.json").is_file()
 
 
 def test_latents_of_other_images_are_refused(made):
-    drawn = recipe.training_set(base.draw_slices, TINY.radiology)
+    drawn = recipe.training_set(bases.draw_slices, TINY.radiology)
     model = recipe.autoencoder(drawn, TINY.pixels, build_autoencoder, 0)
-    words = Artifact.weights(made[0] / "weights" / "clip", base.load_words)
+    words = Artifact.weights(made[0] / "weights" / "clip", bases.load_words)
     with pytest.raises(DataError, match="24 latents and 2 captions"):
         recipe.denoiser(
             words, recipe.latents(drawn, model), pd.Series(["one", "two"]), TINY.noise, 0
@@ -108,7 +108,7 @@ def test_latents_of_other_images_are_refused(made):
 
 def test_a_fit_that_is_killed_ends_with_the_same_weights(made, monkeypatch, runs):
     """The state of the last save is taken up again, to the bit."""
-    drawn = recipe.training_set(base.draw_slices, TINY.radiology)
+    drawn = recipe.training_set(bases.draw_slices, TINY.radiology)
     phase = replace(TINY.pixels[0], fit=FitSettings(4, 2, 1e-3, ema_decay=0.9))
     whole = recipe.pixel_phase(drawn, None, phase, False, build_autoencoder, 5)
     original, saved = recipe.write_tensors, []
