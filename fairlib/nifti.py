@@ -41,7 +41,7 @@ COPY_AGAIN = "copy or compress it again"
 ORIENT_AGAIN = "set its orientation again (sform or qform, in mm)"
 RESAMPLE = "resample to one grid"
 Grid = tuple[tuple[int, ...], np.ndarray]
-"""The shape of a scan [X, Y, Z], and its affine."""
+"""The shape of a scan, and its affine."""
 Note = tuple[str, str]
 """What is unusual about an affine, in a few words, and the detail; empty texts if nothing is."""
 
@@ -82,14 +82,19 @@ def read_frames(
     path = Path(path)
     data, header = _read(path, max_voxels, series=True)
     affine, _ = read_affine(path, header)
+    require_frames(path, frames, data.shape[3])
+    return _scaled(path, data[..., list(frames)], header), affine
+
+
+def require_frames(path: str | Path, frames: Sequence[int], count: int) -> None:
+    """Raise `CorruptScan` unless all `frames` are in a file that has `count` of them."""
     for frame in frames:
-        if not 0 <= frame < data.shape[3]:
+        if not 0 <= frame < count:
             raise CorruptScan(
                 path,
-                f"has {data.shape[3]} frames, 0 to {data.shape[3] - 1}; frame {frame} is asked "
-                "for: correct the frame in the table (frames count from 0)",
+                f"has {count} frames, 0 to {count - 1}; frame {frame} is asked for: correct the "
+                "frame in the table (frames count from 0)",
             )
-    return _scaled(path, data[..., list(frames)], header), affine
 
 
 def read_labels(
@@ -123,20 +128,22 @@ def as_labels(path: str | Path, values: np.ndarray, allowed: frozenset[int]) -> 
     return labels
 
 
-def read_grid(path: str | Path, max_voxels: int = MAX_VOXELS) -> Grid:
-    """Read shape and affine of a 3-D image from its header, and check name, header and length.
+def read_grid(path: str | Path, max_voxels: int = MAX_VOXELS, series: bool = False) -> Grid:
+    """Read shape ([X, Y, Z, T] of a `series`) and affine of an image from its header, and check
+    name, header and length.
 
     The data are read only where the length does not settle that they are whole. Raises
     `CorruptScan` as `read_volume`, except for data that are damaged inside.
     """
     path = Path(path)
-    header = _whole_header(path, max_voxels)
+    header = _whole_header(path, max_voxels, series)
     if header is None:
-        _, header = _read(path, max_voxels)
-    return _shape(path, header, max_voxels, False)[:3], read_affine(path, header)[0]
+        _, header = _read(path, max_voxels, series)
+    shape = _shape(path, header, max_voxels, series)[: 4 if series else 3]
+    return shape, read_affine(path, header)[0]
 
 
-def _whole_header(path: Path, max_voxels: int) -> Nifti1Header | None:
+def _whole_header(path: Path, max_voxels: int, series: bool) -> Nifti1Header | None:
     """The header, where the file is as long as it promises; None where that is not certain."""
     head, end, size = _ends(path)
     packed = path.name.endswith(".gz")
@@ -144,7 +151,7 @@ def _whole_header(path: Path, max_voxels: int) -> Nifti1Header | None:
         return None
     try:
         head = _inflate(head, DATA_START)[0] if packed else head
-        header, shape, dtype, start = _header(path, head, max_voxels, False)
+        header, shape, dtype, start = _header(path, head, max_voxels, series)
     except (zlib.error, CorruptScan):
         return None
     promised = start + math.prod(shape) * dtype.itemsize

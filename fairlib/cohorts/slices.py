@@ -116,6 +116,8 @@ class SliceStore:
         """Slice `number` (from 0) of the array `name` of a subject."""
         kept = self._kept[subject]
         if not isinstance(kept, Path):
+            if not getattr(kept, name).size:
+                raise DataError(f"{subject}: only listed, not read; read the cohort with images")
             return getattr(kept, name)[number]
         try:
             with safe_open(kept, framework="numpy") as file:
