@@ -109,7 +109,7 @@ def read_mnms(
         one error.
     headers_only
         Whether only tables, names, lengths and headers are read: quick, and without images. Then
-        one row is one subject.
+        one row is one subject, and masks of the part "Unlabeled" count as absent (they are empty).
 
     Returns
     -------
@@ -144,7 +144,7 @@ def read_mnms(
         part, folder = parts[subject]
         subjects[subject]["part"] = part
         scans[subject] = [scan_file(folder, f"{subject}_sa{ending}") for ending in ("", "_gt")]
-        if part == "unlabelled" and not scans[subject][1].is_file():
+        if part == "unlabelled" and (headers_only or not scans[subject][1].is_file()):
             del scans[subject][1]
     return read_hearts(
         "mnms",
