@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,6 +34,8 @@ class ImageNet(nn.Module):
     The statistics of its batch norms stay those of ImageNet, also in training. Raises
     `WeightsError` where the extra is not installed, or its file is another one.
     """
+
+    net: Any
 
     def __init__(self) -> None:
         super().__init__()
@@ -63,9 +66,8 @@ def scaled(images: Tensor) -> Tensor:
     """Images [N, 1 or 3, H, W] in [-1, 1] as the network wants them: [N, 3, 224, 224], from -127 to
     128 by 128.
     """
-    colour = images.expand(-1, 3, -1, -1)
-    size = (SIDE, SIDE)
-    large = F.interpolate(colour, size, mode="bilinear", antialias=True, align_corners=False)
+    images = images.expand(-1, 3, -1, -1)
+    large = F.interpolate(images, SIDE, mode="bilinear", antialias=True, align_corners=False)
     return (large * 127.5 + 0.5) / 128
 
 
