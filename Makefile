@@ -57,7 +57,7 @@ colab:            ## run the notebooks (profile smoke) with the versions that Go
 
 lock:             ## pin pyproject.toml anew into requirements.lock
 	@head -2 requirements.lock > .lock.head
-	@uv pip compile pyproject.toml --all-extras --universal --python-version 3.11 --upgrade --no-emit-index-url \
+	@uv pip compile pyproject.toml --extra figures --extra models --extra notebooks --extra book --extra test --universal --python-version 3.11 --upgrade --no-emit-index-url \
 		--no-header --no-annotate --quiet --output-file .lock.body
 	@cat .lock.head .lock.body > requirements.lock && rm .lock.head .lock.body
 

@@ -54,8 +54,8 @@ READERS = {
     "brats": Reader("brats", "read_brats", "survey_brats", {"skip_faulty": True}),
     "roco": Reader("roco", "read_roco", splits=("train", "validation", "test")),
     "rocov2": Reader("roco", "read_rocov2", splits=("train", "valid", "test")),
-    "mnms": Reader("mnms", "read_mnms", options={"skip_faulty": True}),
-    "acdc": Reader("acdc", "read_acdc", options={"skip_faulty": True}),
+    "mnms": Reader("mnms", "read_mnms", "survey_mnms", {"skip_faulty": True}),
+    "acdc": Reader("acdc", "read_acdc", "survey_acdc", {"skip_faulty": True}),
     "fairgenmed": Reader("fairgenmed", "read_fairgenmed"),
     "ham10000": Reader("ham10000", "read_ham10000"),
     "chexpert": Reader("chexpert", "read_chexpert", options={"uncertain": "exclude"}),
@@ -105,7 +105,7 @@ def check_data(data_dir: str | Path, cohort: str, deep: bool = False) -> tuple[l
         A name in `READERS`.
     deep
         Whether every scan and every image is read to its last byte. By default tables, names,
-        sizes, headers and masks are checked, where the reader can do without more.
+        sizes and headers are checked, where the reader can do without more.
 
     Returns
     -------
@@ -160,7 +160,7 @@ def _examined(root: Path, reader: Reader, split: str, deep: bool) -> tuple[list[
     lines += [f"broken: {fault}" for fault in broken.values()]
     if broken or (cohort.excluded["reason"] == FAULTY).any():  # for whom the reader refuses all
         return [*lines, "not usable before the above is mended"], False
-    partly = "no fault in tables, names, masks and headers; --deep reads every byte"
+    partly = "no fault in tables, names, sizes and headers; --deep reads every byte"
     return [*lines, partly if name == reader.survey else "usable"], True
 
 

@@ -42,7 +42,7 @@ def names(requirements):
 
 @pytest.mark.parametrize(
     ("folder", "groups"),
-    [("fairlib", ("models", "figures")), ("studies", ("models", "figures", "notebooks", "book")),
+    [("fairlib", ("models", "figures", "imagenet")), ("studies", ("models", "figures", "notebooks", "book")),
      ("book", ("figures", "notebooks", "book")),],
 )  # fmt: skip
 def test_what_is_imported_is_declared(folder, groups):

@@ -40,7 +40,9 @@ HEAVY = (
 
 
 def declared():
-    groups = [PROJECT["dependencies"], *PROJECT["optional-dependencies"].values()]
+    """What the environment of the project holds: not the extra that no part of it needs."""
+    extras = PROJECT["optional-dependencies"]
+    groups = [PROJECT["dependencies"], *(extras[name] for name in extras if name != "imagenet")]
     return [Requirement(text) for group in groups for text in group]
 
 

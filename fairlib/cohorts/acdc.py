@@ -19,6 +19,7 @@ from fairlib.cohorts.cardiac import (
     CardiacSettings,
     HeartSlices,
     check_diagnoses,
+    check_headers,
     extract,
     frame_numbers,
     read_hearts,
@@ -56,6 +57,7 @@ def read_acdc(
     cache_dir: str | Path | None = None,
     progress: Callable[[int, int], None] | None = None,
     skip_faulty: bool = False,
+    headers_only: bool = False,
 ) -> Cohort:
     """Read the short-axis hearts of ACDC: `patientNNN/Info.cfg`, `patientNNN_frameMM.nii.gz` and
     `patientNNN_frameMM_gt.nii.gz` for the frames ED and ES that Info.cfg names (counted from 1).
@@ -81,6 +83,9 @@ def read_acdc(
     skip_faulty
         Whether subjects whose scans are missing or cannot be trusted are left out; else they are
         one error.
+    headers_only
+        Whether only tables, names, lengths and headers are read: quick, and without images. Then
+        one row is one subject.
 
     Returns
     -------
@@ -114,15 +119,18 @@ def read_acdc(
         root,
         subjects,
         scans,
-        read_subject,
+        check_headers if headers_only else read_subject,
         settings,
-        cache_dir,
+        None if headers_only else cache_dir,
         progress,
         excluded,
         strata=("diagnosis",),
         not_stated=NOT_STATED,
         skip_faulty=skip_faulty,
     )
+
+
+survey_acdc = partial(read_acdc, headers_only=True)
 
 
 def find_subjects(root: Path) -> dict[str, tuple[str, Path]]:

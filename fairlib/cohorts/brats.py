@@ -53,7 +53,7 @@ from fairlib.nifti import (
     affine_note,
     read_grid,
     read_labels,
-    read_volume,
+    read_stored,
     require_one_grid,
 )
 
@@ -448,7 +448,7 @@ def read_subject(entry: SubjectFiles, settings: SliceSettings) -> SubjectSlices:
     Raises `CorruptScan`, or one `DataError` naming all the broken scans.
     """
     read: dict[str, Callable[[], tuple[np.ndarray, np.ndarray]]] = {
-        name: partial(read_volume, entry.files[name]) for name in CONTRASTS
+        name: partial(read_stored, entry.files[name]) for name in CONTRASTS
     }
     read["seg"] = partial(_read_mask, entry)
     scans = attempt_all(entry.files["seg"].parent, read)

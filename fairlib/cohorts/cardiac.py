@@ -30,7 +30,15 @@ from fairlib.cohorts.listing import (
 from fairlib.cohorts.slices import Pixels, SliceStore, centred, stretched
 from fairlib.cohorts.tables import SEX_WORDS, known_word, require_words, typed
 from fairlib.errors import CorruptScan, DataError, FairlibError, SettingsError
-from fairlib.nifti import affine_note, voxel_sizes
+from fairlib.nifti import (
+    MAX_SERIES_VOXELS,
+    MAX_VOXELS,
+    affine_note,
+    read_grid,
+    require_frames,
+    require_one_grid,
+    voxel_sizes,
+)
 from fairlib.settings import Count, Positive, check_bounds
 
 FORMAT = 2  # of the cached slices; raise it when they are read or drawn otherwise
@@ -333,6 +341,24 @@ Read = Callable[[Sequence[Path], Sequence[int], CardiacSettings], HeartSlices]
 
 class Unsegmented(DataError):
     """Masks that are absent, or empty in ED and ES, as those of the folder "Unlabeled" of M&Ms."""
+
+
+def check_headers(
+    files: Sequence[Path], frames: Sequence[int], settings: CardiacSettings, series: bool = False
+) -> HeartSlices:
+    """Check lengths, headers and that all `files` lie on one grid; returns no images, and slice 0.
+
+    In the place of a `read`, for a survey. series: whether a file holds all frames. Raises
+    `CorruptScan`, or `Unsegmented`.
+    """
+    if len(files) == 1:
+        raise Unsegmented("no mask file")
+    most = MAX_SERIES_VOXELS if series else MAX_VOXELS
+    grids = {path: read_grid(path, most, series) for path in files}
+    require_one_grid({path: (shape[:3], affine) for path, (shape, affine) in grids.items()})
+    for path, (shape, _) in grids.items():
+        require_frames(path, frames if series else (), shape[-1])
+    return HeartSlices(np.empty(0), np.empty(0), (0,), False, (LV, MYO, RV))
 
 
 def read_hearts(

@@ -25,7 +25,7 @@ Excluded = tuple[str, str, str]  # item, reason, detail
 FAULTY = "missing or broken files"  # why a subject is left out whom a reader else refuses
 MAX_PIXELS = 1 << 26
 BOMB = (Image.DecompressionBombError, Image.DecompressionBombWarning)
-WHITE = (255, 1023, 4095, 16383, 65535)  # of 8, 10, 12, 14 and 16 bits
+WHITE = (255, 1023, 4095, 16383, 32767, 65535)  # of 8, 10, 12, 14, 15 and 16 bits
 END_OF = {b"\xff\xd8": b"\xff\xd9", b"\x89P": b"IEND"}  # an image's first bytes -> its last
 NEAR, LOOKED_INTO = 0.75, 100  # how alike two names are; folders that are searched
 

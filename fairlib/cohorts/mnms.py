@@ -20,6 +20,7 @@ from fairlib.cohorts.cardiac import (
     HeartSlices,
     Unsegmented,
     check_diagnoses,
+    check_headers,
     extract,
     frame_numbers,
     read_hearts,
@@ -80,6 +81,7 @@ def read_mnms(
     cache_dir: str | Path | None = None,
     progress: Callable[[int, int], None] | None = None,
     skip_faulty: bool = False,
+    headers_only: bool = False,
 ) -> Cohort:
     """Read the short-axis hearts of M&Ms: `*Dataset_information*.csv` (or the xlsx of the workshop)
     and, under Training/{Labeled,Unlabeled} (or Training-corrected), Validation and Testing,
@@ -105,6 +107,9 @@ def read_mnms(
     skip_faulty
         Whether subjects whose scans are missing or cannot be trusted are left out; else they are
         one error.
+    headers_only
+        Whether only tables, names, lengths and headers are read: quick, and without images. Then
+        one row is one subject, and masks of the part "Unlabeled" count as absent (they are empty).
 
     Returns
     -------
@@ -139,20 +144,23 @@ def read_mnms(
         part, folder = parts[subject]
         subjects[subject]["part"] = part
         scans[subject] = [scan_file(folder, f"{subject}_sa{ending}") for ending in ("", "_gt")]
-        if part == "unlabelled" and not scans[subject][1].is_file():
+        if part == "unlabelled" and (headers_only or not scans[subject][1].is_file()):
             del scans[subject][1]
     return read_hearts(
         "mnms",
         root,
         subjects,
         scans,
-        read_subject,
+        partial(check_headers, series=True) if headers_only else read_subject,
         settings,
-        cache_dir,
+        None if headers_only else cache_dir,
         progress,
         excluded,
         skip_faulty=skip_faulty,
     )
+
+
+survey_mnms = partial(read_mnms, headers_only=True)
 
 
 def find_table(root: Path) -> Path:

@@ -13,6 +13,7 @@ import nibabel
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
+from scipy.sparse import csr_array
 
 from fairlib.errors import DataError, WeightsError
 from fairlib.io import read_tensors, write_tensors
@@ -115,6 +116,8 @@ class SliceStore:
         """Slice `number` (from 0) of the array `name` of a subject."""
         kept = self._kept[subject]
         if not isinstance(kept, Path):
+            if not getattr(kept, name).size:
+                raise DataError(f"{subject}: only listed, not read; read the cohort with images")
             return getattr(kept, name)[number]
         try:
             with safe_open(kept, framework="numpy") as file:
@@ -149,9 +152,10 @@ def extract(
     The image is centred on the bounding box of the whole brain. Raises `DataError` when a volume
     shows nothing.
     """
-    turned = {name: to_canonical(volume, affine)[0] for name, volume in volumes.items()}
-    for name, volume in turned.items():
-        if not volume.any():
+    brain, inside = np.zeros_like(labels, bool), {}
+    for name, volume in volumes.items():
+        shown = volume != 0
+        if not shown.any():
             raise DataError(f"the {name} volume shows no brain: every voxel is 0; export it again")
         corners = volume[np.ix_(*[(0, -1)] * 3)]
         if corners.all():
@@ -159,13 +163,19 @@ def extract(
                 f"the background of the {name} volume is not 0 (its corners are from "
                 f"{corners.min():.4g} to {corners.max():.4g}); strip the skull, or set it to 0"
             )
-    tumour, sizes = to_canonical(labels, affine)
-    tumour, brain = tumour > 0, np.logical_or.reduce([volume != 0 for volume in turned.values()])
-    matrices, middles, cropped = centred(brain, sizes, settings)
+        brain |= shown
+        inside[name] = volume.T[shown.T]  # in the order of files, which is six times as fast
+    brain, sizes = to_canonical(brain, affine)
+    tumour, _ = to_canonical(labels > 0, affine)
+    (across, along), middles, cropped = centred(brain, sizes, settings)
     index = choose_slices(_areas(brain, sizes), _areas(tumour, sizes), sizes[2], settings)
-    grey = [normalise(part, index, settings.clip_percentiles) for part in turned.values()]
+    grey = [
+        normalise(to_canonical(volume, affine)[0], index, settings.clip_percentiles, inside[name])
+        for name, volume in volumes.items()
+    ]
+    across = csr_array(across)  # a pixel is made of a few voxels
     images = np.stack(
-        [[draw(volume[..., k], *matrices) for volume in grey] for k in range(len(index))]
+        [[draw(volume[..., k], across, along) for volume in grey] for k in range(len(index))]
     )
     least = settings.minimum_tumour_mm2
     sides = [SIDES.index(side_of(tumour[..., z], middles[0], sizes, least)) for z in index]
@@ -205,15 +215,19 @@ def choose_slices(
 
 
 def normalise(
-    volume: np.ndarray, index: list[int], percentiles: tuple[float, ...] = (0.5, 99.5)
+    volume: np.ndarray,
+    index: list[int],
+    percentiles: tuple[float, ...] = (0.5, 99.5),
+    inside: np.ndarray | None = None,
 ) -> np.ndarray:
     """The slices `index` of `volume` as grey in [0, 1], background 0: [X, Y, len(index)].
 
-    Linear between two percentiles of the brain (non-zero voxels) of the whole volume, clipped
-    outside them. Raises `DataError` when the brain has but one value.
+    Linear between two percentiles of the brain (its non-zero voxels, `inside`, in any order) of the
+    whole volume, clipped outside them. Raises `DataError` when the brain has but one value.
     """
+    inside = volume[volume != 0] if inside is None else inside
     chosen = volume[..., index].astype(np.float64)
-    return np.where(chosen != 0, stretched(chosen, volume[volume != 0], percentiles), 0)
+    return np.where(chosen != 0, stretched(chosen, inside, percentiles), 0)
 
 
 def stretched(
@@ -223,10 +237,23 @@ def stretched(
 
     Raises `DataError` when the two are equal.
     """
-    low, high = np.percentile(reference, percentiles)
+    low, high = (_percentile(reference.ravel("K"), percent) for percent in percentiles)
     if not high > low:
         raise DataError(f"shows no contrast, only the single value {low:g}; export it again")
     return np.clip((values - low) / (high - low), 0, 1)
+
+
+def _percentile(values: np.ndarray, percent: float) -> float:
+    """`np.percentile` of values [N], bit for bit; one partition at a time is far quicker."""
+    place = percent / 100 * (len(values) - 1)
+    below = int(place)
+    values = np.partition(values, below)
+    last = values[below + 1 :].min() if below + 1 < len(values) else values[below]
+    # differences of small integers overflow
+    ends = np.array([values[below], last], np.result_type(values, np.float32))
+    low, high, gap = float(ends[0]), float(ends[1]), float(ends[1] - ends[0])
+    share = place - below
+    return low + gap * share if share < 0.5 else high - gap * (1 - share)
 
 
 class Raster(Protocol):
@@ -278,7 +305,7 @@ def centred(
     return matrices, middles, bool(max(widths) > raster.field_of_view_mm)
 
 
-def draw(grey: np.ndarray, across: np.ndarray, along: np.ndarray) -> np.ndarray:
+def draw(grey: np.ndarray, across: np.ndarray | csr_array, along: np.ndarray) -> np.ndarray:
     """One RAS slice [X, Y] of grey in [0, 1] as an image float32 [size, size] in [-1, 1].
 
     Radiological display: row 0 is anterior, column 0 the patient's right.
@@ -299,4 +326,5 @@ def side_of(tumour: np.ndarray, midline: float, sizes: np.ndarray, minimum_mm2: 
 
 
 def _areas(mask: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-    return np.count_nonzero(mask, axis=(0, 1)) * sizes[0] * sizes[1]
+    counts = [np.count_nonzero(mask[..., z]) for z in range(mask.shape[2])]
+    return np.array(counts) * sizes[0] * sizes[1]

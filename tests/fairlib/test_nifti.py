@@ -16,6 +16,7 @@ from fairlib.nifti import (
     read_frames,
     read_grid,
     read_labels,
+    read_stored,
     read_volume,
     require_one_grid,
     require_same_grid,
@@ -52,6 +53,21 @@ def test_reads_what_nibabel_reads(tmp_path, name, dtype):
         volume, expected.get_fdata(dtype=np.float32)
     )
     assert np.array_equal(affine, expected.affine)
+
+
+@pytest.mark.parametrize("name", ["scan.nii", "scan.nii.gz"])
+@pytest.mark.parametrize("slope", [1.0, 0.25])
+@pytest.mark.parametrize("dtype", ["u1", "i1", "i2", "u2", "i4", "f4"])
+def test_small_integers_are_left_as_they_are_stored(tmp_path, name, slope, dtype):
+    """Where nothing is lost by it: no scale, at most 16 bits, this machine's byte order."""
+    image = nibabel.Nifti1Image((DATA % 100).astype(dtype), AFFINE, dtype=dtype)
+    image.header.set_slope_inter(slope, 0)
+    nibabel.save(image, tmp_path / name)
+    stored, affine = read_stored(tmp_path / name)
+    small = dtype in ("u1", "i1", "i2", "u2") and slope == 1
+    assert stored.dtype == np.dtype(dtype if small else np.float32)
+    volume, expected = read_volume(tmp_path / name)
+    assert np.array_equal(stored, volume) and np.array_equal(affine, expected)
 
 
 def test_scale_and_qform_are_applied(tmp_path):
@@ -384,6 +400,7 @@ def test_500_injured_headers_give_a_sane_scan_or_one_error(tmp_path, raw):
         ([-1, 0], "i2", "reach from -1"),
         ([0, 1.5], "f4", "whole"),
         ([0, 900], "i2", "900"),
+        ([3, 255], "u2", r"\[3, 255\] outside"),
     ],
 )
 def test_labels_outside_the_set_are_refused(tmp_path, values, dtype, message):

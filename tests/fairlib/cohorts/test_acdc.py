@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from fairlib import CorruptScan, DataError
-from fairlib.cohorts.acdc import DIAGNOSES, read_acdc
+from fairlib.cohorts.acdc import DIAGNOSES, read_acdc, survey_acdc
 from fairlib.cohorts.cardiac import PIXEL_MM
 from studies.heart.phantom import PhantomSettings, draw_heart
 
@@ -113,6 +113,17 @@ def test_a_header_that_agrees_with_itself_is_read_alike_and_not_noted(root):
         and (after.load() == before.load()).all()
         and (after.load_masks() == before.load_masks()).all()
     )
+
+
+def test_a_survey_lists_whom_the_reader_reads_and_finds_a_scan_of_another_grid(root):
+    listed = survey_acdc(root)
+    assert listed.subjects() == read_acdc(root).subjects() and len(listed) == len(PEOPLE)
+    path = next(root.rglob("*_gt.nii.gz"))
+    save(path, np.asarray(nibabel.load(path).dataobj)[:-1])
+    for read in (survey_acdc, read_acdc):
+        with pytest.raises(CorruptScan, match="shape .*resample to one grid"):
+            read(root)
+        assert len(read(root, skip_faulty=True).subjects()) == len(PEOPLE) - 1
 
 
 def test_sex_and_age_cannot_be_asked_for(root):

@@ -34,7 +34,7 @@ FIRST = "Brats18_TCIA01_001_1"
 def opened(monkeypatch):
     """The volumes opened so far."""
     paths = []
-    for name in ("read_volume", "read_labels"):
+    for name in ("read_stored", "read_labels"):
         original = getattr(module, name)
         monkeypatch.setattr(
             module,

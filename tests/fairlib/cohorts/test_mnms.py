@@ -8,10 +8,10 @@ import pandas as pd
 import pytest
 import torch
 
-from fairlib import CorruptScan, DataError, SettingsError
+from fairlib import CorruptScan, DataError, SettingsError, nifti
 from fairlib.cohorts import mnms as module
 from fairlib.cohorts.cardiac import CardiacSettings, choose, label_order
-from fairlib.cohorts.mnms import PARTS, read_mnms, read_subjects
+from fairlib.cohorts.mnms import PARTS, read_mnms, read_subjects, survey_mnms
 from studies.heart.phantom import TABLE, PhantomSettings, draw_heart, write_mnms
 
 SETTINGS = PhantomSettings(subjects=8, seed=5, missing=0.3, unlabelled=0.3)
@@ -282,6 +282,33 @@ def test_a_frame_that_is_not_there_is_refused(root):
 def shifted(data, affine):
     affine[0, 3] += 3
     return data, affine
+
+
+def test_a_survey_opens_no_scan_and_lists_the_same_subjects(root, cohort, monkeypatch):
+    """Those with empty masks are left out without looking at these."""
+    monkeypatch.setattr(nifti, "_read", lambda *_: pytest.fail("a volume was opened"))
+    listed = survey_mnms(root)
+    assert set(listed.subjects()) == set(cohort.subjects())
+    assert set(listed.excluded["item"]) == set(cohort.excluded["item"])
+    assert not listed.table["subject"].duplicated().any()
+    with pytest.raises(DataError, match="only listed, not read"):
+        listed.load([0])
+
+
+@pytest.mark.parametrize("read", [read_mnms, survey_mnms])
+def test_a_survey_refuses_what_headers_tell_as_the_reader_does(root, read):
+    code, image, mask = labelled(root)
+    whole = image.read_bytes()
+    image.write_bytes(whole[:-30])
+    with pytest.raises(CorruptScan, match=f"{image.name}: gzip data end too soon"):
+        read(root)
+    image.write_bytes(whole)
+    rewrite(mask, shifted)
+    with pytest.raises(CorruptScan, match=f"{code}_sa.*affine differs"):
+        read(root)
+    edit_table(root, lambda table: table.assign(ES="9"))
+    with pytest.raises(DataError, match="has 4 frames, 0 to 3; frame 9"):
+        read(root)
 
 
 @pytest.mark.parametrize(

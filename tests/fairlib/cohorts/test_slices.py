@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from fairlib import DataError, SettingsError
 from fairlib.cohorts.slices import (
     SliceSettings,
+    _percentile,
     choose_slices,
     draw,
     extract,
@@ -178,6 +179,33 @@ def test_normalisation_is_linear_between_percentiles_of_the_brain():
     inside = (volume[..., 7] > low) & (volume[..., 7] < high)
     assert np.allclose(grey[..., 1][inside], (volume[..., 7][inside] - low) / (high - low))
     assert grey[5, 5, 0] == 1 and (grey[:5] == 0).all() and 0.3 < grey[5:15, 5:15].mean() < 0.7
+
+
+@given(
+    seed=st.integers(0, 10**6),
+    count=st.integers(1, 200),
+    dtype=st.sampled_from(["u1", "i2", "u2", "f4", "f8"]),
+    limits=st.tuples(st.floats(0, 49), st.floats(50, 100)),
+)
+def test_grey_limits_are_numpys_percentiles(seed, count, dtype, limits):
+    """Of integers too, whose differences may exceed their type."""
+    rng = np.random.default_rng(seed)
+    ends = (np.iinfo(dtype).min, np.iinfo(dtype).max) if dtype[0] in "iu" else (-1e5, 1e5)
+    values = rng.uniform(*ends, count).astype(dtype)
+    floats = values.astype(np.float64 if dtype == "f8" else np.float32)
+    expected = np.percentile(floats, limits).tolist()
+    assert [_percentile(values, limit) for limit in limits] == pytest.approx(expected, rel=1e-15)
+
+
+def test_integers_give_the_images_of_floats():
+    """Bit for bit, in the order of files and in that of numpy."""
+    volumes, labels = head()
+    whole = {name: np.round(volume).astype(np.int16) for name, volume in volumes.items()}
+    floats = {name: volume.astype(np.float32) for name, volume in whole.items()}
+    files = {name: np.asfortranarray(volume) for name, volume in whole.items()}
+    expected = extract(floats, labels, RAS, SETTINGS).images
+    for given_volumes in (whole, files):
+        assert np.array_equal(extract(given_volumes, labels, RAS, SETTINGS).images, expected)
 
 
 @given(scale=st.floats(0.1, 50), shift=st.floats(1, 1000))

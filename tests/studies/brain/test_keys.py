@@ -95,7 +95,7 @@ def test_another_volume_gives_every_stage_another_key(place, keys):
 
 def test_nothing_changed_keeps_every_key_and_opens_no_volume(place, keys, monkeypatch):
     before = keys(cohort="brats", data_dir=str(place))
-    monkeypatch.setattr(brats, "read_volume", None)
+    monkeypatch.setattr(brats, "read_stored", None)
     assert keys(cohort="brats", data_dir=str(place)) == before
     moved = shutil.copytree(place, place.with_name("moved") / "brats")
     assert keys(cohort="brats", data_dir=str(moved)) == before, (

@@ -2,11 +2,15 @@
 anatomy.
 """
 
+from pathlib import Path
+
 import numpy as np
 import pytest
+from PIL import Image
 from scipy import ndimage
 
 from fairlib.errors import DataError
+from studies.fundus import evaluators
 from studies.fundus.evaluators import HARMONICS, _model, fit_disc, measure_cdr
 from studies.fundus.phantom import PhantomSettings
 from tests.studies.fundus.drawing import draw_fundi
@@ -117,6 +121,43 @@ def test_the_camera_hardly_moves_the_ratio(phantoms, measured, change, most):
     assert found.has_disc.mean() > 0.9
     assert (found.cdr - measured.cdr[:16]).abs().median() <= most
     assert (found.cdr - table.cdr).abs().mean() <= 0.05
+
+
+def test_every_phantom_is_in_the_domain(measured, phantoms):
+    """With room to spare: of 75 the brightest surroundings are at most 0.47 of the cup."""
+    assert measured.has_disc.sum() == len(measured) == 75
+    fits = [fit_disc(image[0]) for image in phantoms[0]]
+    levels = [(fit.levels[0], fit.levels[2]) for fit in fits]
+    assert max(background / cup for background, cup in levels) < 0.96 * evaluators.SURROUND
+
+
+HALVES = np.array([130, 160, 190, 220])
+
+
+def crops(channels):
+    """Squares around the disc of one real eye, [N, 1, 128, 128] in [-1, 1].
+
+    The photograph is of Mikael Haggstrom (Medical gallery, 2014, doi:10.15347/wjm/2014.008; public
+    domain, CC0), of half its size.
+    """
+    colour = np.asarray(Image.open(Path(__file__).with_name("photograph.jpg")), np.float32)
+    plane = np.pad(colour @ np.array(channels, np.float32), 300)  # the disc lies near the edge
+    found = []
+    for half in HALVES:
+        square = Image.fromarray(plane[630 - half : 630 + half, 414 - half : 414 + half])
+        grey = np.asarray(square.resize((128, 128), Image.Resampling.BILINEAR))
+        found.append((grey - grey.min()) / np.ptp(grey) * 2 - 1)
+    return np.stack(found)[:, None]
+
+
+@pytest.mark.parametrize("channels", [(0.299, 0.587, 0.114), (0, 1, 0)], ids=["grey", "green"])
+def test_a_colour_photograph_is_refused(channels, monkeypatch):
+    """There one and the same disc would be found to have several sizes."""
+    images = crops(channels)
+    assert not measure_cdr(images).has_disc.any()
+    monkeypatch.setattr(evaluators, "SURROUND", np.inf)
+    wrong = (measure_cdr(images).disc_diameter * HALVES / 64).dropna()  # in the photograph's pixels
+    assert len(wrong) == 3 and wrong.max() > 1.1 * wrong.min()
 
 
 def test_pictures_without_a_disc_are_counted_and_never_raise():
