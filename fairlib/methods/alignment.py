@@ -617,15 +617,7 @@ class _Run:
         """One optimiser step: sample, classify, send the gradient back, update."""
         started, before, step = time.perf_counter(), self.cache.evaluations, self.state.step
         batch = self._batch(step)
-        own = own_rows(len(batch.noises))
-        noise = self.generator.noise(self.cache.seed, list(batch.noises[own]))
-        embeds = self.prompt_embeds[list(batch.prompts[own])]
-        trajectory = record(
-            self.solver, self.predict_noise, noise, embeds, self.settings.micro_batch
-        )
-        cotangent, results = self._read(trajectory.sample, batch)
-        replayed = self._replay(trajectory, cotangent, step, len(batch.noises))
-        sum_gradients(self.state.named.values())
+        results, replayed = self.gradient(batch)
         cells: dict[str, Any] = {
             k: v.cpu() if isinstance(v, Tensor) else v for k, v in results.items()
         }
@@ -647,6 +639,21 @@ class _Run:
             state=self.state,
             **cells,
         )
+
+    def gradient(self, batch: Batch) -> tuple[dict[str, Any], int]:
+        """Leave the gradient of the loss of `batch` in `.grad`; what was read, for the step's
+        record, and the denoiser evaluations of replay.
+        """
+        own = own_rows(len(batch.noises))
+        noise = self.generator.noise(self.cache.seed, list(batch.noises[own]))
+        embeds = self.prompt_embeds[list(batch.prompts[own])]
+        trajectory = record(
+            self.solver, self.predict_noise, noise, embeds, self.settings.micro_batch
+        )
+        cotangent, results = self._read(trajectory.sample, batch)
+        replayed = self._replay(trajectory, cotangent, batch.step, len(batch.noises))
+        sum_gradients(self.state.named.values())
+        return results, replayed
 
     def _batch(self, step: int) -> Batch:
         s, prompts = self.settings, len(self.targets)
