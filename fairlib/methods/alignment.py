@@ -485,6 +485,10 @@ def tune(
     However the loop ends (exhausted, `break`, an exception, or `close()` of the iterator), the
     moving average of the weights is left in `generator`.
 
+    On several GPUs, start the script by `accelerate launch` or `torchrun` and call
+    `methods.processes.start()` before loading anything: each process generates its share of every
+    batch, targets are those of the whole batch, and all yield the same steps. Save from one.
+
     book/paper.md, Eq. (eq-total).
 
     Parameters
