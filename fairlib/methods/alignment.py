@@ -537,8 +537,7 @@ def tune(
     if s.trainable == "lora":
         generator.add_lora(s.lora_rank, s.seed)
     live = AlignmentState(generator.trainable_parameters(), s)
-    images = s.prompts_per_step * s.images_per_prompt
-    check_processes(live.extra["origin"], images_per_step=images, cache_block=cache.block)
+    check_processes(live.extra["origin"], images_per_step=s.fit.batch_size, cache_block=cache.block)
     if state is not None:
         live.resume(state, same_origin=copies)
     return _steps(_Run(generator, classifier, embed, texts, targets, s, live, cache))
@@ -684,9 +683,8 @@ class _Run:
         outputs = [join(part) for part in zip(*parts, strict=True)]
         images, logits, embeds = (join_processes(part.detach()) for part in outputs)
         loss, results = self._loss(logits.requires_grad_(), embeds.requires_grad_(), batch)
-        own = own_rows(len(logits))
+        own, results["images"] = own_rows(len(logits)), images
         slopes = [slope[own] for slope in torch.autograd.grad(loss, (logits, embeds))]
-        results |= {"images": images}
         if len(pieces) == 1:
             return _pull_back(outputs[1:], leaves[0], slopes), results
         cotangents = [

@@ -78,8 +78,6 @@ def _measure(images: np.ndarray, contrasts: list[str | None], pixel_mm: float) -
     """The measures [N, 5] of `images` [N, H, H]; NaN where there is no brain."""
     table = np.full((len(images), len(MEASURES)), np.nan)
     kept, centres, radii = _outlines(images)
-    if not len(kept):
-        return table
     area, width, length = polygon_shape(radii)
     lengths = pixel_mm * np.stack([width, length, 2 * np.sqrt(area / np.pi)], axis=1)
     table[kept, :4] = np.concatenate([area[:, None] * pixel_mm**2, lengths], axis=1)
