@@ -67,18 +67,19 @@ class Study:
     def _count_backward(self, gradient: Tensor) -> None:
         self.counter.backward += len(gradient)
 
-    def targets(self, sample: Tensor) -> Tensor:
-        """Two sexes, 45.8 % female, as quantile targets of the tuning classifier's readings."""
+    def targets(self, logits: Tensor) -> Tensor:
+        """Two sexes, 45.8 % female, as quantile targets of the tuning classifier's `logits`."""
         values = np.concatenate([np.linspace(1, 3, 458), np.linspace(-3, -1, 542)])
-        with torch.no_grad():
-            return quantile_targets(
-                self.classifier(self.generator.decode(sample)), weighted(values)
-            )
+        return quantile_targets(logits.detach(), weighted(values))
 
-    def loss(self, sample: Tensor, targets: Tensor, reference: Tensor) -> Tensor:
+    def loss(self, sample: Tensor, targets: Tensor | None, reference: Tensor) -> Tensor:
+        """Of images that are decoded once; without `targets` they are those of their own logits."""
         images = self.generator.decode(sample)
-        alignment = al.transport_alignment(self.classifier(images), targets)
-        return alignment + al.consistency(self.embed(images), reference)
+        logits = self.classifier(images)
+        targets = self.targets(logits) if targets is None else targets
+        return al.transport_alignment(logits, targets) + al.consistency(
+            self.embed(images), reference
+        )
 
     @torch.no_grad()
     def frozen_embeds(self) -> Tensor:
@@ -93,7 +94,8 @@ class Study:
     def published_order(self) -> None:
         """Leave in `.grad` the gradient, by three generations."""
         with torch.no_grad():
-            targets = self.targets(self.solver.run(self._predict, self.noise))
+            first = self.generator.decode(self.solver.run(self._predict, self.noise))
+            targets = self.targets(self.classifier(first))
         reference = self.frozen_embeds()
 
         def step(latents: Tensor, timestep: int) -> Tensor:
@@ -117,7 +119,7 @@ class Study:
 
     def cotangent(self, sample: Tensor, reference: Tensor) -> Tensor:
         leaf = sample.detach().requires_grad_()
-        return torch.autograd.grad(self.loss(leaf, self.targets(sample), reference), leaf)[0]
+        return torch.autograd.grad(self.loss(leaf, None, reference), leaf)[0]
 
     def gradient(self) -> Tensor:
         """The gradient left in `.grad`, flat, and none left after."""

@@ -17,6 +17,8 @@ from fairlib.errors import FairlibError
 from fairlib.io import MANIFEST, read_manifest
 
 if TYPE_CHECKING:
+    import torch
+
     from fairlib.cohorts.cohort import Cohort
 
 PACKAGES = (
@@ -192,13 +194,17 @@ def versions() -> dict[str, str]:
     return found
 
 
-def device() -> str:
-    """The accelerator's name, or the machine type of the processor."""
+def device(where: str | torch.device = "") -> str:
+    """The name of the GPU `where` (as "cuda:1"), or the machine type of the processor; by default
+    of the best that there is.
+    """
     import torch
 
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
-    if torch.backends.mps.is_available():
+    best = "mps" if torch.backends.mps.is_available() else "cpu"
+    chosen = torch.device(where or ("cuda" if torch.cuda.is_available() else best))
+    if chosen.type == "cuda":
+        return torch.cuda.get_device_name(chosen)
+    if chosen.type == "mps":
         return "Apple GPU"
     return f"cpu ({platform.machine()}, {torch.get_num_threads()} threads)"
 

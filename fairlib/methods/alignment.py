@@ -41,6 +41,7 @@ from fairlib.methods.base_cache import (
     schedule,
     score_images,
 )
+from fairlib.methods.processes import check_processes, join_processes, own_rows, sum_gradients
 from fairlib.methods.replay import (
     Trajectory,
     choose_steps,
@@ -484,6 +485,10 @@ def tune(
     However the loop ends (exhausted, `break`, an exception, or `close()` of the iterator), the
     moving average of the weights is left in `generator`.
 
+    On several GPUs, start the script by `accelerate launch` or `torchrun` and call
+    `methods.processes.start()` before loading anything: each process generates its share of every
+    batch, targets are those of the whole batch, and all yield the same steps. Save from one.
+
     book/paper.md, Eq. (eq-total).
 
     Parameters
@@ -532,6 +537,7 @@ def tune(
     if s.trainable == "lora":
         generator.add_lora(s.lora_rank, s.seed)
     live = AlignmentState(generator.trainable_parameters(), s)
+    check_processes(live.extra["origin"], images_per_step=s.fit.batch_size, cache_block=cache.block)
     if state is not None:
         live.resume(state, same_origin=copies)
     return _steps(_Run(generator, classifier, embed, texts, targets, s, live, cache))
@@ -614,13 +620,7 @@ class _Run:
         """One optimiser step: sample, classify, send the gradient back, update."""
         started, before, step = time.perf_counter(), self.cache.evaluations, self.state.step
         batch = self._batch(step)
-        noise = self.generator.noise(self.cache.seed, list(batch.noises))
-        embeds = self.prompt_embeds[list(batch.prompts)]
-        trajectory = record(
-            self.solver, self.predict_noise, noise, embeds, self.settings.micro_batch
-        )
-        cotangent, results = self._read(trajectory.sample, batch)
-        replayed = self._replay(trajectory, cotangent, step)
+        results, replayed = self.gradient(batch)
         cells: dict[str, Any] = {
             k: v.cpu() if isinstance(v, Tensor) else v for k, v in results.items()
         }
@@ -643,6 +643,21 @@ class _Run:
             **cells,
         )
 
+    def gradient(self, batch: Batch) -> tuple[dict[str, Any], int]:
+        """Leave the gradient of the loss of `batch` in `.grad`; what was read, for the step's
+        record, and the denoiser evaluations of replay.
+        """
+        own = own_rows(len(batch.noises))
+        noise = self.generator.noise(self.cache.seed, list(batch.noises[own]))
+        embeds = self.prompt_embeds[list(batch.prompts[own])]
+        trajectory = record(
+            self.solver, self.predict_noise, noise, embeds, self.settings.micro_batch
+        )
+        cotangent, results = self._read(trajectory.sample, batch)
+        replayed = self._replay(trajectory, cotangent, batch.step, len(batch.noises))
+        sum_gradients(self.state.named.values())
+        return results, replayed
+
     def _batch(self, step: int) -> Batch:
         s, prompts = self.settings, len(self.targets)
         pairs = schedule(
@@ -662,27 +677,24 @@ class _Run:
         gradient.
         """
         pieces = chunks(len(sample), self.settings.micro_batch)
-        if len(pieces) == 1:
-            leaf = sample.detach().requires_grad_()
-            images, logits, embeds = self._score(leaf)
-            loss, results = self._loss(logits, embeds, batch)
-            return torch.autograd.grad(loss, leaf)[0], results | {"images": images.detach()}
-        with torch.no_grad():
-            parts = [self._score(sample[rows]) for rows in pieces]
-            images, logits, embeds = (join(part) for part in zip(*parts, strict=True))
+        leaves = [sample[rows].detach().requires_grad_() for rows in pieces]
+        with torch.set_grad_enabled(len(pieces) == 1):
+            parts = [self._score(leaf) for leaf in leaves]
+        outputs = [join(part) for part in zip(*parts, strict=True)]
+        images, logits, embeds = (join_processes(part.detach()) for part in outputs)
         loss, results = self._loss(logits.requires_grad_(), embeds.requires_grad_(), batch)
-        slopes = torch.autograd.grad(loss, (logits, embeds))
+        own, results["images"] = own_rows(len(logits)), images
+        slopes = [slope[own] for slope in torch.autograd.grad(loss, (logits, embeds))]
+        if len(pieces) == 1:
+            return _pull_back(outputs[1:], leaves[0], slopes), results
         cotangents = [
-            self._cotangent(sample[rows], [slope[rows] for slope in slopes]) for rows in pieces
+            _pull_back(self._score(leaf)[1:], leaf, [slope[rows] for slope in slopes])
+            for leaf, rows in zip(leaves, pieces, strict=True)
         ]
-        return torch.cat(cotangents), results | {"images": images}
+        return torch.cat(cotangents), results
 
     def _score(self, sample: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         return score_images(self.generator, self.classifier, self.embed, sample)
-
-    def _cotangent(self, sample: Tensor, slopes: list[Tensor]) -> Tensor:
-        leaf = sample.detach().requires_grad_()
-        return torch.autograd.grad(self._score(leaf)[1:], leaf, slopes)[0]
 
     def _loss(self, logits: Tensor, embeds: Tensor, batch: Batch) -> tuple[Tensor, dict[str, Any]]:
         s, detached = self.settings, logits.detach()
@@ -701,8 +713,10 @@ class _Run:
         }
         return s.alignment_weight * alignment + s.consistency_weight * distance, results
 
-    def _replay(self, trajectory: Trajectory, cotangent: Tensor, step: int) -> int:
-        """Leave the gradient in `.grad`; the number of denoiser evaluations that took."""
+    def _replay(self, trajectory: Trajectory, cotangent: Tensor, step: int, images: int) -> int:
+        """Leave this process's part of the gradient in `.grad`; the number of denoiser evaluations
+        of all `images` of the batch.
+        """
         s = self.settings
         rng = torch.Generator().manual_seed(*derived_seeds(s.seed, Stream.REPLAY_STEPS, step))
         importance = choose_steps(
@@ -711,13 +725,13 @@ class _Run:
             s.replay_scheme,
             self.coefficients,
             rng,
-            len(cotangent),
+            images,
         )
         self.state.zero_grad()
         cotangent = cotangent * self.state.loss_scale
-        return replay(
-            self.predict_noise, trajectory, cotangent, self.coefficients, importance, s.micro_batch
-        )
+        own = importance[:, own_rows(images)]
+        replay(self.predict_noise, trajectory, cotangent, self.coefficients, own, s.micro_batch)
+        return int(np.count_nonzero(importance))
 
     def _remember(self, batch: Batch, results: dict[str, Any]) -> None:
         for name, rows in self.objective.groups(batch).items():
@@ -726,3 +740,10 @@ class _Run:
         if len(kept) and bool(kept.isfinite().all()):
             running = self.state.extra["cosine"]
             running += (1 - COSINE_MEMORY) * (float(kept.mean()) - running)
+
+
+def _pull_back(outputs: Sequence[Tensor], leaf: Tensor, slopes: Sequence[Tensor]) -> Tensor:
+    """The gradient in `leaf` from `slopes`, those in `outputs`; an output may have none."""
+    linked = [pair for pair in zip(outputs, slopes, strict=True) if pair[0].requires_grad]
+    differentiable, given = zip(*linked, strict=True)
+    return torch.autograd.grad(differentiable, leaf, given)[0]

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from fairlib.errors import SettingsError
+from fairlib.methods.processes import join_processes, own_rows
 from fairlib.methods.replay import chunks, join
 from fairlib.methods.targets import class_logits
 from fairlib.models.solvers import Solver
@@ -146,9 +147,9 @@ class BaseCache:
 
     `base` is the untuned model; `classifier` maps images to logits, `embed` to embeddings `[N, D]`;
     `micro_batch` bounds how many images are sampled or decoded at once; `evaluations` counts
-    denoiser calls, one an image and step. May be shared by runs of the same model, prompts, noise
-    seed, solver and guidance; the sampled latents alone, which cost most, also by runs of another
-    classifier (`to_tensors` and `load` keep the two apart).
+    denoiser calls, one an image and step, of all processes. May be shared by runs of the same
+    model, prompts, noise seed, solver and guidance; the sampled latents alone, which cost most,
+    also by runs of another classifier (`to_tensors` and `load` keep the two apart).
     """
 
     base: TunableModel
@@ -256,21 +257,23 @@ class BaseCache:
         key = prompt, block
         if key not in self.samples:
             first = block * self.block
-            noises = range(first, first + self.block)
-            parts = [noises[rows] for rows in chunks(self.block, self.micro_batch)]
-            self.samples[key] = join([self._sample(prompt, list(part)) for part in parts])
+            noises = range(first, first + self.block)[own_rows(self.block)]
+            parts = [noises[rows] for rows in chunks(len(noises), self.micro_batch)]
+            sampled = join([self._sample(prompt, list(part)) for part in parts])
+            self.samples[key] = join_processes(sampled)
+            self.evaluations += self.block * len(self.solver)
         return self.samples[key]
 
     @torch.no_grad()
     def _block(self, prompt: int, block: int) -> tuple[Tensor, Tensor]:
         key = prompt, block
         if key not in self.readings:
-            latents = self._latents(prompt, block)
+            latents = self._latents(prompt, block)[own_rows(self.block)]
             parts = [
                 score_images(self.base, self.classifier, self.embed, latents[rows])[1:]
                 for rows in chunks(len(latents), self.micro_batch)
             ]
-            logits, embeds = (join(part) for part in zip(*parts, strict=True))
+            logits, embeds = (join_processes(join(part)) for part in zip(*parts, strict=True))
             if not bool(logits.isfinite().all() and embeds.isfinite().all()):
                 raise SettingsError(
                     f"the classifier or the embedding is not finite on images of the base model, "
@@ -282,7 +285,6 @@ class BaseCache:
     def _sample(self, prompt: int, indices: list[int]) -> Tensor:
         noise = self.base.noise(self.seed, indices)
         embeds = self.base.encode_prompts([self.prompts[prompt]]).expand(len(noise), -1, -1)
-        self.evaluations += len(noise) * len(self.solver)
         return self.solver.run(
             lambda latents, t: self.base.predict_noise(latents, t, embeds, self.guidance_scale),
             noise,

@@ -74,7 +74,7 @@ def fit_autoencoder(
     def loss(step: int) -> Tensor:
         rng = torch_rng(settings.seed, Stream.AUTOENCODER, step)
         rows = batch_indices(settings.seed, step, len(images), settings.batch_size)
-        batch = _crops(images[rows], crop, rng).to(device)
+        batch = _crops(images[rows].to(device), crop, rng)
         posterior = autoencoder.encode(batch).latent_dist
         noise = torch.randn(posterior.mean.shape, generator=rng).to(device)
         latents = posterior.mean + posterior.std * noise

@@ -396,7 +396,7 @@ def fit_classifier(
         rng = torch_rng(settings.seed, settings.stream, step)
         if classifier.architecture.dropout:  # which has no generator of its own
             torch.manual_seed(int(torch.randint(2**31, (), generator=rng)))
-        batch = augment(to_images(images[rows]), rng, settings.augmentation).to(device)
+        batch = augment(to_images(images[rows].to(device)), rng, settings.augmentation)
         if settings.radius:
             half = len(batch) // 2
             classifier.eval()
@@ -427,7 +427,7 @@ def _check_factors(count: int, **factors: Tensor | None) -> None:
 
 
 def augment(images: Tensor, rng: torch.Generator, kind: Augmentation = "mirror") -> Tensor:
-    """Change images [N, C, H, W] in [-1, 1] in ways that keep what is to be read.
+    """Change images [N, C, H, W] in [-1, 1], where they lie, in ways that keep what is to be read.
 
     "mirror": mirror, and as "shift". "shift": shift by up to 5 pixels, change contrast, blur and
     noise. "light": shift by up to 3 pixels, change brightness and noise; for small sharp
@@ -440,11 +440,11 @@ def augment(images: Tensor, rng: torch.Generator, kind: Augmentation = "mirror")
         wider = F.pad(images, (3, 3, 3, 3), mode="replicate")
         corners = torch.randint(0, 7, (n, 2), generator=rng).tolist()
         images = crops(wider, corners, *images.shape[-2:])
-        level = 0.05 * torch.randn(n, 1, 1, 1, generator=rng)
-        noise = 0.05 * torch.rand(n, 1, 1, 1, generator=rng)
-        return images + level + noise * torch.randn(images.shape, generator=rng)
+        level = 0.05 * torch.randn(n, 1, 1, 1, generator=rng).to(images.device)
+        noise = 0.05 * torch.rand(n, 1, 1, 1, generator=rng).to(images.device)
+        return images + level + noise * _noise(images, rng)
     if kind == "mirror":
-        flipped = torch.rand(n, 1, 1, 1, generator=rng) < 0.5
+        flipped = (torch.rand(n, 1, 1, 1, generator=rng) < 0.5).to(images.device)
         images = torch.where(flipped, images.flip(-1), images)
     shifts = torch.randint(-5, 6, (n, 2), generator=rng).tolist()
     moved = [i.roll(tuple(shift), (-2, -1)) for i, shift in zip(images, shifts, strict=True)]
@@ -456,14 +456,25 @@ def change_appearance(
 ) -> Tensor:
     """Change the contrast of each image, blur it up to `blurs` times by 3 x 3 pixels, add noise."""
     n = len(images)
-    gamma = torch.exp(contrast * torch.randn(n, 1, 1, 1, generator=rng))
+    gamma = torch.exp(contrast * torch.randn(n, 1, 1, 1, generator=rng)).to(images.device)
     images = ((images + 1) / 2).clamp(1e-4, 1).pow(gamma) * 2 - 1
     blurred = images
     for _ in range(blurs):
         blurred = F.avg_pool2d(F.pad(blurred, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
-    images = torch.lerp(images, blurred, torch.rand(n, 1, 1, 1, generator=rng))
-    level = 0.12 * torch.rand(n, 1, 1, 1, generator=rng)
-    return images + level * torch.randn(images.shape, generator=rng)
+    images = torch.lerp(images, blurred, torch.rand(n, 1, 1, 1, generator=rng).to(images.device))
+    level = 0.12 * torch.rand(n, 1, 1, 1, generator=rng).to(images.device)
+    return images + level * _noise(images, rng)
+
+
+def _noise(images: Tensor, rng: torch.Generator) -> Tensor:
+    """Standard normal noise, one number a pixel; on a GPU drawn there, from a seed that `rng`
+    gives.
+    """
+    if not images.is_cuda:
+        return torch.randn(images.shape, generator=rng).to(images.device)
+    seed = int(torch.randint(2**31, (), generator=rng))
+    there = torch.Generator(images.device).manual_seed(seed)
+    return torch.randn(images.shape, generator=there, device=images.device)
 
 
 def attack(loss: Callable[[Tensor], Tensor], images: Tensor, radius: float, steps: int) -> Tensor:

@@ -122,11 +122,11 @@ def fit_segmenter(
 
     def loss(step: int) -> Tensor:
         rows = batch_indices(settings.seed, step, len(frames), settings.batch_size)
-        batch, truth = frames[rows], labels[rows]
+        batch, truth = frames[rows].to(device), labels[rows].to(device)
         if settings.augment:
             rng = torch_rng(settings.seed, Stream.SEGMENTER, step)
             batch, truth = augment_frames(batch, truth, rng)
-        logits, truth = segmenter(batch.to(device)), truth.to(device)
+        logits = segmenter(batch)
         return F.cross_entropy(logits, truth) + soft_dice(logits, truth)
 
     segmenter.train()
@@ -178,7 +178,7 @@ def augment_frames(frames: Tensor, labels: Tensor, rng: torch.Generator) -> tupl
     theta = torch.stack(
         [torch.stack([cos, -sin, 0.2 * shift[0]], 1), torch.stack([sin, cos, 0.2 * shift[1]], 1)], 1
     )
-    grid = F.affine_grid(theta, list(frames.shape), align_corners=False)
+    grid = F.affine_grid(theta.to(frames.device), list(frames.shape), align_corners=False)
     frames = F.grid_sample(frames, grid, padding_mode="border", align_corners=False)
     moved = F.grid_sample(labels[:, None].float(), grid, mode="nearest", align_corners=False)
     return change_appearance(frames, rng, contrast=0.3, blurs=2), moved[:, 0].long()

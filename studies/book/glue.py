@@ -17,7 +17,7 @@ import pandas as pd
 from fairlib.doctor import device
 from fairlib.errors import SettingsError
 from fairlib.settings import digest
-from studies.engine import repository
+from studies.engine import accelerator, repository
 from studies.engine.profiles import load_parameters
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def start(notebook: str, namespace: dict[str, Any]) -> Any:
     os.chdir(repository())
     parameters = load_parameters(notebook, namespace)
     house_style()
-    print(f"profile {parameters.profile}, device: {device()}")
+    print(f"profile {parameters.profile}, device: {device(accelerator())}")
     return parameters
 
 

@@ -48,7 +48,7 @@ from fairlib.io import (
     write_tensors,
 )
 from fairlib.settings import digest
-from studies.engine import repository, stages_folder
+from studies.engine import accelerator, repository, stages_folder
 from studies.engine.reach import code_digest
 
 T = TypeVar("T")
@@ -340,8 +340,10 @@ def files_digest(files: Iterable[Path]) -> str:
 
 
 def provenance() -> dict[str, Any]:
-    """What a number depends on beside code and settings: commit, device, package versions."""
-    return {"commit": commit(), "device": device(), "packages": versions()}
+    """What a number depends on beside code and settings: commit, the device that networks run on,
+    package versions.
+    """
+    return {"commit": commit(), "device": device(accelerator()), "packages": versions()}
 
 
 def commit() -> str | None:

@@ -93,6 +93,24 @@ def test_noise_is_a_function_of_seed_and_index(generator):
     assert abs(float(generator.noise(0, list(range(8))).std()) - 1) < 0.05
 
 
+def test_a_processor_decodes_a_few_images_at_a_time(generator, monkeypatch):
+    """With the images and the gradient of all at once; however large they are, one at least."""
+    latents, sizes = generator.noise(0, range(19)).requires_grad_(), []
+    slopes = torch.randn(19, 1, 128, 128, generator=torch.Generator().manual_seed(0))
+    vae = generator.pipeline.vae
+    decode = vae.decode
+    monkeypatch.setattr(vae, "decode", lambda part: sizes.append(len(part)) or decode(part))
+    found = {}
+    for cells in (2048, 10**9, 100):
+        monkeypatch.setattr(gen, "CELLS_TOGETHER", cells)
+        images = generator.decode(latents)
+        found[cells] = images.detach(), torch.autograd.grad(images, latents, slopes)[0]
+    assert sizes == [10, 9, 19, *[1] * 19]
+    for few in (2048, 100):
+        for part, whole in zip(found[few], found[10**9], strict=True):
+            torch.testing.assert_close(part, whole, rtol=1e-4, atol=1e-4)
+
+
 def test_a_whole_batch_decodes_as_each_alone(generator):
     latents = generator.noise(0, [0, 1, 2])
     with torch.no_grad():

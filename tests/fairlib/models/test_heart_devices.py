@@ -14,6 +14,7 @@ from fairlib.models.classifier import (
     CARDIAC,
     CARDIAC_SMALL,
     ClassifierSettings,
+    augment,
     build_classifier,
     fit_classifier,
     predict,
@@ -21,6 +22,7 @@ from fairlib.models.classifier import (
 )
 from fairlib.models.segmenter import Segmenter, SegmenterSettings, fit_segmenter, segment
 from fairlib.models.training import FitSettings
+from fairlib.rng import Stream, torch_rng
 
 CONFIG = {
     "embed_dim": 16,
@@ -127,3 +129,22 @@ def test_on_a_gpu_they_fit_and_read(name, tmp_path):
     elif name == "reader":
         found = predict(network, IMAGES)
         assert all(bool(one.isfinite().all()) for one in (*found.logits.values(), found.features))
+
+
+# Of segmenter and classifier the augmentation too is done where the network lies.
+@pytest.mark.parametrize("kind", ["mirror", "shift", "light", "none"])
+def test_images_are_augmented_where_they_lie(kind):
+    given = IMAGES[:, :1]
+    on_cpu = augment(given, torch_rng(0, Stream.CLASSIFIER, 3), kind)
+    there = augment(given.to("meta"), torch_rng(0, Stream.CLASSIFIER, 3), kind)
+    assert there.device.type == "meta" and there.shape == on_cpu.shape
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
+def test_noise_drawn_on_a_gpu_is_a_function_of_the_generator():
+    images = torch.full((4, 1, 256, 256), 0.5, device="cuda")
+    one, same, other = (augment(images, torch_rng(seed, 0), "light") for seed in (0, 0, 1))
+    assert torch.equal(one, same) and not torch.equal(one, other)
+    # 0.05 times a uniform number times a normal one
+    assert one.std((1, 2, 3)).max() < 0.06 and one.std((1, 2, 3)).min() > 1e-4

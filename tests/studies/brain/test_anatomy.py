@@ -110,9 +110,17 @@ class TestShapes:
         ].tolist() == pytest.approx([4, 2, 2, 2])
 
     def test_whole_equals_each_alone(self, people):
-        images = people[0][:6]
-        alone = pd.concat([measure(image[None]) for image in images], ignore_index=True)
-        pd.testing.assert_frame_equal(measure(images), alone)
+        """To the bit, in batches of several sizes, with images without a brain among them."""
+        images, truth = people[0][:19].copy(), list(people[1].contrast[:19])
+        images[4], images[9:11] = -1, RNG(0).uniform(-1, 1, (2, 1, 128, 128))
+        images[15] = np.where((ROWS - 20) ** 2 + (COLUMNS - 100) ** 2 < 49, 1, -1)
+        whole = measure(images, truth)
+        alone = [measure(images[[row]], truth[row : row + 1]) for row in range(19)]
+        pd.testing.assert_frame_equal(whole, pd.concat(alone, ignore_index=True), check_exact=True)
+        assert set(np.flatnonzero(whole.area_mm2.isna())) >= {4, 15}
+        assert whole.ventricle_mm2.isna().equals(whole.area_mm2.isna())
+        fifth = outline(images[5, 0])
+        assert polygon_shape(fifth.radii)[0] * 1.6**2 == whole.area_mm2[5]
 
 
 class TestTruth:

@@ -30,6 +30,7 @@ from studies.engine.stage import (
     files_digest,
     identity,
     make,
+    provenance,
     stage_key,
     write_manifest,
 )
@@ -148,7 +149,8 @@ def build(folder, progress):
         time.sleep(float(sys.argv[2]))
     np.save(folder / "walk.npy", state)
 
-stage.device = lambda: "cpu"  # spares each process the seconds it takes to load torch
+# spares each process the seconds it takes to load torch
+stage.device = stage.accelerator = lambda *_: "cpu"
 print("at", make("walk", {"seed": 3}, "code", build, root=sys.argv[1]), flush=True)
 '''
 
@@ -231,6 +233,16 @@ def test_manifest_tells_where_a_number_is_from(folder):
     )
     assert manifest["packages"]["torch"] == versions()["torch"]
     assert {"commit", "device", "format"} <= set(manifest)
+
+
+def test_manifest_names_the_device_that_networks_run_on(monkeypatch):
+    """With a card in the machine and networks told to stay on the processor, the processor."""
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda which: f"card {which.index}")
+    monkeypatch.setenv("FAIRLIB_DEVICE", "cpu")
+    assert provenance()["device"].startswith("cpu (")
+    monkeypatch.setenv("FAIRLIB_DEVICE", "cuda:1")
+    assert provenance()["device"] == "card 1"
 
 
 def test_untouched_folder_is_accepted(folder):
