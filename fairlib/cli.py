@@ -13,10 +13,12 @@ The long runs of the book are `python -m studies`.
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 from importlib import import_module
+from inspect import cleandoc
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -226,18 +228,27 @@ def _add_finetune(command: argparse.ArgumentParser, used: bool) -> None:
     command.add_argument("--device", default="", help="as cpu or cuda:1 (default: the first GPU)")
     if not used:
         return
+    from fairlib.models.loading import PRESETS
     from fairlib.stage_one import StageOneSettings
 
-    hints = get_type_hints(StageOneSettings)
+    presets = (f"{name} ({each.source}: {each.note})" for name, each in PRESETS.items())
+    command.epilog = f"presets: {', '.join(presets)}"
+    hints, doc = get_type_hints(StageOneSettings), cleandoc(StageOneSettings.__doc__ or "")
+    words = {
+        name: " ".join(text.split())
+        for names, text in re.findall(r"(?m)^([\w, ]+)\n((?: {4}.+\n)+)", doc)
+        for name in names.split(", ")
+    }
     for field in fields(StageOneSettings):
         flag, kind = "--" + field.name.replace("_", "-"), hints[field.name]
-        default, parts = f"default: {field.default}", get_args(kind)
+        text, parts = words[field.name], get_args(kind)
+        text += f" (default: {field.default})" if field.default is not None else ""
         if get_origin(kind) is Literal:
-            command.add_argument(flag, choices=parts, help=default)
+            command.add_argument(flag, choices=parts, help=text)
         elif kind is bool:
-            command.add_argument(flag, action="store_true", default=None, help="default: off")
+            command.add_argument(flag, action="store_true", default=None, help=text)
         else:
-            command.add_argument(flag, type=parts[0] if parts else kind, help=default)
+            command.add_argument(flag, type=parts[0] if parts else kind, help=text)
 
 
 def _add_work(draw: argparse.ArgumentParser, align: argparse.ArgumentParser) -> None:

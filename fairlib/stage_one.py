@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from fairlib.cohorts.cohort import Cohort
+from fairlib.cohorts.listing import listed
 from fairlib.doctor import CAPTIONED, READERS, versions
 from fairlib.errors import SettingsError
 from fairlib.io import read_json, read_tensors, write_bytes, write_image, write_json, write_tensors
@@ -77,8 +78,10 @@ class StageOneSettings:
         LoRA weights, the frozen rest of the denoiser is kept in half precision.
     image_size
         Pixels a side (0: those of the pipeline).
-    steps, batch_size
-        Of AdamW.
+    steps
+        Of the optimiser, AdamW.
+    batch_size
+        Images a step.
     learning_rate
         By default 1e-4 for LoRA weights, and 1e-5 (Luo et al.) for the whole denoiser.
     warmup
@@ -89,8 +92,10 @@ class StageOneSettings:
         Share of captions that are emptied (classifier-free guidance).
     checkpointing
         Compute activations again in the backward pass instead of keeping them.
-    save_every, panel_every
-        Steps from one saved state, and from one panel, to the next.
+    save_every
+        Steps from one saved state to the next.
+    panel_every
+        Steps from one panel to the next.
     seed
         Of rows, time steps, noise, emptied captions, LoRA weights and panels.
 
@@ -150,7 +155,8 @@ def stage_one(
         "roco", "rocov2", or "captions": any folder of images with captions.
     out
         The folder of the run. Where it holds a run of the same pipeline, data and settings, that
-        goes on from its last saved state and ends with the same bits as one that was never killed.
+        goes on from its last saved state and ends with the same bits as one that was never killed
+        (on a GPU as far as its kernels are deterministic).
     settings
         See `StageOneSettings`.
     revision
@@ -296,7 +302,7 @@ def _facts(generator: Generator, data: Cohort) -> dict[str, Any]:
 def _claim(out: Path, facts: dict[str, Any]) -> None:
     """Write down what the run in `out` is made of, or compare it with what is there."""
     if not (out / RUN).is_file():
-        if out.is_dir() and any(out.iterdir()):
+        if listed(out):  # hidden files may be what a killed run left
             raise SettingsError(f"{out} holds something that is no run; choose another folder")
         write_json(out / RUN, facts)
     held = read_json(out / RUN)
@@ -306,6 +312,8 @@ def _claim(out: Path, facts: dict[str, Any]) -> None:
             f"{out} holds another run: its {name} is {held.get(name)!r}, here {facts[name]!r}; "
             "repeat its command to go on, or choose another folder"
         )
+    for path in out.glob(".*.safetensors.*"):  # half written when the run was killed
+        path.unlink()
 
 
 def _latents(generator: Generator, data: Cohort, path: Path) -> Tensor:

@@ -255,7 +255,8 @@ def pipeline_folder(name: str, revision: str = "", local: bool = True) -> tuple[
     WeightsError
         No such pipeline, or one that holds pickles alone.
     """
-    preset = PRESETS.get(name, Preset(name, "", ""))
+    itself = Preset(name, "", "")
+    preset = itself if Path(name).expanduser().is_dir() else PRESETS.get(name, itself)
     source, revision = preset.source, revision or preset.revision
     folder = Path(source).expanduser()
     if folder.is_dir() and not revision:

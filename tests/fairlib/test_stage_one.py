@@ -298,6 +298,16 @@ def test_a_folder_that_holds_something_else_is_left_alone(pipeline, images, tmp_
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
 
+def test_what_a_killed_run_left_half_written_is_removed(pipeline, images, tuned, tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / ".run.json.abc").write_text("{")
+    (out / ".state.safetensors.abc").write_text("half")
+    run(pipeline, images, out, **OFTEN)
+    (out / ".run.json.abc").unlink()
+    assert content(out) == content(tuned)
+
+
 def test_a_cohort_without_captions_is_refused(pipeline, images, tmp_path):
     with pytest.raises(SettingsError, match="'brats' has no captions; give roco"):
         next(stage_one(pipeline, images, "brats", tmp_path / "out"))
@@ -331,5 +341,6 @@ def test_the_command_offers_every_setting(capsys):
         main(["finetune", "--help"])
     text = capsys.readouterr().out
     names = StageOneSettings.__dataclass_fields__
-    assert all(f"--{name.replace('_', '-')}" in text for name in names)
-    assert "--precision {fp32,bf16,fp16}" in text
+    assert all(f"--{name.replace('_', '-')} " in text for name in names)
+    assert "Rank of LoRA weights in the denoiser" in " ".join(text.split())
+    assert "--precision {fp32,bf16,fp16}" in text and "sd15 (stable-diffusion-v1-5" in text

@@ -435,8 +435,10 @@ def hub(written, tmp_path, monkeypatch):
     return place / "snapshots" / COMMIT
 
 
-def test_a_folder_is_itself(folder):
+def test_a_folder_is_itself_even_where_it_is_called_as_a_preset(folder, monkeypatch):
     assert loading.pipeline_folder(str(folder)) == (folder, "brain")
+    monkeypatch.chdir(folder.parent)
+    assert loading.pipeline_folder("brain") == (Path("brain"), "brain")
 
 
 def test_a_hub_name_with_its_commit_is_found_in_the_cache(hub, image):
