@@ -20,6 +20,8 @@ from fairlib.errors import SettingsError as SettingsError
 from fairlib.errors import WeightsError as WeightsError
 
 if TYPE_CHECKING:
+    from fairlib.auditing import Audit as Audit
+    from fairlib.auditing import audit as audit
     from fairlib.cohorts.acdc import read_acdc as read_acdc
     from fairlib.cohorts.brats import read_brats as read_brats
     from fairlib.cohorts.chexpert import read_chexpert as read_chexpert
@@ -57,6 +59,7 @@ __version__ = "0.1.0"
 
 # where each name is: the same as the imports above, which only type checkers see
 _NAMES = {
+    "auditing": ["Audit", "audit"],
     "cohorts.acdc": ["read_acdc"],
     "cohorts.brats": ["read_brats"],
     "cohorts.chexpert": ["read_chexpert"],
