@@ -231,6 +231,7 @@ def _margins(table: Table, name: str, groups: list[str], where: str = "readings"
 def _known(table: Table, name: str, groups: list[str], group: str) -> CalibrationSet:
     """What a classifier says of images that are known to be of `group`, or not."""
     need(table, "group", name=CALIBRATION)
+    table = table.reset_index(drop=True)
     truth = table["group"].astype(str)
     if set(truth) != set(groups):
         what = f"{CALIBRATION} holds the groups {', '.join(sorted(set(truth)))}"
@@ -353,7 +354,7 @@ def _chart(shares: Table, kind: str) -> str:
     table = shares.assign(lane=shares["prompt"].str.slice(0, 32) + ", " + shares["group"])
     table = table.replace(r"\$", r"\$", regex=True)  # no formulas
     stream = BytesIO()
-    with plt.rc_context():
+    with plt.rc_context({"svg.hashsalt": "audit"}):
         house_style()
         ax = dot_plot(table, kind, "lane", "evaluator", "target", "target", True, f"{kind} share")
         figure = cast(Figure, ax.figure)

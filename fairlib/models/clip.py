@@ -300,8 +300,9 @@ def _from_open_clip(folder: Path) -> Clip:
     source, files = f"local-dir:{folder}", listed(folder, "*.safetensors")
     if not files:
         raise WeightsError(
-            f"{folder}: no safetensors (open_clip_pytorch_model.bin is a pickle; if you trust it, "
-            "write what torch.load(..., weights_only=True) reads with safetensors.torch.save_file)"
+            f"{folder}: holds no safetensors; complete the folder (open_clip_pytorch_model.bin is "
+            "a pickle; if you trust it, write what torch.load(..., weights_only=True) reads of it "
+            "with safetensors.torch.save_file as open_clip_model.safetensors)"
         )
     check_part(folder)
     with border(folder, "complete the folder; nothing is fetched for it"):
