@@ -10,6 +10,7 @@ images, and what was assumed.
 from __future__ import annotations
 
 import json
+import re
 from base64 import b64encode
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -31,7 +32,15 @@ from fairlib.errors import DataError, SettingsError
 from fairlib.io import png_bytes, to_images, write_bytes, write_json
 from fairlib.measures.distances import subgroup_distances
 from fairlib.measures.intervals import Interval, Rng, wilson
-from fairlib.measures.shares import BAND, CalibrationSet, ambiguous, corrected_share, sigmoid
+from fairlib.measures.shares import (
+    BAND,
+    CalibrationSet,
+    ambiguous,
+    class_accuracies,
+    corrected_share,
+    rogan_gladen,
+    sigmoid,
+)
 from fairlib.methods.targets import check_shares, class_logits
 from fairlib.models.training import device_of
 from fairlib.settings import need
@@ -249,10 +258,20 @@ def _row(values: pd.Series, known: CalibrationSet | None, target: float, rng: Rn
     shares = {"raw": _proportion(p > 0.5), "ambiguous": _proportion(ambiguous(p))}
     best = shares["raw"]
     if known is not None:
-        best = shares["corrected"] = corrected_share(p, known, rng, DRAWS)
+        best = shares["corrected"] = _corrected(p, known, best, rng)
     shares["difference"] = Interval(*(end - target for end in (best.estimate, best.low, best.high)))
     cells = {"n": len(p), "unreadable": len(values) - len(p), "target": target}
     return cells | {k: v for name, one in shares.items() for k, v in one.columns(name).items()}
+
+
+def _corrected(p: np.ndarray, known: CalibrationSet, raw: Interval, rng: Rng) -> Interval:
+    """`corrected_share`, its interval at least as wide as the corrected ends of `raw`: where all
+    images are read alike, draws of them do not differ.
+    """
+    found = corrected_share(p, known, rng, DRAWS)
+    (a_f,), (a_m,) = class_accuracies(known.p_female > 0.5, known.truth)
+    low, high = (float(rogan_gladen(end, a_f, a_m)) for end in (raw.low, raw.high))
+    return Interval(found.estimate, min(found.low, low), max(found.high, high))
 
 
 def _proportion(hits: np.ndarray) -> Interval:
@@ -286,7 +305,8 @@ def _basis(readings: Table, groups: list[str], calibration: Table | None) -> dic
         "Images": f"{len(readings)}, of {readings['prompt'].nunique()} prompts, which are fixed",
         "Classification": f"as {read}; ambiguous: probability strictly within {BAND}",
         "Calibration set": "none: shares contain the errors of the classifiers",
-        "Intervals": "95 %: Wilson's; of corrected shares, a bootstrap of images and subjects",
+        "Intervals": "95 %: Wilson's; of corrected shares, a bootstrap of images and subjects, at "
+        "least as wide as Wilson's at the errors of the calibration set",
         "Classifier errors": "may differ between generated images and a calibration set; corrected "
         "shares (Rogan and Gladen) assume that they do not",
     }
@@ -314,7 +334,8 @@ def _body(audit: Audit) -> Iterator[str]:
     yield f"<h2>Shares</h2>{_chart(shares, kind)}{_table([_texts(row) for row in rows])}"
     if len(audit.distances):
         cells = audit.distances.map(lambda cell: cell if isinstance(cell, str) else f"{cell:.4g}")
-        yield f"<h2>Distances to the reference images</h2>{_table(cells.to_dict('records'))}"
+        yield "<h2>Distances to the reference images</h2><p>Squared MMD with 95 % CI; the floor is "
+        yield f"that of two sets of reference images.</p>{_table(cells.to_dict('records'))}"
     yield f'<h2>Images</h2><div class="grid">{"".join(_tiles(audit, labels))}</div>'
     assumed = [{"topic": topic, "assumed": text} for topic, text in audit.assumed.items()]
     yield f"<h2>What was assumed</h2>{_table(assumed)}"
@@ -347,17 +368,18 @@ def _table(rows: Sequence[Mapping[str, str]]) -> str:
 def _chart(shares: Table, kind: str) -> str:
     """The shares with their intervals and targets; the table says the same in numbers."""
     import matplotlib.pyplot as plt
-    from matplotlib.figure import Figure
 
     from fairlib.figures import dot_plot, house_style
 
-    table = shares.assign(lane=shares["prompt"].str.slice(0, 32) + ", " + shares["group"])
-    table = table.replace(r"\$", r"\$", regex=True)  # no formulas
+    lanes = shares["prompt"].str.replace(r"^(\d+)\..*", r"prompt \1", regex=True, flags=re.DOTALL)
+    lanes = lanes + (", " + shares["group"] if shares["group"].nunique() > 1 else "")
+    table = shares.assign(lane=lanes).replace(r"\$", r"\$", regex=True)  # no formulas
     stream = BytesIO()
     with plt.rc_context({"svg.hashsalt": "audit"}):
         house_style()
-        ax = dot_plot(table, kind, "lane", "evaluator", "target", "target", True, f"{kind} share")
-        figure = cast(Figure, ax.figure)
+        size = (4.8, 1.2 + 0.5 * table["lane"].nunique())
+        figure, ax = plt.subplots(figsize=size, layout="constrained")
+        dot_plot(table, kind, "lane", "evaluator", "target", "target", True, f"{kind} share", ax=ax)
         figure.savefig(stream, format="svg", metadata={"Date": None})
         plt.close(figure)
     alt = f"{kind} shares with 95 % intervals, and targets; the table has the numbers"

@@ -87,6 +87,19 @@ def test_corrected_share_is_rogan_and_gladens(found):
         assert row[f"difference{end}"] == pytest.approx(row[f"corrected{end}"] - 0.458, abs=1e-12)
 
 
+def test_images_that_are_all_read_alike_leave_room_for_doubt(prompts, calibration):
+    """All of 40 images bright: Wilson's low end, corrected, and no certainty."""
+    one, rng = {"held-out": brightness}, np.random.default_rng(0)
+    bright = constant([0.5] * 80)
+    row = cells(audit(bright, prompts, one, TARGET, rng=rng, calibration=calibration).shares)
+    low = binomtest(80, 80).proportion_ci(method="wilson").low
+    assert (row["corrected"], row["corrected_high"]) == (1, 1)
+    dark = audit(-bright, prompts, one, TARGET, rng=rng, calibration=calibration).shares
+    high = binomtest(0, 80).proportion_ci(method="wilson").high
+    for found, end in ((row["corrected_low"], low), (cells(dark)["corrected_high"], high)):
+        assert found == pytest.approx(np.clip((end + 0.8 - 1) / 0.7, 0, 1))
+
+
 def test_ambiguous_images_are_those_within_the_band(found):
     # a logit of 1 is a probability of 0.73, one of 5 is 0.993
     assert cells(found.shares)["ambiguous"] == 2 / 80
