@@ -50,6 +50,7 @@ ImageFunction: TypeAlias = Callable[[Tensor], Tensor]
 ALL, CALIBRATION, NO_PROMPT = "all prompts", "the calibration set", "(no prompt)"
 DRAWS = 500  # of the bootstrap
 SHOWN, SIDE = 48, 192  # images on the page, and the largest side of each in pixels
+BEYOND = " The raw share is beyond what the errors on the calibration set allow: they differ here."
 PAGE = """<!doctype html><html lang="en"><head><meta charset="utf-8"><title>Audit of images</title>
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta http-equiv="Content-Security-Policy"
@@ -330,7 +331,8 @@ def _body(audit: Audit) -> Iterator[str]:
         share = _percent(row, kind, "{:.1f} % (95 % CI {:.1f} to {:.1f} %)")
         text = f"{row['evaluator']}: the {kind} share of {row['group']} is {share}, n = {row['n']}."
         goal = f"The interval {word} the target of {100 * row['target']:.1f} %."
-        yield f"<p>{escape(text)} {goal}</p>"
+        beyond = BEYOND if row.get("corrected_low", 0) == row.get("corrected_high", 1) else ""
+        yield f"<p>{escape(text)} {goal}{beyond}</p>"
     yield f"<h2>Shares</h2>{_chart(shares, kind)}{_table([_texts(row) for row in rows])}"
     if len(audit.distances):
         cells = audit.distances.map(lambda cell: cell if isinstance(cell, str) else f"{cell:.4g}")

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from fairlib.models.generator import Generator
 
 Parser = argparse.ArgumentParser
-PRECISIONS = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+PRECISIONS = {"fp32": "float", "bf16": "bfloat16", "fp16": "half"}  # names of a module's methods
 FEW: dict[str, Any] = {}  # settings of `tune` beside those of the command line, for tests
 
 
@@ -114,23 +114,22 @@ def audit(options: argparse.Namespace) -> None:
     from fairlib.rng import Stream, numpy_rng
 
     folder, device = Path(options.pipeline).expanduser(), accelerator(options.device)
-    assumed = {"Source": options.pipeline}
+    rng, classifiers = numpy_rng(options.seed, Stream.AUDIT), _classifiers(options)
+    shares, assumed = _shares(options.shares), {"Source": options.pipeline}
+    more: dict[str, Any] = {"rng": rng, "assumed": assumed}
+    if options.calibration:
+        more["calibration"] = read_table(options.calibration)
+    if options.reference:
+        more["reference"] = read_folder(options.reference)[0].to(device)
+    if options.clip:
+        more["embeds"] = {f"CLIP ({options.clip})": _clip(options).embed_images}
     if (folder / "model_index.json").is_file() or not any(folder.glob("*.[pPjJ]*[gG]")):
         images, prompts = _sampled(options)
         solver = f"{options.steps} solver steps, guidance scale {options.guidance_scale:g}"
         assumed["Sampling"] = f"seed {options.seed}, {solver}, {options.precision}"
     else:
         images, prompts = read_folder(folder, _prompts(options.prompts) if options.prompts else ())
-    more: dict[str, Any] = {"calibration": options.calibration and read_table(options.calibration)}
-    if options.reference:
-        more["reference"] = read_folder(options.reference)[0].to(device)
-    if options.clip:
-        more["embeds"] = {f"CLIP ({options.clip})": _clip(options).embed_images}
-    rng, classifiers = numpy_rng(options.seed, Stream.AUDIT), _classifiers(options)
-    shares = _shares(options.shares)
-    found = measure(
-        images.to(device), prompts, classifiers, shares, rng=rng, assumed=assumed, **more
-    )
+    found = measure(images.to(device), prompts, classifiers, shares, **more)
     found.save(options.out)
     print(Path(options.out) / "audit.html")
 
@@ -144,13 +143,15 @@ def accelerator(name: str = "") -> str:
 
 def _generator(options: argparse.Namespace) -> Generator:
     """The pipeline on the device, in the precision and for the image size that are asked for."""
-    import torch
+    from torch import nn
 
     from fairlib.models.generator import Generator
 
     device, local = accelerator(options.device), not options.download
     generator = Generator.load(options.pipeline, device, local_files_only=local)
-    generator.pipeline.to(dtype=getattr(torch, PRECISIONS[options.precision]))
+    for part in generator.pipeline.components.values():
+        if isinstance(part, nn.Module):
+            getattr(part, PRECISIONS[options.precision])()
     if size := options.image_size:
         side, rest = divmod(size, generator.pipeline.vae_scale_factor)
         if rest or generator.mean_latent is not None:

@@ -94,10 +94,13 @@ def test_images_that_are_all_read_alike_leave_room_for_doubt(prompts, calibratio
     row = cells(audit(bright, prompts, one, TARGET, rng=rng, calibration=calibration).shares)
     low = binomtest(80, 80).proportion_ci(method="wilson").low
     assert (row["corrected"], row["corrected_high"]) == (1, 1)
-    dark = audit(-bright, prompts, one, TARGET, rng=rng, calibration=calibration).shares
+    alike = audit(-bright, prompts, one, TARGET, rng=rng, calibration=calibration)
+    dark = alike.shares
     high = binomtest(0, 80).proportion_ci(method="wilson").high
     for found, end in ((row["corrected_low"], low), (cells(dark)["corrected_high"], high)):
         assert found == pytest.approx(np.clip((end + 0.8 - 1) / 0.7, 0, 1))
+    # no share of women gives 0 bright images of 80 where a fifth of the men is bright
+    assert "beyond what the errors on the calibration set allow" in alike.page()
 
 
 def test_ambiguous_images_are_those_within_the_band(found):
@@ -144,7 +147,7 @@ def test_several_groups_are_read_by_the_largest_logit():
     for column in ("raw", "corrected"):
         np.testing.assert_allclose(whole[column], [0.2, 0.3, 0.5], atol=1e-12)
     np.testing.assert_allclose(whole["difference"], 0, atol=1e-12)
-    assert "B: the corrected" not in found.page() and "the corrected share of B" in found.page()
+    assert "the corrected share of B is 30.0 %" in found.page()
 
 
 def test_an_image_without_a_logit_is_left_out_and_counted(images, prompts):
@@ -237,6 +240,7 @@ def test_the_page_loads_nothing_and_runs_nothing(found, page):
 
 
 def test_text_of_the_user_is_escaped(found, page):
+    assert "beyond what the errors" not in found.page()
     assert "<script" not in found.page()
     assert "2. <script>alert(1)</script> $x$" in [row.get("prompt") for row in page.rows]
 

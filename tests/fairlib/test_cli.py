@@ -137,11 +137,12 @@ def test_audit_samples_reads_and_writes(pipeline, tmp_path, capsys, monkeypatch)
     labelled = {"group": ["F", "M"] * 15, "one": [2.0, -2.0] * 15, "two": [3.0, -3.0] * 15}
     pd.DataFrame(labelled).to_csv(tmp_path / "labelled.csv", index=False)
     options = ["--classifier", "one=strangers_classifier:bright", "two=strangers_classifier:dark"]
-    options += ["--shares", "F=0.458", "M=0.542", "--calibration", str(tmp_path / "labelled.csv")]
+    options += ["--shares", "F=0.458", "M=0.542"]
     sampling = ["--count", "3", "--steps", "2", "--seed", "5"]
     prompts = ["axial brain", "brain"]
     out = tmp_path / "one"
-    assert main(["audit", str(pipeline), *prompts, *sampling, *options, "--out", str(out)]) == 0
+    command = ["audit", str(pipeline), *prompts, *sampling, *options, "--out", str(out)]
+    assert main([*command, "--calibration", str(tmp_path / "labelled.csv")]) == 0
     assert capsys.readouterr().out.strip() == str(out / "audit.html")
     first = json.loads((out / "audit.json").read_text())
     assert "seed 5, 2 solver steps" in first["assumed"]["Sampling"]
@@ -154,6 +155,7 @@ def test_audit_samples_reads_and_writes(pipeline, tmp_path, capsys, monkeypatch)
     assert main(["audit", str(images), *options, "--out", str(tmp_path / "two")]) == 0
     second = json.loads((tmp_path / "two" / "audit.json").read_text())
     assert [row["raw"] for row in second["shares"]] == [row["raw"] for row in first["shares"]]
+    assert "corrected" in first["shares"][0] and "corrected" not in second["shares"][0]
     assert main(["audit", str(images), "brain", *options, "--out", str(tmp_path / "three")]) == 0
     third = json.loads((tmp_path / "three" / "audit.json").read_text())
     assert {row["n"] for row in third["shares"]} == {3}
