@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from html import escape
+from importlib.util import find_spec
 from io import BytesIO
 from pathlib import Path
 from typing import Any, TypeAlias, cast
@@ -333,7 +334,8 @@ def _body(audit: Audit) -> Iterator[str]:
         goal = f"The interval {word} the target of {100 * row['target']:.1f} %."
         beyond = BEYOND if row.get("corrected_low", 0) == row.get("corrected_high", 1) else ""
         yield f"<p>{escape(text)} {goal}{beyond}</p>"
-    yield f"<h2>Shares</h2>{_chart(shares, kind)}{_table([_texts(row) for row in rows])}"
+    chart = _chart(shares, kind) if find_spec("seaborn") else ""  # the table has the numbers
+    yield f"<h2>Shares</h2>{chart}{_table([_texts(row) for row in rows])}"
     if len(audit.distances):
         cells = audit.distances.map(lambda cell: cell if isinstance(cell, str) else f"{cell:.4g}")
         yield "<h2>Distances to the reference images</h2><p>Squared MMD with 95 % CI; the floor is "

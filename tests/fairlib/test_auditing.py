@@ -5,6 +5,7 @@ numbers in the JSON.
 import base64
 import json
 import re
+import sys
 from html.parser import HTMLParser
 
 import numpy as np
@@ -237,6 +238,12 @@ def test_the_page_loads_nothing_and_runs_nothing(found, page):
     assert "url(" not in found.page() and "@import" not in found.page()
     policy = next(a["content"] for t, a in page.tags if a.get("http-equiv"))
     assert "default-src 'none'" in policy
+
+
+def test_without_the_packages_of_figures_the_page_has_no_chart(found, monkeypatch):
+    monkeypatch.setitem(sys.modules, "seaborn", None)
+    page = found.page()
+    assert "svg+xml" not in page and len(Page(page).rows) > 3
 
 
 def test_text_of_the_user_is_escaped(found, page):
