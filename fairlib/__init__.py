@@ -20,6 +20,8 @@ from fairlib.errors import SettingsError as SettingsError
 from fairlib.errors import WeightsError as WeightsError
 
 if TYPE_CHECKING:
+    from fairlib.auditing import Audit as Audit
+    from fairlib.auditing import audit as audit
     from fairlib.cohorts.acdc import read_acdc as read_acdc
     from fairlib.cohorts.brats import read_brats as read_brats
     from fairlib.cohorts.captions import read_captions as read_captions
@@ -58,6 +60,7 @@ __version__ = "0.1.0"
 
 # where each name is: the same as the imports above, which only type checkers see
 _NAMES = {
+    "auditing": ["Audit", "audit"],
     "cohorts.acdc": ["read_acdc"],
     "cohorts.brats": ["read_brats"],
     "cohorts.captions": ["read_captions"],

@@ -1,11 +1,13 @@
 """The command `fairlib`: what is installed and where, a pipeline fine-tuned on captioned images,
-images of a pipeline, and its tuning towards a target.
+images of a pipeline, its tuning towards a target, and its audit.
 
     fairlib doctor --data-dir BraTS2018 --cohort brats
     fairlib finetune sd15 --data-dir ROCO --cohort roco --lora 16 --precision fp16 --out fine
     fairlib sample weights/brain "Axial T2-weighted MRI of the brain." --count 8 --out images
     fairlib tune weights/brain prompts.txt --classifier mine:load --scores scores.csv --shares
     F=0.458 M=0.542 --out tuned
+    fairlib audit tuned prompts.txt --classifier held-out=mine:other --shares F=0.458 M=0.542
+    --calibration calibration.csv --out audit
 
 The long runs of the book are `python -m studies`.
 """
@@ -20,11 +22,19 @@ from dataclasses import fields
 from importlib import import_module
 from inspect import cleandoc
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
 
 from fairlib.doctor import CAPTIONED, READERS, examine
 from fairlib.errors import DataError, FairlibError, SettingsError
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from fairlib.models.clip import Clip
+    from fairlib.models.generator import Generator
+
+Parser = argparse.ArgumentParser
+PRECISIONS = {"fp32": "float", "bf16": "bfloat16", "fp16": "half"}  # names of a module's methods
 FEW: dict[str, Any] = {}  # settings of `tune` beside those of the command line, for tests
 
 
@@ -57,17 +67,8 @@ def sample(options: argparse.Namespace) -> None:
     import pandas as pd
 
     from fairlib.io import write_bytes, write_image
-    from fairlib.models.generator import Generator
 
-    generator = Generator.load(options.pipeline, accelerator(options.device))
-    prompts = [prompt for prompt in _prompts(options.prompts) for _ in range(options.count)]
-    images = generator.sample(
-        prompts,
-        rng=options.seed,
-        steps=options.steps,
-        guidance_scale=options.guidance_scale,
-        micro_batch=options.micro_batch,
-    )
+    images, prompts = _sampled(options)
     out = Path(options.out)
     names = [f"{number:05d}.png" for number in range(len(images))]
     for name, image in zip(names, images, strict=True):
@@ -86,21 +87,22 @@ def tune(options: argparse.Namespace) -> None:
     from fairlib.methods.alignment import AlignmentSettings
     from fairlib.methods.alignment import tune as steps
     from fairlib.methods.targets import Target
-    from fairlib.models.generator import Generator
 
-    generator = Generator.load(options.pipeline, accelerator(options.device))
+    generator = _generator(options)
     prompts = _prompts(options.prompts)
     target = Target.shares(_shares(options.shares), _scores(options.scores))
+    embed = _clip(options).embed_images if options.clip else None
     settings = replace(
         AlignmentSettings(prompts_per_step=min(4, len(prompts))),
         seed=options.seed,
         steps=options.steps,
         micro_batch=options.micro_batch,
+        trainable="lora" if options.lora else "full",
+        lora_rank=options.lora or 8,
         **FEW,
     )
-    for step in steps(
-        generator, _classifier(options.classifier), prompts, target, settings=settings
-    ):
+    classifier = _classifier(options.classifier, options.device)
+    for step in steps(generator, classifier, prompts, target, embed=embed, settings=settings):
         shares = ", ".join(f"{name} {share:.3f}" for name, share in step.shares.items())
         print(f"step {step.step + 1} of {settings.steps}: {shares}", flush=True)
     generator.save(options.out)
@@ -126,11 +128,76 @@ def finetune(options: argparse.Namespace) -> None:
     print(options.out)
 
 
+def audit(options: argparse.Namespace) -> None:
+    """Write what classifiers say of a pipeline's images, or of a folder of images: shares with
+    intervals, ambiguous images, distances and what was assumed, as one page and as JSON.
+    """
+    from fairlib.auditing import audit as measure
+    from fairlib.auditing import read_folder, read_table
+    from fairlib.rng import Stream, numpy_rng
+
+    folder, device = Path(options.pipeline).expanduser(), accelerator(options.device)
+    rng, classifiers = numpy_rng(options.seed, Stream.AUDIT), _classifiers(options)
+    shares, assumed = _shares(options.shares), {"Source": options.pipeline}
+    more: dict[str, Any] = {"rng": rng, "assumed": assumed}
+    if options.calibration:
+        more["calibration"] = read_table(options.calibration)
+    if options.reference:
+        more["reference"] = read_folder(options.reference)[0].to(device)
+    if options.clip:
+        more["embeds"] = {f"CLIP ({options.clip})": _clip(options).embed_images}
+    if (folder / "model_index.json").is_file() or not any(folder.glob("*.[pPjJ]*[gG]")):
+        images, prompts = _sampled(options)
+        solver = f"{options.steps} solver steps, guidance scale {options.guidance_scale:g}"
+        assumed["Sampling"] = f"seed {options.seed}, {solver}, {options.precision}"
+    else:
+        images, prompts = read_folder(folder, _prompts(options.prompts) if options.prompts else ())
+    found = measure(images.to(device), prompts, classifiers, shares, **more)
+    found.save(options.out)
+    print(Path(options.out) / "audit.html")
+
+
 def accelerator(name: str = "") -> str:
     """`name`, or "cuda" where there is one, or "cpu"."""
     import torch
 
     return name or ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _generator(options: argparse.Namespace) -> Generator:
+    """The pipeline on the device, in the precision and for the image size that are asked for."""
+    from torch import nn
+
+    from fairlib.models.generator import Generator
+
+    device, local = accelerator(options.device), not options.download
+    generator = Generator.load(options.pipeline, device, local_files_only=local)
+    for part in generator.pipeline.components.values():
+        if isinstance(part, nn.Module):
+            getattr(part, PRECISIONS[options.precision])()
+    if size := options.image_size:
+        side, rest = divmod(size, generator.pipeline.vae_scale_factor)
+        if rest or generator.mean_latent is not None:
+            raise SettingsError(
+                f"--image-size {size}: give a multiple of {generator.pipeline.vae_scale_factor}, "
+                "and none for a pipeline with a mean latent, which is of one size"
+            )
+        generator.denoiser.register_to_config(sample_size=side)
+        generator.latent_shape = (generator.latent_shape[0], side, side)
+    return generator
+
+
+def _sampled(options: argparse.Namespace) -> tuple[Tensor, list[str]]:
+    """Images of every prompt, and the prompt of each."""
+    prompts = [prompt for prompt in _prompts(options.prompts) for _ in range(options.count)]
+    given = {name: getattr(options, name) for name in ("steps", "guidance_scale", "micro_batch")}
+    return _generator(options).sample(prompts, rng=options.seed, **given), prompts
+
+
+def _clip(options: argparse.Namespace) -> Clip:
+    from fairlib.models.clip import load_clip
+
+    return load_clip(options.clip, not options.download).to(accelerator(options.device))
 
 
 def _prompts(given: list[str]) -> list[str]:
@@ -170,17 +237,27 @@ def _file(name: str, expected: str) -> Path:
     return path
 
 
-def _classifier(name: str) -> Callable:
-    """A classifier: a folder that `save_classifier` wrote, or `package.module:function` that
-    returns one.
+def _classifiers(options: argparse.Namespace) -> dict[str, Callable]:
+    """{name: classifier} from NAME=CLASSIFIER; a CLASSIFIER alone is called "classifier"."""
+    given = [f"classifier={part}" if "=" not in part else part for part in options.classifier]
+    named = dict(part.split("=", 1) for part in given)
+    if len(named) < len(given):
+        raise SettingsError(f"--classifier {' '.join(given)}: give each a name of its own")
+    return {name: _classifier(place, options.device) for name, place in named.items()}
+
+
+def _classifier(name: str, device: str = "") -> Callable:
+    """A classifier on the device: a folder that `save_classifier` wrote, or
+    `package.module:function` that returns one.
     """
     if Path(name).expanduser().is_dir():
         from fairlib.models.classifier import load_classifier
 
-        return load_classifier(name)
+        return load_classifier(name).to(accelerator(device))
     module, _, function = name.partition(":")
     try:
-        return getattr(import_module(module), function)()
+        found = getattr(import_module(module), function)()
+        return found.to(accelerator(device)) if hasattr(found, "to") else found
     except (ImportError, AttributeError, ValueError) as error:
         raise SettingsError(
             f"--classifier {name}: {error}; give a folder, or package.module:function that returns "
@@ -209,7 +286,7 @@ def _parser(arguments: Sequence[str] = ()) -> argparse.ArgumentParser:
         help="read every byte of the data and name every broken file (default: tables, names, "
         "sizes, headers and masks)",
     )
-    _add_work(_command(commands, sample), _command(commands, tune))
+    _add_work(_command(commands, sample), _command(commands, tune), _command(commands, audit))
     _add_finetune(_command(commands, finetune), "finetune" in arguments)
     return parser
 
@@ -251,15 +328,16 @@ def _add_finetune(command: argparse.ArgumentParser, used: bool) -> None:
             command.add_argument(flag, type=parts[0] if parts else kind, help=text)
 
 
-def _add_work(draw: argparse.ArgumentParser, align: argparse.ArgumentParser) -> None:
-    """The options of `sample` and `tune`."""
-    for command in (draw, align):
-        command.add_argument(
-            "pipeline", help="a pipeline folder in diffusers' layout, or a hub name"
-        )
-        command.add_argument(
-            "prompts", nargs="+", help="prompts, or one text file with a prompt a line"
-        )
+def _add_work(draw: Parser, align: Parser, check: Parser) -> None:
+    """The options of `sample`, `tune` and `audit`."""
+    for command in (draw, align, check):
+        place = "a pipeline folder in diffusers' layout, or a hub name"
+        prompts = "prompts, or one text file with a prompt a line"
+        if command is check:
+            place += ", or a folder of PNG or JPEG images, with their prompts in images.csv"
+            prompts += "; of a folder of images, those to audit (default: all)"
+        command.add_argument("pipeline", help=place)
+        command.add_argument("prompts", nargs="*" if command is check else "+", help=prompts)
         command.add_argument("--seed", type=int, default=0, help="default: 0")
         command.add_argument(
             "--micro-batch",
@@ -271,21 +349,34 @@ def _add_work(draw: argparse.ArgumentParser, align: argparse.ArgumentParser) -> 
             "--device", default="", help="as cpu or cuda:1 (default: the first GPU, or the CPU)"
         )
         command.add_argument("--out", required=True, help="the folder to write to")
-    draw.add_argument("--count", type=int, default=1, help="images of each prompt (default: 1)")
-    draw.add_argument("--steps", type=int, default=20, help="of the solver (default: 20)")
-    draw.add_argument("--guidance-scale", type=float, default=4.0, help="default: 4")
-    align.add_argument(
-        "--classifier",
-        required=True,
-        help="a classifier's folder, or package.module:function that returns one",
-    )
+        command.add_argument(
+            "--precision", default="fp32", choices=PRECISIONS, help="default: fp32"
+        )
+        command.add_argument("--download", action="store_true", help="fetch hub names")
+        text = "pixels a side (default: as the pipeline says)"
+        command.add_argument("--image-size", type=int, default=0, help=text)
+    for command, count in ((draw, 1), (check, 50)):
+        text = f"images of each prompt (default: {count})"
+        command.add_argument("--count", type=int, default=count, help=text)
+        command.add_argument("--steps", type=int, default=20, help="of the solver (default: 20)")
+        command.add_argument("--guidance-scale", type=float, default=4.0, help="default: 4")
+    place = "a classifier's folder, or package.module:function that returns one"
+    align.add_argument("--classifier", required=True, help=place)
+    place = f"one or several: {place}; as NAME=CLASSIFIER"
+    check.add_argument("--classifier", required=True, nargs="+", help=place)
+    place = "biomedclip, openai, an open_clip name as ViT-B-32:openai, hf-hub:..., or a folder"
+    for command, use in ((align, "keeps images consistent"), (check, "feature space of distances")):
+        command.add_argument("--clip", default="", help=f"{use}: {place}")
+        text = "as F=0.458 M=0.542"
+        command.add_argument("--shares", nargs="+", default=[], metavar="GROUP=SHARE", help=text)
+    text = "a CSV: `group` (as in --shares), each classifier's logits in the column of its name"
+    check.add_argument("--calibration", default="", help=f"{text}, and `subject` if there is one")
+    check.add_argument("--reference", default="", help="a folder of real images, for distances")
     align.add_argument(
         "--scores", required=True, help="a CSV with the classifier's logits on real images"
     )
-    align.add_argument(
-        "--shares", required=True, nargs="+", metavar="GROUP=SHARE", help="as F=0.458 M=0.542"
-    )
     align.add_argument("--steps", type=int, default=90, help="optimiser steps (default: 90)")
+    align.add_argument("--lora", type=int, default=0, help="tune LoRA weights of this rank alone")
 
 
 def _command(commands: Any, function: Callable) -> argparse.ArgumentParser:

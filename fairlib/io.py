@@ -95,6 +95,11 @@ def to_images(values: Tensor) -> Tensor:
 
 def write_image(path: Path, image: Tensor) -> None:
     """Write an image, float [C, H, W] in [-1, 1] of one channel or three, as PNG."""
+    write_bytes(path, png_bytes(image))
+
+
+def png_bytes(image: Tensor) -> bytes:
+    """The PNG file of an image as of `write_image`."""
     from io import BytesIO
 
     from PIL import Image
@@ -102,7 +107,7 @@ def write_image(path: Path, image: Tensor) -> None:
     pixels = to_bytes(image).cpu().permute(1, 2, 0).numpy()
     stream = BytesIO()
     Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).save(stream, "PNG")
-    write_bytes(path, stream.getvalue())
+    return stream.getvalue()
 
 
 def write_sheet(path: Path, images: Tensor, columns: int = 8) -> None:

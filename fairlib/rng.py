@@ -49,6 +49,7 @@ class Stream(IntEnum):
     CLIP = 52  # CLIP training: shifts of images [step]
     DENOISER = 53  # denoiser training: noise, time steps, dropped prompts [step]
     SEGMENTER = 54  # segmenter training: augmentation [step]
+    AUDIT = 61  # audit: bootstrap draws, which reference images are compared
 
 
 def torch_rng(seed: int, stream: int, *counters: int) -> torch.Generator:

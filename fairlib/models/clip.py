@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -23,8 +23,9 @@ from numpy.typing import ArrayLike
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fairlib.cohorts.listing import listed
 from fairlib.errors import DataError, WeightsError
-from fairlib.io import to_images, write_json, write_tensors
+from fairlib.io import read_json, read_tensors, to_images, write_json, write_tensors
 from fairlib.models.loading import border, check_part, hub_folder
 from fairlib.models.training import (
     FitSettings,
@@ -43,6 +44,10 @@ if TYPE_CHECKING:
 
 CONTEXT_LENGTH = 32
 OPEN_CLIP_CONFIG, HUB = "open_clip_config.json", "hf-hub:"
+PRESETS = {
+    "biomedclip": "hf-hub:microsoft/BiomedCLIP-PubMedBERT_256-vit_base_patch16_224",
+    "openai": "ViT-B-32:openai",
+}
 ACTIVATIONS = {"GELU": "gelu", "QuickGELU": "quick_gelu"}  # open_clip's, and transformers' words
 VISION = {"image_size": 128, "patch_size": 16, "width": 128, "head_width": 32, "layers": 4}
 SMALL = {
@@ -258,14 +263,16 @@ def save_clip(
 
 def load_clip(folder: str | Path, local_files_only: bool = True) -> Clip:
     """Read a CLIP, frozen, in float32: a folder written by `save_clip`, one of open_clip (with
-    `open_clip_config.json` and safetensors), or "hf-hub:owner/name".
+    `open_clip_config.json` and safetensors), "hf-hub:owner/name", a name and tag of open_clip as
+    "ViT-B-32:openai", or one of `PRESETS`. Where the text tower is another model of the hub, as in
+    BiomedCLIP, the image tower alone is read: the consistency term needs no other.
 
     local_files_only: look hub names up in the hub's cache alone.
 
     Raises `WeightsError` when the folder lacks a file or the weights do not fit their
     configuration, and for a name that is not there.
     """
-    name = str(folder).removeprefix("local-dir:")
+    name = _address(PRESETS.get(str(folder), str(folder)).removeprefix("local-dir:"))
     hub = name.startswith(HUB)
     place = hub_folder(name.removeprefix(HUB), local_files_only) if hub else Path(name).expanduser()
     if (place / OPEN_CLIP_CONFIG).is_file():
@@ -277,20 +284,53 @@ def load_clip(folder: str | Path, local_files_only: bool = True) -> Clip:
     return clip.eval().requires_grad_(False)
 
 
+def _address(name: str) -> str:
+    """The hub's address of weights that open_clip knows as "name:tag", else `name`."""
+    if name.count(":") != 1 or name.startswith(HUB):
+        return name
+    from open_clip import get_pretrained_cfg
+
+    place = get_pretrained_cfg(*name.split(":")).get("hf_hub", "").strip("/")
+    return HUB + place if place else name
+
+
 def _from_open_clip(folder: Path) -> Clip:
     import open_clip
 
+    source, files = f"local-dir:{folder}", listed(folder, "*.safetensors")
+    if not files:
+        raise WeightsError(
+            f"{folder}: holds no safetensors; complete the folder (open_clip_pytorch_model.bin is "
+            "a pickle; if you trust it, write what torch.load(..., weights_only=True) reads of it "
+            "with safetensors.torch.save_file as open_clip_model.safetensors)"
+        )
     check_part(folder)
-    source = f"local-dir:{folder}"
     with border(folder, "complete the folder; nothing is fetched for it"):
-        model = open_clip.create_model(source, require_pretrained=True)
-        given, tokenizer = model.visual.preprocess_cfg, open_clip.get_tokenizer(source)
-        sizes = set(np.atleast_1d(model.visual.image_size).tolist())
+        config, tokenizer = read_json(folder / OPEN_CLIP_CONFIG), None
+        if "hf_model_name" in config["model_cfg"]["text_cfg"]:
+            model, given = _image_tower(files[-1], config["model_cfg"]), config["preprocess_cfg"]
+        else:
+            model = open_clip.create_model(source, require_pretrained=True)
+            given, tokenizer = model.visual.preprocess_cfg, open_clip.get_tokenizer(source)
+        sizes = set(np.atleast_1d(cast(Any, model.visual).image_size).tolist())
     if len(sizes) != 1:
         raise WeightsError(f"{folder}: reads images of {sizes} pixels a side; expected squares")
     # theirs is of images in [0, 1], ours of images in [-1, 1]
     mean, std = 2 * np.array(given["mean"]) - 1, 2 * np.array(given["std"])
     return Clip(model, tokenizer, 3, sizes.pop(), mean, std).eval().requires_grad_(False)
+
+
+def _image_tower(path: Path, config: dict) -> nn.Module:
+    """open_clip's model with the image tower of `path`; its text tower is a stump."""
+    import open_clip
+
+    stump = {"layers": 1, "width": 8, "heads": 1, "vocab_size": 2, "context_length": 1}
+    model = open_clip.CustomTextCLIP(config["embed_dim"], config["vision_cfg"], stump)
+    weights = {
+        k.removeprefix("visual."): v for k, v in read_tensors(path).items() if "visual." in k
+    }
+    model.visual.load_state_dict(weights)
+    return model
 
 
 def attributes_of(prompt: str) -> tuple[str, ...]:

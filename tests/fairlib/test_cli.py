@@ -1,5 +1,6 @@
 """The command `fairlib`: what it prints and writes, and with which status it ends."""
 
+import json
 import subprocess
 import sys
 
@@ -59,11 +60,14 @@ def test_tune_writes_a_pipeline_that_has_moved(pipeline, tmp_path, capsys, monke
     (tmp_path / "prompts.txt").write_text("axial brain\n\nbrain\n")
     monkeypatch.setattr("fairlib.cli.FEW", {"images_per_prompt": 2, "cache_size": 2, "cache_block": 2,
                                             "sampling_steps": 2, "replay_steps": 1})  # fmt: skip
-    out = tmp_path / "tuned"
+    out, embed = tmp_path / "tuned", clip.Clip(None, None, 1, 8)
+    embed.embed_images = lambda images: seen.append(len(images)) or images.flatten(1)
+    seen = []
+    monkeypatch.setattr(clip, "load_clip", lambda name, local: embed)
     command = ["tune", str(pipeline), str(tmp_path / "prompts.txt"), "--scores"]
     command += [str(tmp_path / "scores.csv"), "--classifier", "strangers_classifier:bright"]
     command += ["--shares", "F=0.458", "M=0.542", "--steps", "1", "--out", str(out)]
-    assert main(command) == 0
+    assert main([*command, "--lora", "2", "--clip", "a_folder"]) == 0 and seen
     assert "step 1 of 1: F " in capsys.readouterr().out
     before, after = (Generator.load(place).denoiser.state_dict() for place in (pipeline, out))
     assert any(not torch.equal(before[name], value) for name, value in after.items())
@@ -125,6 +129,58 @@ def test_doctor_finds_changed_and_absent_weights(tmp_path, capsys):
     (tmp_path / "brain" / "w.bin").write_bytes(b"abd")
     assert main(["doctor", "--weights", str(tmp_path)]) == 1
     assert "w.bin: sha256" in capsys.readouterr().out
+
+
+def test_audit_samples_reads_and_writes(pipeline, tmp_path, capsys, monkeypatch):
+    """A pipeline, and the folder of its images, give the same numbers."""
+    monkeypatch.setitem(sys.modules, "strangers_classifier", sys.modules[__name__])
+    labelled = {"group": ["F", "M"] * 15, "one": [2.0, -2.0] * 15, "two": [3.0, -3.0] * 15}
+    pd.DataFrame(labelled).to_csv(tmp_path / "labelled.csv", index=False)
+    options = ["--classifier", "one=strangers_classifier:bright", "two=strangers_classifier:dark"]
+    options += ["--shares", "F=0.458", "M=0.542"]
+    sampling = ["--count", "3", "--steps", "2", "--seed", "5"]
+    prompts = ["axial brain", "brain"]
+    out = tmp_path / "one"
+    command = ["audit", str(pipeline), *prompts, *sampling, *options, "--out", str(out)]
+    assert main([*command, "--calibration", str(tmp_path / "labelled.csv")]) == 0
+    assert capsys.readouterr().out.strip() == str(out / "audit.html")
+    first = json.loads((out / "audit.json").read_text())
+    assert "seed 5, 2 solver steps" in first["assumed"]["Sampling"]
+    wanted = Generator.load(pipeline).sample([p for p in prompts for _ in range(3)], rng=5, steps=2)
+    assert first["shares"][0]["raw"] == (wanted.mean((1, 2, 3)) > 0).float().mean()
+    assert {row["evaluator"] for row in first["shares"]} == {"one", "two"}
+
+    images = tmp_path / "images"
+    main(["sample", str(pipeline), *prompts, *sampling, "--out", str(images)])
+    assert main(["audit", str(images), *options, "--out", str(tmp_path / "two")]) == 0
+    second = json.loads((tmp_path / "two" / "audit.json").read_text())
+    assert [row["raw"] for row in second["shares"]] == [row["raw"] for row in first["shares"]]
+    assert "corrected" in first["shares"][0] and "corrected" not in second["shares"][0]
+    assert main(["audit", str(images), "brain", *options, "--out", str(tmp_path / "three")]) == 0
+    third = json.loads((tmp_path / "three" / "audit.json").read_text())
+    assert {row["n"] for row in third["shares"]} == {3}
+
+
+def dark():
+    return lambda images: -20 * images.flatten(1).mean(1) - 1
+
+
+def test_classifiers_need_names_of_their_own(pipeline, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "strangers_classifier", sys.modules[__name__])
+    given = ["--classifier", "strangers_classifier:bright", "strangers_classifier:dark"]
+    command = ["audit", str(pipeline), "brain", *given, "--shares", "F=0.4", "M=0.6"]
+    command += ["--count", "1", "--steps", "1", "--out", str(tmp_path / "out")]
+    assert main(command) == 2
+    assert "give each a name of its own" in capsys.readouterr().err
+
+
+def test_sampling_in_half_precision_and_another_size(pipeline, tmp_path, capsys):
+    command = ["sample", str(pipeline), "brain", "--steps", "1", "--out", str(tmp_path / "out")]
+    assert main([*command, "--image-size", "64", "--precision", "bf16"]) == 0
+    with Image.open(tmp_path / "out" / "00000.png") as image:
+        assert image.size == (64, 64)
+    assert main([*command, "--image-size", "100"]) == 2
+    assert "give a multiple of 8" in capsys.readouterr().err
 
 
 def test_help_needs_nothing_heavy():

@@ -400,6 +400,53 @@ def test_broken_folders_of_open_clip_are_one_error(downloaded, tmp_path):
         cl.load_clip(place)
 
 
+def test_a_model_with_a_text_tower_of_the_hub_gives_its_image_tower(tmp_path, monkeypatch):
+    """As BiomedCLIP: 256 tokens, a text tower that is another model, its own normalisation."""
+    from open_clip import CustomTextCLIP
+
+    vision = {"timm_model_name": "test_vit", "timm_pool": "", "timm_proj": "linear",
+              "timm_model_pretrained": False, "image_size": 160}  # fmt: skip
+    words = {"hf_model_name": "nowhere/nothing", "hf_proj_type": "mlp", "context_length": 256}
+    torch.manual_seed(0)
+    model = CustomTextCLIP(16, dict(vision), WORDS).eval()
+    config = {"embed_dim": 16, "vision_cfg": vision, "text_cfg": words}
+    content = {"model_cfg": config, "preprocess_cfg": STATISTICS}
+    (tmp_path / "open_clip_config.json").write_text(json.dumps(content))
+    state = {name: v.contiguous() for name, v in model.state_dict().items() if v.ndim}
+    save_file(state | {"text.other": torch.zeros(1)}, tmp_path / "open_clip_model.safetensors")
+    asked = []
+    monkeypatch.setattr(cl, "hub_folder", lambda name, local: asked.append(name) or tmp_path)
+    clip = cl.load_clip("biomedclip")
+    assert asked == ["microsoft/BiomedCLIP-PubMedBERT_256-vit_base_patch16_224"]
+    image = torch.rand(2, 3, 160, 160, generator=torch.Generator().manual_seed(1))
+    mean, std = (torch.tensor(STATISTICS[name]).view(1, 3, 1, 1) for name in ("mean", "std"))
+    with torch.no_grad():
+        theirs = model.encode_image((image - mean) / std)
+        ours = clip.embed_images(image * 2 - 1)
+    assert torch.allclose(ours, torch.nn.functional.normalize(theirs, dim=-1), atol=1e-5)
+    state.pop("visual.head.proj.weight")
+    save_file(state, tmp_path / "open_clip_model.safetensors")
+    with pytest.raises(WeightsError, match="head.proj.weight"):
+        cl.load_clip(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "address"),
+    [
+        ("openai", "timm/vit_base_patch32_clip_224.openai"),
+        ("ViT-B-32:laion2b_s34b_b79k", "laion/CLIP-ViT-B-32-laion2B-s34B-b79K"),
+        ("hf-hub:owner/model", "owner/model"),
+    ],
+)
+def test_names_of_open_clip_are_looked_up_on_the_hub(monkeypatch, tmp_path, name, address):
+    asked = []
+    monkeypatch.setattr(cl, "hub_folder", lambda name, local: asked.append(name) or tmp_path)
+    (tmp_path / "open_clip_config.json").write_text("{}")
+    with pytest.raises(WeightsError, match="holds no safetensors"):
+        cl.load_clip(name)
+    assert asked == [address]
+
+
 def test_names_of_clip_that_are_not_there_are_one_error_with_a_remedy(tmp_path):
     with pytest.raises(WeightsError, match="BiomedCLIP: no CLIP here .*open_clip_config.json"):
         cl.load_clip("BiomedCLIP")
