@@ -86,8 +86,10 @@ def tune(options: argparse.Namespace) -> None:
 
     from fairlib.methods.alignment import AlignmentSettings
     from fairlib.methods.alignment import tune as steps
+    from fairlib.methods.processes import start
     from fairlib.methods.targets import Target
 
+    is_first = start() == 0  # of those that `accelerate launch` or `torchrun` started
     generator = _generator(options)
     prompts = _prompts(options.prompts)
     target = Target.shares(_shares(options.shares), _scores(options.scores))
@@ -104,9 +106,11 @@ def tune(options: argparse.Namespace) -> None:
     classifier = _classifier(options.classifier, options.device)
     for step in steps(generator, classifier, prompts, target, embed=embed, settings=settings):
         shares = ", ".join(f"{name} {share:.3f}" for name, share in step.shares.items())
-        print(f"step {step.step + 1} of {settings.steps}: {shares}", flush=True)
-    generator.save(options.out)
-    print(options.out)
+        if is_first:
+            print(f"step {step.step + 1} of {settings.steps}: {shares}", flush=True)
+    if is_first:
+        generator.save(options.out)
+        print(options.out)
 
 
 def finetune(options: argparse.Namespace) -> None:

@@ -31,7 +31,7 @@ from torch import nn
 from fairlib.cohorts import cardiac, fairgenmed
 from fairlib.cohorts.tables import SEXES
 from fairlib.io import to_bytes
-from fairlib.methods.control import TYPICAL_BMI
+from fairlib.methods.downstream import TYPICAL_BMI
 from fairlib.models import autoencoder as ae
 from fairlib.models import clip as cl
 from fairlib.models.training import FitSettings, Trainer

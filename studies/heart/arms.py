@@ -18,7 +18,6 @@ from fairlib.errors import DataError, SettingsError
 from fairlib.io import write_bytes
 from fairlib.measures.equity import class_counts, group_names, keep_large, prevalence_weights
 from fairlib.measures.paired import BootstrapSettings, PairedAnswers, arm_metrics, paired_answers
-from fairlib.methods.control import copies, new_combinations
 from fairlib.methods.downstream import (
     BMI_GROUPS,
     TERTILES,
@@ -27,8 +26,10 @@ from fairlib.methods.downstream import (
     PlanSettings,
     age_edges,
     at_prevalence,
+    copies,
     evaluate_arm,
     labels_of,
+    new_combinations,
     with_groups,
 )
 from fairlib.models.controlnet import ControlledGenerator
