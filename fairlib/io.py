@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 MANIFEST = "manifest.json"
+CARD = "README.md"
 
 
 def write_bytes(path: str | Path, data: bytes) -> Path:
@@ -210,10 +211,12 @@ def read_manifest(folder: str | Path, verify: bool = True) -> dict[str, Any]:
 
 
 def hashes(folder: str | Path) -> dict[str, str]:
-    """`{relative path: sha256}` of every file below `folder`, the manifest itself left out."""
+    """`{relative path: sha256}` of every file below `folder`, the manifest itself and cards
+    (`README.md`) left out: what a card says changes no result.
+    """
     folder = Path(folder)
     files = sorted(path for path in folder.rglob("*") if path.is_file())
-    files = [path for path in files if path != folder / MANIFEST]
+    files = [path for path in files if path != folder / MANIFEST and path.name != CARD]
     return {path.relative_to(folder).as_posix(): sha256(path) for path in files}
 
 

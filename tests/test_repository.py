@@ -18,9 +18,12 @@ from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
+from fairlib.io import hashes, read_manifest
+
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+WEIGHTS = sorted(path.parent for path in (ROOT / "weights").glob("*/manifest.json"))
 HEAVY = (
     "pandas",
     "scipy",
@@ -227,6 +230,72 @@ def test_tracked_files_are_clean():
             assert not re.search(r"(?<![\w.])/(?:work|root|home)/(?!me\b)\w+", text), (
                 f"{name}: a path of some machine"
             )
+
+
+# ---- the shipped weights and their cards
+# ----------------------------------------------------------------------------------------
+
+
+def settings_of(values):
+    """All settings below a manifest's parameters, as (name, value)."""
+    for name, value in values.items():
+        parts = value if isinstance(value, list) else [value]
+        for part in parts:
+            if isinstance(part, dict):
+                yield from settings_of(part)
+            else:
+                yield name, part
+
+
+@pytest.mark.parametrize("folder", WEIGHTS, ids=lambda path: path.name)
+class TestModelCard:
+    """Each folder of weights has a card that agrees with its manifest and with the results."""
+
+    def test_a_card_is_no_part_of_the_weights(self, folder):
+        """Else a word changed in it would compute every result of these weights again."""
+        assert (folder / "README.md").is_file()
+        assert hashes(folder) == read_manifest(folder)["files"]
+
+    def test_it_says_what_it_must(self, folder):
+        text = (folder / "README.md").read_text()
+        headings = ["Training", "How it was measured", "Intended use", "Not for", "Licence"]
+        assert re.findall(r"^## (.+)$", text, re.M) == headings
+        assert text.startswith("---\nlicense: mit\n") and "synthetic" in text[: text.index("## ")]
+
+    def test_it_states_the_size_and_the_seeds_of_the_training(self, folder):
+        text, manifest = (folder / "README.md").read_text(), read_manifest(folder)
+        parameters = manifest["parameters"]
+        [drawn] = [
+            parameters[name] for name in ("radiology", "hearts", "fundi") if name in parameters
+        ]
+        count = drawn.get("subjects", drawn.get("slices"))
+        assert f"{manifest.get('people_seen', count):,}" in text and f"{count:,}" in text
+        assert f"seed {drawn['seed']}" in text
+        trained = {"clip": ["clip"], "fundus-white": ["white"]}.get(
+            folder.name,
+            [name for name in ("pixels", "noise", "words", "control") if name in parameters],
+        )
+        for name in trained:
+            for key, value in settings_of({name: parameters[name]}):
+                assert key != "steps" or re.search(rf"\b{value}\b", text), (name, value)
+
+    def test_its_figures_stand_in_the_results(self, folder):
+        text = (folder / "README.md").read_text()
+        for name in re.findall(r"`(results/[\w./-]+)`", text):
+            assert (ROOT / name).exists(), name
+        for figure, value, name in re.findall(
+            r"^\| ([^|]+) \| (\d[^|]*) \| `(.+csv)` \|$", text, re.M
+        ):
+            wanted = re.findall(r"-?\d+\.\d+", value)
+            rows = [line.split(",") for line in (ROOT / name).read_text().splitlines()]
+            assert any(set(wanted) <= rounded(row, wanted[0]) for row in rows), figure
+
+
+def rounded(row, like):
+    """The numbers of a row, with as many decimals as `like` has."""
+    decimals = len(like.partition(".")[2])
+    numbers = [cell for cell in row if re.fullmatch(r"-?\d+(\.\d+)?", cell)]
+    return {f"{float(cell):.{decimals}f}" for cell in numbers}
 
 
 # ---- the source notebooks

@@ -224,6 +224,13 @@ def test_hashes_are_those_of_hashlib(folder):
     }
 
 
+def test_a_card_is_no_part_of_what_a_folder_holds(folder):
+    before = hashes(folder)
+    (folder / "README.md").write_text("what this is")
+    assert hashes(folder) == before
+    assert read_manifest(folder)["files"] == before
+
+
 def test_manifest_tells_where_a_number_is_from(folder):
     manifest = json.loads((folder / "manifest.json").read_text())
     assert (
