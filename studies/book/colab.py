@@ -24,8 +24,8 @@ KEPT = ("torch", "torchvision", "numpy", "scipy", "scikit-learn", "pandas", "req
 DRIVE = "/content/drive"  # where Colab mounts it
 HERE = "/content/fairlib-runs"  # outlives the kernel, not the machine
 NO_GPU = (
-    "no GPU (Runtime, Change runtime type, to get one): on two slow cores all ten notebooks take "
-    'about 25 minutes together with profile = "quick"; profile = "colab" is made for a GPU'
+    "no GPU (Runtime, Change runtime type, to get one): on two slow cores all eleven notebooks "
+    'take about 25 minutes together with profile = "quick"; profile = "colab" is made for a GPU'
 )
 
 
