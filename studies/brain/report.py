@@ -261,3 +261,17 @@ def swept(tables: Mapping[str, pd.DataFrame]) -> list[dict]:
         value = Interval(row.distance, np.nan, np.nan)
         rows.append(CHOICE.row(arm, "selection classifier", value, int(count[arm]), chosen=chosen))
     return rows
+
+
+def across(criteria: pd.DataFrame, metric: str) -> pd.DataFrame:
+    """One metric in words, a row an arm and a column an evaluator: estimate and interval, in
+    percent.
+    """
+    rows = criteria[criteria.metric_id == metric]
+    words = [
+        f"{100 * row.estimate:.1f} ({100 * row.low:.1f} to {100 * row.high:.1f})"
+        for row in rows.itertuples()
+    ]
+    wide = rows.assign(words=words).pivot(index="arm", columns="evaluator", values="words")
+    order = list(dict.fromkeys(rows.arm)), list(dict.fromkeys(rows.evaluator))
+    return wide.loc[order[0], order[1]].reset_index().rename_axis(columns=None)

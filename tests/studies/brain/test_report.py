@@ -88,6 +88,17 @@ def test_what_prose_quotes_is_the_table_by_name(table):
     assert len(found) > len(table), "no two rows have one name"
 
 
+def test_a_metric_across_evaluators_is_one_row_an_arm(table):
+    wide = report.across(table, "share")
+    assert list(wide.arm) == list(SHARES) and list(wide.columns[1:]) == [
+        report.OWN,
+        *report.NAMES.values(),
+    ]
+    row = figure(table, "share", "untuned", "measured area")
+    expected = f"{100 * row.estimate:.1f} ({100 * row.low:.1f} to {100 * row.high:.1f})"
+    assert wide.set_index("arm").loc["untuned", "measured area"] == expected
+
+
 def test_arms_have_labels_in_one_order(table):
     labelled = report.labelled(table)
     assert list(dict.fromkeys(labelled.arm)) == [
