@@ -179,12 +179,6 @@ def _prompted(bottleneck: Tensor, sampling: dict[str, Any]) -> Tensor:
     return bottleneck if sampling["guidance_scale"] == 1 else bottleneck.chunk(2)[1]
 
 
-def prompt_direction(generator: Generator, first: str, second: str) -> Tensor:
-    """The unit difference `[1, L, D]` of two prompts' embeddings, token by token."""
-    difference = torch.sub(*generator.encode_prompts([first, second]))[None]
-    return difference / (difference.norm(dim=-1, keepdim=True) + 1e-6)
-
-
 def classifier_direction(
     generator: Generator,
     classifier: ImageFunction,

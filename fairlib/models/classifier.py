@@ -159,36 +159,12 @@ class Classifier(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor | dict[str, Tensor]:
         """The values of the only head, or of several a dict."""
-        return _only(self.read(images)[0])
+        values = self.read(images)[0]
+        return next(iter(values.values())) if len(values) == 1 else values
 
     def place(self, head: str | None = None) -> int:
         """Position of a scalar head (default: the first) in `slope`, `intercept`, `threshold`."""
         return self.scalars.index(head or self.scalars[0])
-
-
-class Ensemble(nn.Module):
-    """Several classifiers of the same heads: the mean of their logits, all of their features."""
-
-    def __init__(self, members: Sequence[Classifier]):
-        super().__init__()
-        self.members = nn.ModuleList(members)
-        self.heads = members[0].heads
-
-    def read(self, images: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-        """Mean values of every head and the members' features, side by side [N, sum of D]."""
-        logits, features = zip(
-            *(cast(Classifier, member).read(images) for member in self.members), strict=True
-        )
-        mean = {name: torch.stack([one[name] for one in logits]).mean(0) for name in self.heads}
-        return mean, torch.cat(features, dim=1)
-
-    def forward(self, images: Tensor) -> Tensor | dict[str, Tensor]:
-        """The values of the only head, or of several a dict."""
-        return _only(self.read(images)[0])
-
-
-def _only(values: dict[str, Tensor]) -> Tensor | dict[str, Tensor]:
-    return next(iter(values.values())) if len(values) == 1 else values
 
 
 class _Residual(nn.Module):
@@ -529,13 +505,13 @@ class Prediction:
 
 
 @torch.no_grad()
-def predict(classifier: Classifier | Ensemble, images: Tensor, batch_size: int = 128) -> Prediction:
+def predict(classifier: Classifier, images: Tensor, batch_size: int = 128) -> Prediction:
     """Read what a classifier says about images, wherever the classifier lies.
 
     Parameters
     ----------
     classifier
-        One, or an `Ensemble` of several.
+        As of `fit_classifier` or `load_classifier`.
     images
         `[N, C, H, W]`, uint8 or float in [-1, 1].
     batch_size
@@ -559,9 +535,7 @@ def predict(classifier: Classifier | Ensemble, images: Tensor, batch_size: int =
         name: torch.cat([found[name].cpu() for found, _ in parts]) for name in classifier.heads
     }
     features = torch.cat([part.cpu() for _, part in parts])
-    thresholds = {}
-    if isinstance(classifier, Classifier):
-        thresholds = dict(zip(classifier.scalars, classifier.threshold.cpu(), strict=True))
+    thresholds = dict(zip(classifier.scalars, classifier.threshold.cpu(), strict=True))
     return Prediction(classifier.heads, logits, features, thresholds)
 
 

@@ -21,7 +21,6 @@ from fairlib.models.classifier import (
     WIDE_MAX,
     Architecture,
     ClassifierSettings,
-    Ensemble,
     attack,
     augment,
     build_classifier,
@@ -382,14 +381,6 @@ def test_the_threshold_does_not_depend_on_the_prevalence():
     rare = np.r_[np.flatnonzero(labels == 1), np.repeat(np.flatnonzero(labels == 0), 9)]
     assert choose_threshold(scores, labels) == choose_threshold(scores[rare], labels[rare])
     assert choose_threshold([3.0, 3.0], [0, 1]) == 3.0
-
-
-def test_an_ensemble_is_the_mean_logit():
-    members, images = [build_classifier(SEX, seed=seed).eval() for seed in (0, 1)], discs(4)[0]
-    mean = (members[0](images) + members[1](images)) / 2
-    assert torch.allclose(Ensemble(members)(images), mean)
-    read = predict(Ensemble(members), images)
-    assert torch.allclose(read.logit, mean) and read.features.shape == (4, 2 * 1024)
 
 
 # reading in and out
