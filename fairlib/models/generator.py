@@ -321,6 +321,24 @@ class Generator:
         path = Path(folder).expanduser() / MEAN_LATENT
         return cls(pipeline, device, read_tensors(path)["mean"] if path.is_file() else None)
 
+    def resize(self, size: int) -> None:
+        """Draw square images of `size` pixels a side from now on (0: as many as before).
+
+        Raises `SettingsError` unless the denoiser can halve their latents as often as it does.
+        """
+        scale, levels = self.pipeline.vae_scale_factor, self.denoiser.config.block_out_channels
+        least = scale * 2 ** (len(levels) - 1)
+        high, wide = (scale * side for side in self.latent_shape[1:])
+        size = size or (high if high == wide else -1)
+        if size % least or size < 0:
+            raise SettingsError(
+                f"image size {size}, and the pipeline draws {high} x {wide}; give a multiple of "
+                f"{least}: images are square"
+            )
+        if (size, size) != (high, wide):
+            self.denoiser.register_to_config(sample_size=size // scale)
+            self.latent_shape = (self.latent_shape[0], size // scale, size // scale)
+
     def save(self, folder: str | Path, half: bool = False) -> None:
         """Write diffusers' own layout; LoRA weights are merged into the denoiser's.
 
@@ -344,11 +362,15 @@ class Generator:
         """
         new = [text for text in dict.fromkeys(prompts) if text not in self._known]
         if new:
-            length = {"max_length": token_length(self.pipeline), "padding": "max_length"}
-            tokens = self.pipeline.tokenizer(new, truncation=True, return_tensors="pt", **length)
-            hidden = self.pipeline.text_encoder(tokens.input_ids.to(self.device))[0]
-            self._known.update(zip(new, hidden.float(), strict=True))
+            self._known.update(zip(new, self.hidden_states(new), strict=True))
         return torch.stack([self._known[text] for text in prompts])
+
+    @torch.no_grad()
+    def hidden_states(self, texts: list[str]) -> Tensor:
+        """Hidden states float32 [N, L, D] of the frozen text encoder, computed each time."""
+        length = {"max_length": token_length(self.pipeline), "padding": "max_length"}
+        tokens = self.pipeline.tokenizer(texts, truncation=True, return_tensors="pt", **length)
+        return self.pipeline.text_encoder(tokens.input_ids.to(self.device))[0].float()
 
     def predict_noise(
         self,
