@@ -225,11 +225,12 @@ def _scores(path: str) -> Any:
     """Logits of the classifier on real images: a CSV of one column, or of one column a group."""
     from fairlib.cohorts.tables import read_table
 
+    table = read_table(path)
     try:
-        table = read_table(path).astype(float).to_numpy()
+        logits = table.astype(float).to_numpy()
     except ValueError as error:
         raise DataError(f"{path}: {error}; give the classifier's logits on real images") from None
-    return table[:, 0] if table.shape[1] == 1 else table
+    return logits[:, 0] if logits.shape[1] == 1 else logits
 
 
 def _classifiers(options: argparse.Namespace) -> dict[str, Callable]:
@@ -264,56 +265,52 @@ def _parser(arguments: Sequence[str] = ()) -> Parser:
     form = argparse.RawDescriptionHelpFormatter
     parser = Parser(prog="fairlib", description=__doc__, formatter_class=form)
     commands = parser.add_subparsers(required=True, metavar="command")
-    check = _command(commands, doctor)
+    machine = _command(commands, doctor)
     text = "a folder of weights, to check their hashes (default: weights)"
-    check.add_argument("--weights", default="weights", help=text)
-    check.add_argument("--data-dir", default="", help="a real cohort's folder, to ask its reader")
-    check.add_argument("--cohort", default="brats", choices=tuple(READERS))
+    machine.add_argument("--weights", default="weights", help=text)
+    machine.add_argument("--data-dir", default="", help="a real cohort's folder, to ask its reader")
+    machine.add_argument("--cohort", default="brats", choices=tuple(READERS))
     text = "read every byte of the data and name every broken file (default: tables, names, sizes, "
-    check.add_argument("--deep", action="store_true", help=f"{text}headers and masks)")
-    draw, align, judge = (_command(commands, one) for one in (sample, tune, audit))
+    machine.add_argument("--deep", action="store_true", help=f"{text}headers and masks)")
+    draw, align, check = (_command(commands, one) for one in (sample, tune, audit))
     learn = _command(commands, finetune)
-    _add_shared(draw, align, judge, learn)
-    _add_work(draw, align, judge)
+    _add_shared(draw, align, check, learn)
+    _add_work(draw, align, check)
     _add_finetune(learn, "finetune" in arguments)
     return parser
 
 
-def _add_shared(draw: Parser, align: Parser, judge: Parser, learn: Parser) -> None:
+def _add_shared(draw: Parser, align: Parser, check: Parser, learn: Parser) -> None:
     """What every command that loads a pipeline is asked for."""
-    place, texts = (
-        "a pipeline folder in diffusers' layout, or a hub name",
-        "prompts, or a text file",
-    )
+    place = "a pipeline folder in diffusers' layout, or a hub name"
+    texts = "prompts, or one text file with a prompt a line"
     images = "a folder of PNG or JPEG images, with their prompts in images.csv"
-    judged = f"{texts}; of a folder of images, those to audit (default: all)"
-    draw.add_argument("pipeline", help=place)
-    draw.add_argument("prompts", nargs="+", help=texts)
-    align.add_argument("pipeline", help=place)
-    align.add_argument("prompts", nargs="+", help=texts)
-    judge.add_argument("pipeline", help=f"{place}, or {images}")
-    judge.add_argument("prompts", nargs="*", help=judged)
+    checked = f"{texts}; of a folder of images, those to audit (default: all)"
+    for command in (draw, align):
+        command.add_argument("pipeline", help=place)
+        command.add_argument("prompts", nargs="+", help=texts)
+    check.add_argument("pipeline", help=f"{place}, or {images}")
+    check.add_argument("prompts", nargs="*", help=checked)
     learn.add_argument("pipeline", help=f"{place}, or a preset as sd15")
     learn.add_argument("--prompts", nargs="+", default=(), help=f"of panels: {texts}")
-    for command in (draw, align, judge, learn):
+    for command in (draw, align, check, learn):
         command.add_argument("--out", required=True, help="the folder to write to")
         text = "as cpu or cuda:1 (default: the first GPU, or the CPU)"
         command.add_argument("--device", default="", help=text)
         command.add_argument("--download", action="store_true", help="fetch hub names")
 
 
-def _add_work(draw: Parser, align: Parser, judge: Parser) -> None:
+def _add_work(draw: Parser, align: Parser, check: Parser) -> None:
     """The further options of `sample`, `tune` and `audit`."""
-    for command in (draw, align, judge):
+    for command in (draw, align, check):
         command.add_argument("--seed", type=int, default=0, help="default: 0")
         text = "images at once; bounds memory, changes no result (default: 8)"
         command.add_argument("--micro-batch", type=int, default=8, help=text)
-        command.add_argument(
-            "--precision", default="fp32", choices=PRECISIONS, help="default: fp32"
-        )
+        text = "of weights and images (default: fp32)"
+        command.add_argument("--precision", default="fp32", choices=PRECISIONS, help=text)
         text = "pixels a side (default: as the pipeline says)"
         command.add_argument("--image-size", type=int, default=0, help=text)
-    for command, count in ((draw, 1), (judge, 50)):
+    for command, count in ((draw, 1), (check, 50)):
         text = f"images of each prompt (default: {count})"
         command.add_argument("--count", type=int, default=count, help=text)
         command.add_argument("--steps", type=int, default=20, help="of the solver (default: 20)")
@@ -321,15 +318,15 @@ def _add_work(draw: Parser, align: Parser, judge: Parser) -> None:
     place = "a classifier's folder, or package.module:function that returns one"
     align.add_argument("--classifier", required=True, help=place)
     text = f"one or several: {place}; as NAME=CLASSIFIER"
-    judge.add_argument("--classifier", required=True, nargs="+", help=text)
+    check.add_argument("--classifier", required=True, nargs="+", help=text)
     place = "biomedclip, openai, an open_clip name as ViT-B-32:openai, hf-hub:..., or a folder"
-    for command, use in ((align, "keeps images consistent"), (judge, "feature space of distances")):
+    for command, use in ((align, "keeps images consistent"), (check, "feature space of distances")):
         command.add_argument("--clip", default="", help=f"{use}: {place}")
         text = "as F=0.458 M=0.542"
         command.add_argument("--shares", nargs="+", default=[], metavar="GROUP=SHARE", help=text)
     text = "a CSV: `group` (as in --shares), each classifier's logits in the column of its name"
-    judge.add_argument("--calibration", default="", help=f"{text}, and `subject` if there is one")
-    judge.add_argument("--reference", default="", help="a folder of real images, for distances")
+    check.add_argument("--calibration", default="", help=f"{text}, and `subject` if there is one")
+    check.add_argument("--reference", default="", help="a folder of real images, for distances")
     text = "a CSV with the classifier's logits on real images"
     align.add_argument("--scores", required=True, help=text)
     align.add_argument("--steps", type=int, default=90, help="optimiser steps (default: 90)")
