@@ -203,9 +203,7 @@ def parse_prompt(text: str) -> dict[str, str]:
     """
     match = TEMPLATE.fullmatch(text.strip())
     if match is None:
-        raise SettingsError(
-            f"prompt {text!r} does not follow the template; write it as {EXAMPLE!r}"
-        )
+        raise SettingsError(f"prompt {text!r} does not follow the template; write {EXAMPLE!r}")
     row = dict(zip(PROMPTED, match.groups(), strict=True))
     for name, words in {"sex": SEX_WORDS, "md_severity": VISION}.items():
         values = {word: value for value, word in words.items()}

@@ -71,9 +71,7 @@ def before_after(
     """
     before, after = _checked(before), _checked(after)
     if before.shape != after.shape:
-        raise DataError(
-            f"{before.shape} before and {after.shape} after are no pairs; give the same noise twice"
-        )
+        raise DataError(f"{before.shape} and {after.shape} are no pairs; give the same noise twice")
     labels = ["before", "after", "change"][: 2 + difference]
     figure, grid = _sheet(len(labels), len(before), cell, 0, labels, titles)
     for row, images in enumerate((before, after)):
@@ -162,9 +160,7 @@ def closed_curve(shape: Outline) -> tuple[np.ndarray, np.ndarray]:
 def _checked(images: ArrayLike) -> np.ndarray:
     images = np.asarray(images, dtype=np.float32)
     if images.ndim != 4 or images.shape[1] != 1 or len(images) == 0:
-        raise DataError(
-            f"images of shape {images.shape} cannot be laid out; give [N, 1, H, W] in [-1, 1]"
-        )
+        raise DataError(f"images of shape {images.shape}; give [N, 1, H, W] in [-1, 1]")
     return images
 
 

@@ -168,9 +168,7 @@ def each_group(
     for attribute, values in groups.items():
         labels = pd.Series(np.asarray(values, dtype=object))
         if len(labels) != count:
-            raise DataError(
-                f"{len(labels)} labels of {attribute!r} for {count} images; give one an image"
-            )
+            raise DataError(f"{len(labels)} {attribute!r} labels for {count} images; give one each")
         for group in sorted(labels.dropna().unique(), key=str):
             yield attribute, group, (labels == group).to_numpy()
         if labels.isna().any():

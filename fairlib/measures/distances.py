@@ -50,13 +50,9 @@ def check_sets(*sets: ArrayLike, n_min: int = N_MIN) -> None:
     """
     shapes = [np.shape(features) for features in sets]
     if any(len(shape) != 2 for shape in shapes) or len(set(shapes)) > 1:
-        raise DataError(
-            f"feature sets of shapes {shapes} cannot be compared; take equal numbers of images"
-        )
+        raise DataError(f"feature sets of shapes {shapes}; take equal numbers of images")
     if shapes[0][0] < n_min:
-        raise DataError(
-            f"{shapes[0][0]} images are too few to compare distributions; take at least {n_min}"
-        )
+        raise DataError(f"{shapes[0][0]} images are too few to compare; take at least {n_min}")
     if not all(np.isfinite(features).all() for features in sets):
         raise DataError("features hold NaN or infinity; look at the images they came from")
 

@@ -244,9 +244,7 @@ def prevalence_weights(label: ArrayLike, prevalence: float) -> np.ndarray:
     label = np.asarray(label)
     share = float(np.mean(label == 1))
     if not (0 < prevalence < 1 and 0 < share < 1):
-        raise DataError(
-            f"prevalence {prevalence} from {share:.0%} ill rows: both must lie between 0 and 1"
-        )
+        raise DataError(f"prevalence {prevalence} from {share:.0%} ill rows: give both in (0, 1)")
     return np.where(label == 1, prevalence / share, (1 - prevalence) / (1 - share))
 
 
@@ -291,9 +289,7 @@ def keep_large(
     Raises `DataError` when `small` is "error" and there are others, or when fewer than two remain.
     """
     if n_min < 1 or small not in ("exclude", "error"):
-        raise DataError(
-            f"n_min {n_min}, small {small!r}: expected at least 1, and 'exclude' or 'error'"
-        )
+        raise DataError(f"n_min {n_min}, small {small!r}: expected 1 or more, 'exclude' or 'error'")
     large = (counts >= n_min).all(axis=1)
     reasons = [_reason(row, n_min) for _, row in counts[~large].iterrows()]
     others = counts[~large].reset_index().assign(reason=pd.Series(reasons, dtype="str"))

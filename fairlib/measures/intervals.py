@@ -204,9 +204,7 @@ class Sample:
         )
         owner = strata[self._rows][self._start]
         if (np.repeat(owner, self._size) != strata[self._rows]).any():
-            raise DataError(
-                "one cluster lies in two strata; stratify by an attribute of the whole subject"
-            )
+            raise DataError("a cluster lies in two strata; stratify by attributes of subjects")
         self._members = [np.flatnonzero(owner == stratum) for stratum in np.unique(owner)]
 
     def rows(self, rng: Rng) -> np.ndarray:

@@ -540,9 +540,7 @@ def checked_targets(
     target = target if isinstance(target, dict) else dict.fromkeys(names, target)
     missing = [str(name) for name in names if name not in target]
     if missing:
-        raise DataError(
-            f"no target share for {kind} {missing[0]!r}; give one share, or one for each {kind}"
-        )
+        raise DataError(f"no target share for {kind} {missing[0]!r}; give one, or one a {kind}")
     values = np.array([target[name] for name in names], float)
     if not ((values >= 0) & (values <= 1)).all():
         raise DataError(f"target shares {values.tolist()} do not all lie in [0, 1]")

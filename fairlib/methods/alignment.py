@@ -585,9 +585,7 @@ def _check_settings(
     expected = cache_base(cache.base, cache.classifier, prompts, settings=settings).describe
     wrong = [name for name, value in cache.describe.items() if value != expected[name]]
     if wrong:
-        raise SettingsError(
-            f"the base cache was made with another {', '.join(wrong)}; make a new one"
-        )
+        raise SettingsError(f"base cache was made with another {', '.join(wrong)}; make a new one")
 
 
 @dataclass

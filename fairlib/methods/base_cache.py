@@ -135,9 +135,7 @@ def check_classifier(
             "give logits, not logarithms of probabilities"
         )
     if not logits.requires_grad:
-        raise SettingsError(
-            "the classifier's logits have no gradient; leave torch.no_grad and detach out of it"
-        )
+        raise SettingsError("the classifier's logits have no gradient; drop no_grad and detach")
 
 
 @dataclass

@@ -440,9 +440,7 @@ def at_prevalence(table: pd.DataFrame, prevalence: float, seed: int) -> np.ndarr
     ill, healthy = np.unique(subject[label]), np.unique(subject[~label])
     both = np.intersect1d(ill, healthy)
     if len(both):
-        raise DataError(
-            f"subject {both[0]!r} is healthy in one row and ill in another; correct the table"
-        )
+        raise DataError(f"subject {both[0]!r} is both healthy and ill; correct the table")
     odds = prevalence / (1 - prevalence)
     n_ill = min(len(ill), int(np.floor(len(healthy) * odds + 1e-9)))
     n_healthy = min(len(healthy), round(n_ill / odds))
@@ -554,14 +552,10 @@ def _typical_ages(decades: Sequence[str], present: set[str]) -> list[float]:
     """
     for name in decades:
         if re.fullmatch(r"[1-9]0s", name) is None:
-            raise SettingsError(
-                f"decades {list(decades)}: {name!r} is none; write for example '60s'"
-            )
+            raise SettingsError(f"decades {list(decades)}: {name!r} is none; write it as '60s'")
     chosen = [name for name in decades if name in present]
     if not chosen:
-        raise SettingsError(
-            f"decades {list(decades)}: none of them is in the table, which has {sorted(present)}"
-        )
+        raise SettingsError(f"decades {list(decades)}: the table has only {sorted(present)}")
     return [float(name[:-1]) + 5 for name in chosen]
 
 

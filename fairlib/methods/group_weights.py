@@ -71,9 +71,7 @@ def checked_sizes(sizes: Sequence[int]) -> tuple[int, ...]:
     """Return `sizes` as a tuple. Raises `SettingsError` when there is none, or one below 1."""
     counts = tuple(int(size) for size in sizes)
     if not counts or min(counts) < 1:
-        raise SettingsError(
-            f"sizes {counts}: one number of values for each attribute is needed, each at least 1"
-        )
+        raise SettingsError(f"sizes {counts}: give one number of at least 1 for each attribute")
     return counts
 
 
@@ -238,9 +236,7 @@ class InverseFrequency(Uniform):
         super().__init__(sizes)
         _check_over(over)
         if not cap >= 1:
-            raise SettingsError(
-                f"cap is {cap}; a weight is at most cap times the mean, so expected at least 1"
-            )
+            raise SettingsError(f"cap is {cap}; expected at least 1, as a multiple of the mean")
         codes = checked_groups(group_codes, self.sizes)
         table = pd.DataFrame(codes.numpy())
         parts = [table[[name]] for name in table] if over == "attributes" else [table]
@@ -313,9 +309,7 @@ class GroupDRO(Uniform):
         """Weights, float64 `[B]`. Raises `DataError` for a group that the training set lacks."""
         columns = self._codes(groups) + offsets(self._cells)
         if bool((self.shares[columns] == 0).any()):
-            raise DataError(
-                "a group of the batch does not occur in the codes that group DRO was made of"
-            )
+            raise DataError("a group of the batch is not in the codes that group DRO was made of")
         return (self.probabilities / self.shares)[columns].mean(1)
 
     def observe(self, losses: Tensor, groups: Tensor, step: int) -> None:

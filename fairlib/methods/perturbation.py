@@ -117,9 +117,7 @@ class NoisyWeights:
         Raises `SettingsError` for a step before the last choice, whose sigma is gone.
         """
         if step < self.since:
-            raise SettingsError(
-                f"sigma of step {step} is gone: the last choice was at step {self.since}"
-            )
+            raise SettingsError(f"sigma of step {step} is gone; last chosen at step {self.since}")
         rho, (candidate, reached, sigma) = self.settings.exploitation, self._reached
         if candidate is not self.candidate or reached > step:
             reached, sigma = self.since, self.candidate
@@ -282,9 +280,7 @@ class RandomSigma(NoisyWeights):
     ):
         super().__init__(sizes, settings)
         if fixed is not None and not 0 <= fixed < math.inf:
-            raise SettingsError(
-                f"fixed sigma is {fixed}; expected a standard deviation of at least 0"
-            )
+            raise SettingsError(f"fixed sigma is {fixed}; expected a deviation of at least 0")
         self.fixed = fixed
         self.observes = "batch" if fixed is not None else self.observes
 
@@ -314,13 +310,9 @@ class GaussianProcess:
         x, y = np.asarray(x, float), np.asarray(y, float)
         finite = np.isfinite(x).all() and np.isfinite(y).all()
         if x.ndim != 2 or y.shape != (len(x),) or not finite:
-            raise DataError(
-                f"points {x.shape} and outcomes {y.shape}: expected finite [n, d] and [n]"
-            )
+            raise DataError(f"points {x.shape} and outcomes {y.shape}: expected finite [n, d], [n]")
         if len(y) < 2 or np.ptp(y) == 0:
-            raise DataError(
-                f"{len(y)} outcomes without any spread; a process needs two that differ"
-            )
+            raise DataError(f"{len(y)} outcomes without spread; a process needs two that differ")
         self.dimension, self.x = x.shape[1], x
         self.centre, self.spread = y.mean(), y.std(ddof=1)
         self.regressor = _regressor(self.dimension)

@@ -461,9 +461,7 @@ def _activation(model: CLIP, exported: int) -> str:
     activation = type(model.transformer.resblocks[0].mlp.gelu).__name__
     if activation not in ACTIVATIONS:
         known = ", ".join(ACTIVATIONS)
-        raise WeightsError(
-            f"text tower cannot be exported: its activation is {activation}; expected {known}"
-        )
+        raise WeightsError(f"text tower cannot be exported: {activation} is none of {known}")
     tower = ("transformer.", "token_embedding.", "positional_embedding", "ln_final.")
     held = [p.numel() for name, p in model.named_parameters() if name.startswith(tower)]
     if model.attn_mask is None or sum(held) != exported:

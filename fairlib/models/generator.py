@@ -493,9 +493,7 @@ class Generator:
         rowwise = {name: value.to(self.device) for name, value in rowwise.items()}
         lengths = {name: len(value) for name, value in rowwise.items()}
         if not count or set(lengths.values()) != {count}:
-            raise SettingsError(
-                f"{count} prompts, but rows of {lengths}; give one of each an image"
-            )
+            raise SettingsError(f"{count} prompts, but rows of {lengths}; give one an image")
         scheme = solver(self.alphas_cumprod, steps, prediction_type=self.prediction_type)
         images = []
         for rows in torch.arange(count, device=self.device).split(micro_batch or count):

@@ -558,12 +558,12 @@ def test_settings_come_from_a_profile():
 @pytest.mark.parametrize(
     "prompts,targets,message",
     [
-        (["HGG"], targets_of(0.4, 0.4), "one target a prompt"),
+        (["HGG"], targets_of(0.4, 0.4), "targets; give one each"),
         (["HGG"], targets_of(0.4, 0.4)[:1], "prompts_per_step"),
         (
             PROMPTS,
             [target_of("all", p) for p in (0.3, 0.4)],
-            "'all' has two different targets",
+            "'all' has two targets",
         ),
     ],
 )
