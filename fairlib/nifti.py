@@ -120,7 +120,9 @@ def as_labels(path: str | Path, values: np.ndarray, allowed: frozenset[int]) -> 
         raise CorruptScan(path, "labels are not whole numbers; resample by nearest neighbour")
     others = set(range(int(labels.max()) + 1)) - allowed
     if outside := [label for label in others if (labels == label).any()]:
-        raise CorruptScan(path, f"labels {sorted(outside)} outside {sorted(allowed)}; map them")
+        raise CorruptScan(
+            path, f"labels {sorted(outside)} outside {sorted(allowed)}; map them to that set"
+        )
     return labels
 
 

@@ -141,10 +141,7 @@ def check_masks(masks: ArrayLike, name: str = "masks") -> np.ndarray:
     """
     masks = np.asarray(masks)
     if masks.ndim != 4 or masks.shape[1] != 2:
-        raise DataError(
-            f"{name} of shape {masks.shape}; give [N, 2, H, W] with ED in channel 0 and ES in "
-            "channel 1"
-        )
+        raise DataError(f"{name} of shape {masks.shape}; give [N, 2, H, W] (ED, ES)")
     unknown = ~np.isin(masks, range(4))
     if unknown.any():
         raise DataError(

@@ -48,6 +48,7 @@ from numpy.typing import ArrayLike
 
 from fairlib.errors import DataError
 from fairlib.measures.intervals import Interval, delong, jeffreys
+from fairlib.settings import need
 
 METRICS = ("auc", "accuracy")
 WORST_METRICS = ("auc", "accuracy", "tpr", "tnr")
@@ -381,12 +382,7 @@ def _checked(
         )
     if not groups.shape[1]:
         raise DataError("no attribute to group by; give a table with one column an attribute")
-    missing = groups.isna().sum()
-    if missing.any():
-        column = missing.idxmax()
-        raise DataError(
-            f"{missing[column]} rows have no {column}; leave them out first, and say how many"
-        )
+    need(groups, *groups, name="the table of groups", whole=True)
     return label.astype(int), score
 
 

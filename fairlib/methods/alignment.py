@@ -62,7 +62,16 @@ from fairlib.methods.targets import (
 from fairlib.models import solvers
 from fairlib.models.training import FitSettings, Trainer
 from fairlib.rng import Stream, derived_seeds, numpy_rng
-from fairlib.settings import BelowOne, Bound, Count, Natural, Positive, Weight, check_bounds
+from fairlib.settings import (
+    AboveZero,
+    BelowOne,
+    Bound,
+    Count,
+    Natural,
+    Positive,
+    Weight,
+    check_bounds,
+)
 
 COSINE_MEMORY = 0.9
 TRANSPORT = ("transport", "quantile")
@@ -132,7 +141,7 @@ class AlignmentSettings:
     warmup: Natural = 5
     anneal: Literal["cosine", "none"] = "cosine"
     weight_decay: Weight = 0.0
-    gradient_clip: Annotated[float, Bound(lambda value: value > 0, "above 0")] = 1.0
+    gradient_clip: AboveZero = 1.0
     ema_decay: BelowOne = 0.9
     alignment_weight: Weight = 1.0
     smooth_l1_beta: Positive = 1.0

@@ -45,7 +45,7 @@ from fairlib.models.classifier import (
 )
 from fairlib.models.training import draw_rows, same_length
 from fairlib.rng import Stream, numpy_rng
-from fairlib.settings import Bound, Count, Natural, Positive, check_bounds, unknown_key
+from fairlib.settings import Bound, Count, Natural, Positive, check_bounds, need, unknown_key
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -346,7 +346,7 @@ def _tensor(values: np.ndarray | None) -> Tensor | None:
 
 
 def _test_rows(test: ImageTable, edges: tuple[float, float]) -> pd.DataFrame:
-    require(test.table, ("subject", "sex"))
+    need(test.table, "subject", "sex", whole=True)
     table = with_groups(test.table, edges).assign(
         image=range(len(test)), label=test.labels().numpy()
     )
@@ -355,7 +355,7 @@ def _test_rows(test: ImageTable, edges: tuple[float, float]) -> pd.DataFrame:
 
 def _check_disjoint(trained: Mapping[str, ImageTable], heldout: Mapping[str, ImageTable]) -> None:
     for name, part in heldout.items():
-        require(part.table, ("subject",))
+        need(part.table, "subject", whole=True)
         others = {**trained, **({"validation": heldout["validation"]} if name == "test" else {})}
         for source, images in others.items():
             # a generated image need not belong to a subject
@@ -375,7 +375,7 @@ def age_edges(table: pd.DataFrame) -> tuple[float, float]:
     In the paper the tertiles have medians 56, 66 and 73 years. Raises `DataError` when an age is
     missing.
     """
-    require(table, ("subject", "age"))
+    need(table, "subject", "age", whole=True)
     low, high = np.quantile(table.drop_duplicates("subject")["age"].to_numpy(float), [1 / 3, 2 / 3])
     return float(low), float(high)
 
@@ -390,7 +390,7 @@ def with_groups(table: pd.DataFrame, edges: tuple[float, float]) -> pd.DataFrame
     """
     import pandas as pd
 
-    require(table, ("age", "bmi"))
+    need(table, "age", "bmi", whole=True)
     age = np.searchsorted(edges, table["age"].to_numpy(float), side="left")
     bmi = np.searchsorted((25.0, 30.0), table["bmi"].to_numpy(float), side="right")
     return table.assign(
@@ -399,22 +399,9 @@ def with_groups(table: pd.DataFrame, edges: tuple[float, float]) -> pd.DataFrame
     )
 
 
-def require(table: pd.DataFrame, columns: Sequence[str]) -> None:
-    """Raise `DataError` when `table` lacks a column or a value of `columns`."""
-    for column in columns:
-        if column not in table:
-            raise DataError(unknown_key(column, [str(name) for name in table.columns], "the table"))
-        missing = int(table[column].isna().sum())
-        if missing:
-            raise DataError(
-                f"{missing} of {len(table)} rows have no {column}; leave them out first, and say "
-                "how many"
-            )
-
-
 def labels_of(table: pd.DataFrame) -> np.ndarray:
     """int64 [N]: 1 = heart failure, 0 = healthy. Raises `DataError` on any other diagnosis."""
-    require(table, ("diagnosis",))
+    need(table, "diagnosis", whole=True)
     other = set(table["diagnosis"]) - {ILL, HEALTHY}
     if other:
         raise DataError(
@@ -435,7 +422,7 @@ def at_prevalence(table: pd.DataFrame, prevalence: float, seed: int) -> np.ndarr
     """
     if not 0 < prevalence < 1:
         raise SettingsError(f"prevalence {prevalence}: expected above 0 and below 1")
-    require(table, ("subject",))
+    need(table, "subject", whole=True)
     subject, label = table["subject"].to_numpy(), labels_of(table).astype(bool)
     ill, healthy = np.unique(subject[label]), np.unique(subject[~label])
     both = np.intersect1d(ill, healthy)

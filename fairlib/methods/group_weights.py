@@ -253,10 +253,7 @@ class InverseFrequency(Uniform):
         weights = self._of_cell[_cell(codes, self.sizes)]
         if bool(weights.isnan().any()):
             row = int(weights.isnan().nonzero()[0])
-            raise DataError(
-                f"groups {codes[row].tolist()} of row {row} do not occur in the codes that the "
-                "weights were made of"
-            )
+            raise DataError(f"row {row}: groups {codes[row].tolist()} are not in the training set")
         return weights
 
 

@@ -178,7 +178,9 @@ def target_of_each(
         targets = (target,) * len(prompts)
     elif isinstance(target, Mapping):
         if not isinstance(prompts, Mapping):
-            raise SettingsError("the target is by group; give prompts as {prompt: group}")
+            raise SettingsError(
+                f"the target is by group ({', '.join(target)}); give prompts as {{prompt: group}}"
+            )
         for prompt, group in prompts.items():
             if group not in target:
                 raise SettingsError(

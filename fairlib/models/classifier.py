@@ -34,6 +34,7 @@ from fairlib.models.training import (
     rows_of_step,
 )
 from fairlib.rng import Stream, torch_rng
+from fairlib.settings import BelowOne, Count, Positive, Weight
 
 Heads = Mapping[str, str | Sequence[str]]
 Augmentation = Literal["none", "mirror", "shift", "light"]
@@ -91,11 +92,11 @@ class ClassifierSettings(FitSettings):
     one of the classifiers' in `rng.Stream`.
     """
 
-    steps: int = 600
-    batch_size: int = 48
-    learning_rate: float = 2e-3
-    weight_decay: float = 1e-2
-    ema_decay: float = 0.99
+    steps: Count = 600
+    batch_size: Count = 48
+    learning_rate: Positive = 2e-3
+    weight_decay: Weight = 1e-2
+    ema_decay: BelowOne = 0.99
     architecture: Architecture = SMALL
     augmentation: Augmentation = "mirror"
     radius: float = 0.0
@@ -143,11 +144,9 @@ class Classifier(nn.Module):
 
         Raises `DataError` on images of another number of channels.
         """
-        if images.ndim != 4 or images.shape[1] != self.architecture.channels:
-            raise DataError(
-                f"images of shape {tuple(images.shape)}; this classifier expects "
-                f"[N, {self.architecture.channels}, H, W]"
-            )
+        channels = self.architecture.channels
+        if images.ndim != 4 or images.shape[1] != channels:
+            raise DataError(f"images of shape {tuple(images.shape)}; give [N, {channels}, H, W]")
         if self.architecture.phases:
             images = torch.stack([(images[:, 0] + images[:, 2]) / 2, images[:, 1]], dim=1)
         features = self.body(images)

@@ -28,6 +28,7 @@ from fairlib.models.training import (
     read_description,
 )
 from fairlib.rng import Stream, torch_rng
+from fairlib.settings import BelowOne, Count, Positive, Weight
 
 LABELS = 4
 
@@ -38,11 +39,11 @@ class SegmenterSettings(FitSettings):
     them.
     """
 
-    steps: int = 300
-    batch_size: int = 16
-    learning_rate: float = 3e-3
-    weight_decay: float = 1e-2
-    ema_decay: float = 0.99
+    steps: Count = 300
+    batch_size: Count = 16
+    learning_rate: Positive = 3e-3
+    weight_decay: Weight = 1e-2
+    ema_decay: BelowOne = 0.99
     augment: bool = True
 
 
@@ -95,10 +96,7 @@ def frames_of(images: Tensor) -> Tensor:
     Raises `DataError` on another shape, or on NaN and infinity.
     """
     if images.ndim != 4 or images.shape[1] != 3:
-        raise DataError(
-            f"images of shape {tuple(images.shape)}; a segmenter reads [N, 3, H, W] with channels "
-            "ED, ES, ED"
-        )
+        raise DataError(f"images of shape {tuple(images.shape)}; give [N, 3, H, W] (ED, ES, ED)")
     if not bool(images.isfinite().all()):
         raise DataError("images hold NaN or infinity; look at the generator that made them")
     return torch.stack([(images[:, 0] + images[:, 2]) / 2, images[:, 1]], dim=1)

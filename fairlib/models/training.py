@@ -22,6 +22,15 @@ from torch import Tensor, nn
 from fairlib.errors import DataError, SettingsError, WeightsError
 from fairlib.io import read_json, read_tensors
 from fairlib.rng import Stream, torch_rng
+from fairlib.settings import (
+    AboveZero,
+    BelowOne,
+    Count,
+    Natural,
+    Positive,
+    Weight,
+    check_bounds,
+)
 
 HALF = (torch.float16, torch.bfloat16)
 FP16_LOSS_SCALE = 1024.0  # gradients below 6e-8 vanish in fp16
@@ -37,27 +46,23 @@ class FitSettings:
     zero at the last step, with "none" it stays. `horizon`, when not 0, is the step at which the
     cosine would reach zero: a later phase goes on from a high rate. `gradient_clip`: largest norm
     of the whole gradient. `ema_decay`: of the moving average of the weights (0: none). `betas`: of
-    AdamW.
+    AdamW. Raises `SettingsError` on a word or a number that means nothing.
     """
 
-    steps: int
-    batch_size: int
-    learning_rate: float
-    warmup: int = 50
-    weight_decay: float = 0.0
-    gradient_clip: float = 1.0
-    ema_decay: float = 0.0
-    seed: int = 0
-    horizon: int = 0
+    steps: Count
+    batch_size: Count
+    learning_rate: Positive
+    warmup: Natural = 50
+    weight_decay: Weight = 0.0
+    gradient_clip: AboveZero = 1.0
+    ema_decay: BelowOne = 0.0
+    seed: Natural = 0
+    horizon: Natural = 0
     anneal: Literal["cosine", "none"] = "cosine"
     betas: tuple[float, float] = (0.9, 0.99)
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "learning_rate"):
-            if not getattr(self, name) > 0:
-                raise SettingsError(
-                    f"{type(self).__name__}.{name} is {getattr(self, name)}; expected above 0"
-                )
+        check_bounds(self)
 
     @classmethod
     def of(cls, settings: Any, **changes: Any) -> FitSettings:
