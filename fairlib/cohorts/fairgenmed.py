@@ -154,9 +154,8 @@ def read_fairgenmed(
     root = Path(root).expanduser()
     (subjects, excluded), files = read_subjects(root / TABLE), find_npz(root)
     stated = {*subjects, *(name for name, *_ in excluded)}
-    excluded += [
-        (name, "not in the table", part) for name, (part, _) in files.items() if name not in stated
-    ]
+    others = {name: part for name, (part, _) in files.items() if name not in stated}
+    excluded += [(name, "not in the table", part) for name, part in others.items()]
     for name, subject in tracked(subjects.items(), progress):
         problem = _problem(root, name, subject, files)
         excluded += [(name, *problem)] if problem else []
@@ -388,9 +387,8 @@ def _with_truth(table: pd.DataFrame, path: Path) -> pd.DataFrame:
         return table
     truth = read_truth(path, "filename", table["subject"] + ".npz")
     new = [name for name in truth if name not in table]
-    return table.assign(
-        **{name: pd.to_numeric(truth[name]).to_numpy(dtype=float, na_value=np.nan) for name in new}
-    )
+    numbers = truth[new].apply(pd.to_numeric)
+    return table.assign(**{k: numbers[k].to_numpy(dtype=float, na_value=np.nan) for k in new})
 
 
 def _jpg(path: Path) -> Path:

@@ -136,9 +136,8 @@ def read_mnms(
     subjects, excluded = read_subjects(find_table(root), diagnoses)
     parts, stated = find_subjects(root), {*subjects, *(item for item, *_ in excluded)}
     excluded += [(one, "no images", "in the table only") for one in subjects if one not in parts]
-    excluded += [
-        (one, "not in the table", part) for one, (part, _) in parts.items() if one not in stated
-    ]
+    others = {one: part for one, (part, _) in parts.items() if one not in stated}
+    excluded += [(one, "not in the table", part) for one, part in others.items()]
     scans = {}
     for subject in [one for one in subjects if one in parts]:
         part, folder = parts[subject]

@@ -43,9 +43,8 @@ def image_grid(
     """
     images = _checked(images)
     rows = -(-len(images) // columns)
-    figure, grid = _sheet(
-        rows, columns, cell, 0.2 * (titles is not None), row_labels, column_labels
-    )
+    space = 0.0 if titles is None else 0.2
+    figure, grid = _sheet(rows, columns, cell, space, row_labels, column_labels)
     for index, panel in enumerate(grid.flat):
         if index >= len(images):
             panel.set_visible(False)

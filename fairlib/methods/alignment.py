@@ -341,10 +341,8 @@ class Objective:
         if s.family == "class":
             return class_alignment(logits, values, assignment.confidence, s.confidence_threshold)
         mean_loss = mean_probability_kl if s.family == "mean_kl" else mean_probability_l2
-        each = [
-            len(rows) * mean_loss(logits[rows], values[rows[0]])
-            for rows in self.groups(batch).values()
-        ]
+        groups = self.groups(batch).values()
+        each = [len(rows) * mean_loss(logits[rows], values[rows[0]]) for rows in groups]
         return torch.stack(each).sum() / len(logits)
 
 
@@ -360,10 +358,8 @@ def cache_base(
     settings: AlignmentSettings,
 ) -> BaseCache:
     """The empty cache of what `base`, the untuned model, makes, which `tune` fills as it goes."""
-    make = getattr(solvers, settings.solver)
-    solver = make(
-        base.alphas_cumprod, settings.sampling_steps, prediction_type=base.prediction_type
-    )
+    make, steps = getattr(solvers, settings.solver), settings.sampling_steps
+    solver = make(base.alphas_cumprod, steps, prediction_type=base.prediction_type)
     return BaseCache(
         base,
         classifier,
@@ -612,9 +608,8 @@ class _Run:
 
     def __post_init__(self) -> None:
         self.solver = self.cache.solver
-        self.coefficients = effective_coefficients(
-            self.solver.chain_coefficients()[1], self.settings.step_weights
-        )
+        own = self.solver.chain_coefficients()[1]
+        self.coefficients = effective_coefficients(own, self.settings.step_weights)
         with torch.no_grad():
             self.prompt_embeds = self.generator.encode_prompts(self.prompts)
         self.objective = Objective(self.settings, self.targets, {})
@@ -628,9 +623,8 @@ class _Run:
         started, before, step = time.perf_counter(), self.cache.evaluations, self.state.step
         batch = self._batch(step)
         results, replayed = self.gradient(batch)
-        cells: dict[str, Any] = {
-            k: v.cpu() if isinstance(v, Tensor) else v for k, v in results.items()
-        }
+        on_cpu = {k: v.cpu() for k, v in results.items() if isinstance(v, Tensor)}
+        cells: dict[str, Any] = results | on_cpu
         rate = self.state.settings.learning_rate_at(step)
         norm = self.state.update(rate)
         self._remember(batch, results)
@@ -657,22 +651,17 @@ class _Run:
         own = own_rows(len(batch.noises))
         noise = self.generator.noise(self.cache.seed, list(batch.noises[own]))
         embeds = self.prompt_embeds[list(batch.prompts[own])]
-        trajectory = record(
-            self.solver, self.predict_noise, noise, embeds, self.settings.micro_batch
-        )
+        at_once = self.settings.micro_batch
+        trajectory = record(self.solver, self.predict_noise, noise, embeds, at_once)
         cotangent, results = self._read(trajectory.sample, batch)
         replayed = self._replay(trajectory, cotangent, batch.step, len(batch.noises))
         sum_gradients(self.state.named.values())
         return results, replayed
 
     def _batch(self, step: int) -> Batch:
-        s, prompts = self.settings, len(self.targets)
-        pairs = schedule(
-            s.seed, step, prompts, s.prompts_per_step, s.images_per_prompt, s.cache_size
-        )
-        logits, embeds = zip(
-            *(self.cache.read(prompt, indices) for prompt, indices in pairs), strict=True
-        )
+        pairs = schedule(self.settings, step, len(self.targets))
+        cached = [self.cache.read(prompt, indices) for prompt, indices in pairs]
+        logits, embeds = zip(*cached, strict=True)
         places = tuple(prompt for prompt, indices in pairs for _ in indices)
         noises = tuple(index for _, indices in pairs for index in indices)
         return Batch(step, places, noises, torch.cat(logits), torch.cat(embeds))

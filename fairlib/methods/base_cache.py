@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
@@ -23,6 +23,9 @@ from fairlib.methods.replay import chunks, join
 from fairlib.methods.targets import class_logits
 from fairlib.models.solvers import Solver
 from fairlib.rng import Stream, numpy_rng
+
+if TYPE_CHECKING:
+    from fairlib.methods.alignment import AlignmentSettings
 
 ImageFunction = Callable[[Tensor], Tensor]
 
@@ -64,30 +67,23 @@ class TunableModel(Protocol):
         """The model as it now is, never to change."""
 
 
-def schedule(
-    seed: int,
-    step: int,
-    prompts: int,
-    prompts_per_step: int,
-    images_per_prompt: int,
-    cache_size: int,
-) -> list[tuple[int, list[int]]]:
+def schedule(s: AlignmentSettings, step: int, prompts: int) -> list[tuple[int, list[int]]]:
     """`(prompt, noise indices)` of optimiser step `step`, one pair for each of its
-    `prompts_per_step` prompts.
+    `prompts_per_step` prompts, of `prompts` in all.
 
     Prompts come in shuffled rounds; a prompt's next visit takes the next `images_per_prompt` noises
     of its cache.
     """
     pairs = []
-    for draw in range(step * prompts_per_step, (step + 1) * prompts_per_step):
+    for draw in range(step * s.prompts_per_step, (step + 1) * s.prompts_per_step):
         visit, place = divmod(draw, prompts)
-        prompt = int(numpy_rng(seed, Stream.PROMPT_ORDER, visit).permutation(prompts)[place])
-        lap, block = divmod(visit, cache_size // images_per_prompt)
-        order = np.arange(cache_size)
+        prompt = int(numpy_rng(s.seed, Stream.PROMPT_ORDER, visit).permutation(prompts)[place])
+        lap, block = divmod(visit, s.cache_size // s.images_per_prompt)
+        order = np.arange(s.cache_size)
         if lap:
-            order = numpy_rng(seed, Stream.NOISE_ORDER, lap, prompt).permutation(cache_size)
-        first = block * images_per_prompt
-        pairs.append((prompt, order[first : first + images_per_prompt].tolist()))
+            order = numpy_rng(s.seed, Stream.NOISE_ORDER, lap, prompt).permutation(s.cache_size)
+        first = block * s.images_per_prompt
+        pairs.append((prompt, order[first : first + s.images_per_prompt].tolist()))
     return pairs
 
 
@@ -205,28 +201,23 @@ class BaseCache:
         """`(logits [n] or [n, K], embeds [n, D])` of `prompt` (its place in `prompts`) at the
         noises `indices`.
         """
-        rows = [
-            tuple(part[index % self.block] for part in self._block(prompt, index // self.block))
-            for index in indices
-        ]
+        places = [divmod(index, self.block) for index in indices]
+        rows = [[part[row] for part in self._block(prompt, block)] for block, row in places]
         logits, embeds = zip(*rows, strict=True)
         return torch.stack(logits), torch.stack(embeds)
 
     def all_logits(self, prompt: int) -> Tensor:
         """The logits `[size]` or `[size, K]` of `prompt`, computing what is missing."""
-        return torch.cat(
-            [self._block(prompt, block)[0] for block in range(self.size // self.block)]
-        )
+        blocks = range(self.size // self.block)
+        return torch.cat([self._block(prompt, block)[0] for block in blocks])
 
     def to_tensors(self, readings: bool = False) -> dict[str, Tensor]:
         """The sampled latents, or logits and embeddings, for `fairlib.io.write_tensors`; keep
         `describe` beside them.
         """
         if not readings:
-            return {
-                f"latents/{prompt}/{block}": sample
-                for (prompt, block), sample in self.samples.items()
-            }
+            samples = self.samples.items()
+            return {f"latents/{prompt}/{block}": sample for (prompt, block), sample in samples}
         return {
             f"{name}/{prompt}/{block}": value
             for (prompt, block), values in self.readings.items()

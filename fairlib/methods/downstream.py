@@ -134,20 +134,13 @@ class TrainingPlan:
         """
         import pandas as pd
 
-        return pd.DataFrame(
-            [
-                {
-                    "arm": self.arm,
-                    "phase": number,
-                    "source": source,
-                    "images": len(rows),
-                    "share": phase.share,
-                    "sampling": phase.sampling,
-                }
-                for number, phase in enumerate(self.phases, 1)
-                for source, rows in phase.rows.items()
-            ]
-        )
+        rows = [
+            (self.arm, number, source, len(rows), phase.share, phase.sampling)
+            for number, phase in enumerate(self.phases, 1)
+            for source, rows in phase.rows.items()
+        ]
+        names = ["arm", "phase", "source", "images", "share", "sampling"]
+        return pd.DataFrame(rows, columns=names)
 
 
 def training_plan(
@@ -171,10 +164,8 @@ def training_plan(
         counts["extra"] = settings.synthetic_count or _size("synthetic", synthetic, arm)
     phases = []
     for number, stage in enumerate(ARMS[arm]):
-        rows = {
-            name: _chosen(name, tables[name], counts[name], arm, settings.seed)
-            for name in stage.sources
-        }
+        given = {name: (tables[name], counts[name]) for name in stage.sources}
+        rows = {name: _chosen(name, *one, arm, settings.seed) for name, one in given.items()}
         phase = Phase(rows, sampling=stage.sampling)
         if stage.sampling != "plain":
             phase = _balanced(phase, tables, settings.weight_cap)
@@ -296,9 +287,8 @@ def evaluate_arm(
     optional = {"synthetic": synthetic, "extra": extra}
     sources = {"real": train} | {k: part for k, part in optional.items() if part is not None}
     tables = {name: part.table for name, part in sources.items()}
-    plan = training_plan(
-        arm, train.table, tables.get("synthetic"), tables.get("extra"), settings.plan
-    )
+    further = (tables.get("synthetic"), tables.get("extra"))
+    plan = training_plan(arm, train.table, *further, settings.plan)
     _check_disjoint(sources, {"validation": validation, "test": test})
     rows = _test_rows(test, age_edges(train.table))
     classifier = build_classifier(HEADS, settings.classifier.architecture, seed).to(device)
@@ -347,9 +337,8 @@ def _tensor(values: np.ndarray | None) -> Tensor | None:
 
 def _test_rows(test: ImageTable, edges: tuple[float, float]) -> pd.DataFrame:
     need(test.table, "subject", "sex", whole=True)
-    table = with_groups(test.table, edges).assign(
-        image=range(len(test)), label=test.labels().numpy()
-    )
+    table = with_groups(test.table, edges)
+    table = table.assign(image=range(len(test)), label=test.labels().numpy())
     return table[["subject", "image", "label", *GROUPS]].reset_index(drop=True)
 
 
@@ -485,9 +474,8 @@ def new_combinations(
     import pandas as pd
 
     same_length(table=table, masks=masks)
-    ages = _typical_ages(
-        decades, {decade(age) for age in table["age"]} if present_only else set(decades)
-    )
+    present = {decade(age) for age in table["age"]} if present_only else set(decades)
+    ages = _typical_ages(decades, present)
     pools = {name: np.flatnonzero((table["diagnosis"] == name).to_numpy()) for name in DIAGNOSES}
     empty = [name for name, rows in pools.items() if not len(rows)]
     if empty:

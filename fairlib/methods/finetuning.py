@@ -344,9 +344,8 @@ class Probe:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        same_length(
-            latents=self.latents, prompt_rows=self.prompt_rows, group_codes=self.group_codes
-        )
+        parts = {"prompt_rows": self.prompt_rows, "group_codes": self.group_codes}
+        same_length(latents=self.latents, **parts)
         if not 1 <= self.times <= TRAINING_STEPS:
             raise SettingsError(f"Probe.times is {self.times}; expected 1 to {TRAINING_STEPS}")
 
@@ -368,9 +367,8 @@ def choose_probe(
     """
     sizes = checked_sizes(sizes)
     codes = checked_groups(group_codes, sizes)
-    member = torch.zeros(len(codes), sum(sizes), dtype=torch.bool).scatter_(
-        1, codes + offsets(sizes), True
-    )
+    member = torch.zeros(len(codes), sum(sizes), dtype=torch.bool)
+    member.scatter_(1, codes + offsets(sizes), True)
     counts = member.sum(0)
     if int(counts.min()) < per_group:
         column = int(counts.argmin())

@@ -80,9 +80,8 @@ def checked_groups(groups: Tensor | ArrayLike, sizes: tuple[int, ...]) -> Tensor
 
     Raises `DataError` when a column is missing or a code is outside its attribute.
     """
-    codes = (
-        torch.as_tensor(groups if isinstance(groups, Tensor) else np.asarray(groups)).detach().cpu()
-    )
+    rows = groups if isinstance(groups, Tensor) else np.asarray(groups)
+    codes = torch.as_tensor(rows).detach().cpu()
     if codes.ndim != 2 or codes.shape[1] != len(sizes) or codes.is_floating_point():
         raise DataError(
             f"group codes of shape {tuple(codes.shape)} and type {codes.dtype}; expected integers "
@@ -289,9 +288,8 @@ class GroupDRO(Uniform):
         self.over, self.rate = over, rate
         self._cells = self.sizes if over == "attributes" else (math.prod(self.sizes),)
         codes = self._codes(group_codes)
-        counts = torch.bincount(
-            (codes + offsets(self._cells)).flatten(), minlength=sum(self._cells)
-        ).double()
+        columns = (codes + offsets(self._cells)).flatten()
+        counts = torch.bincount(columns, minlength=sum(self._cells)).double()
         self.shares = counts / len(codes)
         self.logits = torch.where(counts > 0, 0.0, -math.inf).double()
 

@@ -189,9 +189,8 @@ class FairBayesianPerturbation(NoisyWeights):
             )
         outcome = self._outcome(losses, groups)
         if outcome is not None:
-            used = torch.stack(
-                [self.sigma(past) for past in range(max(self.last + 1, self.since), step + 1)]
-            ).mean(0)
+            passed = range(max(self.last + 1, self.since), step + 1)
+            used = torch.stack([self.sigma(past) for past in passed]).mean(0)
             self.tried = torch.cat([self.tried, used[None]])
             self.outcomes = torch.cat([self.outcomes, torch.tensor([outcome], dtype=torch.float64)])
         self.last = step
@@ -376,9 +375,8 @@ def _value_and_slope(
     prediction.
     """
     steps = width * np.eye(len(x))
-    values = (
-        -process.upper_bound(np.concatenate([x[None], x + steps, x - steps]), beta) / process.spread
-    )
+    points = np.concatenate([x[None], x + steps, x - steps])
+    values = -process.upper_bound(points, beta) / process.spread
     return values[0], (values[1 : len(x) + 1] - values[len(x) + 1 :]) / (2 * width)
 
 

@@ -326,9 +326,8 @@ def _image_tower(path: Path, config: dict) -> nn.Module:
 
     stump = {"layers": 1, "width": 8, "heads": 1, "vocab_size": 2, "context_length": 1}
     model = open_clip.CustomTextCLIP(config["embed_dim"], config["vision_cfg"], stump)
-    weights = {
-        k.removeprefix("visual."): v for k, v in read_tensors(path).items() if "visual." in k
-    }
+    tower = {name: value for name, value in read_tensors(path).items() if "visual." in name}
+    weights = {name.removeprefix("visual."): value for name, value in tower.items()}
     model.visual.load_state_dict(weights)
     return model
 

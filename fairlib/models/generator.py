@@ -428,10 +428,8 @@ class Generator:
         2024), so a start of pure noise tells the denoiser that the mean image is not there, and
         brains come out too small.
         """
-        drawn = [
-            torch.randn(self.latent_shape, generator=torch_rng(seed, Stream.NOISE, index))
-            for index in indices
-        ]
+        rngs = [torch_rng(seed, Stream.NOISE, index) for index in indices]
+        drawn = [torch.randn(self.latent_shape, generator=rng) for rng in rngs]
         return self._start(torch.stack(drawn))
 
     def _start(self, noise: Tensor) -> Tensor:
@@ -500,9 +498,8 @@ class Generator:
             embeds = self.encode_prompts([prompts[row] for row in rows])
             given = conditions | {name: value[rows] for name, value in rowwise.items()}
             start = given.pop("noise")
-            predict = partial(
-                self.predict_noise, prompt_embeds=embeds, guidance_scale=guidance_scale, **given
-            )
+            given |= {"prompt_embeds": embeds, "guidance_scale": guidance_scale}
+            predict = partial(self.predict_noise, **given)
             images.append(self.decode(scheme.run(predict, start)).clamp(-1, 1))
         return torch.cat(images)
 

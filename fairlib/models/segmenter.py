@@ -57,13 +57,10 @@ class Segmenter(nn.Module):
     def __init__(self, widths: tuple[int, ...] = (16, 32, 64, 96)):
         super().__init__()
         self.widths = tuple(widths)
-        self.down = nn.ModuleList(
-            _block(a, b) for a, b in zip((1, *widths[:-1]), widths, strict=True)
-        )
-        self.up = nn.ModuleList(
-            _block(low + skip, skip)
-            for low, skip in zip(widths[:0:-1], widths[-2::-1], strict=True)
-        )
+        down = zip((1, *widths[:-1]), widths, strict=True)
+        up = zip(widths[:0:-1], widths[-2::-1], strict=True)
+        self.down = nn.ModuleList(_block(before, after) for before, after in down)
+        self.up = nn.ModuleList(_block(low + skip, skip) for low, skip in up)
         self.head = nn.Conv2d(widths[0], LABELS, 1)
 
     def forward(self, frames: Tensor) -> Tensor:
@@ -81,11 +78,8 @@ class Segmenter(nn.Module):
 def _block(before: int, after: int) -> nn.Module:
     layers: list[nn.Module] = []
     for channels in (before, after):
-        layers += [
-            nn.Conv2d(channels, after, 3, padding=1, bias=False),
-            nn.GroupNorm(8, after),
-            nn.SiLU(),
-        ]
+        convolution = nn.Conv2d(channels, after, 3, padding=1, bias=False)
+        layers += [convolution, nn.GroupNorm(8, after), nn.SiLU()]
     return nn.Sequential(*layers)
 
 
@@ -192,10 +186,8 @@ def segment(segmenter: Segmenter, images: Tensor, batch_size: int = 64) -> Tenso
     was_training = segmenter.training
     segmenter.eval()
     frames = frames_of(images).flatten(0, 1)[:, None]
-    found = [
-        segmenter(part.to(device_of(segmenter))).argmax(1).to(torch.uint8).cpu()
-        for part in frames.split(batch_size)
-    ]
+    parts = (part.to(device_of(segmenter)) for part in frames.split(batch_size))
+    found = [segmenter(part).argmax(1).to(torch.uint8).cpu() for part in parts]
     segmenter.train(was_training)
     return torch.cat(found).view(len(images), 2, *images.shape[-2:])
 

@@ -175,11 +175,8 @@ def read_description(path: Path, kind: str, hint: str = "fit one first") -> Any:
 
 def crops(images: Tensor, corners: Iterable[tuple[int, int]], height: int, width: int) -> Tensor:
     """The part [height, width] of each of `images` [N, C, H, W] below and right of its corner."""
-    parts = [
-        image[:, y : y + height, x : x + width]
-        for image, (y, x) in zip(images, corners, strict=True)
-    ]
-    return torch.stack(parts)
+    pairs = zip(images, corners, strict=True)
+    return torch.stack([image[:, y : y + height, x : x + width] for image, (y, x) in pairs])
 
 
 def _differing(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str:
@@ -372,9 +369,8 @@ class Trainer:
                     .to("cpu" if key == "step" else parameter.device)
                     for key in MOMENTS
                 }
-        self.ema = {
-            name: tensors[f"ema/{name}"].clone().to(self.masters[name].device) for name in self.ema
-        }
+        means = {name: tensors[f"ema/{name}"].clone() for name in self.ema}
+        self.ema = {name: mean.to(self.masters[name].device) for name, mean in means.items()}
         self.extra = {
             name.removeprefix("extra/"): value.clone()
             for name, value in tensors.items()
