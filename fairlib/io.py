@@ -228,7 +228,7 @@ def parse_manifest(path: Path) -> dict[str, Any]:
 def _check_hash(file: Path, expected: str, verify: bool) -> None:
     if not file.is_file():
         raise WeightsError(
-            f"{file}: missing, see {MANIFEST}; delete {file.parent} and make it again"
+            f"{file}: named in {MANIFEST} but missing; delete {file.parent} and make it again"
         )
     if verify and (found := sha256(file)) != expected:
         raise WeightsError(

@@ -11,12 +11,12 @@ import pandas as pd
 from fairlib.cohorts.cohort import Cohort, report
 from fairlib.cohorts.listing import (
     Excluded,
+    faulty_images,
     folders,
     listed,
     missing,
     read_colour,
     require_some,
-    unreadable,
 )
 from fairlib.cohorts.tables import named_cells, read_rows, read_text, refuse_twice
 from fairlib.errors import DataError
@@ -55,7 +55,7 @@ def read_captions(root: str | Path, *, size: int = 128) -> Cohort:
     table = root / TABLE
     rows, excluded = _of_table(table) if table.is_file() else _of_texts(root)
     excluded += [(row["image"], "caption empty", "") for row in rows if not row["caption"]]
-    excluded += unreadable({row["image"]: root / row["image"] for row in rows if row["caption"]})
+    excluded += faulty_images({row["image"]: root / row["image"] for row in rows if row["caption"]})
     gone = {image for image, *_ in excluded}
     kept = [row for row in rows if row["image"] not in gone]
     if not rows and not excluded:

@@ -15,12 +15,12 @@ import pandas as pd
 from fairlib.cohorts.cohort import Cohort, prompted
 from fairlib.cohorts.listing import (
     Excluded,
+    faulty_images,
     first_of,
     folders,
     missing,
     read_grey,
     require_some,
-    unreadable,
 )
 from fairlib.cohorts.tables import (
     RACES,
@@ -269,7 +269,7 @@ def _choose(
     why = np.select([met.to_numpy(bool) for met in reasons.values()], list(reasons), "")
     pairs = zip(table["image"], why.tolist(), strict=True)
     excluded = [(image, reason, "") for image, reason in pairs if reason]
-    excluded += unreadable({key: files(key) for key in table["image"][why == ""]})
+    excluded += faulty_images({key: files(key) for key in table["image"][why == ""]})
     return table[~table["image"].isin([key for key, *_ in excluded])], excluded
 
 

@@ -18,13 +18,13 @@ import numpy as np
 
 from fairlib.cohorts.cohort import Cohort, prompted
 from fairlib.cohorts.listing import (
+    faulty_images,
     first_of,
     folders,
     listed,
     missing,
     read_colour,
     require_some,
-    unreadable,
 )
 from fairlib.cohorts.tables import (
     SEX_CELLS,
@@ -87,7 +87,7 @@ def read_ham10000(root: str | Path, *, size: int = 128) -> Cohort:
     refuse_twice(path, [row["image_id"] for row in cells if row["image_id"]])
     rows, excluded = sound_rows(path, cells, partial(_attributes, path), "image_id")
     files, images = find_images(root), [row["image"] for row in rows]
-    excluded += unreadable({one: files.get(one, root / "*" / f"{one}.jpg") for one in images})
+    excluded += faulty_images({one: files.get(one, root / "*" / f"{one}.jpg") for one in images})
     gone = {image for image, *_ in excluded}
     kept = [row for row in rows if row["image"] not in gone]
     require_some(kept, excluded, root, f"images of {path.name}", "unpack part 1 and part 2")

@@ -229,7 +229,7 @@ def broken_image(path: Path) -> str:
     return ""
 
 
-def unreadable(paths: Mapping[str, Path]) -> list[Excluded]:
+def faulty_images(paths: Mapping[str, Path]) -> list[Excluded]:
     """Which of the images `{item: path}` are left out, and why: not there, or broken."""
     excluded = []
     for item, path in paths.items():

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from fairlib.cohorts.cohort import Cohort, report
-from fairlib.cohorts.listing import read_grey, require_some, unreadable
+from fairlib.cohorts.listing import faulty_images, read_grey, require_some
 from fairlib.cohorts.tables import named_cells, read_rows, read_text, read_truth, refuse_twice
 from fairlib.errors import DataError
 from fairlib.settings import unknown_key
@@ -127,7 +127,7 @@ def _cohort(
 ) -> Cohort:
     files = {key: images / f"{key}.jpg" for key in captions}
     excluded = [(key, "caption empty", "") for key, text in captions.items() if not text]
-    excluded += unreadable({key: path for key, path in files.items() if captions[key]})
+    excluded += faulty_images({key: path for key, path in files.items() if captions[key]})
     gone = {key for key, *_ in excluded}
     kept = {key: text for key, text in captions.items() if key not in gone}
     first = [path.name for path in files.values() if not path.is_file()][:1]

@@ -608,8 +608,8 @@ class _Run:
 
     def __post_init__(self) -> None:
         self.solver = self.cache.solver
-        own = self.solver.chain_coefficients()[1]
-        self.coefficients = effective_coefficients(own, self.settings.step_weights)
+        natural = self.solver.chain_coefficients()[1]
+        self.coefficients = effective_coefficients(natural, self.settings.step_weights)
         with torch.no_grad():
             self.prompt_embeds = self.generator.encode_prompts(self.prompts)
         self.objective = Objective(self.settings, self.targets, {})

@@ -69,8 +69,8 @@ def effective_coefficients(coefficients: np.ndarray, weights: str = "natural") -
     """
     if weights not in WEIGHTS:
         raise SettingsError(f"step weights are {weights!r}; expected one of {', '.join(WEIGHTS)}")
-    own = np.asarray(coefficients, dtype=float)
-    return own if weights == "natural" else np.sign(own) * np.abs(own).mean()
+    natural = np.asarray(coefficients, dtype=float)
+    return natural if weights == "natural" else np.sign(natural) * np.abs(natural).mean()
 
 
 def choose_steps(

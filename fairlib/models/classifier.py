@@ -530,8 +530,8 @@ def predict(classifier: Classifier, images: Tensor, batch_size: int = 128) -> Pr
         raise DataError("images hold NaN or infinity; look at the generator that made them")
     device = device_of(classifier)
     parts = [classifier.read(to_images(part).to(device)) for part in images.split(batch_size)]
-    names, found = classifier.heads, [values for values, _ in parts]
-    logits = {name: torch.cat([values[name].cpu() for values in found]) for name in names}
+    read = [values for values, _ in parts]
+    logits = {name: torch.cat([one[name].cpu() for one in read]) for name in classifier.heads}
     features = torch.cat([part.cpu() for _, part in parts])
     thresholds = dict(zip(classifier.scalars, classifier.threshold.cpu(), strict=True))
     return Prediction(classifier.heads, logits, features, thresholds)
