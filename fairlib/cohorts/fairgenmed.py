@@ -220,10 +220,9 @@ def read_subjects(path: str | Path) -> tuple[dict[str, dict], list[Excluded]]:
     refraction = next((name for name in REFRACTION_COLUMNS if name in rows[0]), None)
     fields = {name: name for name in ("filename", *VALUES)}
     fields |= {"sex": "gender", "refraction": refraction or REFRACTION_COLUMNS[0]}
-    cells = [
-        {**row, "filename": f"{row['filename'].removesuffix('.npz')}.npz"}
-        for row in named_cells(path, rows, fields)
-    ]
+    cells = named_cells(path, rows, fields)
+    for row in cells:
+        row["filename"] = f"{row['filename'].removesuffix('.npz')}.npz"
     refuse_twice(path, [row["filename"] for row in cells])
     made = partial(_attributes, path, fields=fields)
     subjects, excluded = sound_rows(path, cells, made, "filename")

@@ -243,10 +243,8 @@ def _attributes(
     path: str | Path, row: Mapping[str, str], diagnoses: Mapping[str, str | None]
 ) -> dict:
     where = f"{path}: {row['subject']}"
-    numbers = {
-        name: number_of(where, FIELDS[name], row[name], 0, 1e4)
-        for name in ("age", "height", "weight", "ed", "es")
-    }
+    names = ("age", "height", "weight", "ed", "es")
+    numbers = {name: number_of(where, FIELDS[name], row[name], 0, 1e4) for name in names}
     frames = frame_numbers(where, numbers["ed"], numbers["es"], 0)
     words = {name: None if is_missing(row[name]) else row[name] for name in row}
     words |= {"subject": row["subject"], "sex": word_of(where, "Sex", row["sex"], SEX_WORDS)}

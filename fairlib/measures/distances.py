@@ -357,10 +357,8 @@ def _groups(features: ArrayLike, groups: ArrayLike, subjects: Labels, name: str)
             f"{name} features of shape {features.shape} with {len(groups)} groups and "
             f"{len(clusters)} subjects; give features [N, D] with one group and one subject a row"
         )
-    return {
-        str(group): (features[groups == group], cluster_codes(clusters[groups == group], 0))
-        for group in np.unique(groups)
-    }
+    parts = {str(group): groups == group for group in np.unique(groups)}
+    return {name: (features[m], cluster_codes(clusters[m], 0)) for name, m in parts.items()}
 
 
 def _common_n(people: dict, made: dict, n: int | None, n_min: int) -> int:
@@ -369,11 +367,8 @@ def _common_n(people: dict, made: dict, n: int | None, n_min: int) -> int:
     room |= {f"synthetic {name!r}": (len(rows[0]), rows) for name, rows in made.items()}
     n = min(most for most, _ in room.values()) if n is None else n
     needed = max(n, n_min)
-    short = [
-        f"{name} ({len(rows[0])} images, gives {most})"
-        for name, (most, rows) in room.items()
-        if most < needed
-    ]
+    few = {name: one for name, one in room.items() if one[0] < needed}
+    short = [f"{name} ({len(rows[0])} images, gives {most})" for name, (most, rows) in few.items()]
     if short or n < n_min:
         raise DataError(
             f"too few images to compare {needed} with {needed}: {', '.join(short)}; each synthetic "
