@@ -217,7 +217,7 @@ def class_logits(outputs: Tensor, groups: int | None = None, where: str = "class
         raise SettingsError(f"{where}: logits have shape {shape}; expected [N] or [N, K], K > 1")
     columns = 2 if outputs.ndim == 1 else shape[1]
     if groups is not None and columns != groups:
-        raise SettingsError(f"{where}: logits of {columns} groups, but {groups} have a share")
+        raise SettingsError(f"{where}: logits of {columns} groups but {groups} have a share")
     if outputs.ndim == 1:
         return outputs
     if columns == 2:

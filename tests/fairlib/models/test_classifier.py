@@ -190,7 +190,7 @@ def test_any_size_and_one_or_three_channels(size, channels):
     for architecture in (SMALL, RESIDUAL, SLIM, WIDE_MAX):
         classifier = build_classifier(CLASSES, replace(architecture, channels=channels)).eval()
         assert predict(classifier, images).logits["level"].shape == (2, 3)
-    with pytest.raises(DataError, match=r"expects \[N, 1, H, W\]"):
+    with pytest.raises(DataError, match=r"give \[N, 1, H, W\]"):
         build_classifier(SEX)(torch.zeros(1, 2, size, size))
 
 
@@ -444,7 +444,7 @@ def test_mistakes_are_named():
         ("female has the values", (images, torch.zeros(6, dtype=torch.long)), {}),
         ("female has the values", (images, labels * 2), {}),
         ("of 0 to 1", (images, labels * 0.5), {}),
-        ("expects", (images[:, :1], labels), {}),
+        (r"give \[N, 3", (images[:, :1], labels), {}),
         ("one target an image", (images, labels[:5]), {}),
         ("one target an image", (images, {"sex": labels}), {}),
         ("weights", (images, labels), {"weights": torch.ones(5)}),
