@@ -38,7 +38,6 @@ from fairlib.methods.base_cache import (
     TunableModel,
     check_classifier,
     no_embedding,
-    schedule,
     score_images,
 )
 from fairlib.methods.processes import check_processes, join_processes, own_rows, sum_gradients
@@ -372,6 +371,27 @@ def cache_base(
         settings.guidance_scale,
         settings.micro_batch,
     )
+
+
+def schedule(s: AlignmentSettings, step: int, prompts: int) -> list[tuple[int, list[int]]]:
+    """`(prompt, noise indices)` of optimiser step `step`, one pair for each of its
+    `prompts_per_step` prompts, of `prompts` in all.
+
+    Prompts come in shuffled rounds; a prompt's next visit takes the next `images_per_prompt` noises
+    of its cache, the first pass through it in order, later ones shuffled. A pure function of (seed,
+    step), so that a resumed run needs no replayed random state.
+    """
+    pairs = []
+    for draw in range(step * s.prompts_per_step, (step + 1) * s.prompts_per_step):
+        visit, place = divmod(draw, prompts)
+        prompt = int(numpy_rng(s.seed, Stream.PROMPT_ORDER, visit).permutation(prompts)[place])
+        lap, block = divmod(visit, s.cache_size // s.images_per_prompt)
+        order = np.arange(s.cache_size)
+        if lap:
+            order = numpy_rng(s.seed, Stream.NOISE_ORDER, lap, prompt).permutation(s.cache_size)
+        first = block * s.images_per_prompt
+        pairs.append((prompt, order[first : first + s.images_per_prompt].tolist()))
+    return pairs
 
 
 class AlignmentState(Trainer):

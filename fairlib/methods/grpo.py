@@ -33,8 +33,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fairlib.methods.alignment import AlignmentSettings, AlignmentState, AlignmentStep
-from fairlib.methods.base_cache import ImageFunction, TunableModel, schedule
+from fairlib.methods.alignment import AlignmentSettings, AlignmentState, AlignmentStep, schedule
+from fairlib.methods.base_cache import ImageFunction, TunableModel
 from fairlib.methods.replay import choose_steps, chunks, join
 from fairlib.methods.selection import group_places
 from fairlib.methods.targets import Target, class_logits, target_of_each

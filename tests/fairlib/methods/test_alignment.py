@@ -13,7 +13,6 @@ from fairlib.errors import SettingsError, WeightsError
 from fairlib.io import read_tensors, write_tensors
 from fairlib.methods import alignment as al
 from fairlib.methods.alignment import AlignmentSettings, cache_base
-from fairlib.methods.base_cache import schedule
 from fairlib.methods.targets import Target
 from fairlib.models.solvers import dpm_solver_2m
 from fairlib.settings import from_dict
@@ -481,11 +480,11 @@ def test_pools_keep_the_last_finite_logits(size_generator):
 def test_the_schedule_is_even_and_pure():
     sizes = {"prompts_per_step": 2, "images_per_prompt": 4, "cache_size": 8}
     five, six = (al.AlignmentSettings(seed=seed, **sizes) for seed in (5, 6))
-    pairs = [pair for step in range(12) for pair in schedule(five, step, 3)]
+    pairs = [pair for step in range(12) for pair in al.schedule(five, step, 3)]
     seen = [(prompt, index) for prompt, indices in pairs for index in indices]
     assert sorted(seen) == sorted([(p, i) for p in range(3) for i in range(8)] * 4)
-    assert schedule(five, 7, 3) == pairs[14:16]
-    assert schedule(six, 7, 3) != pairs[14:16]
+    assert al.schedule(five, 7, 3) == pairs[14:16]
+    assert al.schedule(six, 7, 3) != pairs[14:16]
     first_lap = {(prompt, tuple(indices)) for prompt, indices in pairs[:6]}
     assert first_lap == {(p, block) for p in range(3) for block in [(0, 1, 2, 3), (4, 5, 6, 7)]}
 
