@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fairlib.cohorts.listing import listed, missing, open_image
-from fairlib.cohorts.tables import read_rows
+from fairlib.cohorts.tables import read_table
 from fairlib.errors import DataError, SettingsError
 from fairlib.io import png_bytes, to_images, write_bytes, write_json
 from fairlib.measures.distances import subgroup_distances
@@ -196,12 +196,6 @@ def read_folder(folder: str | Path, only: Sequence[str] = ()) -> tuple[Tensor, l
     colours = to_images(torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).contiguous())
     grey = bool((colours == colours[:, :1]).all())
     return colours[:, :1] if grey else colours, list(table["prompt"])
-
-
-def read_table(path: str | Path) -> Table:
-    """A CSV whose cells are text. Raises `DataError` where it cannot be read."""
-    header, *rows = read_rows(path)
-    return Table(rows, columns=header)
 
 
 # --- measurement ---------------------------------------------------------------------------------

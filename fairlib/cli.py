@@ -137,7 +137,8 @@ def audit(options: argparse.Namespace) -> None:
     intervals, ambiguous images, distances and what was assumed, as one page and as JSON.
     """
     from fairlib.auditing import audit as measure
-    from fairlib.auditing import read_folder, read_table
+    from fairlib.auditing import read_folder
+    from fairlib.cohorts.tables import read_table
     from fairlib.rng import Stream, numpy_rng
 
     folder, device = Path(options.pipeline).expanduser(), accelerator(options.device)
@@ -179,15 +180,10 @@ def _generator(options: argparse.Namespace) -> Generator:
     for part in generator.pipeline.components.values():
         if isinstance(part, nn.Module):
             getattr(part, PRECISIONS[options.precision])()
-    if size := options.image_size:
-        side, rest = divmod(size, generator.pipeline.vae_scale_factor)
-        if rest or generator.mean_latent is not None:
-            raise SettingsError(
-                f"--image-size {size}: give a multiple of {generator.pipeline.vae_scale_factor}, "
-                "and none for a pipeline with a mean latent, which is of one size"
-            )
-        generator.denoiser.register_to_config(sample_size=side)
-        generator.latent_shape = (generator.latent_shape[0], side, side)
+    if options.image_size and generator.mean_latent is not None:
+        raise SettingsError("--image-size: a pipeline with a mean latent is of one size; leave it")
+    if options.image_size:
+        generator.resize(options.image_size)
     return generator
 
 
@@ -207,9 +203,9 @@ def _clip(options: argparse.Namespace) -> Clip:
 def _prompts(given: list[str]) -> list[str]:
     """Prompts as they are given, or the lines of a text file."""
     if len(given) == 1 and given[0].endswith(".txt"):
-        path = _file(given[0], "a text file with one prompt a line, or the prompts themselves")
-        lines = path.read_text(encoding="utf-8").splitlines()
-        given = [line.strip() for line in lines if line.strip()]
+        from fairlib.cohorts.tables import read_text
+
+        given = [line.strip() for line in read_text(given[0]).splitlines() if line.strip()]
     if not given:
         raise SettingsError("no prompts; give at least one")
     return given
@@ -227,18 +223,14 @@ def _shares(given: list[str]) -> dict[str, float]:
 
 def _scores(path: str) -> Any:
     """Logits of the classifier on real images: a CSV of one column, or of one column a group."""
-    import pandas as pd
+    from fairlib.cohorts.tables import read_table
 
-    file = _file(path, "a CSV with the classifier's logits on real images")
-    table = pd.read_csv(file).to_numpy(float)
-    return table[:, 0] if table.shape[1] == 1 else table
-
-
-def _file(name: str, expected: str) -> Path:
-    path = Path(name).expanduser()
-    if not path.is_file():
-        raise DataError(f"{path}: no such file; give {expected}")
-    return path
+    table = read_table(path)
+    try:
+        logits = table.astype(float).to_numpy()
+    except ValueError as error:
+        raise DataError(f"{path}: {error}; give the classifier's logits on real images") from None
+    return logits[:, 0] if logits.shape[1] == 1 else logits
 
 
 def _classifiers(options: argparse.Namespace) -> dict[str, Callable]:
@@ -269,44 +261,84 @@ def _classifier(name: str, device: str = "") -> Callable:
         ) from None
 
 
-def _parser(arguments: Sequence[str] = ()) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="fairlib", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def _parser(arguments: Sequence[str] = ()) -> Parser:
+    form = argparse.RawDescriptionHelpFormatter
+    parser = Parser(prog="fairlib", description=__doc__, formatter_class=form)
     commands = parser.add_subparsers(required=True, metavar="command")
-    check = _command(commands, doctor)
-    check.add_argument(
-        "--weights",
-        default="weights",
-        help="a folder of weights, to check their hashes (default: weights)",
-    )
-    check.add_argument(
-        "--data-dir", default="", help="the folder of a real cohort, to ask its reader"
-    )
-    check.add_argument("--cohort", default="brats", choices=tuple(READERS))
-    check.add_argument(
-        "--deep",
-        action="store_true",
-        help="read every byte of the data and name every broken file (default: tables, names, "
-        "sizes, headers and masks)",
-    )
-    _add_work(_command(commands, sample), _command(commands, tune), _command(commands, audit))
-    _add_finetune(_command(commands, finetune), "finetune" in arguments)
+    machine = _command(commands, doctor)
+    text = "a folder of weights, to check their hashes (default: weights)"
+    machine.add_argument("--weights", default="weights", help=text)
+    machine.add_argument("--data-dir", default="", help="a real cohort's folder, to ask its reader")
+    machine.add_argument("--cohort", default="brats", choices=tuple(READERS))
+    text = "read every byte of the data and name every broken file (default: tables, names, sizes, "
+    machine.add_argument("--deep", action="store_true", help=f"{text}headers and masks)")
+    draw, align, check = (_command(commands, one) for one in (sample, tune, audit))
+    learn = _command(commands, finetune)
+    _add_shared(draw, align, check, learn)
+    _add_work(draw, align, check)
+    _add_finetune(learn, "finetune" in arguments)
     return parser
 
 
-def _add_finetune(command: argparse.ArgumentParser, used: bool) -> None:
-    """The options of `finetune`; those of its settings where it is `used`, for they load torch."""
-    places = "a pipeline folder in diffusers' layout, a preset as sd15, or a hub name"
-    command.add_argument("pipeline", help=places)
+def _add_shared(draw: Parser, align: Parser, check: Parser, learn: Parser) -> None:
+    """What every command that loads a pipeline is asked for."""
+    place = "a pipeline folder in diffusers' layout, or a hub name"
+    texts = "prompts, or one text file with a prompt a line"
+    images = "a folder of PNG or JPEG images, with their prompts in images.csv"
+    checked = f"{texts}; of a folder of images, those to audit (default: all)"
+    for command in (draw, align):
+        command.add_argument("pipeline", help=place)
+        command.add_argument("prompts", nargs="+", help=texts)
+    check.add_argument("pipeline", help=f"{place}, or {images}")
+    check.add_argument("prompts", nargs="*", help=checked)
+    learn.add_argument("pipeline", help=f"{place}, or a preset as sd15")
+    learn.add_argument("--prompts", nargs="+", default=(), help=f"of panels: {texts}")
+    for command in (draw, align, check, learn):
+        command.add_argument("--out", required=True, help="the folder to write to")
+        text = "as cpu or cuda:1 (default: the first GPU, or the CPU)"
+        command.add_argument("--device", default="", help=text)
+        command.add_argument("--download", action="store_true", help="fetch hub names")
+
+
+def _add_work(draw: Parser, align: Parser, check: Parser) -> None:
+    """The further options of `sample`, `tune` and `audit`."""
+    for command in (draw, align, check):
+        command.add_argument("--seed", type=int, default=0, help="default: 0")
+        text = "images at once; bounds memory, changes no result (default: 8)"
+        command.add_argument("--micro-batch", type=int, default=8, help=text)
+        text = "of weights and images (default: fp32)"
+        command.add_argument("--precision", default="fp32", choices=PRECISIONS, help=text)
+        text = "pixels a side (default: as the pipeline says)"
+        command.add_argument("--image-size", type=int, default=0, help=text)
+    for command, count in ((draw, 1), (check, 50)):
+        text = f"images of each prompt (default: {count})"
+        command.add_argument("--count", type=int, default=count, help=text)
+        command.add_argument("--steps", type=int, default=20, help="of the solver (default: 20)")
+        command.add_argument("--guidance-scale", type=float, default=4.0, help="default: 4")
+    place = "a classifier's folder, or package.module:function that returns one"
+    align.add_argument("--classifier", required=True, help=place)
+    text = f"one or several: {place}; as NAME=CLASSIFIER"
+    check.add_argument("--classifier", required=True, nargs="+", help=text)
+    place = "biomedclip, openai, an open_clip name as ViT-B-32:openai, hf-hub:..., or a folder"
+    for command, use in ((align, "keeps images consistent"), (check, "feature space of distances")):
+        command.add_argument("--clip", default="", help=f"{use}: {place}")
+        text = "as F=0.458 M=0.542"
+        command.add_argument("--shares", nargs="+", default=[], metavar="GROUP=SHARE", help=text)
+    text = "a CSV: `group` (as in --shares), each classifier's logits in the column of its name"
+    check.add_argument("--calibration", default="", help=f"{text}, and `subject` if there is one")
+    check.add_argument("--reference", default="", help="a folder of real images, for distances")
+    text = "a CSV with the classifier's logits on real images"
+    align.add_argument("--scores", required=True, help=text)
+    align.add_argument("--steps", type=int, default=90, help="optimiser steps (default: 90)")
+    align.add_argument("--lora", type=int, default=0, help="tune LoRA weights of this rank alone")
+
+
+def _add_finetune(command: Parser, used: bool) -> None:
+    """The further options of `finetune`; its settings where it is `used`, for they load torch."""
     readers = "captions: captions.csv with image and caption, or a text beside each image"
     command.add_argument("--cohort", required=True, choices=CAPTIONED, help=readers)
     command.add_argument("--data-dir", required=True, help="the folder of the data")
-    command.add_argument("--out", required=True, help="the folder of the run")
     command.add_argument("--revision", default="", help="of a hub name: a commit of 40 digits")
-    command.add_argument("--download", action="store_true", help="fetch a hub name")
-    command.add_argument("--prompts", nargs="+", default=(), help="of panels, or a text file")
-    command.add_argument("--device", default="", help="as cpu or cuda:1 (default: the first GPU)")
     if not used:
         return
     from fairlib.models.loading import PRESETS
@@ -332,61 +364,9 @@ def _add_finetune(command: argparse.ArgumentParser, used: bool) -> None:
             command.add_argument(flag, type=parts[0] if parts else kind, help=text)
 
 
-def _add_work(draw: Parser, align: Parser, check: Parser) -> None:
-    """The options of `sample`, `tune` and `audit`."""
-    for command in (draw, align, check):
-        place = "a pipeline folder in diffusers' layout, or a hub name"
-        prompts = "prompts, or one text file with a prompt a line"
-        if command is check:
-            place += ", or a folder of PNG or JPEG images, with their prompts in images.csv"
-            prompts += "; of a folder of images, those to audit (default: all)"
-        command.add_argument("pipeline", help=place)
-        command.add_argument("prompts", nargs="*" if command is check else "+", help=prompts)
-        command.add_argument("--seed", type=int, default=0, help="default: 0")
-        command.add_argument(
-            "--micro-batch",
-            type=int,
-            default=8,
-            help="images at once; bounds memory, changes no result (default: 8)",
-        )
-        command.add_argument(
-            "--device", default="", help="as cpu or cuda:1 (default: the first GPU, or the CPU)"
-        )
-        command.add_argument("--out", required=True, help="the folder to write to")
-        command.add_argument(
-            "--precision", default="fp32", choices=PRECISIONS, help="default: fp32"
-        )
-        command.add_argument("--download", action="store_true", help="fetch hub names")
-        text = "pixels a side (default: as the pipeline says)"
-        command.add_argument("--image-size", type=int, default=0, help=text)
-    for command, count in ((draw, 1), (check, 50)):
-        text = f"images of each prompt (default: {count})"
-        command.add_argument("--count", type=int, default=count, help=text)
-        command.add_argument("--steps", type=int, default=20, help="of the solver (default: 20)")
-        command.add_argument("--guidance-scale", type=float, default=4.0, help="default: 4")
-    place = "a classifier's folder, or package.module:function that returns one"
-    align.add_argument("--classifier", required=True, help=place)
-    place = f"one or several: {place}; as NAME=CLASSIFIER"
-    check.add_argument("--classifier", required=True, nargs="+", help=place)
-    place = "biomedclip, openai, an open_clip name as ViT-B-32:openai, hf-hub:..., or a folder"
-    for command, use in ((align, "keeps images consistent"), (check, "feature space of distances")):
-        command.add_argument("--clip", default="", help=f"{use}: {place}")
-        text = "as F=0.458 M=0.542"
-        command.add_argument("--shares", nargs="+", default=[], metavar="GROUP=SHARE", help=text)
-    text = "a CSV: `group` (as in --shares), each classifier's logits in the column of its name"
-    check.add_argument("--calibration", default="", help=f"{text}, and `subject` if there is one")
-    check.add_argument("--reference", default="", help="a folder of real images, for distances")
-    align.add_argument(
-        "--scores", required=True, help="a CSV with the classifier's logits on real images"
-    )
-    align.add_argument("--steps", type=int, default=90, help="optimiser steps (default: 90)")
-    align.add_argument("--lora", type=int, default=0, help="tune LoRA weights of this rank alone")
-
-
-def _command(commands: Any, function: Callable) -> argparse.ArgumentParser:
-    command = commands.add_parser(
-        function.__name__, help=function.__doc__, description=function.__doc__
-    )
+def _command(commands: Any, function: Callable) -> Parser:
+    name, text = function.__name__, function.__doc__
+    command = commands.add_parser(name, help=text, description=text)
     command.set_defaults(command=function)
     return command
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 import os
 import platform
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from importlib import import_module, metadata
 from pathlib import Path
@@ -51,6 +51,11 @@ class Reader(NamedTuple):
     survey: str = ""
     options: Mapping[str, Any] = {}
     splits: tuple[str, ...] = ()
+
+    def function(self, survey: bool = False) -> Callable[..., Cohort]:
+        """The reader, or with `survey` the function that lists subjects, where there is one."""
+        name = self.survey if survey and self.survey else self.read
+        return getattr(import_module(f"fairlib.cohorts.{self.module}"), name)
 
 
 READERS = {
@@ -144,10 +149,9 @@ def _examined(root: Path, reader: Reader, split: str, deep: bool) -> tuple[list[
     """Lines about the data that one call of the reader returns, and whether it is well."""
     from fairlib.cohorts.listing import FAULTY, attempt
 
-    name = reader.survey if reader.survey and not deep else reader.read
-    read = getattr(import_module(f"fairlib.cohorts.{reader.module}"), name)
+    options = {**reader.options, **({"split": split} if split else {})}
     try:
-        cohort = read(root, **reader.options, **({"split": split} if split else {}))
+        cohort = reader.function(survey=not deep)(root, **options)
     except FairlibError as error:
         return [f"refused: {error}"], False
     lines = list(_counts(cohort))
@@ -165,7 +169,7 @@ def _examined(root: Path, reader: Reader, split: str, deep: bool) -> tuple[list[
     if broken or (cohort.excluded["reason"] == FAULTY).any():  # for whom the reader refuses all
         return [*lines, "not usable before the above is mended"], False
     partly = "no fault in tables, names, sizes and headers; --deep reads every byte"
-    return [*lines, partly if name == reader.survey else "usable"], True
+    return [*lines, partly if reader.survey and not deep else "usable"], True
 
 
 def _counts(cohort: Cohort) -> Iterator[str]:

@@ -71,14 +71,10 @@ def read_tensors(path: str | Path) -> dict:
     try:
         tensors = load(Path(path).expanduser().read_bytes())
     except SafetensorError as error:
-        raise WeightsError(
-            f"{path}: not a readable safetensors file ({error}); make it again"
-        ) from error
+        raise WeightsError(f"{path}: not readable safetensors ({error}); make it again") from error
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
-            raise WeightsError(
-                f"{path}: tensor {name!r} holds NaN or infinity; make the file again"
-            )
+            raise WeightsError(f"{path}: tensor {name!r} holds NaN or infinity; make it again")
     return tensors
 
 
@@ -201,9 +197,7 @@ def read_manifest(folder: str | Path, verify: bool = True) -> dict[str, Any]:
     """
     path = Path(folder) / MANIFEST
     if not path.is_file():
-        raise WeightsError(
-            f"{folder}: no {MANIFEST}; the folder is incomplete: delete it and make it again"
-        )
+        raise WeightsError(f"{folder}: incomplete, no {MANIFEST}; delete it and make it again")
     manifest = parse_manifest(path)
     for name, expected in manifest["files"].items():
         _check_hash(Path(folder) / name, expected, verify)

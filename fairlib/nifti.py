@@ -117,9 +117,7 @@ def as_labels(path: str | Path, values: np.ndarray, allowed: frozenset[int]) -> 
         raise CorruptScan(path, f"labels reach from {limits}; expected {sorted(allowed)}")
     labels = values.astype(np.uint8)
     if values.dtype.kind == "f" and not np.array_equal(labels, values):
-        raise CorruptScan(
-            path, "labels are not whole numbers; was the map resampled? use nearest neighbour"
-        )
+        raise CorruptScan(path, "labels are not whole numbers; resample by nearest neighbour")
     others = set(range(int(labels.max()) + 1)) - allowed
     if outside := [label for label in others if (labels == label).any()]:
         raise CorruptScan(
@@ -345,9 +343,7 @@ def _contents(path: Path, max_voxels: int, series: bool) -> bytes | memoryview:
     limit = DATA_LATEST + 8 * max_voxels
     try:
         if path.stat().st_size > limit:
-            raise CorruptScan(
-                path, f"larger than {limit} bytes; not a scan of at most {max_voxels} voxels"
-            )
+            raise CorruptScan(path, f"over {limit} bytes: no scan of at most {max_voxels} voxels")
         data = np.fromfile(path, np.uint8).data  # into large pages: half the time of read_bytes
     except OSError as error:
         raise CorruptScan(path, f"cannot be read ({error.strerror}); check the path") from error

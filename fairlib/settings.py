@@ -33,6 +33,7 @@ class Bound(NamedTuple):
 
 Count = Annotated[int, Bound(lambda value: value >= 1, "at least 1")]
 Natural = Annotated[int, Bound(lambda value: value >= 0, "at least 0")]
+AboveZero = Annotated[float, Bound(lambda value: value > 0, "above 0")]
 Positive = Annotated[float, Bound(lambda value: 0 < value < math.inf, "above 0 and finite")]
 Weight = Annotated[float, Bound(lambda value: 0 <= value < math.inf, "at least 0 and finite")]
 Fraction = Annotated[float, Bound(lambda value: 0 <= value <= 1, "in [0, 1]")]
@@ -120,8 +121,10 @@ def unknown_key(key: str, known: list[str], where: str) -> str:
     return f"unknown key {key!r} in {where}; {hint}"
 
 
-def need(table: pd.DataFrame, *columns: str, name: str = "the table") -> None:
-    """Raise `DataError` unless `table`, called `name`, has rows and all `columns`."""
+def need(table: pd.DataFrame, *columns: str, name: str = "the table", whole: bool = False) -> None:
+    """Raise `DataError` unless `table`, called `name`, has rows and all `columns`, and, with
+    `whole`, a value of each in every row.
+    """
     missing = [column for column in columns if column not in table]
     if missing:
         raise DataError(
@@ -130,3 +133,7 @@ def need(table: pd.DataFrame, *columns: str, name: str = "the table") -> None:
         )
     if len(table) == 0:
         raise DataError(f"{name} is empty; it needs at least one row")
+    for column in columns if whole else ():
+        if gaps := int(table[column].isna().sum()):
+            what = f"{gaps} of {len(table)} rows have no {column}"
+            raise DataError(f"{what}; leave them out first, and say how many")

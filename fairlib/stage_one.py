@@ -16,7 +16,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
@@ -33,7 +32,7 @@ from fairlib.methods.finetuning import FinetuneSettings, FinetuneState, Finetune
 from fairlib.methods.group_weights import Uniform
 from fairlib.models.autoencoder import encode
 from fairlib.models.generator import Generator
-from fairlib.models.loading import pipeline_folder, token_length
+from fairlib.models.loading import pipeline_folder
 from fairlib.models.training import FP16_LOSS_SCALE
 from fairlib.settings import BelowOne, Count, Natural, Positive, check_bounds, digest, to_dict
 
@@ -220,12 +219,8 @@ class _Captions:
     def __len__(self) -> int:
         return len(self.texts)
 
-    @torch.no_grad()
     def __getitem__(self, rows: Tensor) -> Tensor:
-        pipeline, texts = self.generator.pipeline, [self.texts[row] for row in rows.tolist()]
-        length = {"max_length": token_length(pipeline), "padding": "max_length"}
-        tokens = pipeline.tokenizer(texts, truncation=True, return_tensors="pt", **length)
-        return pipeline.text_encoder(tokens.input_ids.to(self.generator.device))[0].float().cpu()
+        return self.generator.hidden_states([self.texts[row] for row in rows.tolist()]).cpu()
 
 
 class _Computing(nn.Module):
@@ -259,28 +254,15 @@ def _autocast(generator: Generator, settings: StageOneSettings) -> torch.autocas
 def _load(folder: Path, size: int, device: str) -> Generator:
     """The pipeline in float32, made to draw `size` pixels a side (0: as many as it does)."""
     generator = Generator.load(folder, device)
-    unet, scale = generator.denoiser, generator.pipeline.vae_scale_factor
-    least = scale * 2 ** (len(unet.config.block_out_channels) - 1)
-    high, wide = (scale * side for side in generator.latent_shape[1:])
-    size = size or (high if high == wide else -1)
-    if size % least or size < 0:
-        raise SettingsError(
-            f"image_size is {size}, and the pipeline draws {high} x {wide}; give a multiple of "
-            f"{least}: images are square"
-        )
-    if (size, size) != (high, wide):
-        unet.register_to_config(sample_size=size // scale)
-        generator = Generator(generator.pipeline, device, generator.mean_latent)
+    generator.resize(size)
     return generator
 
 
 def _read(data_dir: str | Path, cohort: str, generator: Generator) -> Cohort:
     if cohort not in CAPTIONED:
         raise SettingsError(f"cohort {cohort!r} has no captions; give {', '.join(CAPTIONED)}")
-    reader = READERS[cohort]
-    read = getattr(import_module(f"fairlib.cohorts.{reader.module}"), reader.read)
     side = generator.latent_shape[-1] * generator.pipeline.vae_scale_factor
-    return read(data_dir, size=side)
+    return READERS[cohort].function()(data_dir, size=side)
 
 
 def _facts(generator: Generator, data: Cohort) -> dict[str, Any]:

@@ -114,9 +114,7 @@ def tabs(texts: Sequence[str], labels: Sequence[str], name: str) -> Any:
     import ipywidgets
 
     if len(texts) != len(labels) or len(texts) < 2:
-        raise SettingsError(
-            f"{len(texts)} texts and {len(labels)} labels; give two or more, and one label each"
-        )
+        raise SettingsError(f"{len(texts)} texts, {len(labels)} labels; give as many, at least two")
     style = {"style": {"description_width": "initial"}, "layout": {"max_width": "100%"}}
     chooser = ipywidgets.IntSlider(0, 0, len(texts) - 1, description=name, readout=False, **style)
     tab = ipywidgets.Tab([ipywidgets.HTML(text) for text in texts])
@@ -151,9 +149,7 @@ def contact_sheet(images: ArrayLike, enlarge: int = 1) -> bytes:
     """
     images = np.asarray(images, dtype=np.float32)
     if images.ndim != 4 or images.shape[1] != 1 or not len(images):
-        raise SettingsError(
-            f"images of shape {images.shape}; a contact sheet needs one or more [1, H, W]"
-        )
+        raise SettingsError(f"images of shape {images.shape}; give one or more [1, H, W]")
     grey = ((images[:, 0].clip(-1, 1) + 1) * 31.5).round() * (255 / 63)
     spaced = np.pad(grey, ((0, 0), (0, 0), (0, GAP)), constant_values=255)
     sheet = np.concatenate(list(spaced), axis=1)[:, :-GAP]

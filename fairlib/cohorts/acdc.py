@@ -34,11 +34,8 @@ from fairlib.nifti import read_labels, read_volume, require_same_grid
 from fairlib.settings import unknown_key
 
 KEYS = ("ED", "ES", "Group", "Height", "NbFrame", "Weight")  # of Info.cfg
-DIAGNOSES: dict[str, str | None] = {
-    "NOR": "healthy",
-    "DCM": "heart failure",
-    "HCM": "heart failure",
-}
+DIAGNOSES: dict[str, str | None] = {"NOR": "healthy"}
+DIAGNOSES |= dict.fromkeys(("DCM", "HCM"), "heart failure")
 DIAGNOSES |= dict.fromkeys(("MINF", "RV", "ARV"))
 LABELS = frozenset({0, 1, 2, 3})
 PARTS, PATIENT = ("training", "testing"), re.compile(r"patient\d+", re.IGNORECASE)

@@ -294,10 +294,8 @@ def _is_subject(folder: Path) -> bool:
 def _require_glioma(root: Path, scan: str) -> None:
     match = SINCE_2023.fullmatch(scan)
     late = match and int(match[3] or 0) >= POST_TREATMENT
-    kind = "gliomas after treatment (BraTS 2024), where label 4 is the resection cavity" * bool(
-        late
-    )
-    kind = NO_GLIOMA.get(match[2].upper(), kind) if match else ""
+    treated = "gliomas after treatment (BraTS 2024), where label 4 is the resection cavity"
+    kind = NO_GLIOMA.get(match[2].upper(), treated if late else "") if match else ""
     if kind:
         remedy = "give gliomas before treatment (BraTS 2017 to 2021, BraTS-GLI of 2023)"
         raise missing(root, f"{scan} is of a release of {kind}", remedy)
@@ -310,9 +308,8 @@ def _files(folder: Path, grade: str | None) -> SubjectFiles:
     spare, found, note = listed(folder, "*.nii*"), {}, ""
     for scan, names in SCANS.items():
         form = rf"{re.escape(folder.name)}[-_]({'|'.join(names)})\.nii(\.gz)?"
-        found[scan] = [
-            path for path in spare if re.fullmatch(form, path.name, re.I) and path.is_file()
-        ]
+        named = [path for path in spare if re.fullmatch(form, path.name, re.I)]
+        found[scan] = [path for path in named if path.is_file()]
     spare = [path for path in spare if path not in sum(found.values(), [])]
     masks = [path for path in spare if "seg" in path.name.lower() and path.is_file()]
     if not found["seg"] and len(masks) == 1:
@@ -381,10 +378,8 @@ def _opened(
             raise DataError(f"{mapping}: {differ}; move the folder")
     second = _same_patient(table)
     release.entries = [entry for entry in release.entries if entry.subject not in second]
-    release.excluded += [
-        (subject, "second scan of one patient", f"same as {first}")
-        for subject, first in second.items()
-    ]
+    why = "second scan of one patient"
+    release.excluded += [(one, why, f"same as {first}") for one, first in second.items()]
     return release
 
 

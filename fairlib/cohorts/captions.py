@@ -11,7 +11,7 @@ import pandas as pd
 from fairlib.cohorts.cohort import Cohort, report
 from fairlib.cohorts.listing import (
     Excluded,
-    broken_image,
+    faulty_images,
     folders,
     listed,
     missing,
@@ -54,9 +54,10 @@ def read_captions(root: str | Path, *, size: int = 128) -> Cohort:
     root = Path(root).expanduser()
     table = root / TABLE
     rows, excluded = _of_table(table) if table.is_file() else _of_texts(root)
-    faults = [_fault(root, row) for row in rows]
-    kept = [row for row, fault in zip(rows, faults, strict=True) if fault is None]
-    excluded += [fault for fault in faults if fault is not None]
+    excluded += [(row["image"], "caption empty", "") for row in rows if not row["caption"]]
+    excluded += faulty_images({row["image"]: root / row["image"] for row in rows if row["caption"]})
+    gone = {image for image, *_ in excluded}
+    kept = [row for row in rows if row["image"] not in gone]
     if not rows and not excluded:
         raise missing(root, "no images with captions", REMEDY, TABLE)
     require_some(kept, excluded, root, "images with captions", REMEDY)
@@ -66,17 +67,6 @@ def read_captions(root: str | Path, *, size: int = 128) -> Cohort:
 
 def _read_image(root: Path, size: int, name: str) -> np.ndarray:
     return read_colour(root / name, size)
-
-
-def _fault(root: Path, row: dict[str, str]) -> Excluded | None:
-    """Why a row is left out, None where nothing speaks against it."""
-    path = root / row["image"]
-    if not path.is_file():
-        return row["image"], "image missing", str(path)
-    if not row["caption"]:
-        return row["image"], "caption empty", ""
-    reason = broken_image(path)
-    return (row["image"], "image broken", f"{path}: {reason}") if reason else None
 
 
 def _of_table(path: Path) -> tuple[list[dict[str, str]], list[Excluded]]:

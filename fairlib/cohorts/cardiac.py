@@ -461,12 +461,9 @@ def _unusual_orders(slices: Mapping[str, HeartSlices]) -> dict[str, str]:
     """Subject -> detail, where the order of the labels is another one than in most subjects."""
     orders = [one.order for one in slices.values()]
     usual = max(sorted(set(orders)), key=orders.count, default=None)
+    unusual = {subject: one.order for subject, one in slices.items() if one.order != usual}
     detail = "(LV, MYO, RV) are {}, in most subjects {}"
-    return {
-        subject: detail.format(one.order, usual)
-        for subject, one in slices.items()
-        if one.order != usual
-    }
+    return {subject: detail.format(order, usual) for subject, order in unusual.items()}
 
 
 def _read(store: SliceStore, name: str, key: str) -> np.ndarray:

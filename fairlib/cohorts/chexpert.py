@@ -15,7 +15,7 @@ import pandas as pd
 from fairlib.cohorts.cohort import Cohort, prompted
 from fairlib.cohorts.listing import (
     Excluded,
-    broken_image,
+    faulty_images,
     first_of,
     folders,
     missing,
@@ -265,15 +265,12 @@ def _choose(
     reasons = {
         "not frontal": ~table["view"].eq("frontal").fillna(False) & frontal_only,
         "label uncertain": table["mention"].eq("uncertain") & (uncertain == "exclude"),
-        "image missing": ~table["image"].map(lambda key: files(key).is_file()).astype(bool),
     }
     why = np.select([met.to_numpy(bool) for met in reasons.values()], list(reasons), "")
     pairs = zip(table["image"], why.tolist(), strict=True)
     excluded = [(image, reason, "") for image, reason in pairs if reason]
-    kept = table[why == ""]
-    broken = {key: text for key in kept["image"] if (text := broken_image(files(key)))}
-    excluded += [(key, "image broken", f"{files(key)}: {text}") for key, text in broken.items()]
-    return kept[~kept["image"].isin(list(broken))], excluded
+    excluded += faulty_images({key: files(key) for key in table["image"][why == ""]})
+    return table[~table["image"].isin([key for key, *_ in excluded])], excluded
 
 
 def _sheet_notes(table: pd.DataFrame, sheet: Mapping[str, dict]) -> list[Excluded]:

@@ -243,9 +243,8 @@ class Cohort:
         table = self.table
         table = table.drop_duplicates(["subject", "sex", *by]) if unit == "subject" else table
         groups = table.groupby(by, dropna=False, sort=True) if by else [((), table)]
-        return pd.DataFrame(
-            [dict(zip(by, values, strict=True)) | _share(rows) for values, rows in groups]
-        )
+        cells = [dict(zip(by, values, strict=True)) | _share(rows) for values, rows in groups]
+        return pd.DataFrame(cells)
 
 
 def prompted(
@@ -392,9 +391,8 @@ def _without(cohort: Cohort, gone: pd.Series, why: Sequence[tuple[str, str, str]
 
 
 def _parts(cohort: Cohort, part: pd.Series, names: Iterable[str]) -> dict[str, Cohort]:
-    return {
-        name: replace(cohort.select(part == name), name=f"{cohort.name}/{name}") for name in names
-    }
+    chosen = {name: cohort.select(part == name) for name in names}
+    return {name: replace(one, name=f"{cohort.name}/{name}") for name, one in chosen.items()}
 
 
 def _positions(rows: Rows, n: int) -> np.ndarray:

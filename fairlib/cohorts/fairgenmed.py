@@ -154,9 +154,8 @@ def read_fairgenmed(
     root = Path(root).expanduser()
     (subjects, excluded), files = read_subjects(root / TABLE), find_npz(root)
     stated = {*subjects, *(name for name, *_ in excluded)}
-    excluded += [
-        (name, "not in the table", part) for name, (part, _) in files.items() if name not in stated
-    ]
+    others = {name: part for name, (part, _) in files.items() if name not in stated}
+    excluded += [(name, "not in the table", part) for name, part in others.items()]
     for name, subject in tracked(subjects.items(), progress):
         problem = _problem(root, name, subject, files)
         excluded += [(name, *problem)] if problem else []
@@ -203,9 +202,7 @@ def parse_prompt(text: str) -> dict[str, str]:
     """
     match = TEMPLATE.fullmatch(text.strip())
     if match is None:
-        raise SettingsError(
-            f"prompt {text!r} does not follow the template; write it as {EXAMPLE!r}"
-        )
+        raise SettingsError(f"prompt {text!r} does not follow the template; write {EXAMPLE!r}")
     row = dict(zip(PROMPTED, match.groups(), strict=True))
     for name, words in {"sex": SEX_WORDS, "md_severity": VISION}.items():
         values = {word: value for value, word in words.items()}
@@ -223,10 +220,9 @@ def read_subjects(path: str | Path) -> tuple[dict[str, dict], list[Excluded]]:
     refraction = next((name for name in REFRACTION_COLUMNS if name in rows[0]), None)
     fields = {name: name for name in ("filename", *VALUES)}
     fields |= {"sex": "gender", "refraction": refraction or REFRACTION_COLUMNS[0]}
-    cells = [
-        {**row, "filename": f"{row['filename'].removesuffix('.npz')}.npz"}
-        for row in named_cells(path, rows, fields)
-    ]
+    cells = named_cells(path, rows, fields)
+    for row in cells:
+        row["filename"] = f"{row['filename'].removesuffix('.npz')}.npz"
     refuse_twice(path, [row["filename"] for row in cells])
     made = partial(_attributes, path, fields=fields)
     subjects, excluded = sound_rows(path, cells, made, "filename")
@@ -390,9 +386,8 @@ def _with_truth(table: pd.DataFrame, path: Path) -> pd.DataFrame:
         return table
     truth = read_truth(path, "filename", table["subject"] + ".npz")
     new = [name for name in truth if name not in table]
-    return table.assign(
-        **{name: pd.to_numeric(truth[name]).to_numpy(dtype=float, na_value=np.nan) for name in new}
-    )
+    numbers = truth[new].apply(pd.to_numeric)
+    return table.assign(**{k: numbers[k].to_numpy(dtype=float, na_value=np.nan) for k in new})
 
 
 def _jpg(path: Path) -> Path:

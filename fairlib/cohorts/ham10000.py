@@ -18,7 +18,7 @@ import numpy as np
 
 from fairlib.cohorts.cohort import Cohort, prompted
 from fairlib.cohorts.listing import (
-    broken_image,
+    faulty_images,
     first_of,
     folders,
     listed,
@@ -86,15 +86,10 @@ def read_ham10000(root: str | Path, *, size: int = 128) -> Cohort:
     cells = named_cells(path, read_rows(path), {name: name for name in FIELDS})
     refuse_twice(path, [row["image_id"] for row in cells if row["image_id"]])
     rows, excluded = sound_rows(path, cells, partial(_attributes, path), "image_id")
-    files, kept = find_images(root), []
-    for row in rows:
-        file = files.get(row["image"])
-        if file is None:
-            excluded.append((row["image"], "image missing", "in none of the folders"))
-        elif text := broken_image(file):
-            excluded.append((row["image"], "image broken", f"{file}: {text}"))
-        else:
-            kept.append(row)
+    files, images = find_images(root), [row["image"] for row in rows]
+    excluded += faulty_images({one: files.get(one, root / "*" / f"{one}.jpg") for one in images})
+    gone = {image for image, *_ in excluded}
+    kept = [row for row in rows if row["image"] not in gone]
     require_some(kept, excluded, root, f"images of {path.name}", "unpack part 1 and part 2")
     table, read_image = typed(kept, ("age",)), partial(_read_image, files, size)
     return prompted("ham10000", table, PROMPTED, prompt_of, read_image, excluded).with_prompt()

@@ -229,6 +229,17 @@ def broken_image(path: Path) -> str:
     return ""
 
 
+def faulty_images(paths: Mapping[str, Path]) -> list[Excluded]:
+    """Which of the images `{item: path}` are left out, and why: not there, or broken."""
+    excluded = []
+    for item, path in paths.items():
+        if not path.is_file():
+            excluded.append((item, "image missing", str(path)))
+        elif reason := broken_image(path):
+            excluded.append((item, "image broken", f"{path}: {reason}"))
+    return excluded
+
+
 def _require_readable(path: Path, image: Image.Image) -> None:
     if image.width * image.height > MAX_PIXELS:
         size = f"{image.width} x {image.height}"

@@ -136,9 +136,8 @@ def read_mnms(
     subjects, excluded = read_subjects(find_table(root), diagnoses)
     parts, stated = find_subjects(root), {*subjects, *(item for item, *_ in excluded)}
     excluded += [(one, "no images", "in the table only") for one in subjects if one not in parts]
-    excluded += [
-        (one, "not in the table", part) for one, (part, _) in parts.items() if one not in stated
-    ]
+    others = {one: part for one, (part, _) in parts.items() if one not in stated}
+    excluded += [(one, "not in the table", part) for one, part in others.items()]
     scans = {}
     for subject in [one for one in subjects if one in parts]:
         part, folder = parts[subject]
@@ -244,10 +243,8 @@ def _attributes(
     path: str | Path, row: Mapping[str, str], diagnoses: Mapping[str, str | None]
 ) -> dict:
     where = f"{path}: {row['subject']}"
-    numbers = {
-        name: number_of(where, FIELDS[name], row[name], 0, 1e4)
-        for name in ("age", "height", "weight", "ed", "es")
-    }
+    names = ("age", "height", "weight", "ed", "es")
+    numbers = {name: number_of(where, FIELDS[name], row[name], 0, 1e4) for name in names}
     frames = frame_numbers(where, numbers["ed"], numbers["es"], 0)
     words = {name: None if is_missing(row[name]) else row[name] for name in row}
     words |= {"subject": row["subject"], "sex": word_of(where, "Sex", row["sex"], SEX_WORDS)}

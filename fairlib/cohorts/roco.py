@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from fairlib.cohorts.cohort import Cohort, report
-from fairlib.cohorts.listing import broken_image, listed, read_grey, require_some
+from fairlib.cohorts.listing import faulty_images, read_grey, require_some
 from fairlib.cohorts.tables import named_cells, read_rows, read_text, read_truth, refuse_twice
 from fairlib.errors import DataError
 from fairlib.settings import unknown_key
@@ -23,7 +23,6 @@ MALE = "males?|m[ae]n|boys?|gentlem[ae]n|he|him|his"
 FINDINGS = ("sex", "grade", "contrast", "side")  # known of a phantom only
 TRUTH = ("subject", "age", *FINDINGS)
 COLUMNS = ("subject", "sex", "grade", "contrast", "slice", "side", "caption", "age", "image")
-BROKEN = "image broken"
 OF_CAPTION = ("split", "mentions_sex", "sex_in_caption")
 
 
@@ -126,24 +125,16 @@ def _cohort(
     articles: Mapping[str, str],
     truth: Path,
 ) -> Cohort:
-    present = {path.stem: path for path in listed(images, "*.jpg")}
-    kept, excluded = {}, []
-    for key, text in captions.items():
-        path = present.get(key)
-        if path is None:
-            excluded.append((key, "image missing", str(images / f"{key}.jpg")))
-        elif not text:
-            excluded.append((key, "caption empty", ""))
-        elif reason := broken_image(path):
-            excluded.append((key, BROKEN, f"{path}: {reason}"))
-        else:
-            kept[key] = text
-    first = [f"{key}.jpg" for key in list(captions)[:1] if key not in present]
+    files = {key: images / f"{key}.jpg" for key in captions}
+    excluded = [(key, "caption empty", "") for key, text in captions.items() if not text]
+    excluded += faulty_images({key: path for key, path in files.items() if captions[key]})
+    gone = {key for key, *_ in excluded}
+    kept = {key: text for key, text in captions.items() if key not in gone}
+    first = [path.name for path in files.values() if not path.is_file()][:1]
     require_some(kept, excluded, images, "captioned images", "fetch the images first", *first)
     table = _with_truth(_table(kept, split, articles), truth)
-    return Cohort(
-        name, table, partial(_read_image, images, size), report(excluded), strata=("sex", "grade")
-    )
+    read_image = partial(_read_image, images, size)
+    return Cohort(name, table, read_image, report(excluded), strata=("sex", "grade"))
 
 
 def _read_image(folder: Path, size: int, key: str) -> np.ndarray:

@@ -99,6 +99,12 @@ def read_rows(path: str | Path, delimiter: str = ",") -> list[list[str]]:
     return rows
 
 
+def read_table(path: str | Path) -> pd.DataFrame:
+    """What `read_rows` gives, as a table of texts."""
+    header, *rows = read_rows(path)
+    return pd.DataFrame(rows, columns=header, dtype="str")
+
+
 def _delimited(text: str, expected: str) -> tuple[str, str]:
     """A table's text and its delimiter: the one named in a first line such as `sep=;`, else the one
     most frequent in the header.
@@ -181,10 +187,9 @@ def read_truth(
     The column `key` holds the ids; an id that the file does not name, an empty cell and NA are
     missing. Raises `DataError` on a missing column of `needed`, or an id that stands twice.
     """
-    rows = read_rows(path)
+    truth = read_table(path).astype("string")
     for name in (key, *needed):
-        column(path, rows[0], name)
-    truth = pd.DataFrame(rows[1:], columns=rows[0], dtype="string")
+        column(path, list(truth), name)
     refuse_twice(path, truth[key])
     return truth.replace({"": pd.NA, "NA": pd.NA}).set_index(key).reindex(list(ids))
 

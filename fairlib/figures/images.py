@@ -43,9 +43,8 @@ def image_grid(
     """
     images = _checked(images)
     rows = -(-len(images) // columns)
-    figure, grid = _sheet(
-        rows, columns, cell, 0.2 * (titles is not None), row_labels, column_labels
-    )
+    space = 0.0 if titles is None else 0.2
+    figure, grid = _sheet(rows, columns, cell, space, row_labels, column_labels)
     for index, panel in enumerate(grid.flat):
         if index >= len(images):
             panel.set_visible(False)
@@ -71,9 +70,7 @@ def before_after(
     """
     before, after = _checked(before), _checked(after)
     if before.shape != after.shape:
-        raise DataError(
-            f"{before.shape} before and {after.shape} after are no pairs; give the same noise twice"
-        )
+        raise DataError(f"{before.shape} and {after.shape} are no pairs; give the same noise twice")
     labels = ["before", "after", "change"][: 2 + difference]
     figure, grid = _sheet(len(labels), len(before), cell, 0, labels, titles)
     for row, images in enumerate((before, after)):
@@ -162,9 +159,7 @@ def closed_curve(shape: Outline) -> tuple[np.ndarray, np.ndarray]:
 def _checked(images: ArrayLike) -> np.ndarray:
     images = np.asarray(images, dtype=np.float32)
     if images.ndim != 4 or images.shape[1] != 1 or len(images) == 0:
-        raise DataError(
-            f"images of shape {images.shape} cannot be laid out; give [N, 1, H, W] in [-1, 1]"
-        )
+        raise DataError(f"images of shape {images.shape}; give [N, 1, H, W] in [-1, 1]")
     return images
 
 

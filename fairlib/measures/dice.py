@@ -141,10 +141,7 @@ def check_masks(masks: ArrayLike, name: str = "masks") -> np.ndarray:
     """
     masks = np.asarray(masks)
     if masks.ndim != 4 or masks.shape[1] != 2:
-        raise DataError(
-            f"{name} of shape {masks.shape}; give [N, 2, H, W] with ED in channel 0 and ES in "
-            "channel 1"
-        )
+        raise DataError(f"{name} of shape {masks.shape}; give [N, 2, H, W] (ED, ES)")
     unknown = ~np.isin(masks, range(4))
     if unknown.any():
         raise DataError(
@@ -168,9 +165,7 @@ def each_group(
     for attribute, values in groups.items():
         labels = pd.Series(np.asarray(values, dtype=object))
         if len(labels) != count:
-            raise DataError(
-                f"{len(labels)} labels of {attribute!r} for {count} images; give one an image"
-            )
+            raise DataError(f"{len(labels)} {attribute!r} labels for {count} images; give one each")
         for group in sorted(labels.dropna().unique(), key=str):
             yield attribute, group, (labels == group).to_numpy()
         if labels.isna().any():

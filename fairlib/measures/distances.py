@@ -50,13 +50,9 @@ def check_sets(*sets: ArrayLike, n_min: int = N_MIN) -> None:
     """
     shapes = [np.shape(features) for features in sets]
     if any(len(shape) != 2 for shape in shapes) or len(set(shapes)) > 1:
-        raise DataError(
-            f"feature sets of shapes {shapes} cannot be compared; take equal numbers of images"
-        )
+        raise DataError(f"feature sets of shapes {shapes}; take equal numbers of images")
     if shapes[0][0] < n_min:
-        raise DataError(
-            f"{shapes[0][0]} images are too few to compare distributions; take at least {n_min}"
-        )
+        raise DataError(f"{shapes[0][0]} images are too few to compare; take at least {n_min}")
     if not all(np.isfinite(features).all() for features in sets):
         raise DataError("features hold NaN or infinity; look at the images they came from")
 
@@ -361,10 +357,8 @@ def _groups(features: ArrayLike, groups: ArrayLike, subjects: Labels, name: str)
             f"{name} features of shape {features.shape} with {len(groups)} groups and "
             f"{len(clusters)} subjects; give features [N, D] with one group and one subject a row"
         )
-    return {
-        str(group): (features[groups == group], cluster_codes(clusters[groups == group], 0))
-        for group in np.unique(groups)
-    }
+    parts = {str(group): groups == group for group in np.unique(groups)}
+    return {name: (features[m], cluster_codes(clusters[m], 0)) for name, m in parts.items()}
 
 
 def _common_n(people: dict, made: dict, n: int | None, n_min: int) -> int:
@@ -373,11 +367,8 @@ def _common_n(people: dict, made: dict, n: int | None, n_min: int) -> int:
     room |= {f"synthetic {name!r}": (len(rows[0]), rows) for name, rows in made.items()}
     n = min(most for most, _ in room.values()) if n is None else n
     needed = max(n, n_min)
-    short = [
-        f"{name} ({len(rows[0])} images, gives {most})"
-        for name, (most, rows) in room.items()
-        if most < needed
-    ]
+    few = {name: one for name, one in room.items() if one[0] < needed}
+    short = [f"{name} ({len(rows[0])} images, gives {most})" for name, (most, rows) in few.items()]
     if short or n < n_min:
         raise DataError(
             f"too few images to compare {needed} with {needed}: {', '.join(short)}; each synthetic "

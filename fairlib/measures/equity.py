@@ -48,6 +48,7 @@ from numpy.typing import ArrayLike
 
 from fairlib.errors import DataError
 from fairlib.measures.intervals import Interval, delong, jeffreys
+from fairlib.settings import need
 
 METRICS = ("auc", "accuracy")
 WORST_METRICS = ("auc", "accuracy", "tpr", "tnr")
@@ -244,9 +245,7 @@ def prevalence_weights(label: ArrayLike, prevalence: float) -> np.ndarray:
     label = np.asarray(label)
     share = float(np.mean(label == 1))
     if not (0 < prevalence < 1 and 0 < share < 1):
-        raise DataError(
-            f"prevalence {prevalence} from {share:.0%} ill rows: both must lie between 0 and 1"
-        )
+        raise DataError(f"prevalence {prevalence} from {share:.0%} ill rows: give both in (0, 1)")
     return np.where(label == 1, prevalence / share, (1 - prevalence) / (1 - share))
 
 
@@ -291,9 +290,7 @@ def keep_large(
     Raises `DataError` when `small` is "error" and there are others, or when fewer than two remain.
     """
     if n_min < 1 or small not in ("exclude", "error"):
-        raise DataError(
-            f"n_min {n_min}, small {small!r}: expected at least 1, and 'exclude' or 'error'"
-        )
+        raise DataError(f"n_min {n_min}, small {small!r}: expected 1 or more, 'exclude' or 'error'")
     large = (counts >= n_min).all(axis=1)
     reasons = [_reason(row, n_min) for _, row in counts[~large].iterrows()]
     others = counts[~large].reset_index().assign(reason=pd.Series(reasons, dtype="str"))
@@ -385,12 +382,7 @@ def _checked(
         )
     if not groups.shape[1]:
         raise DataError("no attribute to group by; give a table with one column an attribute")
-    missing = groups.isna().sum()
-    if missing.any():
-        column = missing.idxmax()
-        raise DataError(
-            f"{missing[column]} rows have no {column}; leave them out first, and say how many"
-        )
+    need(groups, *groups, name="the table of groups", whole=True)
     return label.astype(int), score
 
 

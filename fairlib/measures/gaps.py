@@ -18,10 +18,8 @@ from scipy.stats import binom
 from fairlib.errors import DataError
 from fairlib.measures.intervals import Interval, Labels, Rng, Sample, bootstrap, check_defined
 from fairlib.measures.shares import (
-    BY,
     CalibrationSet,
     Evaluator,
-    Part,
     Tables,
     check_probabilities,
     checked_targets,
@@ -155,35 +153,6 @@ def beyond_chance(gaps: np.ndarray, variance: np.ndarray, noise: np.ndarray) -> 
     return Interval(estimate, end(1 - TAILS[0], pattern), high)
 
 
-def _gap(part: Part, target: float | dict[str, float], rng: Rng, replicates: int) -> Gap:
-    prompts = part.images.prompt.to_numpy()
-    return per_prompt_gap(part.p, prompts, target, part.calibration, rng, replicates, part.strata)
-
-
-def gap_table(
-    readings: pd.DataFrame,
-    calibration: Tables,
-    evaluators: Sequence[Evaluator],
-    target: float | dict[str, float],
-    rng: Rng,
-    by: Sequence[str] = BY,
-    replicates: int = 500,
-) -> pd.DataFrame:
-    """Mean over prompts of |corrected share - target|, and the gap beyond chance.
-
-    Columns: `*by, evaluator, n, unreadable, gap, floor` and `beyond_chance` with `_low` and
-    `_high`. target: one share, or `{prompt: share}`. `floor` is the mean gap that chance alone
-    makes of a generator on target; `beyond_chance` the root mean square gap without noise. Other
-    arguments as in `share_table`.
-    """
-    rows = []
-    for part in each_part(readings, calibration, evaluators, by):
-        gap = _gap(part, target, rng, replicates)
-        observed = {"gap": gap.mean, "floor": gap.floor}
-        rows.append(part.cells | observed | gap.beyond_chance.columns("beyond_chance"))
-    return pd.DataFrame(rows)
-
-
 def prompt_table(
     readings: pd.DataFrame,
     calibration: Tables,
@@ -197,6 +166,8 @@ def prompt_table(
     tables = []
     for part in each_part(readings, calibration, evaluators, by):
         keys = {name: part.cells[name] for name in (*by, "evaluator")}
-        tables.append(_gap(part, target, rng, replicates).prompts.assign(**keys))
+        prompts, known = part.images.prompt.to_numpy(), part.calibration
+        gap = per_prompt_gap(part.p, prompts, target, known, rng, replicates, part.strata)
+        tables.append(gap.prompts.assign(**keys))
     table = pd.concat(tables, ignore_index=True)
     return table[[*by, "evaluator", *table.columns.drop([*by, "evaluator"])]]

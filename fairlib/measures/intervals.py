@@ -149,11 +149,9 @@ def delong(positive: ArrayLike, negative: ArrayLike) -> tuple[np.ndarray, np.nda
     """
     table = pair_table(positive, negative)
     of_positive, of_negative = table.mean(-1, dtype=float), table.mean(-2, dtype=float)
-    variance = (
-        of_positive.var(-1, ddof=1) / table.shape[-2]
-        + of_negative.var(-1, ddof=1) / table.shape[-1]
-    )
-    return of_positive.mean(-1), np.sqrt(variance)
+    by_positive = of_positive.var(-1, ddof=1) / table.shape[-2]
+    by_negative = of_negative.var(-1, ddof=1) / table.shape[-1]
+    return of_positive.mean(-1), np.sqrt(by_positive + by_negative)
 
 
 def weighted_auc(
@@ -204,16 +202,13 @@ class Sample:
         )
         owner = strata[self._rows][self._start]
         if (np.repeat(owner, self._size) != strata[self._rows]).any():
-            raise DataError(
-                "one cluster lies in two strata; stratify by an attribute of the whole subject"
-            )
+            raise DataError("a cluster lies in two strata; stratify by attributes of subjects")
         self._members = [np.flatnonzero(owner == stratum) for stratum in np.unique(owner)]
 
     def rows(self, rng: Rng) -> np.ndarray:
         """Indices of one bootstrap draw: clusters with replacement within each stratum."""
-        drawn = np.concatenate(
-            [members[rng.integers(len(members), size=len(members))] for members in self._members]
-        )
+        chosen = [held[rng.integers(len(held), size=len(held))] for held in self._members]
+        drawn = np.concatenate(chosen)
         size = self._size[drawn]
         shift = np.repeat(self._start[drawn] - np.concatenate([[0], np.cumsum(size)[:-1]]), size)
         return self._rows[shift + np.arange(size.sum())]

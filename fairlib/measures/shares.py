@@ -8,15 +8,14 @@ generated images as on its calibration set, and carry its errors into the interv
 images and the calibration set (by subject) are drawn again. Where some generated images have labels
 of their own, `ppi_share` needs no such assumption.
 
-Readings are a table with one row a generated image: `arm, seed, prompt, group`, for each evaluator
-a column of probabilities of female in [0, 1], and where anatomy is compared a size. An image that
-an evaluator could not read is NaN: it is left out and counted in `unreadable`. A calibration set is
-a table with one row an image of known sex: `subject, sex` ("F"/"M") and the evaluators' columns.
+Readings are a table with one row a generated image: `arm, seed, prompt, group`, and for each
+evaluator a column of probabilities of female in [0, 1]. An image that an evaluator could not read
+is NaN: it is left out and counted in `unreadable`. A calibration set is a table with one row an
+image of known sex: `subject, sex` ("F"/"M") and the evaluators' columns.
 """
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -43,7 +42,6 @@ Numbers: TypeAlias = np.ndarray | float
 BY = ("arm", "seed")
 BAND = (0.2, 0.8)
 """The open interval of p that counts as ambiguous (Shen et al. 2024, logged in training)."""
-N_LEAST = 10  # images of a sex below which a mean size is not given
 
 
 @dataclass(frozen=True)
@@ -446,7 +444,6 @@ class Part:
     evaluator: Evaluator
     images: pd.DataFrame
     p: np.ndarray
-    labelled: pd.DataFrame
     calibration: CalibrationSet
     strata: Labels
 
@@ -480,9 +477,8 @@ def each_part(
                 raise DataError(f"{one.name!r} could read no image of {keys}; look at the images")
             count = {"n": len(images), "unreadable": len(part) - len(images)}
             cells = keys | {"evaluator": one.name} | count
-            p, labelled = images[one.column].to_numpy(float), sets[one.calibration]
-            strata = _strata(images, one)
-            yield Part(cells, one, images, p, labelled, calibrations[one], strata)
+            p, strata = images[one.column].to_numpy(float), _strata(images, one)
+            yield Part(cells, one, images, p, calibrations[one], strata)
 
 
 def share_table(
@@ -544,9 +540,7 @@ def checked_targets(
     target = target if isinstance(target, dict) else dict.fromkeys(names, target)
     missing = [str(name) for name in names if name not in target]
     if missing:
-        raise DataError(
-            f"no target share for {kind} {missing[0]!r}; give one share, or one for each {kind}"
-        )
+        raise DataError(f"no target share for {kind} {missing[0]!r}; give one, or one a {kind}")
     values = np.array([target[name] for name in names], float)
     if not ((values >= 0) & (values <= 1)).all():
         raise DataError(f"target shares {values.tolist()} do not all lie in [0, 1]")
@@ -596,54 +590,9 @@ def ambiguity_table(
     return pd.DataFrame(rows)
 
 
-def within_sex_table(
-    readings: pd.DataFrame,
-    calibration: Tables,
-    evaluators: Sequence[Evaluator],
-    rng: Rng,
-    by: Sequence[str] = BY,
-    replicates: int = 500,
-    value: str = "extent_mm",
-) -> pd.DataFrame:
-    """Anatomy within each sex: `*by, evaluator, n, sex, against, n_real, difference,
-    difference_low, difference_high`.
-
-    Images read as F or M are compared with images of the calibration set of that sex: (mean `value`
-    of the images - mean of the calibration set) / standard deviation of the calibration set.
-    `against` says how the calibration set is divided: "truth" (by sex; the headline) or "reading"
-    (by the same evaluator: like with like, since its mistakes move both means alike). Fewer than
-    ten images on a side give NaN.
-    """
-    rows = []
-    for part in each_part(readings, calibration, evaluators, by):
-        images = part.images[part.images[value].notna()]
-        real = part.labelled[part.labelled[[part.evaluator.column, value]].notna().all(axis=1)]
-        labels = {"truth": real.sex, "reading": _read_as(real, part.evaluator)}
-        for sex, against in itertools.product(("F", "M"), labels):
-            mine = images[_read_as(images, part.evaluator) == sex]
-            theirs = real[labels[against] == sex]
-            cells = {"sex": sex, "against": against, "n": len(mine), "n_real": len(theirs)}
-            difference = _size_difference(mine, theirs, value, rng, replicates)
-            rows.append(part.cells | cells | difference.columns("difference"))
-    return pd.DataFrame(rows).drop(columns="unreadable")
-
-
 def standardised_difference(images: np.ndarray | pd.Series, real: np.ndarray | pd.Series) -> float:
     """(mean of `images` - mean of `real`) / standard deviation of `real`.
 
     book/fairness.md, Eq. (eq-smd).
     """
     return float((np.mean(images) - np.mean(real)) / np.std(real, ddof=1))
-
-
-def _read_as(table: pd.DataFrame, evaluator: Evaluator) -> np.ndarray:
-    return np.where(table[evaluator.column] > evaluator.threshold, "F", "M")
-
-
-def _size_difference(
-    images: pd.DataFrame, real: pd.DataFrame, value: str, rng: Rng, replicates: int
-) -> Interval:
-    if min(len(images), len(real)) < N_LEAST:
-        return Interval(np.nan, np.nan, np.nan)
-    samples = [Sample(images[value]), Sample(real[value], clusters=real.subject.to_numpy(str))]
-    return bootstrap_interval(standardised_difference, samples, rng, replicates)

@@ -38,7 +38,6 @@ from fairlib.methods.base_cache import (
     TunableModel,
     check_classifier,
     no_embedding,
-    schedule,
     score_images,
 )
 from fairlib.methods.processes import check_processes, join_processes, own_rows, sum_gradients
@@ -62,7 +61,16 @@ from fairlib.methods.targets import (
 from fairlib.models import solvers
 from fairlib.models.training import FitSettings, Trainer
 from fairlib.rng import Stream, derived_seeds, numpy_rng
-from fairlib.settings import BelowOne, Bound, Count, Natural, Positive, Weight, check_bounds
+from fairlib.settings import (
+    AboveZero,
+    BelowOne,
+    Bound,
+    Count,
+    Natural,
+    Positive,
+    Weight,
+    check_bounds,
+)
 
 COSINE_MEMORY = 0.9
 TRANSPORT = ("transport", "quantile")
@@ -132,7 +140,7 @@ class AlignmentSettings:
     warmup: Natural = 5
     anneal: Literal["cosine", "none"] = "cosine"
     weight_decay: Weight = 0.0
-    gradient_clip: Annotated[float, Bound(lambda value: value > 0, "above 0")] = 1.0
+    gradient_clip: AboveZero = 1.0
     ema_decay: BelowOne = 0.9
     alignment_weight: Weight = 1.0
     smooth_l1_beta: Positive = 1.0
@@ -332,10 +340,8 @@ class Objective:
         if s.family == "class":
             return class_alignment(logits, values, assignment.confidence, s.confidence_threshold)
         mean_loss = mean_probability_kl if s.family == "mean_kl" else mean_probability_l2
-        each = [
-            len(rows) * mean_loss(logits[rows], values[rows[0]])
-            for rows in self.groups(batch).values()
-        ]
+        groups = self.groups(batch).values()
+        each = [len(rows) * mean_loss(logits[rows], values[rows[0]]) for rows in groups]
         return torch.stack(each).sum() / len(logits)
 
 
@@ -351,10 +357,8 @@ def cache_base(
     settings: AlignmentSettings,
 ) -> BaseCache:
     """The empty cache of what `base`, the untuned model, makes, which `tune` fills as it goes."""
-    make = getattr(solvers, settings.solver)
-    solver = make(
-        base.alphas_cumprod, settings.sampling_steps, prediction_type=base.prediction_type
-    )
+    make, steps = getattr(solvers, settings.solver), settings.sampling_steps
+    solver = make(base.alphas_cumprod, steps, prediction_type=base.prediction_type)
     return BaseCache(
         base,
         classifier,
@@ -367,6 +371,27 @@ def cache_base(
         settings.guidance_scale,
         settings.micro_batch,
     )
+
+
+def schedule(s: AlignmentSettings, step: int, prompts: int) -> list[tuple[int, list[int]]]:
+    """`(prompt, noise indices)` of optimiser step `step`, one pair for each of its
+    `prompts_per_step` prompts, of `prompts` in all.
+
+    Prompts come in shuffled rounds; a prompt's next visit takes the next `images_per_prompt` noises
+    of its cache, the first pass through it in order, later ones shuffled. A pure function of (seed,
+    step), so that a resumed run needs no replayed random state.
+    """
+    pairs = []
+    for draw in range(step * s.prompts_per_step, (step + 1) * s.prompts_per_step):
+        visit, place = divmod(draw, prompts)
+        prompt = int(numpy_rng(s.seed, Stream.PROMPT_ORDER, visit).permutation(prompts)[place])
+        lap, block = divmod(visit, s.cache_size // s.images_per_prompt)
+        order = np.arange(s.cache_size)
+        if lap:
+            order = numpy_rng(s.seed, Stream.NOISE_ORDER, lap, prompt).permutation(s.cache_size)
+        first = block * s.images_per_prompt
+        pairs.append((prompt, order[first : first + s.images_per_prompt].tolist()))
+    return pairs
 
 
 class AlignmentState(Trainer):
@@ -585,9 +610,7 @@ def _check_settings(
     expected = cache_base(cache.base, cache.classifier, prompts, settings=settings).describe
     wrong = [name for name, value in cache.describe.items() if value != expected[name]]
     if wrong:
-        raise SettingsError(
-            f"the base cache was made with another {', '.join(wrong)}; make a new one"
-        )
+        raise SettingsError(f"base cache was made with another {', '.join(wrong)}; make a new one")
 
 
 @dataclass
@@ -605,9 +628,8 @@ class _Run:
 
     def __post_init__(self) -> None:
         self.solver = self.cache.solver
-        self.coefficients = effective_coefficients(
-            self.solver.chain_coefficients()[1], self.settings.step_weights
-        )
+        natural = self.solver.chain_coefficients()[1]
+        self.coefficients = effective_coefficients(natural, self.settings.step_weights)
         with torch.no_grad():
             self.prompt_embeds = self.generator.encode_prompts(self.prompts)
         self.objective = Objective(self.settings, self.targets, {})
@@ -621,9 +643,8 @@ class _Run:
         started, before, step = time.perf_counter(), self.cache.evaluations, self.state.step
         batch = self._batch(step)
         results, replayed = self.gradient(batch)
-        cells: dict[str, Any] = {
-            k: v.cpu() if isinstance(v, Tensor) else v for k, v in results.items()
-        }
+        on_cpu = {k: v.cpu() for k, v in results.items() if isinstance(v, Tensor)}
+        cells: dict[str, Any] = results | on_cpu
         rate = self.state.settings.learning_rate_at(step)
         norm = self.state.update(rate)
         self._remember(batch, results)
@@ -650,22 +671,17 @@ class _Run:
         own = own_rows(len(batch.noises))
         noise = self.generator.noise(self.cache.seed, list(batch.noises[own]))
         embeds = self.prompt_embeds[list(batch.prompts[own])]
-        trajectory = record(
-            self.solver, self.predict_noise, noise, embeds, self.settings.micro_batch
-        )
+        at_once = self.settings.micro_batch
+        trajectory = record(self.solver, self.predict_noise, noise, embeds, at_once)
         cotangent, results = self._read(trajectory.sample, batch)
         replayed = self._replay(trajectory, cotangent, batch.step, len(batch.noises))
         sum_gradients(self.state.named.values())
         return results, replayed
 
     def _batch(self, step: int) -> Batch:
-        s, prompts = self.settings, len(self.targets)
-        pairs = schedule(
-            s.seed, step, prompts, s.prompts_per_step, s.images_per_prompt, s.cache_size
-        )
-        logits, embeds = zip(
-            *(self.cache.read(prompt, indices) for prompt, indices in pairs), strict=True
-        )
+        pairs = schedule(self.settings, step, len(self.targets))
+        cached = [self.cache.read(prompt, indices) for prompt, indices in pairs]
+        logits, embeds = zip(*cached, strict=True)
         places = tuple(prompt for prompt, indices in pairs for _ in indices)
         noises = tuple(index for _, indices in pairs for index in indices)
         return Batch(step, places, noises, torch.cat(logits), torch.cat(embeds))

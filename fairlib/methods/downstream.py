@@ -45,7 +45,7 @@ from fairlib.models.classifier import (
 )
 from fairlib.models.training import draw_rows, same_length
 from fairlib.rng import Stream, numpy_rng
-from fairlib.settings import Bound, Count, Natural, Positive, check_bounds, unknown_key
+from fairlib.settings import Bound, Count, Natural, Positive, check_bounds, need, unknown_key
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -134,20 +134,13 @@ class TrainingPlan:
         """
         import pandas as pd
 
-        return pd.DataFrame(
-            [
-                {
-                    "arm": self.arm,
-                    "phase": number,
-                    "source": source,
-                    "images": len(rows),
-                    "share": phase.share,
-                    "sampling": phase.sampling,
-                }
-                for number, phase in enumerate(self.phases, 1)
-                for source, rows in phase.rows.items()
-            ]
-        )
+        rows = [
+            (self.arm, number, source, len(rows), phase.share, phase.sampling)
+            for number, phase in enumerate(self.phases, 1)
+            for source, rows in phase.rows.items()
+        ]
+        names = ["arm", "phase", "source", "images", "share", "sampling"]
+        return pd.DataFrame(rows, columns=names)
 
 
 def training_plan(
@@ -171,10 +164,8 @@ def training_plan(
         counts["extra"] = settings.synthetic_count or _size("synthetic", synthetic, arm)
     phases = []
     for number, stage in enumerate(ARMS[arm]):
-        rows = {
-            name: _chosen(name, tables[name], counts[name], arm, settings.seed)
-            for name in stage.sources
-        }
+        given = {name: (tables[name], counts[name]) for name in stage.sources}
+        rows = {name: _chosen(name, *one, arm, settings.seed) for name, one in given.items()}
         phase = Phase(rows, sampling=stage.sampling)
         if stage.sampling != "plain":
             phase = _balanced(phase, tables, settings.weight_cap)
@@ -296,9 +287,8 @@ def evaluate_arm(
     optional = {"synthetic": synthetic, "extra": extra}
     sources = {"real": train} | {k: part for k, part in optional.items() if part is not None}
     tables = {name: part.table for name, part in sources.items()}
-    plan = training_plan(
-        arm, train.table, tables.get("synthetic"), tables.get("extra"), settings.plan
-    )
+    further = (tables.get("synthetic"), tables.get("extra"))
+    plan = training_plan(arm, train.table, *further, settings.plan)
     _check_disjoint(sources, {"validation": validation, "test": test})
     rows = _test_rows(test, age_edges(train.table))
     classifier = build_classifier(HEADS, settings.classifier.architecture, seed).to(device)
@@ -346,16 +336,15 @@ def _tensor(values: np.ndarray | None) -> Tensor | None:
 
 
 def _test_rows(test: ImageTable, edges: tuple[float, float]) -> pd.DataFrame:
-    require(test.table, ("subject", "sex"))
-    table = with_groups(test.table, edges).assign(
-        image=range(len(test)), label=test.labels().numpy()
-    )
+    need(test.table, "subject", "sex", whole=True)
+    table = with_groups(test.table, edges)
+    table = table.assign(image=range(len(test)), label=test.labels().numpy())
     return table[["subject", "image", "label", *GROUPS]].reset_index(drop=True)
 
 
 def _check_disjoint(trained: Mapping[str, ImageTable], heldout: Mapping[str, ImageTable]) -> None:
     for name, part in heldout.items():
-        require(part.table, ("subject",))
+        need(part.table, "subject", whole=True)
         others = {**trained, **({"validation": heldout["validation"]} if name == "test" else {})}
         for source, images in others.items():
             # a generated image need not belong to a subject
@@ -375,7 +364,7 @@ def age_edges(table: pd.DataFrame) -> tuple[float, float]:
     In the paper the tertiles have medians 56, 66 and 73 years. Raises `DataError` when an age is
     missing.
     """
-    require(table, ("subject", "age"))
+    need(table, "subject", "age", whole=True)
     low, high = np.quantile(table.drop_duplicates("subject")["age"].to_numpy(float), [1 / 3, 2 / 3])
     return float(low), float(high)
 
@@ -390,7 +379,7 @@ def with_groups(table: pd.DataFrame, edges: tuple[float, float]) -> pd.DataFrame
     """
     import pandas as pd
 
-    require(table, ("age", "bmi"))
+    need(table, "age", "bmi", whole=True)
     age = np.searchsorted(edges, table["age"].to_numpy(float), side="left")
     bmi = np.searchsorted((25.0, 30.0), table["bmi"].to_numpy(float), side="right")
     return table.assign(
@@ -399,22 +388,9 @@ def with_groups(table: pd.DataFrame, edges: tuple[float, float]) -> pd.DataFrame
     )
 
 
-def require(table: pd.DataFrame, columns: Sequence[str]) -> None:
-    """Raise `DataError` when `table` lacks a column or a value of `columns`."""
-    for column in columns:
-        if column not in table:
-            raise DataError(unknown_key(column, [str(name) for name in table.columns], "the table"))
-        missing = int(table[column].isna().sum())
-        if missing:
-            raise DataError(
-                f"{missing} of {len(table)} rows have no {column}; leave them out first, and say "
-                "how many"
-            )
-
-
 def labels_of(table: pd.DataFrame) -> np.ndarray:
     """int64 [N]: 1 = heart failure, 0 = healthy. Raises `DataError` on any other diagnosis."""
-    require(table, ("diagnosis",))
+    need(table, "diagnosis", whole=True)
     other = set(table["diagnosis"]) - {ILL, HEALTHY}
     if other:
         raise DataError(
@@ -435,14 +411,12 @@ def at_prevalence(table: pd.DataFrame, prevalence: float, seed: int) -> np.ndarr
     """
     if not 0 < prevalence < 1:
         raise SettingsError(f"prevalence {prevalence}: expected above 0 and below 1")
-    require(table, ("subject",))
+    need(table, "subject", whole=True)
     subject, label = table["subject"].to_numpy(), labels_of(table).astype(bool)
     ill, healthy = np.unique(subject[label]), np.unique(subject[~label])
     both = np.intersect1d(ill, healthy)
     if len(both):
-        raise DataError(
-            f"subject {both[0]!r} is healthy in one row and ill in another; correct the table"
-        )
+        raise DataError(f"subject {both[0]!r} is both healthy and ill; correct the table")
     odds = prevalence / (1 - prevalence)
     n_ill = min(len(ill), int(np.floor(len(healthy) * odds + 1e-9)))
     n_healthy = min(len(healthy), round(n_ill / odds))
@@ -500,9 +474,8 @@ def new_combinations(
     import pandas as pd
 
     same_length(table=table, masks=masks)
-    ages = _typical_ages(
-        decades, {decade(age) for age in table["age"]} if present_only else set(decades)
-    )
+    present = {decade(age) for age in table["age"]} if present_only else set(decades)
+    ages = _typical_ages(decades, present)
     pools = {name: np.flatnonzero((table["diagnosis"] == name).to_numpy()) for name in DIAGNOSES}
     empty = [name for name, rows in pools.items() if not len(rows)]
     if empty:
@@ -554,14 +527,10 @@ def _typical_ages(decades: Sequence[str], present: set[str]) -> list[float]:
     """
     for name in decades:
         if re.fullmatch(r"[1-9]0s", name) is None:
-            raise SettingsError(
-                f"decades {list(decades)}: {name!r} is none; write for example '60s'"
-            )
+            raise SettingsError(f"decades {list(decades)}: {name!r} is none; write it as '60s'")
     chosen = [name for name in decades if name in present]
     if not chosen:
-        raise SettingsError(
-            f"decades {list(decades)}: none of them is in the table, which has {sorted(present)}"
-        )
+        raise SettingsError(f"decades {list(decades)}: the table has only {sorted(present)}")
     return [float(name[:-1]) + 5 for name in chosen]
 
 

@@ -52,31 +52,23 @@ from fairlib.models.training import (
     same_length,
 )
 from fairlib.rng import Stream, torch_rng
-from fairlib.settings import BelowOne, Count, Natural, Positive, Weight, check_bounds
+from fairlib.settings import BelowOne, Count, Natural, Positive
 
 
 @dataclass(frozen=True)
-class FinetuneSettings:
+class FinetuneSettings(FitSettings):
     """Settings of `finetune`. The paper: AdamW at a constant 1e-5, batches of 32 over two GPUs,
     gradients clipped at 1, EMA.
 
     Parameters
     ----------
-    steps, batch_size, learning_rate, weight_decay
-        Of AdamW.
-    warmup, anneal
-        Steps in which the rate rises; after them "none" keeps it, and "cosine" lets it fall to zero
-        at `steps`.
-    gradient_clip
-        Largest norm of the whole gradient.
-    ema_decay
-        Of the moving average of the weights (0: none).
+    steps, batch_size, learning_rate, warmup, anneal, ema_decay, seed and the others
+        As of `models.training.FitSettings`; of `seed` are rows, time steps, noise and emptied
+        prompts.
     prompt_dropout
         Share of prompts that are emptied (classifier-free guidance).
     probe_every
         Steps from one measurement of the probe to the next.
-    seed
-        Of rows, time steps, noise and emptied prompts.
 
     Raises
     ------
@@ -88,21 +80,10 @@ class FinetuneSettings:
     batch_size: Count = 32
     learning_rate: Positive = 1e-4
     warmup: Natural = 0
-    anneal: Literal["none", "cosine"] = "none"
-    weight_decay: Weight = 0.0
-    gradient_clip: Positive = 1.0
+    anneal: Literal["cosine", "none"] = "none"
     ema_decay: BelowOne = 0.999
     prompt_dropout: BelowOne = 0.1
     probe_every: Count = 5
-    seed: Natural = 0
-
-    def __post_init__(self) -> None:
-        check_bounds(self)
-
-    @property
-    def fit(self) -> FitSettings:
-        """The same as settings of the training loop that all networks share."""
-        return FitSettings.of(self)
 
 
 class Embeddings(Protocol):
@@ -151,7 +132,7 @@ class FinetuneState(Trainer):
     def __init__(self, denoiser: nn.Module, weights: SampleWeights, settings: FinetuneSettings):
         if not any(parameter.requires_grad for parameter in denoiser.parameters()):
             denoiser.requires_grad_(True)
-        super().__init__(denoiser, settings.fit)
+        super().__init__(denoiser, settings)
         self.weights = weights
 
     def to_tensors(self) -> dict[str, Tensor]:
@@ -363,9 +344,8 @@ class Probe:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        same_length(
-            latents=self.latents, prompt_rows=self.prompt_rows, group_codes=self.group_codes
-        )
+        parts = {"prompt_rows": self.prompt_rows, "group_codes": self.group_codes}
+        same_length(latents=self.latents, **parts)
         if not 1 <= self.times <= TRAINING_STEPS:
             raise SettingsError(f"Probe.times is {self.times}; expected 1 to {TRAINING_STEPS}")
 
@@ -387,9 +367,8 @@ def choose_probe(
     """
     sizes = checked_sizes(sizes)
     codes = checked_groups(group_codes, sizes)
-    member = torch.zeros(len(codes), sum(sizes), dtype=torch.bool).scatter_(
-        1, codes + offsets(sizes), True
-    )
+    member = torch.zeros(len(codes), sum(sizes), dtype=torch.bool)
+    member.scatter_(1, codes + offsets(sizes), True)
     counts = member.sum(0)
     if int(counts.min()) < per_group:
         column = int(counts.argmin())

@@ -71,9 +71,7 @@ def checked_sizes(sizes: Sequence[int]) -> tuple[int, ...]:
     """Return `sizes` as a tuple. Raises `SettingsError` when there is none, or one below 1."""
     counts = tuple(int(size) for size in sizes)
     if not counts or min(counts) < 1:
-        raise SettingsError(
-            f"sizes {counts}: one number of values for each attribute is needed, each at least 1"
-        )
+        raise SettingsError(f"sizes {counts}: give one number of at least 1 for each attribute")
     return counts
 
 
@@ -82,9 +80,8 @@ def checked_groups(groups: Tensor | ArrayLike, sizes: tuple[int, ...]) -> Tensor
 
     Raises `DataError` when a column is missing or a code is outside its attribute.
     """
-    codes = (
-        torch.as_tensor(groups if isinstance(groups, Tensor) else np.asarray(groups)).detach().cpu()
-    )
+    rows = groups if isinstance(groups, Tensor) else np.asarray(groups)
+    codes = torch.as_tensor(rows).detach().cpu()
     if codes.ndim != 2 or codes.shape[1] != len(sizes) or codes.is_floating_point():
         raise DataError(
             f"group codes of shape {tuple(codes.shape)} and type {codes.dtype}; expected integers "
@@ -238,9 +235,7 @@ class InverseFrequency(Uniform):
         super().__init__(sizes)
         _check_over(over)
         if not cap >= 1:
-            raise SettingsError(
-                f"cap is {cap}; a weight is at most cap times the mean, so expected at least 1"
-            )
+            raise SettingsError(f"cap is {cap}; expected at least 1, as a multiple of the mean")
         codes = checked_groups(group_codes, self.sizes)
         table = pd.DataFrame(codes.numpy())
         parts = [table[[name]] for name in table] if over == "attributes" else [table]
@@ -257,10 +252,7 @@ class InverseFrequency(Uniform):
         weights = self._of_cell[_cell(codes, self.sizes)]
         if bool(weights.isnan().any()):
             row = int(weights.isnan().nonzero()[0])
-            raise DataError(
-                f"groups {codes[row].tolist()} of row {row} do not occur in the codes that the "
-                "weights were made of"
-            )
+            raise DataError(f"row {row}: groups {codes[row].tolist()} are not in the training set")
         return weights
 
 
@@ -296,9 +288,8 @@ class GroupDRO(Uniform):
         self.over, self.rate = over, rate
         self._cells = self.sizes if over == "attributes" else (math.prod(self.sizes),)
         codes = self._codes(group_codes)
-        counts = torch.bincount(
-            (codes + offsets(self._cells)).flatten(), minlength=sum(self._cells)
-        ).double()
+        columns = (codes + offsets(self._cells)).flatten()
+        counts = torch.bincount(columns, minlength=sum(self._cells)).double()
         self.shares = counts / len(codes)
         self.logits = torch.where(counts > 0, 0.0, -math.inf).double()
 
@@ -313,9 +304,7 @@ class GroupDRO(Uniform):
         """Weights, float64 `[B]`. Raises `DataError` for a group that the training set lacks."""
         columns = self._codes(groups) + offsets(self._cells)
         if bool((self.shares[columns] == 0).any()):
-            raise DataError(
-                "a group of the batch does not occur in the codes that group DRO was made of"
-            )
+            raise DataError("a group of the batch is not in the codes that group DRO was made of")
         return (self.probabilities / self.shares)[columns].mean(1)
 
     def observe(self, losses: Tensor, groups: Tensor, step: int) -> None:

@@ -33,8 +33,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fairlib.methods.alignment import AlignmentSettings, AlignmentState, AlignmentStep
-from fairlib.methods.base_cache import ImageFunction, TunableModel, schedule
+from fairlib.methods.alignment import AlignmentSettings, AlignmentState, AlignmentStep, schedule
+from fairlib.methods.base_cache import ImageFunction, TunableModel
 from fairlib.methods.replay import choose_steps, chunks, join
 from fairlib.methods.selection import group_places
 from fairlib.methods.targets import Target, class_logits, target_of_each
@@ -196,9 +196,7 @@ class _Run:
         """One batch: sample with noise, classify, reward, update."""
         s, started = self.settings, time.perf_counter()
         step = self.state.step // s.updates_per_batch
-        pairs = schedule(
-            s.seed, step, len(self.targets), s.prompts_per_step, s.images_per_prompt, s.cache_size
-        )
+        pairs = schedule(s, step, len(self.targets))
         prompts = tuple(prompt for prompt, indices in pairs for _ in indices)
         noises = tuple(index for _, indices in pairs for index in indices)
         batch, images, logits = self._sample(step, prompts, noises)
@@ -236,13 +234,12 @@ class _Run:
     ) -> tuple[_Batch, Tensor, Tensor]:
         """A batch of noisy sampling runs, its images and its logits."""
         s, embeds = self.settings, self.prompt_embeds[list(prompts)]
-        latents = self.generator.noise(
-            s.seed if s.noise_seed is None else s.noise_seed, list(noises)
-        )
-        rng, pieces = (
-            torch_rng(s.seed, Stream.POLICY_NOISE, step),
+        seed = s.seed if s.noise_seed is None else s.noise_seed
+        latents, pieces = (
+            self.generator.noise(seed, list(noises)),
             chunks(len(noises), s.micro_batch),
         )
+        rng = torch_rng(s.seed, Stream.POLICY_NOISE, step)
         path, old_log_p = [latents], []
         for index, spread in enumerate(self.spread.tolist()):
             given = [(self.generator, path[-1][rows], embeds[rows], index) for rows in pieces]

@@ -131,9 +131,8 @@ def fit_bottleneck_head(
         fit = LogisticRegression(C=1 / penalty, max_iter=1000)
         fit.fit(((features - centre) / scale).cpu().numpy(), labels)
         weight = torch.as_tensor(fit.coef_).to(features) / scale
-        heads.append(
-            (weight, torch.as_tensor(fit.intercept_).to(features) - weight @ centre, scale)
-        )
+        bias = torch.as_tensor(fit.intercept_).to(features) - weight @ centre
+        heads.append((weight, bias, scale))
     weights, biases, scales = (torch.stack(part) for part in zip(*heads, strict=True))
     return BottleneckHead(weights, biases, scales, sampling)
 
@@ -179,12 +178,6 @@ def _prompted(bottleneck: Tensor, sampling: dict[str, Any]) -> Tensor:
     return bottleneck if sampling["guidance_scale"] == 1 else bottleneck.chunk(2)[1]
 
 
-def prompt_direction(generator: Generator, first: str, second: str) -> Tensor:
-    """The unit difference `[1, L, D]` of two prompts' embeddings, token by token."""
-    difference = torch.sub(*generator.encode_prompts([first, second]))[None]
-    return difference / (difference.norm(dim=-1, keepdim=True) + 1e-6)
-
-
 def classifier_direction(
     generator: Generator,
     classifier: ImageFunction,
@@ -200,9 +193,8 @@ def classifier_direction(
 
     prompts and noise `[N, C, h, w]`: the images to average over.
     """
-    solver = dpm_solver_2m(
-        generator.alphas_cumprod, steps, prediction_type=generator.prediction_type
-    )
+    kind = generator.prediction_type
+    solver = dpm_solver_2m(generator.alphas_cumprod, steps, prediction_type=kind)
     offset = torch.zeros_like(generator.encode_prompts([""])).requires_grad_()
     offset.grad = torch.zeros_like(offset)
     view = null_offset(generator, offset, 1.0)

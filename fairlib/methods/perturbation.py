@@ -117,9 +117,7 @@ class NoisyWeights:
         Raises `SettingsError` for a step before the last choice, whose sigma is gone.
         """
         if step < self.since:
-            raise SettingsError(
-                f"sigma of step {step} is gone: the last choice was at step {self.since}"
-            )
+            raise SettingsError(f"sigma of step {step} is gone; last chosen at step {self.since}")
         rho, (candidate, reached, sigma) = self.settings.exploitation, self._reached
         if candidate is not self.candidate or reached > step:
             reached, sigma = self.since, self.candidate
@@ -191,9 +189,8 @@ class FairBayesianPerturbation(NoisyWeights):
             )
         outcome = self._outcome(losses, groups)
         if outcome is not None:
-            used = torch.stack(
-                [self.sigma(past) for past in range(max(self.last + 1, self.since), step + 1)]
-            ).mean(0)
+            passed = range(max(self.last + 1, self.since), step + 1)
+            used = torch.stack([self.sigma(past) for past in passed]).mean(0)
             self.tried = torch.cat([self.tried, used[None]])
             self.outcomes = torch.cat([self.outcomes, torch.tensor([outcome], dtype=torch.float64)])
         self.last = step
@@ -282,9 +279,7 @@ class RandomSigma(NoisyWeights):
     ):
         super().__init__(sizes, settings)
         if fixed is not None and not 0 <= fixed < math.inf:
-            raise SettingsError(
-                f"fixed sigma is {fixed}; expected a standard deviation of at least 0"
-            )
+            raise SettingsError(f"fixed sigma is {fixed}; expected a deviation of at least 0")
         self.fixed = fixed
         self.observes = "batch" if fixed is not None else self.observes
 
@@ -314,13 +309,9 @@ class GaussianProcess:
         x, y = np.asarray(x, float), np.asarray(y, float)
         finite = np.isfinite(x).all() and np.isfinite(y).all()
         if x.ndim != 2 or y.shape != (len(x),) or not finite:
-            raise DataError(
-                f"points {x.shape} and outcomes {y.shape}: expected finite [n, d] and [n]"
-            )
+            raise DataError(f"points {x.shape} and outcomes {y.shape}: expected finite [n, d], [n]")
         if len(y) < 2 or np.ptp(y) == 0:
-            raise DataError(
-                f"{len(y)} outcomes without any spread; a process needs two that differ"
-            )
+            raise DataError(f"{len(y)} outcomes without spread; a process needs two that differ")
         self.dimension, self.x = x.shape[1], x
         self.centre, self.spread = y.mean(), y.std(ddof=1)
         self.regressor = _regressor(self.dimension)
@@ -384,9 +375,8 @@ def _value_and_slope(
     prediction.
     """
     steps = width * np.eye(len(x))
-    values = (
-        -process.upper_bound(np.concatenate([x[None], x + steps, x - steps]), beta) / process.spread
-    )
+    points = np.concatenate([x[None], x + steps, x - steps])
+    values = -process.upper_bound(points, beta) / process.spread
     return values[0], (values[1 : len(x) + 1] - values[len(x) + 1 :]) / (2 * width)
 
 

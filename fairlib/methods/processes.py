@@ -83,6 +83,4 @@ def check_processes(fingerprint: Tensor, **totals: int) -> None:
         if total % count():
             raise SettingsError(f"{name} is {total}; expected a multiple of {count()} processes")
     if len(join_processes(fingerprint[None]).unique(dim=0)) > 1:
-        raise SettingsError(
-            "the processes hold different generators; load the same weights in each of them"
-        )
+        raise SettingsError("processes hold different generators; load the same weights in each")

@@ -69,12 +69,8 @@ def effective_coefficients(coefficients: np.ndarray, weights: str = "natural") -
     """
     if weights not in WEIGHTS:
         raise SettingsError(f"step weights are {weights!r}; expected one of {', '.join(WEIGHTS)}")
-    coefficients = np.asarray(coefficients, dtype=float)
-    return (
-        coefficients
-        if weights == "natural"
-        else np.sign(coefficients) * np.abs(coefficients).mean()
-    )
+    natural = np.asarray(coefficients, dtype=float)
+    return natural if weights == "natural" else np.sign(natural) * np.abs(natural).mean()
 
 
 def choose_steps(
@@ -177,12 +173,9 @@ def replay(
         chosen = torch.as_tensor(np.flatnonzero(importance[step]), device=cotangent.device)
         for part in chunks(len(chosen), micro_batch):
             rows = chosen[part]
-            prediction = predict_noise(
-                trajectory.inputs[step][rows], timestep, trajectory.conditioning[rows]
-            )
-            prediction.backward(
-                cotangent[rows] * scales[step, rows].view(-1, *[1] * (cotangent.ndim - 1))
-            )
+            latents, embeds = trajectory.inputs[step][rows], trajectory.conditioning[rows]
+            scale = scales[step, rows].view(-1, *[1] * (cotangent.ndim - 1))
+            predict_noise(latents, timestep, embeds).backward(cotangent[rows] * scale)
     return int(np.count_nonzero(importance))
 
 

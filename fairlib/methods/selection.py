@@ -29,7 +29,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from fairlib.errors import SettingsError
-from fairlib.methods.base_cache import BaseCache, ImageFunction
+from fairlib.methods.base_cache import ImageFunction
 from fairlib.methods.targets import Target, check_shares, class_logits, classes_of, target_of_each
 from fairlib.models.generator import Generator
 from fairlib.rng import Stream, numpy_rng
@@ -94,20 +94,6 @@ def choose_noises(logits: Tensor, target: Target, count: int) -> np.ndarray:
     points = target.distribution().quantile(levels)[:, None] if two else target.sample(count)
     values = logits.detach().double().cpu().numpy().reshape(len(logits), -1)
     return np.sort(linear_sum_assignment(cdist(points, values, "sqeuclidean"))[1])
-
-
-def choose_from_cache(
-    cache: BaseCache, target: Target | Sequence[Target], count: int
-) -> list[np.ndarray]:
-    """For each prompt of the cache, the `count` noises of its `size` to sample with: noise
-    selection, with nothing but the base model's cached logits.
-
-    Raises as `choose_noises`.
-    """
-    targets = target_of_each(cache.prompts, target)
-    return [
-        choose_noises(cache.all_logits(prompt), each, count) for prompt, each in enumerate(targets)
-    ]
 
 
 @dataclass(frozen=True)

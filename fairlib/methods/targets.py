@@ -197,14 +197,10 @@ def target_of_each(
     else:
         targets = tuple(target)
     if len(prompts) != len(targets) or not targets:
-        raise SettingsError(
-            f"there are {len(prompts)} prompts and {len(targets)} targets; give one target a prompt"
-        )
+        raise SettingsError(f"{len(prompts)} prompts, {len(targets)} targets; give one each")
     clash = {a.name for a in targets for b in targets if a.name == b.name and a != b}
     if clash:
-        raise SettingsError(
-            f"group {min(clash)!r} has two different targets; give each its own name"
-        )
+        raise SettingsError(f"group {min(clash)!r} has two targets; give each its own name")
     Target.by_group({each.name: each for each in targets})
     return targets
 
@@ -218,14 +214,10 @@ def class_logits(outputs: Tensor, groups: int | None = None, where: str = "class
     """
     shape = tuple(outputs.shape)
     if outputs.ndim not in (1, 2) or (outputs.ndim == 2 and shape[1] < 2):
-        raise SettingsError(
-            f"{where}: logits have shape {shape}; expected [N], or [N, K] with K > 1"
-        )
+        raise SettingsError(f"{where}: logits have shape {shape}; expected [N] or [N, K], K > 1")
     columns = 2 if outputs.ndim == 1 else shape[1]
     if groups is not None and columns != groups:
-        raise SettingsError(
-            f"{where}: logits of shape {shape} are of {columns} groups but {groups} have a share"
-        )
+        raise SettingsError(f"{where}: logits of {columns} groups but {groups} have a share")
     if outputs.ndim == 1:
         return outputs
     if columns == 2:
@@ -256,9 +248,7 @@ def check_shares(shares: ArrayLike, where: str = "target") -> np.ndarray:
     if array.ndim != 1 or len(array) < 2 or not np.isfinite(array).all() or (array < 0).any():
         raise SettingsError(f"{where}: shares are {shares!r}; give one non-negative share a group")
     if abs(array.sum() - 1) > 1e-6:
-        raise SettingsError(
-            f"{where}: shares {array.tolist()} sum to {array.sum():.4g}; they must sum to 1"
-        )
+        raise SettingsError(f"{where}: shares {array.tolist()} sum to {array.sum():.4g}, not to 1")
     return array / array.sum()
 
 
@@ -375,9 +365,7 @@ def optimal_transport_class_targets(
     shares = check_shares(shares)
     points = probabilities.detach().double().cpu().numpy()
     if points.ndim != 2 or points.shape[1] != len(shares):
-        raise SettingsError(
-            f"probabilities have shape {points.shape} but the target has {len(shares)} shares"
-        )
+        raise SettingsError(f"probabilities of shape {points.shape} for {len(shares)} shares")
     cost = np.linalg.norm(points[:, None, :] - np.eye(len(shares)), axis=2)
     counts = rng.multinomial(len(points), shares, size=draws)
     often = np.zeros_like(cost)

@@ -34,6 +34,7 @@ from fairlib.models.training import (
     rows_of_step,
 )
 from fairlib.rng import Stream, torch_rng
+from fairlib.settings import BelowOne, Count, Positive, Weight
 
 Heads = Mapping[str, str | Sequence[str]]
 Augmentation = Literal["none", "mirror", "shift", "light"]
@@ -91,11 +92,11 @@ class ClassifierSettings(FitSettings):
     one of the classifiers' in `rng.Stream`.
     """
 
-    steps: int = 600
-    batch_size: int = 48
-    learning_rate: float = 2e-3
-    weight_decay: float = 1e-2
-    ema_decay: float = 0.99
+    steps: Count = 600
+    batch_size: Count = 48
+    learning_rate: Positive = 2e-3
+    weight_decay: Weight = 1e-2
+    ema_decay: BelowOne = 0.99
     architecture: Architecture = SMALL
     augmentation: Augmentation = "mirror"
     radius: float = 0.0
@@ -143,11 +144,9 @@ class Classifier(nn.Module):
 
         Raises `DataError` on images of another number of channels.
         """
-        if images.ndim != 4 or images.shape[1] != self.architecture.channels:
-            raise DataError(
-                f"images of shape {tuple(images.shape)}; this classifier expects "
-                f"[N, {self.architecture.channels}, H, W]"
-            )
+        channels = self.architecture.channels
+        if images.ndim != 4 or images.shape[1] != channels:
+            raise DataError(f"images of shape {tuple(images.shape)}; give [N, {channels}, H, W]")
         if self.architecture.phases:
             images = torch.stack([(images[:, 0] + images[:, 2]) / 2, images[:, 1]], dim=1)
         features = self.body(images)
@@ -159,36 +158,12 @@ class Classifier(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor | dict[str, Tensor]:
         """The values of the only head, or of several a dict."""
-        return _only(self.read(images)[0])
+        values = self.read(images)[0]
+        return next(iter(values.values())) if len(values) == 1 else values
 
     def place(self, head: str | None = None) -> int:
         """Position of a scalar head (default: the first) in `slope`, `intercept`, `threshold`."""
         return self.scalars.index(head or self.scalars[0])
-
-
-class Ensemble(nn.Module):
-    """Several classifiers of the same heads: the mean of their logits, all of their features."""
-
-    def __init__(self, members: Sequence[Classifier]):
-        super().__init__()
-        self.members = nn.ModuleList(members)
-        self.heads = members[0].heads
-
-    def read(self, images: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-        """Mean values of every head and the members' features, side by side [N, sum of D]."""
-        logits, features = zip(
-            *(cast(Classifier, member).read(images) for member in self.members), strict=True
-        )
-        mean = {name: torch.stack([one[name] for one in logits]).mean(0) for name in self.heads}
-        return mean, torch.cat(features, dim=1)
-
-    def forward(self, images: Tensor) -> Tensor | dict[str, Tensor]:
-        """The values of the only head, or of several a dict."""
-        return _only(self.read(images)[0])
-
-
-def _only(values: dict[str, Tensor]) -> Tensor | dict[str, Tensor]:
-    return next(iter(values.values())) if len(values) == 1 else values
 
 
 class _Residual(nn.Module):
@@ -529,13 +504,13 @@ class Prediction:
 
 
 @torch.no_grad()
-def predict(classifier: Classifier | Ensemble, images: Tensor, batch_size: int = 128) -> Prediction:
+def predict(classifier: Classifier, images: Tensor, batch_size: int = 128) -> Prediction:
     """Read what a classifier says about images, wherever the classifier lies.
 
     Parameters
     ----------
     classifier
-        One, or an `Ensemble` of several.
+        As of `fit_classifier` or `load_classifier`.
     images
         `[N, C, H, W]`, uint8 or float in [-1, 1].
     batch_size
@@ -555,13 +530,10 @@ def predict(classifier: Classifier | Ensemble, images: Tensor, batch_size: int =
         raise DataError("images hold NaN or infinity; look at the generator that made them")
     device = device_of(classifier)
     parts = [classifier.read(to_images(part).to(device)) for part in images.split(batch_size)]
-    logits = {
-        name: torch.cat([found[name].cpu() for found, _ in parts]) for name in classifier.heads
-    }
+    read = [values for values, _ in parts]
+    logits = {name: torch.cat([one[name].cpu() for one in read]) for name in classifier.heads}
     features = torch.cat([part.cpu() for _, part in parts])
-    thresholds = {}
-    if isinstance(classifier, Classifier):
-        thresholds = dict(zip(classifier.scalars, classifier.threshold.cpu(), strict=True))
+    thresholds = dict(zip(classifier.scalars, classifier.threshold.cpu(), strict=True))
     return Prediction(classifier.heads, logits, features, thresholds)
 
 

@@ -326,9 +326,8 @@ def _image_tower(path: Path, config: dict) -> nn.Module:
 
     stump = {"layers": 1, "width": 8, "heads": 1, "vocab_size": 2, "context_length": 1}
     model = open_clip.CustomTextCLIP(config["embed_dim"], config["vision_cfg"], stump)
-    weights = {
-        k.removeprefix("visual."): v for k, v in read_tensors(path).items() if "visual." in k
-    }
+    tower = {name: value for name, value in read_tensors(path).items() if "visual." in name}
+    weights = {name.removeprefix("visual."): value for name, value in tower.items()}
     model.visual.load_state_dict(weights)
     return model
 
@@ -461,9 +460,7 @@ def _activation(model: CLIP, exported: int) -> str:
     activation = type(model.transformer.resblocks[0].mlp.gelu).__name__
     if activation not in ACTIVATIONS:
         known = ", ".join(ACTIVATIONS)
-        raise WeightsError(
-            f"text tower cannot be exported: its activation is {activation}; expected {known}"
-        )
+        raise WeightsError(f"text tower cannot be exported: {activation} is none of {known}")
     tower = ("transformer.", "token_embedding.", "positional_embedding", "ln_final.")
     held = [p.numel() for name, p in model.named_parameters() if name.startswith(tower)]
     if model.attn_mask is None or sum(held) != exported:

@@ -178,9 +178,7 @@ class ControlledGenerator(Generator):
             second = read_pretrained(ControlNetModel, controlnet, local_files_only)
             pipeline = attach(pipeline, second)
         if not hasattr(pipeline, "controlnet"):
-            raise WeightsError(
-                f"{folder}: this pipeline has no ControlNet; name one with controlnet="
-            )
+            raise WeightsError(f"{folder}: it has no ControlNet; name one with controlnet=")
         if reason := unsupported(pipeline):
             raise WeightsError(f"{controlnet or folder}: {reason}")
         return cls._prepared(pipeline, device, folder)
@@ -217,14 +215,10 @@ class ControlledGenerator(Generator):
         Raises `DataError` when they are not `count` images of three channels in [0, 1].
         """
         if control.ndim != 4 or control.shape[:2] != (count, 3):
-            raise DataError(
-                f"control images have the shape {tuple(control.shape)}; expected [{count}, 3, H, W]"
-            )
+            raise DataError(f"control of shape {tuple(control.shape)}; expected [{count}, 3, H, W]")
         low, high = float(control.min()), float(control.max())
         if not 0 <= low <= high <= 1:
-            raise DataError(
-                f"control images reach from {low:g} to {high:g}; expected label / 3, from 0 to 1"
-            )
+            raise DataError(f"control images from {low:g} to {high:g}; expected label / 3, 0 to 1")
         size = tuple(side * self.pipeline.vae_scale_factor for side in self.latent_shape[-2:])
         control = control.to(self.device, torch.float32)
         return F.interpolate(control, size, mode="nearest")

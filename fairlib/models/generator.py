@@ -321,6 +321,24 @@ class Generator:
         path = Path(folder).expanduser() / MEAN_LATENT
         return cls(pipeline, device, read_tensors(path)["mean"] if path.is_file() else None)
 
+    def resize(self, size: int) -> None:
+        """Draw square images of `size` pixels a side from now on (0: as many as before).
+
+        Raises `SettingsError` unless the denoiser can halve their latents as often as it does.
+        """
+        scale, levels = self.pipeline.vae_scale_factor, self.denoiser.config.block_out_channels
+        least = scale * 2 ** (len(levels) - 1)
+        high, wide = (scale * side for side in self.latent_shape[1:])
+        size = size or (high if high == wide else -1)
+        if size % least or size < 0:
+            raise SettingsError(
+                f"image size {size}, and the pipeline draws {high} x {wide}; give a multiple of "
+                f"{least}: images are square"
+            )
+        if (size, size) != (high, wide):
+            self.denoiser.register_to_config(sample_size=size // scale)
+            self.latent_shape = (self.latent_shape[0], size // scale, size // scale)
+
     def save(self, folder: str | Path, half: bool = False) -> None:
         """Write diffusers' own layout; LoRA weights are merged into the denoiser's.
 
@@ -344,11 +362,15 @@ class Generator:
         """
         new = [text for text in dict.fromkeys(prompts) if text not in self._known]
         if new:
-            length = {"max_length": token_length(self.pipeline), "padding": "max_length"}
-            tokens = self.pipeline.tokenizer(new, truncation=True, return_tensors="pt", **length)
-            hidden = self.pipeline.text_encoder(tokens.input_ids.to(self.device))[0]
-            self._known.update(zip(new, hidden.float(), strict=True))
+            self._known.update(zip(new, self.hidden_states(new), strict=True))
         return torch.stack([self._known[text] for text in prompts])
+
+    @torch.no_grad()
+    def hidden_states(self, texts: list[str]) -> Tensor:
+        """Hidden states float32 [N, L, D] of the frozen text encoder, computed each time."""
+        length = {"max_length": token_length(self.pipeline), "padding": "max_length"}
+        tokens = self.pipeline.tokenizer(texts, truncation=True, return_tensors="pt", **length)
+        return self.pipeline.text_encoder(tokens.input_ids.to(self.device))[0].float()
 
     def predict_noise(
         self,
@@ -406,10 +428,8 @@ class Generator:
         2024), so a start of pure noise tells the denoiser that the mean image is not there, and
         brains come out too small.
         """
-        drawn = [
-            torch.randn(self.latent_shape, generator=torch_rng(seed, Stream.NOISE, index))
-            for index in indices
-        ]
+        rngs = [torch_rng(seed, Stream.NOISE, index) for index in indices]
+        drawn = [torch.randn(self.latent_shape, generator=rng) for rng in rngs]
         return self._start(torch.stack(drawn))
 
     def _start(self, noise: Tensor) -> Tensor:
@@ -471,18 +491,15 @@ class Generator:
         rowwise = {name: value.to(self.device) for name, value in rowwise.items()}
         lengths = {name: len(value) for name, value in rowwise.items()}
         if not count or set(lengths.values()) != {count}:
-            raise SettingsError(
-                f"{count} prompts, but rows of {lengths}; give one of each an image"
-            )
+            raise SettingsError(f"{count} prompts, but rows of {lengths}; give one an image")
         scheme = solver(self.alphas_cumprod, steps, prediction_type=self.prediction_type)
         images = []
         for rows in torch.arange(count, device=self.device).split(micro_batch or count):
             embeds = self.encode_prompts([prompts[row] for row in rows])
             given = conditions | {name: value[rows] for name, value in rowwise.items()}
             start = given.pop("noise")
-            predict = partial(
-                self.predict_noise, prompt_embeds=embeds, guidance_scale=guidance_scale, **given
-            )
+            given |= {"prompt_embeds": embeds, "guidance_scale": guidance_scale}
+            predict = partial(self.predict_noise, **given)
             images.append(self.decode(scheme.run(predict, start)).clamp(-1, 1))
         return torch.cat(images)
 

@@ -130,9 +130,8 @@ def read_pretrained(kind: Any, name: str | Path, local: bool) -> Any:
         source, what, remedy = str(folder), f"{folder}: does not load", f"{FETCH}, whole"
         options = check_part(folder) if single else _of_folder(folder)
     with border(what, remedy):
-        model = kind.from_pretrained(
-            source, local_files_only=local, use_safetensors=True, **options
-        )
+        options |= {"local_files_only": local, "use_safetensors": True}
+        model = kind.from_pretrained(source, **options)
     for part, module in {"": model}.items() if single else model.components.items():
         if isinstance(module, nn.Module):
             _require_whole(folder / part, module)

@@ -28,6 +28,7 @@ from fairlib.models.training import (
     read_description,
 )
 from fairlib.rng import Stream, torch_rng
+from fairlib.settings import BelowOne, Count, Positive, Weight
 
 LABELS = 4
 
@@ -38,11 +39,11 @@ class SegmenterSettings(FitSettings):
     them.
     """
 
-    steps: int = 300
-    batch_size: int = 16
-    learning_rate: float = 3e-3
-    weight_decay: float = 1e-2
-    ema_decay: float = 0.99
+    steps: Count = 300
+    batch_size: Count = 16
+    learning_rate: Positive = 3e-3
+    weight_decay: Weight = 1e-2
+    ema_decay: BelowOne = 0.99
     augment: bool = True
 
 
@@ -56,13 +57,10 @@ class Segmenter(nn.Module):
     def __init__(self, widths: tuple[int, ...] = (16, 32, 64, 96)):
         super().__init__()
         self.widths = tuple(widths)
-        self.down = nn.ModuleList(
-            _block(a, b) for a, b in zip((1, *widths[:-1]), widths, strict=True)
-        )
-        self.up = nn.ModuleList(
-            _block(low + skip, skip)
-            for low, skip in zip(widths[:0:-1], widths[-2::-1], strict=True)
-        )
+        down = zip((1, *widths[:-1]), widths, strict=True)
+        up = zip(widths[:0:-1], widths[-2::-1], strict=True)
+        self.down = nn.ModuleList(_block(before, after) for before, after in down)
+        self.up = nn.ModuleList(_block(low + skip, skip) for low, skip in up)
         self.head = nn.Conv2d(widths[0], LABELS, 1)
 
     def forward(self, frames: Tensor) -> Tensor:
@@ -80,11 +78,8 @@ class Segmenter(nn.Module):
 def _block(before: int, after: int) -> nn.Module:
     layers: list[nn.Module] = []
     for channels in (before, after):
-        layers += [
-            nn.Conv2d(channels, after, 3, padding=1, bias=False),
-            nn.GroupNorm(8, after),
-            nn.SiLU(),
-        ]
+        convolution = nn.Conv2d(channels, after, 3, padding=1, bias=False)
+        layers += [convolution, nn.GroupNorm(8, after), nn.SiLU()]
     return nn.Sequential(*layers)
 
 
@@ -95,10 +90,7 @@ def frames_of(images: Tensor) -> Tensor:
     Raises `DataError` on another shape, or on NaN and infinity.
     """
     if images.ndim != 4 or images.shape[1] != 3:
-        raise DataError(
-            f"images of shape {tuple(images.shape)}; a segmenter reads [N, 3, H, W] with channels "
-            "ED, ES, ED"
-        )
+        raise DataError(f"images of shape {tuple(images.shape)}; give [N, 3, H, W] (ED, ES, ED)")
     if not bool(images.isfinite().all()):
         raise DataError("images hold NaN or infinity; look at the generator that made them")
     return torch.stack([(images[:, 0] + images[:, 2]) / 2, images[:, 1]], dim=1)
@@ -194,10 +186,8 @@ def segment(segmenter: Segmenter, images: Tensor, batch_size: int = 64) -> Tenso
     was_training = segmenter.training
     segmenter.eval()
     frames = frames_of(images).flatten(0, 1)[:, None]
-    found = [
-        segmenter(part.to(device_of(segmenter))).argmax(1).to(torch.uint8).cpu()
-        for part in frames.split(batch_size)
-    ]
+    parts = (part.to(device_of(segmenter)) for part in frames.split(batch_size))
+    found = [segmenter(part).argmax(1).to(torch.uint8).cpu() for part in parts]
     segmenter.train(was_training)
     return torch.cat(found).view(len(images), 2, *images.shape[-2:])
 

@@ -154,9 +154,7 @@ def _build(
     name: str, alphas_cumprod: Tensor, steps: int, spacing: str, prediction_type: str, order: int
 ) -> Solver:
     if prediction_type not in PREDICTION_TYPES:
-        raise SettingsError(
-            f"prediction_type is {prediction_type!r}; expected one of {', '.join(PREDICTION_TYPES)}"
-        )
+        raise SettingsError(f"prediction_type is {prediction_type!r}; expected {PREDICTION_TYPES}")
     schedule = torch.as_tensor(alphas_cumprod).detach().double().cpu().numpy()
     timesteps = choose_timesteps(len(schedule), steps, spacing, order)
     following = np.append(timesteps[1:], -1)

@@ -22,6 +22,15 @@ from torch import Tensor, nn
 from fairlib.errors import DataError, SettingsError, WeightsError
 from fairlib.io import read_json, read_tensors
 from fairlib.rng import Stream, torch_rng
+from fairlib.settings import (
+    AboveZero,
+    BelowOne,
+    Count,
+    Natural,
+    Positive,
+    Weight,
+    check_bounds,
+)
 
 HALF = (torch.float16, torch.bfloat16)
 FP16_LOSS_SCALE = 1024.0  # gradients below 6e-8 vanish in fp16
@@ -37,27 +46,23 @@ class FitSettings:
     zero at the last step, with "none" it stays. `horizon`, when not 0, is the step at which the
     cosine would reach zero: a later phase goes on from a high rate. `gradient_clip`: largest norm
     of the whole gradient. `ema_decay`: of the moving average of the weights (0: none). `betas`: of
-    AdamW.
+    AdamW. Raises `SettingsError` on a word or a number that means nothing.
     """
 
-    steps: int
-    batch_size: int
-    learning_rate: float
-    warmup: int = 50
-    weight_decay: float = 0.0
-    gradient_clip: float = 1.0
-    ema_decay: float = 0.0
-    seed: int = 0
-    horizon: int = 0
+    steps: Count
+    batch_size: Count
+    learning_rate: Positive
+    warmup: Natural = 50
+    weight_decay: Weight = 0.0
+    gradient_clip: AboveZero = 1.0
+    ema_decay: BelowOne = 0.0
+    seed: Natural = 0
+    horizon: Natural = 0
     anneal: Literal["cosine", "none"] = "cosine"
     betas: tuple[float, float] = (0.9, 0.99)
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "learning_rate"):
-            if not getattr(self, name) > 0:
-                raise SettingsError(
-                    f"{type(self).__name__}.{name} is {getattr(self, name)}; expected above 0"
-                )
+        check_bounds(self)
 
     @classmethod
     def of(cls, settings: Any, **changes: Any) -> FitSettings:
@@ -170,11 +175,8 @@ def read_description(path: Path, kind: str, hint: str = "fit one first") -> Any:
 
 def crops(images: Tensor, corners: Iterable[tuple[int, int]], height: int, width: int) -> Tensor:
     """The part [height, width] of each of `images` [N, C, H, W] below and right of its corner."""
-    parts = [
-        image[:, y : y + height, x : x + width]
-        for image, (y, x) in zip(images, corners, strict=True)
-    ]
-    return torch.stack(parts)
+    pairs = zip(images, corners, strict=True)
+    return torch.stack([image[:, y : y + height, x : x + width] for image, (y, x) in pairs])
 
 
 def _differing(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str:
@@ -367,9 +369,8 @@ class Trainer:
                     .to("cpu" if key == "step" else parameter.device)
                     for key in MOMENTS
                 }
-        self.ema = {
-            name: tensors[f"ema/{name}"].clone().to(self.masters[name].device) for name in self.ema
-        }
+        means = {name: tensors[f"ema/{name}"].clone() for name in self.ema}
+        self.ema = {name: mean.to(self.masters[name].device) for name, mean in means.items()}
         self.extra = {
             name.removeprefix("extra/"): value.clone()
             for name, value in tensors.items()

@@ -326,7 +326,7 @@ def test_a_folder_gives_images_and_prompts_as_they_were_written(tmp_path):
     ("change", "error", "message"),
     [
         ({"prompts": ["a"]}, DataError, "1 prompts for 80 images"),
-        ({"shares": {"F": 0.4, "M": 0.4}}, SettingsError, "must sum to 1"),
+        ({"shares": {"F": 0.4, "M": 0.4}}, SettingsError, "not to 1"),
         ({"classifiers": {"c": lambda x: {"sex": x, "age": x}}}, SettingsError, "of one head"),
         ({"classifiers": {"c": lambda x: torch.zeros(len(x), 3)}}, SettingsError, "'c': logits of"),
         ({"classifiers": {"c": lambda x: brightness(x).sigmoid()}}, SettingsError, "probabilities"),

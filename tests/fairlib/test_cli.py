@@ -77,11 +77,16 @@ def test_tune_writes_a_pipeline_that_has_moved(pipeline, tmp_path, capsys, monke
     ("change", "message"),
     [
         ({"--shares": "F:0.4"}, "give name=share"),
-        ({"--scores": "nowhere.csv"}, "nowhere.csv: no such file"),
+        ({"--scores": "words.csv"}, "give the classifier's logits on real images"),
+        ({"--scores": "nowhere.csv"}, "there is no nowhere.csv in"),
         ({"--classifier": "no_such_module:f"}, "package.module:function"),
     ],
 )
-def test_a_mistake_is_one_line_and_status_two(pipeline, tmp_path, capsys, change, message):
+def test_a_mistake_is_one_line_and_status_two(
+    pipeline, tmp_path, capsys, monkeypatch, change, message
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "words.csv").write_text("logit\nhigh\n")
     pd.DataFrame({"logit": [-1.0, 1.0]}).to_csv(tmp_path / "scores.csv", index=False)
     options = {"--shares": "F=0.4", "--scores": str(tmp_path / "scores.csv"),
                "--classifier": str(tmp_path), "--out": str(tmp_path / "out")} | change  # fmt: skip
@@ -180,7 +185,7 @@ def test_sampling_in_half_precision_and_another_size(pipeline, tmp_path, capsys)
     with Image.open(tmp_path / "out" / "00000.png") as image:
         assert image.size == (64, 64)
     assert main([*command, "--image-size", "100"]) == 2
-    assert "give a multiple of 8" in capsys.readouterr().err
+    assert "give a multiple of 16" in capsys.readouterr().err
 
 
 def test_help_needs_nothing_heavy():

@@ -156,7 +156,7 @@ def test_contact_sheet_lays_images_out_side_by_side():
 
 
 def test_contact_sheet_refuses_what_is_no_picture():
-    with pytest.raises(SettingsError, match="contact sheet"):
+    with pytest.raises(SettingsError, match="give one or more"):
         widgets.contact_sheet(torch.zeros(3, 8, 8))
 
 

@@ -72,7 +72,7 @@ class TestImages:
             figures.heart_grid(hearts[:, :2])
 
     def test_bad_images_are_refused(self):
-        with pytest.raises(DataError, match="laid out"):
+        with pytest.raises(DataError, match=r"give \[N, 1, H, W\]"):
             figures.image_grid(self.IMAGES[:, 0])
         with pytest.raises(DataError, match="no pairs"):
             figures.before_after(self.IMAGES, self.IMAGES[:4])

@@ -142,5 +142,5 @@ def test_bad_input_is_refused():
         o.dice(blobs(), blobs() + 4)
     with pytest.raises(DataError, match="5 subjects for 6 images"):
         o.dice_table(blobs(), blobs(), {}, np.arange(5), RNG(0))
-    with pytest.raises(DataError, match="2 labels of 'sex' for 6 images"):
+    with pytest.raises(DataError, match="2 'sex' labels for 6 images"):
         o.dice_table(blobs(), blobs(), {"sex": ["F", "M"]}, np.arange(6), RNG(0))

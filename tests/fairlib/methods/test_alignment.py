@@ -13,7 +13,6 @@ from fairlib.errors import SettingsError, WeightsError
 from fairlib.io import read_tensors, write_tensors
 from fairlib.methods import alignment as al
 from fairlib.methods.alignment import AlignmentSettings, cache_base
-from fairlib.methods.base_cache import schedule
 from fairlib.methods.targets import Target
 from fairlib.models.solvers import dpm_solver_2m
 from fairlib.settings import from_dict
@@ -479,11 +478,13 @@ def test_pools_keep_the_last_finite_logits(size_generator):
 
 
 def test_the_schedule_is_even_and_pure():
-    pairs = [pair for step in range(12) for pair in schedule(5, step, 3, 2, 4, 8)]
+    sizes = {"prompts_per_step": 2, "images_per_prompt": 4, "cache_size": 8}
+    five, six = (al.AlignmentSettings(seed=seed, **sizes) for seed in (5, 6))
+    pairs = [pair for step in range(12) for pair in al.schedule(five, step, 3)]
     seen = [(prompt, index) for prompt, indices in pairs for index in indices]
     assert sorted(seen) == sorted([(p, i) for p in range(3) for i in range(8)] * 4)
-    assert schedule(5, 7, 3, 2, 4, 8) == pairs[14:16]
-    assert schedule(6, 7, 3, 2, 4, 8) != pairs[14:16]
+    assert al.schedule(five, 7, 3) == pairs[14:16]
+    assert al.schedule(six, 7, 3) != pairs[14:16]
     first_lap = {(prompt, tuple(indices)) for prompt, indices in pairs[:6]}
     assert first_lap == {(p, block) for p in range(3) for block in [(0, 1, 2, 3), (4, 5, 6, 7)]}
 
@@ -558,12 +559,12 @@ def test_settings_come_from_a_profile():
 @pytest.mark.parametrize(
     "prompts,targets,message",
     [
-        (["HGG"], targets_of(0.4, 0.4), "one target a prompt"),
+        (["HGG"], targets_of(0.4, 0.4), "targets; give one each"),
         (["HGG"], targets_of(0.4, 0.4)[:1], "prompts_per_step"),
         (
             PROMPTS,
             [target_of("all", p) for p in (0.3, 0.4)],
-            "'all' has two different targets",
+            "'all' has two targets",
         ),
     ],
 )

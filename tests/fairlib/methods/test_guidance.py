@@ -137,10 +137,7 @@ def test_a_pipeline_is_guided_at_its_bottleneck(tiny, scale):
 
 
 def test_a_null_offset_moves_the_null_prompt_alone(tiny):
-    direction = gd.prompt_direction(tiny, *PROMPTS)
-    assert direction.shape == tiny.encode_prompts([""]).shape
-    norms = direction.norm(dim=-1)
-    assert bool(((norms - 1).abs() < 1e-4).logical_or(norms == 0).all()) and norms.max() > 0
+    direction = torch.sub(*tiny.encode_prompts(PROMPTS))[None]
     view, latents = gd.null_offset(tiny, direction, 3.0), tiny.noise(1, [0, 1])
     embeds = tiny.encode_prompts(PROMPTS)
     assert torch.equal(view.encode_prompts(PROMPTS), embeds)

@@ -180,7 +180,7 @@ def test_sigma_is_chosen_once_a_window_and_the_released_form_forgets():
             assert len(weights.outcomes) == len(weights.tried) == 0
             assert bool((weights.candidate >= 0).all() and (weights.candidate <= 1).all())
     assert chosen == [10, 20, 30] and len(weights.outcomes) == 4
-    with pytest.raises(SettingsError, match="the last choice was at step 30"):
+    with pytest.raises(SettingsError, match="is gone; last chosen at step 30"):
         weights.sigma(29)
 
 
@@ -457,8 +457,8 @@ def test_the_choice_is_a_function_of_the_seed():
 @pytest.mark.parametrize(
     ("x", "y", "message"),
     [
-        (np.zeros((3, 2)), np.ones(3), "without any spread"),
-        (np.zeros((1, 2)), np.ones(1), "without any spread"),
+        (np.zeros((3, 2)), np.ones(3), "without spread"),
+        (np.zeros((1, 2)), np.ones(1), "without spread"),
         (np.zeros((3, 2)), np.ones(2), "expected finite"),
         (np.full((2, 2), np.nan), np.arange(2.0), "expected finite"),
     ],

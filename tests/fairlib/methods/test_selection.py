@@ -1,7 +1,6 @@
 """Generate and keep against closed forms, brute force and a toy generator."""
 
 import itertools
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,7 +8,6 @@ import torch
 
 from fairlib.errors import SettingsError
 from fairlib.methods import selection as sel
-from fairlib.methods.alignment import AlignmentSettings, cache_base
 from fairlib.methods.targets import Target, group_shares
 from fairlib.models.solvers import dpm_solver_2m
 
@@ -75,18 +73,6 @@ def test_all_of_a_pool_is_all_of_it_and_more_is_refused():
     assert sel.choose_noises(logits, TARGET, 3).tolist() == [0, 1, 2]
     with pytest.raises(SettingsError, match="4 images cannot be chosen among 3"):
         sel.choose_noises(logits, TARGET, 4)
-
-
-def test_noises_are_chosen_from_a_cache(size_generator, size_readers):
-    settings = AlignmentSettings(cache_size=128, cache_block=32, images_per_prompt=8)
-    base = size_generator.frozen_copy()
-    cache = cache_base(base, size_readers[0], ["HGG", "LGG"], settings=settings)
-    high = replace(TARGET, name="LGG", proportions=(0.75, 0.25))
-    rows = sel.choose_from_cache(cache, [TARGET, high], 12)
-    chosen = cache.all_logits(1)[rows[1]]
-    assert group_shares(cache.all_logits(1), TARGET.groups)["F"] < 0.5
-    assert group_shares(chosen, TARGET.groups)["F"] == pytest.approx(0.75)
-    assert torch.equal(cache.all_logits(0)[rows[0]], cache.read(0, rows[0].tolist())[0])
 
 
 @pytest.fixture

@@ -178,7 +178,7 @@ def test_bad_weights_are_refused(tmp_path, segmenter):
 @pytest.mark.parametrize(
     "change, words",
     [
-        (lambda i, m: (i[:, :2], m), "channels ED, ES, ED"),
+        (lambda i, m: (i[:, :2], m), r"give \[N, 3, H, W\] \(ED, ES, ED\)"),
         (lambda i, m: (i * torch.nan, m), "NaN"),
         (lambda i, m: (i, m[..., :16]), "one grid"),
         (lambda i, m: (i, m[:3]), "one grid"),
