@@ -31,7 +31,7 @@ from studies.engine.stage import Artifact, Progress, stage
 
 SETS = ("radiology", "denoised", "test", "pairs")
 COLUMNS = ["subject", "sex", "grade", "contrast", "side"]
-DENOISED_FROM = 3  # of eight steps of sampling, the first that is done again: timestep 624
+DENOISED_FROM = 3 / 8  # of the steps of sampling: of eight, those from timestep 624 are done again
 
 
 @dataclass(frozen=True)
@@ -109,11 +109,12 @@ def denoise_again(
     colours = images.expand(-1, vae.config.in_channels, -1, -1)
     latents = vae.encode(colours.to(vae.dtype)).latent_dist.mean.float() * vae.config.scaling_factor
     whole = ddim(generator.alphas_cumprod, steps, prediction_type=generator.prediction_type)
+    first = int(DENOISED_FROM * steps)
     rest = Solver(
         whole.name,
-        whole.timesteps[DENOISED_FROM:],
+        whole.timesteps[first:],
         *(
-            getattr(whole, name)[DENOISED_FROM:]
+            getattr(whole, name)[first:]
             for name in ("data", "output", "carry", "current", "previous")
         ),
     )
