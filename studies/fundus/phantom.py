@@ -1,5 +1,5 @@
-"""The phantom: from a patient to an eye to a grey image centred near the optic disc, the truth
-about it, and files in the layout of FairGenMed. None of these patients exists.
+"""The phantom: from a patient to an eye to a grey image centred near the optic disc, and the truth
+about it. None of these patients exists.
 
 The generative rules say who is drawn, and how attributes and disease make the eye. The sizes of the
 effects are choices of this book, so that what a generated fundus shows can be compared with
@@ -29,10 +29,8 @@ is shown as a right eye: nose to the right, macula to the left. Brightness runs 
 
 from __future__ import annotations
 
-import io
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
@@ -44,24 +42,19 @@ from scipy.stats import truncnorm
 from fairlib.cohorts.fairgenmed import (
     CDR_EDGES,
     CDR_STATUSES,
-    FOLDERS,
     GLAUCOMA,
     PROMPTED,
     REFRACTIONS,
     RNFLT_STATUSES,
     SEVERITIES,
-    TABLE,
     USES,
     cdr_status,
     prompt_of,
 )
-from fairlib.cohorts.fairgenmed import TRUTH as TRUTH_TABLE
-from fairlib.cohorts.tables import ETHNICITIES, RACES, SEX_WORDS, SEXES
+from fairlib.cohorts.tables import ETHNICITIES
 from fairlib.errors import DataError, SettingsError
-from fairlib.io import write_bytes
 from fairlib.rng import numpy_rng
 from fairlib.settings import Bound, Count, Fraction, check_bounds, unknown_key
-from studies.engine import StudyStream
 from studies.fundus.vessels import FIELD, Vessels, coverage, grow_vessels
 
 SEVERITY_SHARES = {"glaucoma": (0.15, 0.45, 0.25, 0.15), "non-glaucoma": (0.80, 0.16, 0.03, 0.01)}
@@ -568,72 +561,3 @@ def _over(below: np.ndarray, value: float | np.ndarray, share: np.ndarray) -> np
 
 def _soft(depth: np.ndarray, width: float) -> np.ndarray:
     return 0.5 + 0.5 * np.tanh(depth / width)
-
-
-SIDE = 200  # of slo_fundus, in pixels
-MARITAL = ("Married or Partnered", "Single", "Divorced", "Widowed", "Legally Separated")
-LANGUAGES = ("English", "Spanish", "Other")
-REFRACTION_STAGES = {"hyperopia": "positive", "emmetropia": "neutral", "myopia": "negative"}
-FUNDUS_COLUMNS = (
-    *("filename", "age", "gender", "race", "ethnicity", "language", "maritalstatus", "md"),
-    *("glaucoma", "use", "md_severity", "cdr_status", "rnflt_status"),
-    "near_vision_refraction_stage",
-)
-
-
-def write_fairgenmed(root: str | Path, settings: PhantomSettings) -> Path:
-    """Write `settings.subjects` subjects under `root`, which then looks like the released
-    FairGenMed.
-
-    `data_summary.csv` with the release's columns (gender, near_vision_refraction_stage: positive is
-    hyperopia, negative is myopia; glaucoma: yes/no), and `{Training, Validation,
-    Test}/data_XXXXX.npz` (numbers only, nothing pickled): slo_fundus uint8 [200, 200, 3] (grey,
-    upright), the codes glaucoma, race, male, hispanic, maritalstatus, language, md in dB, and an
-    oct_bscans of zeros, uint8 [1, 200, 200], because a phantom has no scan. Also `truth.csv`, which
-    no real data set has. The image of data_00007 shows the eye of `draw_fundus(settings, 7)`. A
-    subject is a function of (seed, index); files already written are left alone.
-    """
-    root = Path(root)
-    rows = [_write_subject(root, settings, index) for index in range(settings.subjects)]
-    table, truth = pd.DataFrame(rows), ["filename", *TRUTH]
-    write_bytes(root / TABLE, table[list(FUNDUS_COLUMNS)].to_csv(index=False).encode())
-    write_bytes(root / TRUTH_TABLE, table[truth].round(5).to_csv(index=False).encode())
-    return root
-
-
-def _write_subject(root: Path, settings: PhantomSettings, index: int) -> dict:
-    subject = draw_fundus(replace(settings, size=SIDE), index)
-    rng = numpy_rng(settings.seed, index, StudyStream.NOT_SHOWN)  # what no image shows
-    marital = int(rng.choice(5, p=(0.55, 0.22, 0.10, 0.11, 0.02)))
-    language = int(rng.choice(3, p=(0.92, 0.03, 0.05)))
-    name, row = f"data_{index:05d}.npz", subject.row
-    path = root / FOLDERS[row["use"]] / name
-    if not path.exists():
-        write_bytes(path, _npz(subject.image[0], row, marital, language))
-    return {
-        **row,
-        "filename": name,
-        "gender": SEX_WORDS[row["sex"]],
-        "language": LANGUAGES[language],
-        "maritalstatus": MARITAL[marital],
-        "glaucoma": "yes" if row["glaucoma"] == "glaucoma" else "no",
-        "near_vision_refraction_stage": REFRACTION_STAGES[row["refraction"]],
-    }
-
-
-def _npz(image: np.ndarray, row: dict, marital: int, language: int) -> bytes:
-    grey = np.round((image + 1) * 127.5).astype(np.uint8)
-    buffer = io.BytesIO()
-    np.savez_compressed(
-        buffer,
-        slo_fundus=np.repeat(grey[:, :, None], 3, axis=2),
-        oct_bscans=np.zeros((1, SIDE, SIDE), np.uint8),
-        glaucoma=GLAUCOMA.index(row["glaucoma"]),
-        race=RACES.index(row["race"]),
-        male=SEXES.index(row["sex"]),
-        hispanic=ETHNICITIES.index(row["ethnicity"]),
-        maritalstatus=marital,
-        language=language,
-        md=row["md"],
-    )
-    return buffer.getvalue()

@@ -1,5 +1,4 @@
-"""The phantom: from a person to a heart to images, the truth about them, and files in the layout of
-M&Ms. No subject exists.
+"""The phantom: from a person to a heart to images, and the truth about them. No subject exists.
 
 The generative rules say which subjects are drawn, how sex, age, body and disease make the heart,
 and its shape in a short-axis slice. Sizes are plausible for adults; the sizes of the effects are
@@ -10,13 +9,10 @@ be compared with known rules. Images are short-axis slices in end-diastole (ED) 
 
 from __future__ import annotations
 
-import gzip
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated
 
-import nibabel
 import numpy as np
 import pandas as pd
 import torch
@@ -34,10 +30,8 @@ from fairlib.cohorts.cardiac import (
     stack,
 )
 from fairlib.errors import DataError
-from fairlib.io import write_bytes
 from fairlib.rng import numpy_rng
 from fairlib.settings import Bound, Count, Fraction, Positive, check_bounds, unknown_key
-from studies.engine import StudyStream
 
 FACES = ("dilated", "preserved")  # of heart failure
 PATHOLOGY = {"healthy": "NOR", "dilated": "DCM", "preserved": "HHD"}  # the codes of M&Ms
@@ -87,8 +81,8 @@ class PhantomSettings:
     diagnosed (few diagnosed women). young_healthy, young_heart_failure: people below 50 years
     (few). normal_bmi_healthy,
     normal_bmi_heart_failure: people with a body-mass index below 25 (few among the diagnosed).
-    missing: share of subjects without height or weight in the written table. unlabelled: share
-    whose masks are empty there. size, pixel_mm: of the images.
+    missing, unlabelled: in files of M&Ms' layout (tests write them), the share of subjects without
+    height or weight, and of those whose masks are empty. size, pixel_mm: of the images.
     """
 
     subjects: Count = 600
@@ -622,7 +616,7 @@ def table_of(settings: PhantomSettings, part: str) -> pd.DataFrame:
     """
     rows = []
     for index in range(settings.subjects):
-        _, person, heart = _make_subject(settings, index)
+        _, person, heart = make_subject(settings, index)
         rows.append(_row(person, heart, f"{part}-{index:05d}"))
     return pd.DataFrame(rows)
 
@@ -654,7 +648,7 @@ def draw_subject(
     return HeartSubject(_row(person, heart, name), heart, images, labels)
 
 
-def _make_subject(
+def make_subject(
     settings: PhantomSettings, index: int
 ) -> tuple[np.random.Generator, Person, Heart]:
     """Person and heart of subject number `index`, and the random number generator that goes on to
@@ -666,7 +660,7 @@ def _make_subject(
 
 
 def _row(person: Person, heart: Heart, name: str) -> dict:
-    known = _known(person, heart)
+    known = attributes(person, heart)
     return {
         "subject": name,
         **known,
@@ -679,99 +673,6 @@ def _row(person: Person, heart: Heart, name: str) -> dict:
     }
 
 
-def _known(person: Person, heart: Heart) -> dict:
+def attributes(person: Person, heart: Heart) -> dict:
     """The attributes of a subject, and what the heart truly measures."""
     return {**vars(person), "vendor": VENDORS[person.vendor][0], **truth(heart)}
-
-
-# ---- files in the layout of M&Ms
-
-TABLE = "211230_M&Ms_Dataset_information_diagnosis_opendataset.csv"
-# by index
-PARTS = (*["Training/Labeled"] * 3, "Validation", *["Testing"] * 2)
-UNLABELLED = "Training/Unlabeled"
-MATRIX, SLICE_MM = 96, 10.0
-# base to apex; the middle slice is the one that `draw_heart` draws
-LEVELS = (-1.0, -0.5, 0.0, 0.5, 1.0)
-PHASES = (0.0, 0.6, 1.0, 0.4)  # of the frames, before a centre's own start is rolled in
-CENTRE_PIXEL_MM = {1: 1.6, 2: 1.5, 3: 1.75, 4: 1.65, 5: 1.7}  # by centre
-START = {1: 0, 2: 0, 3: 0, 4: 1, 5: 0}  # which frame is end-diastole, by centre
-
-
-def write_mnms(root: str | Path, settings: PhantomSettings) -> Path:
-    """Write `settings.subjects` subjects under `root`, which then looks like M&Ms' folder
-    OpenDataset.
-
-    The table has the real columns (the unnamed index included; ED and ES are zero-based frames;
-    height in cm and weight in kg are empty for a share `missing`). `{Training/Labeled,
-    Training/Unlabeled, Validation, Testing}/<code>/` hold `<code>_sa.nii.gz` and
-    `<code>_sa_gt.nii.gz` (x, y, slice, frame; segmented in ED and ES only, empty throughout for a
-    share `unlabelled`). Also `truth.csv`, which no real data set has. The middle slice of subject
-    SYN00007 is the heart of `draw_heart(settings, 7)`. A subject is a function of (seed, index);
-    subjects already written are left alone.
-    """
-    root = Path(root)
-    rows = [_write_subject(root, settings, index) for index in range(settings.subjects)]
-    table, truths = map(pd.DataFrame, zip(*rows, strict=True))
-    write_bytes(root / TABLE, table.to_csv().encode())
-    write_bytes(root / "truth.csv", truths.round(5).to_csv(index=False).encode())
-    return root
-
-
-def _write_subject(root: Path, settings: PhantomSettings, index: int) -> tuple[dict, dict]:
-    rng, person, heart = _make_subject(settings, index)
-    scene = draw_scene(rng, heart)
-    losses = numpy_rng(
-        settings.seed, index, StudyStream.NOT_SHOWN
-    )  # of what a hospital fails to record
-    unlabelled, lost = losses.random() < settings.unlabelled, losses.random() < settings.missing
-    code, centre = f"SYN{index:05d}", VENDORS[person.vendor][2]
-    part = UNLABELLED if unlabelled else PARTS[index % len(PARTS)]
-    folder = root / part / code
-    if not (folder / f"{code}_sa_gt.nii.gz").exists():  # the last file written
-        images, labels = _volumes(rng, heart, scene, centre)
-        pixel = CENTRE_PIXEL_MM[centre]
-        _write_volume(folder / f"{code}_sa.nii.gz", images, pixel)
-        _write_volume(folder / f"{code}_sa_gt.nii.gz", labels * np.uint8(not unlabelled), pixel)
-    return _rows(person, heart, code, part, lost)
-
-
-def _volumes(
-    rng: np.random.Generator, heart: Heart, scene: Scene, centre: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Brightness int16 and labels uint8, both [x, y, slice, frame]."""
-    x, y = grid(MATRIX, CENTRE_PIXEL_MM[centre], tuple(rng.uniform(-8, 8, 2) - [10, 0]))
-    rendered = [render(heart, scene, x, y, PHASES, level) for level in LEVELS]
-    slices, labels = zip(*rendered, strict=True)
-    images, labels = finish(np.stack(slices), scene, CENTRE_PIXEL_MM[centre], rng), np.stack(labels)
-    segmented = np.isin(PHASES, (0.0, 1.0)).astype(np.uint8)[:, None, None]
-    volumes = np.round(images * 600).astype(np.int16), labels * segmented
-    return tuple(np.roll(values, START[centre], axis=1).transpose(3, 2, 0, 1) for values in volumes)
-
-
-def _rows(person: Person, heart: Heart, code: str, part: str, lost: bool) -> tuple[dict, dict]:
-    """The row of the data set's table, and that of `truth.csv`."""
-    vendor, letter, centre = VENDORS[person.vendor]
-    ed, es = ((PHASES.index(phase) + START[centre]) % len(PHASES) for phase in (0.0, 1.0))
-    return {
-        "External code": code,
-        "Pathology": PATHOLOGY[person.face],
-        "VendorName": vendor,
-        "Vendor": letter,
-        "Centre": centre,
-        "ED": ed,
-        "ES": es,
-        "Age": person.age,
-        "Sex": person.sex,
-        "Height": "" if lost else person.height,
-        "Weight": "" if lost else person.weight,
-    }, {"External code": code, "part": part, **_known(person, heart)}
-
-
-def _write_volume(path: Path, values: np.ndarray, pixel: float) -> None:
-    # x grows to the patient's left, y to the back
-    affine = np.diag([-pixel, -pixel, SLICE_MM, 1.0])
-    affine[:3, 3] = [pixel * MATRIX / 2, pixel * MATRIX / 2, 0]
-    image = nibabel.Nifti1Image(values, affine)
-    image.header.set_xyzt_units("mm", "sec")
-    write_bytes(path, gzip.compress(image.to_bytes(), compresslevel=1, mtime=0))

@@ -15,15 +15,15 @@ from fairlib.measures.intervals import wilson
 from studies.brain.data import read_cohort
 from studies.brain.phantom import PhantomSettings, RadiologySettings, write_brats, write_roco
 from studies.fundus.phantom import PhantomSettings as FundusPhantom
-from studies.fundus.phantom import write_fairgenmed
 from studies.heart.phantom import PhantomSettings as HeartPhantom
-from studies.heart.phantom import write_mnms
 from tests.fairlib.cohorts.phantoms import (
     ChestSettings,
     DermoscopySettings,
     write_chexpert,
     write_ham10000,
 )
+from tests.studies.fundus.layout import write_fairgenmed
+from tests.studies.heart.layout import write_mnms
 
 GDC = "nationwidechildrens.org_clinical_patient_{}.txt"  # as TCGA's data portal names them
 

@@ -12,7 +12,8 @@ from fairlib import CorruptScan, DataError, SettingsError, nifti
 from fairlib.cohorts import mnms as module
 from fairlib.cohorts.cardiac import CardiacSettings, choose, label_order
 from fairlib.cohorts.mnms import PARTS, read_mnms, read_subjects, survey_mnms
-from studies.heart.phantom import TABLE, PhantomSettings, draw_heart, write_mnms
+from studies.heart.phantom import PhantomSettings, draw_heart
+from tests.studies.heart.layout import TABLE, write_mnms
 
 SETTINGS = PhantomSettings(subjects=8, seed=5, missing=0.3, unlabelled=0.3)
 

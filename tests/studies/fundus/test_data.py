@@ -18,9 +18,10 @@ from studies.fundus.data import (
     subjects,
     trained_on,
 )
-from studies.fundus.phantom import PhantomSettings, write_fairgenmed
+from studies.fundus.phantom import PhantomSettings
 from studies.fundus.study import subjects_table
 from tests.studies.fundus.drawing import draw_fundi
+from tests.studies.fundus.layout import write_fairgenmed
 
 TRAINED_ON = PhantomSettings(subjects=40, seed=109)
 

@@ -36,9 +36,9 @@ from studies.fundus.phantom import (
     make_patient,
     render,
     requested_cdr,
-    write_fairgenmed,
 )
 from tests.studies.fundus.drawing import draw_fundi
+from tests.studies.fundus.layout import write_fairgenmed
 
 SETTINGS = PhantomSettings(seed=11)
 WHO = {

@@ -24,8 +24,9 @@ from studies.fundus.arms import generated
 from studies.fundus.data import FUNDUS, FundusSettings, subjects
 from studies.fundus.evaluators import attribute_classifier, read_images, task_classifier
 from studies.fundus.measures import race_distances
-from studies.fundus.phantom import PhantomSettings, write_fairgenmed
+from studies.fundus.phantom import PhantomSettings
 from studies.fundus.study import STUDY
+from tests.studies.fundus.layout import write_fairgenmed
 from tests.studies.tracing import stages_traced
 
 ARMS = ("plain", "released", "repaired")

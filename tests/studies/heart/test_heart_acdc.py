@@ -16,9 +16,10 @@ from studies.engine.study import criteria_of, load_results, run_study
 from studies.heart.arms import DEFAULT_ARMS, default_arms
 from studies.heart.data import HeartSettings, part, real_cohort
 from studies.heart.measures import subgroups
-from studies.heart.phantom import TABLE, PhantomSettings, table_of, write_mnms
+from studies.heart.phantom import PhantomSettings, table_of
 from studies.heart.study import STUDY
 from tests.fairlib.cohorts.test_acdc import write_patient
+from tests.studies.heart.layout import TABLE, write_mnms
 from tests.studies.options import command_options
 
 GROUPS = ("NOR", "DCM", "MINF")

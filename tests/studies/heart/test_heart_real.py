@@ -15,8 +15,9 @@ from studies.engine.study import load_results, run_study
 from studies.heart import phantom
 from studies.heart.arms import DEFAULT_ARMS, default_arms, summary
 from studies.heart.data import FRACTIONS, HeartSettings, part, real_cohort
-from studies.heart.phantom import PhantomSettings, write_mnms
+from studies.heart.phantom import PhantomSettings
 from studies.heart.study import STUDY
+from tests.studies.heart.layout import write_mnms
 from tests.studies.options import command_options
 
 LIKE_MNMS = PhantomSettings(subjects=345, seed=5, heart_failure=0.55, missing=0.08, unlabelled=0.07)

@@ -18,8 +18,9 @@ from studies.heart.arms import (
     weights_of,
 )
 from studies.heart.data import HeartSettings, read_part, real_cohort
-from studies.heart.phantom import PhantomSettings, write_mnms
+from studies.heart.phantom import PhantomSettings
 from studies.heart.study import STUDY, cost
+from tests.studies.heart.layout import write_mnms
 from tests.studies.tracing import stages_traced
 
 pytestmark = pytest.mark.slow
