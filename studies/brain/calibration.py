@@ -29,7 +29,6 @@ from studies.brain.data import BrainSettings, cohort, split
 from studies.brain.phantom import RadiologySettings, draw_slice
 from studies.engine.stage import Artifact, Progress, stage
 
-SETS = ("radiology", "denoised", "test", "pairs")
 COLUMNS = ["subject", "sex", "grade", "contrast", "side"]
 DENOISED_FROM = 3 / 8  # of the steps of sampling: of eight, those from timestep 624 are done again
 

@@ -7,8 +7,9 @@ of readings is a stage of its own, so that one more evaluator recomputes nothing
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -227,7 +228,6 @@ def _tuning(kind: str) -> BrainEvaluator:
 
 
 KINDS = ("standard", "robust", "standard_short", "robust_short")
-TUNING_CLASSIFIER = "tuning classifier"  # of each arm its own
 EVALUATORS = {
     **{kind: _tuning(kind) for kind in (*KINDS, "shuffled")},
     "selection": BrainEvaluator(
@@ -244,14 +244,6 @@ EVALUATORS = {
 # those that read every image of every arm, and what chapter 3 shows of them
 EVERYWHERE = ("standard", "robust", "heldout", "anatomy", "area")
 NAMES = {column: EVALUATORS[column].name for column in EVERYWHERE[:4]}
-
-
-def evaluators_of(kind: str = "robust") -> list[Evaluator]:
-    """The three of an arm: its tuning classifier, named without its kind, the held-out classifier
-    and the anatomical measurement.
-    """
-    tuning = replace(EVALUATORS[kind], name=TUNING_CLASSIFIER)
-    return [tuning, EVALUATORS["heldout"], EVALUATORS["anatomy"]]
 
 
 def read_column(folder: Path) -> pd.DataFrame:
@@ -273,3 +265,14 @@ def read_images(
     found = read(column, members, images, contrasts)
     table = pd.DataFrame({name: np.round(values, 5) for name, values in found.items()})
     write_bytes(out / "readings.csv", table.to_csv(index=False).encode())
+
+
+def read_by(
+    settings: BrainSettings, seed: int, columns: Iterable[str], source: partial
+) -> list[pd.DataFrame]:
+    """What the evaluators of `columns` read, in the order of `EVALUATORS`; see `read_images`."""
+    chosen = [EVALUATORS[name] for name in EVALUATORS if name in set(columns)]
+    return [
+        read_images(each.column, list(each.fit(settings, seed)), each.read, source).load()
+        for each in chosen
+    ]

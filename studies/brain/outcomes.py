@@ -276,16 +276,3 @@ def holm(p: np.ndarray) -> np.ndarray:
     order = np.argsort(p)
     steps = np.minimum(1, np.maximum.accumulate(np.sort(p) * np.arange(len(p), 0, -1)))
     return steps[np.argsort(order)]
-
-
-def power(spread: float, seeds: int, difference: float = 0.04, tests: int = 3) -> float:
-    """Power of a paired t test of level 0.05 / `tests` (Holm's first step) for a true `difference`,
-    when differences of one seed have standard deviation `spread`.
-    """
-    noncentral = difference / spread * np.sqrt(seeds)
-    critical = stats.t.ppf(1 - 0.05 / tests / 2, seeds - 1)
-    tails = (
-        stats.nct.sf(critical, seeds - 1, noncentral),
-        stats.nct.cdf(-critical, seeds - 1, noncentral),
-    )
-    return float(sum(tails))

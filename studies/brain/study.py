@@ -51,7 +51,7 @@ from studies.brain.data import (
     alignment,
     cohort,
 )
-from studies.brain.evaluators import EVALUATORS, EVERYWHERE, KINDS, combined, read_images
+from studies.brain.evaluators import EVALUATORS, EVERYWHERE, KINDS, combined, read_by
 from studies.brain.quality import (
     attributes,
     comparison,
@@ -101,16 +101,6 @@ POOL = 3.0  # images generated for each that is kept, when noises are chosen
 CALIBRATED = (*KINDS, "heldout", "anatomy", "area")
 
 
-def _read(
-    settings: BrainSettings, seed: int, columns: Iterable[str], source: partial
-) -> list[pd.DataFrame]:
-    chosen = [EVALUATORS[name] for name in EVALUATORS if name in set(columns)]
-    return [
-        read_images(each.column, list(each.fit(settings, seed)), each.read, source).load()
-        for each in chosen
-    ]
-
-
 def image_readings(
     settings: BrainSettings,
     seed: int,
@@ -120,7 +110,7 @@ def image_readings(
 ) -> pd.DataFrame:
     """What evaluators read in generated images: a row an image, with its prompt."""
     plan = plan or evaluation(settings, seed)
-    found = _read(settings, seed, columns, partial(generated, images, plan))
+    found = read_by(settings, seed, columns, partial(generated, images, plan))
     return pd.concat([plan.table(), *found], axis="columns")
 
 
@@ -131,7 +121,7 @@ def slice_readings(
     subject and true sex.
     """
     source = partial(test_images, cohort(settings), settings.split_seed)
-    found = _read(settings, seed, columns, source)
+    found = read_by(settings, seed, columns, source)
     return pd.concat([test_table(settings), *found], axis="columns")
 
 
@@ -149,7 +139,7 @@ def calibration(run: Run) -> pd.DataFrame:
     """
     parts = []
     for name, known in calibration_sets(run.settings).items():
-        found = _read(run.settings, run.seed, CALIBRATED, partial(known_images, known))
+        found = read_by(run.settings, run.seed, CALIBRATED, partial(known_images, known))
         parts.append(
             pd.concat([known.load().table[COLUMNS], *found], axis="columns").assign(set=name)
         )
@@ -266,10 +256,8 @@ RIVAL_COST = {
 def selection_readings(settings: BrainSettings) -> pd.DataFrame:
     """What the selection classifier reads in the primary calibration set."""
     known = calibration_sets(settings)["radiology"]
-    each = EVALUATORS["selection"]
-    members, source = list(each.fit(settings, 0)), partial(known_images, known)
-    read = read_images(each.column, members, each.read, source).load()
-    return pd.concat([known.load().table[COLUMNS], read], axis="columns")
+    read = read_by(settings, 0, ["selection"], partial(known_images, known))
+    return pd.concat([known.load().table[COLUMNS], *read], axis="columns")
 
 
 def choice(tables: Tables, settings: BrainSettings) -> pd.DataFrame:
@@ -307,11 +295,20 @@ def cost(run: Run) -> pd.DataFrame:
 
 
 def arm(
-    says: str, classifier: str, family: str, target: Any = "marginal", **changes: Any
+    says: str,
+    classifier: str = "robust",
+    family: str = "transport",
+    target: Any = "marginal",
+    **changes: Any,
 ) -> TunedArm:
     """The entry of an arm that tunes: see `Tuning`."""
     tuning = Tuning(classifier, family, target, {"learning_rate": CHOSEN[family], **changes})
     return TunedArm(partial(tuned_images, tuning), says, "fine-tuning", classifier, tuning=tuning)
+
+
+def rival(run: Callable, says: str, acts: Any = "sampling") -> Arm:
+    """The entry of an arm that does not tune, and is read beside the robust tuning classifier."""
+    return Arm(run, says, acts, "robust")
 
 
 WORDS = {
@@ -332,7 +329,10 @@ def _factorial() -> dict[str, TunedArm]:
     }
 
 
-UNTUNED = Arm(base_images, "the untuned model", "nowhere", "robust")
+UNTUNED = rival(base_images, "the untuned model", "nowhere")
+LAST_STEP = {"replay_scheme": "last", "replay_steps": 1}
+ALL_STEPS = {"replay_scheme": "all", "replay_steps": 8}
+BATCH_GUIDED = partial(rivals.guided, rivals.batch_guided)
 ARMS: dict[str, Arm] = {
     "untuned": UNTUNED,
     **_factorial(),
@@ -343,92 +343,46 @@ ARMS: dict[str, Arm] = {
         learning_rate=CHOSEN["class-published"],
         **PUBLISHED,
     ),
-    "last-step": arm(
-        "transport targets, the gradient through the last step alone",
-        "robust",
-        "transport",
-        replay_scheme="last",
-        replay_steps=1,
-    ),
-    "all-steps": arm(
-        "transport targets, the gradient through all steps",
-        "robust",
-        "transport",
-        replay_scheme="all",
-        replay_steps=8,
-    ),
-    "no-consistency": arm(
-        "transport targets without CLIP consistency",
-        "robust",
-        "transport",
-        consistency_weight=0.0,
-    ),
-    "target-images": Arm(
+    "last-step": arm("transport targets, the gradient through the last step alone", **LAST_STEP),
+    "all-steps": arm("transport targets, the gradient through all steps", **ALL_STEPS),
+    "no-consistency": arm("transport targets without CLIP consistency", consistency_weight=0.0),
+    "target-images": rival(
         partial(rivals.target_images, CHOSEN["target-images"]),
         "fine-tuning on the target cohort's images",
         "fine-tuning",
-        "robust",
     ),
-    "grpo": Arm(
-        partial(rivals.grpo_images, CHOSEN["grpo"]),
-        "policy gradient (Fair-GRPO)",
-        "fine-tuning",
-        "robust",
+    "grpo": rival(
+        partial(rivals.grpo_images, CHOSEN["grpo"]), "policy gradient (Fair-GRPO)", "fine-tuning"
     ),
-    "generate-and-keep": Arm(
+    "generate-and-keep": rival(
         partial(rivals.kept, "class", 1.0),
         "generate and keep by the tuning classifier's class",
         "selection",
-        "robust",
     ),
-    "choose-noises": Arm(
+    "choose-noises": rival(
         partial(rivals.kept, "transport", POOL),
         "of a pool of noises, those whose readings match the target",
         "selection",
-        "robust",
     ),
-    "batch-guidance": Arm(
-        partial(rivals.guided, rivals.batch_guided, CHOSEN["batch-guidance"]),
-        "batch guidance (Balancing Act)",
-        "sampling",
-        "robust",
+    "batch-guidance": rival(
+        partial(BATCH_GUIDED, CHOSEN["batch-guidance"]), "batch guidance (Balancing Act)"
     ),
-    "null-offset": Arm(
-        partial(rivals.guided, rivals.offset_guided, None),
-        "the null prompt moved (StayFair)",
-        "sampling",
-        "robust",
+    "null-offset": rival(
+        partial(rivals.guided, rivals.offset_guided, None), "the null prompt moved (StayFair)"
     ),
-    "conditional": arm(
-        "transport targets, each grade toward its own share", "robust", "transport", "conditional"
-    ),
+    "conditional": arm("transport targets, each grade toward its own share", target="conditional"),
     "null-shuffled": arm(
-        "null: transport targets, a classifier fitted on shuffled sexes", "shuffled", "transport"
+        "null: transport targets, a classifier fitted on shuffled sexes", "shuffled"
     ),
-    "null-own": arm(
-        "null: transport targets, the untuned model's own distribution",
-        "robust",
-        "transport",
-        "own",
-    ),
-    "words-female": Arm(
+    "null-own": arm("null: transport targets, the untuned model's own distribution", target="own"),
+    "words-female": rival(
         partial(rivals.worded, "54-year-old woman."),
         "null: the untuned model, prompts that say woman",
-        "sampling",
-        "robust",
     ),
-    "words-male": Arm(
-        partial(rivals.worded, "54-year-old man."),
-        "null: the untuned model, prompts that say man",
-        "sampling",
-        "robust",
+    "words-male": rival(
+        partial(rivals.worded, "54-year-old man."), "null: the untuned model, prompts that say man"
     ),
 }
-
-
-def transferred(run: Run) -> pd.DataFrame:
-    """What evaluators read in the images of one arm and seed under the conditions of `transfer`."""
-    return transfer(EVALUATORS, run)
 
 
 def _tuned_at(classifier: str, family: str, changes: dict, says: str, rate: float) -> TunedArm:
@@ -436,7 +390,7 @@ def _tuned_at(classifier: str, family: str, changes: dict, says: str, rate: floa
 
 
 def _made_at(run: Callable, acts: Any, says: str, value: float) -> Arm:
-    return Arm(partial(run, value), says, acts, "robust")
+    return rival(partial(run, value), says, acts)
 
 
 def _swept() -> dict[str, Arm]:
@@ -450,8 +404,7 @@ def _swept() -> dict[str, Arm]:
     makers = {name: partial(_tuned_at, *cell) for name, cell in cells.items()}
     others = {"target-images": rivals.target_images, "grpo": rivals.grpo_images}
     makers |= {name: partial(_made_at, run, "fine-tuning") for name, run in others.items()}
-    guided = partial(rivals.guided, rivals.batch_guided)
-    makers["batch-guidance"] = partial(_made_at, guided, "sampling")
+    makers["batch-guidance"] = partial(_made_at, BATCH_GUIDED, "sampling")
     arms: dict[str, Arm] = {"untuned": UNTUNED}
     for name, make in makers.items():
         values = GUIDANCES if name == "batch-guidance" else RATES
@@ -524,7 +477,7 @@ TRANSFER = replace(
     shown=None,
     default_arms=lambda settings: ("transport-robust", "class-standard"),
     seeds=(1, 2, 3),
-    tables={"transfer": Table(transferred, compressed=True, decimals=4)},
+    tables={"transfer": Table(transfer, compressed=True, decimals=4)},
     criteria=lambda tables, settings: [],
 )
 SWEEP = replace(

@@ -4,7 +4,6 @@ tuning, the same arms.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 
@@ -21,7 +20,7 @@ from studies.brain.data import (
     Sampling,
     sampling,
 )
-from studies.brain.evaluators import BrainEvaluator, read_images
+from studies.brain.evaluators import read_by
 from studies.engine.study import Run
 
 TRANSFER_NOISE = 7700
@@ -70,18 +69,14 @@ def conditions(settings: BrainSettings, seed: int) -> dict[str, tuple[Plan, Samp
     return found
 
 
-def transfer(evaluators: Mapping[str, BrainEvaluator], run: Run) -> pd.DataFrame:
+def transfer(run: Run) -> pd.DataFrame:
     """What evaluators read in the images of one arm and seed under every condition: a row an
     image.
     """
     parts = []
     for name, (plan, how) in conditions(run.settings, run.seed).items():
         images = images_of(run.arm, run.settings, run.seed, plan, how)
-        source: Callable = partial(generated, images, plan)
-        read = [
-            read_images(column, list(each.fit(run.settings, run.seed)), each.read, source).load()
-            for column in dict.fromkeys((run.arm.evaluator, *COLUMNS))
-            for each in [evaluators[column]]
-        ]
+        source, columns = partial(generated, images, plan), (run.arm.evaluator, *COLUMNS)
+        read = read_by(run.settings, run.seed, columns, source)
         parts.append(pd.concat([plan.table(), *read], axis="columns").assign(condition=name))
     return pd.concat(parts, ignore_index=True)

@@ -62,7 +62,7 @@ def keys(tmp_path, monkeypatch):
         chosen = BrainSettings(weights=weights, clip=weights, **settings)
         stage._loaded.cache_clear()  # as in another process
         source = partial(study.test_images, cohort(chosen), chosen.split_seed)
-        study._read(chosen, 0, EVERYWHERE, source)
+        study.read_by(chosen, 0, EVERYWHERE, source)
         tuned(chosen, Tuning("robust"), 0)
         return dict(found)
 
