@@ -28,12 +28,12 @@ RAYS = 180
 SMOOTH = 1.6
 # px: each ray looks this far to either side of the coarse edge, in such steps
 INSIDE, OUTSIDE, STEP = 9.0, 4.0, 0.5
-# the area adds nothing to width and length (same AUC), the ventricles tell age
+# the area adds nothing to width and length (same AUC)
 AXES, AREA = ("width_mm", "length_mm"), ("extent_mm",)
 TOGETHER = 8  # images measured at once: few, so that they stay in the processor's cache
 CROSS = ndimage.generate_binary_structure(2, 1)[None]  # neighbours within each image of a batch
 SMALLEST_MM2 = 3000.0  # a smaller outline is not a brain slice
-MEASURES = ("area_mm2", "width_mm", "length_mm", "extent_mm", "ventricle_mm2")
+MEASURES = ("area_mm2", "width_mm", "length_mm", "extent_mm")
 
 
 @dataclass(frozen=True)
@@ -46,16 +46,12 @@ class Outline:
     radii: np.ndarray
 
 
-def measure(
-    images: np.ndarray, contrasts: Sequence[str] | None = None, pixel_mm: float = PIXEL_MM
-) -> pd.DataFrame:
+def measure(images: np.ndarray, pixel_mm: float = PIXEL_MM) -> pd.DataFrame:
     """Anatomy of slices [N, 1, H, H] in [-1, 1] with background -1: one row an image.
 
     area_mm2 within the outer edge; width_mm and length_mm, the axes of the ellipse of the same
-    second moments (width is the shorter); extent_mm, the diameter of the circle of the same area;
-    ventricle_mm2, deep fluid in the middle, which needs `contrasts` [N] (fluid is bright on t2) and
-    is rough beside a tumour. An image without a brain gives NaN. Raises `DataError` on another
-    shape.
+    second moments (width is the shorter); extent_mm, the diameter of the circle of the same area.
+    An image without a brain gives NaN. Raises `DataError` on another shape.
     """
     images = np.asarray(images, dtype=np.float32)
     size = images.shape[-1]
@@ -64,28 +60,20 @@ def measure(
             f"images of shape {images.shape}; anatomy is measured on [N, 1, H, H] with H of at "
             "least 64"
         )
-    contrasts = [None] * len(images) if contrasts is None else list(contrasts)
-    if len(contrasts) != len(images):
-        raise DataError(f"{len(contrasts)} contrasts for {len(images)} images; give one for each")
     table = np.full((len(images), len(MEASURES)), np.nan)
     for start in range(0, len(images), TOGETHER):
         rows = slice(start, start + TOGETHER)
-        table[rows] = _measure(images[rows, 0], contrasts[rows], pixel_mm)
+        table[rows] = _measure(images[rows, 0], pixel_mm)
     return pd.DataFrame(table, columns=list(MEASURES))
 
 
-def _measure(images: np.ndarray, contrasts: list[str | None], pixel_mm: float) -> np.ndarray:
-    """The measures [N, 5] of `images` [N, H, H]; NaN where there is no brain."""
+def _measure(images: np.ndarray, pixel_mm: float) -> np.ndarray:
+    """The measures [N, 4] of `images` [N, H, H]; NaN where there is no brain."""
     table = np.full((len(images), len(MEASURES)), np.nan)
-    kept, centres, radii = _outlines(images)
+    kept, _, radii = _outlines(images)
     area, width, length = polygon_shape(radii)
     lengths = pixel_mm * np.stack([width, length, 2 * np.sqrt(area / np.pi)], axis=1)
-    table[kept, :4] = np.concatenate([area[:, None] * pixel_mm**2, lengths], axis=1)
-    for row, centre, around in zip(kept, centres, radii, strict=True):
-        if contrasts[row] is not None:
-            found = Outline(tuple(centre), around)
-            fluid = ventricle_area(images[row], found, contrasts[row] == "t2")
-            table[row, 4] = fluid * pixel_mm**2
+    table[kept] = np.concatenate([area[:, None] * pixel_mm**2, lengths], axis=1)
     table[kept[area * pixel_mm**2 < SMALLEST_MM2]] = np.nan
     return table
 
@@ -228,23 +216,6 @@ def polygon_shape(radii: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray
     return area, axes[..., 0], axes[..., 1]
 
 
-def ventricle_area(image: np.ndarray, found: Outline, fluid_is_bright: bool) -> float:
-    """Fluid in the middle of the brain, in square pixels: pixels nearer to fluid than to the tissue
-    around them.
-
-    Rough: a necrotic core near the middle counts too. No sex is read from it.
-    """
-    bright = ndimage.gaussian_filter((np.asarray(image, np.float32) + 1) / 2, 0.7)
-    rows, columns = np.mgrid[: len(image), : len(image)]
-    mean = float(found.radii.mean())
-    down, right = rows - found.centre[0], columns - found.centre[1]
-    middle = (right / (0.30 * mean)) ** 2 + (down / (0.60 * mean)) ** 2 < 1
-    tissue = np.median(bright[down**2 + right**2 < (0.8 * mean) ** 2])
-    fluid = np.percentile(bright, 99.5) if fluid_is_bright else np.median(_frame(bright[None], 6))
-    share = (bright[middle] - tissue) / (fluid - tissue if abs(fluid - tissue) > 1e-3 else np.inf)
-    return float(np.clip(2 * share - 0.5, 0, 1).sum())
-
-
 @dataclass(frozen=True)
 class AnatomicalMeasurement:
     """Logistic regression of sex on the logarithms of `features` of the outline (width and length,
@@ -275,7 +246,7 @@ class AnatomicalMeasurement:
                 f"the anatomical measurement was never fitted on contrast {unknown[0]!r}; it knows "
                 f"{', '.join(self.means)}"
             )
-        table = measure(images, contrasts, self.pixel_mm)
+        table = measure(images, self.pixel_mm)
         means = np.array([self.means[contrast] for contrast in contrasts])
         centred = _logs(table, self.features) - means
         p_female = sigmoid(centred[:, :-1] / self.spread @ self.weights[:-1] + self.weights[-1])
@@ -311,7 +282,7 @@ def fit_anatomy(
     lacks a sex.
     """
     female, contrasts = np.asarray(female), np.asarray(contrasts)
-    measures = measure(images, None, pixel_mm)
+    measures = measure(images, pixel_mm)
     good = measures.extent_mm.notna().to_numpy()
     if not len(good) == len(female) == len(contrasts) or good.mean() < 0.95:
         raise DataError(

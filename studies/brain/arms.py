@@ -29,7 +29,6 @@ from studies.brain.data import (
     EVALUATION_PROMPTS,
     BrainSettings,
     Prompt,
-    Sampling,
     Tuning,
     alignment,
     cache_settings,
@@ -40,6 +39,7 @@ from studies.brain.data import (
 )
 from studies.brain.evaluators import Fitted, combined, tuning_classifier
 from studies.engine import accelerator
+from studies.engine.images import Sampling, load_generator
 from studies.engine.stage import Artifact, Progress, stage
 from studies.engine.study import Arm
 
@@ -78,11 +78,6 @@ def evaluation(settings: BrainSettings, seed: int) -> Plan:
     return Plan(EVALUATION_PROMPTS, settings.images, NOISE + seed)
 
 
-def read_generator(folder: Path) -> Generator:
-    """Read a pipeline, its hashes checked, to the device that networks run on."""
-    return Generator.load(folder, accelerator())
-
-
 def read_clip(folder: Path) -> Clip:
     """Read CLIP to the device that networks run on."""
     return load_clip(folder).to(accelerator())
@@ -90,7 +85,7 @@ def read_clip(folder: Path) -> Clip:
 
 def base_model(settings: BrainSettings) -> Artifact[Generator]:
     """The untuned model."""
-    return Artifact.weights(settings.weights, read_generator)
+    return Artifact.weights(settings.weights, load_generator)
 
 
 def clip_model(settings: BrainSettings) -> Artifact[Clip]:
@@ -260,28 +255,16 @@ def tune_denoiser(
     `history.csv`, a row a step.
     """
     # a copy to change: what `load` gives is shared
-    generator, follows, embed = (
-        base.reader(base.folder),
-        combined(classifier),
-        clip.load().embed_images,
-    )
-    stored = cache_base(base.load(), follows, _texts(), embed=embed, settings=settings)
+    generator, follows = base.reader(base.folder), combined(classifier)
+    how = {"embed": clip.load().embed_images, "settings": settings}
+    stored = cache_base(base.load(), follows, _texts(), **how)
     stored.load(read_tensors(cache.load() / READINGS))
     if target == "own":
         targets = own_targets(stored)
     else:
         targets = targets_of(everyone.load(), split_seed, follows, target)
     state, rows = _saved(out / "working")
-    steps = tune(
-        generator,
-        follows,
-        _texts(),
-        targets,
-        embed=embed,
-        settings=settings,
-        state=state,
-        base_cache=stored,
-    )
+    steps = tune(generator, follows, _texts(), targets, **how, state=state, base_cache=stored)
     for step in progress.track(steps, settings.steps, label, done=len(rows)):
         rows.append(log_row(step))
         if (step.step + 1) % every == 0:

@@ -10,7 +10,7 @@ as male with the same random numbers.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,40 +19,24 @@ import torch
 from torch import Tensor
 
 from fairlib.cohorts.cohort import Cohort
-from fairlib.io import read_tensors, to_bytes, to_images, write_bytes, write_tensors
+from fairlib.io import to_bytes, to_images
 from fairlib.measures.intervals import Interval
 from fairlib.measures.shares import CalibrationSet, corrected_share, em_share, ppi_share
 from fairlib.models.generator import Generator
 from fairlib.models.solvers import Solver, ddim
+from fairlib.rng import numpy_rng
 from studies.brain.arms import base_model
 from studies.brain.data import BrainSettings, cohort, split
 from studies.brain.phantom import RadiologySettings, draw_slice
+from studies.engine import StudyStream
+from studies.engine.images import Images, load_images, save_images
 from studies.engine.stage import Artifact, Progress, stage
 
 COLUMNS = ["subject", "sex", "grade", "contrast", "side"]
 DENOISED_FROM = 3 / 8  # of the steps of sampling: of eight, those from timestep 624 are done again
 
 
-@dataclass(frozen=True)
-class KnownSex:
-    """Images [N, 1, H, W], uint8, and a row each: subject, sex, grade, contrast, side, caption."""
-
-    images: Tensor
-    table: pd.DataFrame
-
-
-def read_known_sex(folder: Path) -> KnownSex:
-    """Read what a stage of this module wrote."""
-    table = pd.read_csv(folder / "table.csv", keep_default_na=False)
-    return KnownSex(read_tensors(folder / "images.safetensors")["images"], table)
-
-
-def _write(out: Path, images: Tensor, table: pd.DataFrame) -> None:
-    write_tensors(out / "images.safetensors", {"images": images})
-    write_bytes(out / "table.csv", table.to_csv(index=False).encode())
-
-
-@stage(load=read_known_sex)
+@stage(load=load_images)
 def known_sex_slices(
     out: Path, progress: Progress, settings: RadiologySettings, male_shares: tuple[float, ...]
 ) -> None:
@@ -65,14 +49,14 @@ def known_sex_slices(
             image, truth = draw_slice(replace(settings, male_share=share), index)
             images.append(to_bytes(torch.from_numpy(image))[None])
             rows.append({"subject": f"synthetic-{settings.seed}-{index:05d}", **truth})
-    _write(out, torch.stack(images), pd.DataFrame(rows)[[*COLUMNS, "caption"]])
+    save_images(out, torch.stack(images), pd.DataFrame(rows)[[*COLUMNS, "caption"]])
 
 
-@stage(load=read_known_sex)
+@stage(load=load_images)
 def denoised_slices(
     out: Path,
     progress: Progress,
-    slices: Artifact[KnownSex],
+    slices: Artifact[Images],
     base: Artifact[Generator],
     count: int,
     steps: int,
@@ -86,10 +70,10 @@ def denoised_slices(
     for start in progress.track(range(0, count, 50), (count + 49) // 50, "denoising slices"):
         rows = slice(start, min(start + 50, count))
         texts = known.table.caption[rows].tolist()
-        clean = to_images(known.images[rows]).to(generator.device)
+        clean = to_images(known.stored[rows]).to(generator.device)
         made = denoise_again(generator, clean, texts, steps, guidance_scale, [seed, start])
         parts.append(to_bytes(made).cpu())
-    _write(out, torch.cat(parts), known.table.iloc[:count])
+    save_images(out, torch.cat(parts), known.table.iloc[:count])
 
 
 @torch.no_grad()
@@ -128,7 +112,7 @@ def denoise_again(
     return generator.decode(clean).clamp(-1, 1)
 
 
-def calibration_sets(settings: BrainSettings) -> dict[str, Artifact[KnownSex]]:
+def calibration_sets(settings: BrainSettings) -> dict[str, Artifact[Images]]:
     """The synthetic calibration sets, half female, of the evaluation prompts' contrasts and
     grades; none for a real cohort, whose test slices are the calibration set.
     """
@@ -153,10 +137,10 @@ def calibration_sets(settings: BrainSettings) -> dict[str, Artifact[KnownSex]]:
     return {"radiology": radiology, "denoised": denoised, "pairs": pairs}
 
 
-def known_images(known: Artifact[KnownSex]) -> tuple[Tensor, list[str]]:
+def known_images(known: Artifact[Images]) -> tuple[Tensor, list[str]]:
     """Images [N, 1, H, W] in [-1, 1] and their contrasts, for an evaluator to read."""
     found = known.load()
-    return to_images(found.images), found.table.contrast.tolist()
+    return found.images, found.table.contrast.tolist()
 
 
 def test_images(everyone: Artifact[Cohort], split_seed: int) -> tuple[Tensor, list[str]]:
@@ -198,7 +182,7 @@ def estimators(
     p, rows = known[column].to_numpy(float), []
     for share in SHARES:
         for repeat in range(repeats):
-            rng = np.random.default_rng([71, repeat])
+            rng = numpy_rng(StudyStream.PATIENTS, repeat)
             sexes = rng.random(IMAGES) < share
             places = np.array(
                 [rng.choice(np.flatnonzero(drawn_from & (female == sex))) for sex in sexes]

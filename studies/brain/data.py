@@ -21,6 +21,7 @@ from fairlib.cohorts.slices import CONTRASTS
 from fairlib.methods.alignment import AlignmentSettings
 from studies.brain.phantom import PhantomSettings, RadiologySettings, write_brats, write_roco
 from studies.engine import runs_folder
+from studies.engine.images import Sampling
 from studies.engine.stage import Artifact, Progress, stage
 
 Target = str | float
@@ -68,15 +69,6 @@ class BrainSettings:
     denoised: int = 1200
     pairs: int = 500
     transfer: int = 200
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How images are generated: solver steps, guidance scale, images at once."""
-
-    steps: int
-    guidance_scale: float
-    batch_size: int
 
 
 def sampling(settings: BrainSettings, guidance_scale: float | None = None) -> Sampling:

@@ -22,20 +22,19 @@ from fairlib.io import write_bytes
 from fairlib.measures.shares import Evaluator
 from fairlib.models.classifier import (
     RESIDUAL,
-    Classifier,
     ClassifierSettings,
-    build_classifier,
     calibrate,
-    fit_classifier,
-    load_classifier,
     predict,
     save_classifier,
 )
+from fairlib.rng import numpy_rng
 from studies.brain.anatomy import AREA, AXES, AnatomicalMeasurement, fit_anatomy
 from studies.brain.data import BrainSettings, cohort, split
-from studies.engine import accelerator
+from studies.engine import StudyStream
+from studies.engine.images import fit_heads, read_classifier
 from studies.engine.stage import Artifact, Progress, stage
 
+HEADS = {"female": "binary"}
 Fitted = Sequence[Artifact]
 Read = Callable[[str, Fitted, Tensor, list[str]], dict[str, np.ndarray]]
 
@@ -53,11 +52,6 @@ class BrainEvaluator(Evaluator):
     read: Read
 
 
-def read_classifier(folder: Path) -> Classifier:
-    """Read a classifier to the device that networks run on."""
-    return load_classifier(folder).to(accelerator())
-
-
 @stage(load=read_classifier, ignore=("label",))
 def sex_classifier(
     out: Path,
@@ -71,11 +65,7 @@ def sex_classifier(
     """Fit a sex classifier on three quarters of a part's subjects, and calibrate it on the rest."""
     inner = split(everyone.load(), split_seed)[part].split({"fit": 0.75, "hold": 0.25}, split_seed)
     fit, hold = inner["fit"], inner["hold"]
-    heads = {"female": "binary"}
-    classifier = build_classifier(heads, settings.architecture, settings.seed).to(accelerator())
-    steps = fit_classifier(classifier, fit.load(), fit.labels(), settings)
-    for _ in progress.track(steps, settings.steps, label):
-        pass
+    classifier = fit_heads(progress, HEADS, fit.load(), fit.labels(), settings, label)
     images, labels = hold.load(), hold.labels()
     calibrate(classifier, images, labels)
     right = predict(classifier, images).positive() == (labels == 1)
@@ -122,13 +112,9 @@ def shuffled_classifier(
     subjects, places = np.unique(part.table.subject.to_numpy(str), return_inverse=True)
     labels = np.zeros(len(subjects), dtype=np.float32)
     labels[places] = part.labels().numpy()
-    rng = np.random.default_rng([settings.seed, 61])
+    rng = numpy_rng(settings.seed, StudyStream.SHUFFLED)
     dealt = torch.from_numpy(rng.permutation(labels)[places])
-    classifier = build_classifier({"female": "binary"}, settings.architecture, settings.seed)
-    steps = fit_classifier(classifier.to(accelerator()), part.load(), dealt, settings)
-    for _ in progress.track(steps, settings.steps, "shuffled"):
-        pass
-    save_classifier(out, classifier)
+    save_classifier(out, fit_heads(progress, HEADS, part.load(), dealt, settings, "shuffled"))
 
 
 def classifier_settings(settings: BrainSettings, kind: str, seed: int) -> ClassifierSettings:

@@ -87,17 +87,15 @@ class Comparison:
 def compare(
     readings: pd.DataFrame,
     calibration: pd.DataFrame,
-    column: str | dict[str, str],
+    column: str,
     arms: Sequence[str],
     calibration_set: str = PRIMARY,
 ) -> Comparison:
     """Put the readings of `arms` by an evaluator into arrays, at the seeds that all of them have.
 
-    column: the evaluator's, in both tables; or of each arm its own tuning classifier's (the
-    calibration readings are then those of the last arm). Raises `DataError` when the arms share no
-    seed or differ in their images.
+    column: the evaluator's, in both tables. Raises `DataError` when the arms share no seed or
+    differ in their images.
     """
-    columns = dict.fromkeys(arms, column) if isinstance(column, str) else column
     held = [set(readings.seed[readings.arm == arm]) for arm in arms]
     seeds = sorted(set.intersection(*held, set(calibration.seed)))
     if not seeds:
@@ -108,21 +106,18 @@ def compare(
         for seed in seeds:
             if cells[arm, seed].prompt.tolist() != first.prompt.tolist():
                 raise DataError(f"arm {arm!r}, seed {seed}: other images than {arms[0]!r} has")
-    values = [
-        [cells[arm, seed][[columns[arm], "extent_mm"]].to_numpy(float) for seed in seeds]
-        for arm in arms
-    ]
+    columns = [column, "extent_mm"]
+    values = [[cells[arm, seed][columns].to_numpy(float) for seed in seeds] for arm in arms]
     p, extent = np.moveaxis(np.array(values), -1, 0)
     chosen = calibration[calibration["set"] == calibration_set]
     known = [chosen[chosen.seed == seed] for seed in seeds]
-    last = columns[arms[-1]]
     return Comparison(
         tuple(arms),
         tuple(seeds),
         p,
         extent,
         pd.factorize(first.prompt)[0],
-        np.stack([part[last].to_numpy(float) for part in known]),
+        np.stack([part[column].to_numpy(float) for part in known]),
         (known[0].sex == "F").to_numpy(int),
         known[0].extent_mm.to_numpy(float),
         known[0].subject.to_numpy(str),

@@ -27,6 +27,7 @@ from fairlib.cohorts.brats import caption
 from fairlib.cohorts.slices import CONTRASTS
 from fairlib.errors import SettingsError
 from fairlib.io import write_bytes
+from fairlib.rng import numpy_rng
 
 # Linear size: sexes differ by `difference` of log scale (men larger); `spread` is the standard
 # deviation within a sex.
@@ -404,7 +405,7 @@ def volume_points() -> np.ndarray:
 
 
 def _write_subject(root: Path, settings: PhantomSettings, row: dict) -> dict:
-    rng = np.random.default_rng([settings.seed, row["number"]])
+    rng = numpy_rng(settings.seed, row["number"])
     subject = draw_subject(rng, row["sex"], row["grade"], settings.effect)
     stem = root / row["grade"] / row["brats"] / row["brats"]
     if not stem.with_name(f"{stem.name}_seg.nii.gz").exists():  # the last file written
@@ -456,11 +457,8 @@ def draw_slice(settings: RadiologySettings, index: int) -> tuple[np.ndarray, dic
 
     A function of (seed, index).
     """
-    rng, high, low = (
-        np.random.default_rng([settings.seed, index]),
-        settings.high_grade,
-        settings.low_grade,
-    )
+    rng = numpy_rng(settings.seed, index)
+    high, low = settings.high_grade, settings.low_grade
     sex = "M" if rng.random() < settings.male_share else "F"
     grade = str(rng.choice(["HGG", "LGG", "none"], p=[high, low, 1 - high - low]))
     contrast = CONTRASTS[rng.integers(len(CONTRASTS))]

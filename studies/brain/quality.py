@@ -19,17 +19,17 @@ from fairlib.models.classifier import (
     WIDE_MAX,
     Classifier,
     ClassifierSettings,
-    build_classifier,
-    fit_classifier,
     predict,
     save_classifier,
     truth_of,
 )
 from fairlib.models.clip import Clip
+from fairlib.rng import numpy_rng
 from studies.brain.arms import Plan
 from studies.brain.data import BrainSettings, split, training_cohort
-from studies.brain.evaluators import combined, read_classifier
-from studies.engine import accelerator
+from studies.brain.evaluators import combined
+from studies.engine import StudyStream, accelerator
+from studies.engine.images import fit_heads, read_classifier
 from studies.engine.stage import Artifact, Progress, stage
 
 ATTRIBUTES = {
@@ -46,11 +46,7 @@ def attribute_classifier(
 ) -> None:
     """Fit the classifier of contrast, grade and side."""
     images, truth = to_bytes(training.load().load()), truth_of(training.load().table, ATTRIBUTES)
-    classifier = build_classifier(ATTRIBUTES, settings.architecture, settings.seed)
-    steps = fit_classifier(classifier.to(accelerator()), images, truth, settings)
-    for _ in progress.track(steps, settings.steps, "attributes"):
-        pass
-    save_classifier(out, classifier)
+    save_classifier(out, fit_heads(progress, ATTRIBUTES, images, truth, settings, "attributes"))
 
 
 def attributes(settings: BrainSettings) -> Artifact[Classifier]:
@@ -148,7 +144,7 @@ def quality(
     Features are in standard deviations of the target's, so that none of them rules for its scale
     alone.
     """
-    rng = np.random.default_rng([41, seed])
+    rng = numpy_rng(StudyStream.REAL_ROWS, seed)
     slices, subjects = target
     centre, spread = slices.mean(0), slices.std(0).clip(1e-3)
     features, base, slices = ((values - centre) / spread for values in (features, base, slices))
@@ -184,7 +180,6 @@ def distance_fairness(
     female: np.ndarray,
     levels: Mapping[str, Iterable[float]],
     splits: int = 20,
-    seed: int = 43,
 ) -> pd.DataFrame:
     """Distance (MMD) of degraded images to intact ones, of each sex apart, by feature space: space,
     kind, level, distance_F, distance_M, distance, unfairness with `_low` and `_high`, n.
@@ -201,7 +196,7 @@ def distance_fairness(
             degraded = embed(disturbed(images, kind, level))
             found = np.array(
                 [
-                    _apart(degraded, intact, female, np.random.default_rng([seed, split]))
+                    _apart(degraded, intact, female, numpy_rng(StudyStream.EVEN_ROWS, split))
                     for split in range(splits)
                 ]
             )

@@ -7,14 +7,15 @@ together for the registry.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fairlib.cohorts.brats import caption
 from fairlib.cohorts.cohort import Cohort
@@ -31,7 +32,7 @@ from fairlib.methods.guidance import (
     strength_for_share,
 )
 from fairlib.methods.selection import generate_and_keep
-from fairlib.methods.targets import group_shares
+from fairlib.methods.targets import Target, group_shares
 from fairlib.models.generator import Generator
 from studies.brain.arms import (
     HISTORY,
@@ -52,7 +53,6 @@ from studies.brain.data import (
     RANKED,
     TUNING,
     BrainSettings,
-    Sampling,
     Tuning,
     alignment,
     cohort,
@@ -60,6 +60,7 @@ from studies.brain.data import (
     split,
 )
 from studies.brain.evaluators import combined, tuning_classifier
+from studies.engine.images import Sampling, encode
 from studies.engine.stage import Artifact, Progress, stage
 
 FIT_NOISE = 6800  # stream of noises of what is fitted before sampling
@@ -91,7 +92,7 @@ def finetune_denoiser(
     state = FinetuneState(generator.denoiser, Uniform((1,)), settings)
     steps = finetune(
         generator.denoiser,
-        _encode(generator, part.load()),
+        torch.cat([encode(generator, images) for images in part.load().split(50)]),
         generator.encode_prompts(distinct),
         torch.tensor([distinct.index(text) for text in texts]),
         torch.zeros(len(texts), 1, dtype=torch.long),
@@ -110,16 +111,6 @@ def _write_denoiser(out: Path, generator: Generator, log: pd.DataFrame) -> None:
     tuned = {name: p.half() for name, p in generator.trainable_parameters().items()}
     write_tensors(out / "denoiser.safetensors", tuned)
     write_bytes(out / HISTORY, log.to_csv(index=False).encode())
-
-
-@torch.no_grad()
-def _encode(generator: Generator, images: Tensor) -> Tensor:
-    vae = generator.pipeline.vae
-    parts = [
-        vae.encode(part.to(generator.device)).latent_dist.mean.float()
-        for part in images.expand(-1, vae.config.in_channels, -1, -1).split(50)
-    ]
-    return torch.cat(parts).cpu() * vae.config.scaling_factor
 
 
 def target_finetuning(settings: BrainSettings, seed: int, rate: float) -> FinetuneSettings:
@@ -279,11 +270,46 @@ def draws_of(images: Artifact) -> int:
 # ---- guidance at sampling time
 
 
+@dataclass(frozen=True)
+class Guided:
+    """What a method of guidance samples with. strength: its own, or None where it finds that."""
+
+    generator: Generator
+    classifier: nn.Module
+    targets: list[Target]
+    strength: float | None
+    plan: Plan
+    chosen: Sampling
+    track: Callable[[list], Iterable]
+
+    @property
+    def how(self) -> dict[str, Any]:
+        """How images are sampled."""
+        given = self.chosen
+        how = {"steps": given.steps, "guidance_scale": given.guidance_scale}
+        return {**how, "micro_batch": given.batch_size}
+
+    def blocks(self) -> Iterable[tuple[list[str], Tensor]]:
+        """The texts and noises of each prompt's images."""
+        texts = [prompt.text for prompt in self.plan.prompt_of_each()]
+        blocks = []
+        for prompt in self.plan.prompts:
+            rows = [row for row, text in enumerate(texts) if text == prompt.text]
+            noise = self.generator.noise(self.plan.noise, rows)
+            blocks.append(([prompt.text] * len(rows), noise))
+        return self.track(blocks)
+
+    def fitting(self, each: int) -> tuple[list[str], Tensor]:
+        """Texts and noises to fit on, `each` of every prompt."""
+        texts = [prompt.text for prompt in self.plan.prompts for _ in range(each)]
+        return texts, self.generator.noise(FIT_NOISE + self.plan.noise, list(range(len(texts))))
+
+
 @stage(load=read_images, ignore=("label",))
 def guided_images(
     out: Path,
     progress: Progress,
-    sample: Callable[..., Tensor],
+    sample: Callable[[Guided], Tensor],
     strength: float | None,
     base: Artifact[Generator],
     classifier: list[Artifact],
@@ -294,89 +320,45 @@ def guided_images(
     label: str,
 ) -> None:
     """Images of the base model under guidance, as `sample` makes them prompt by prompt."""
-    generator, follows = base.load(), combined(classifier)
+    follows, track = combined(classifier), partial(progress.track, label=label)
     targets = targets_of(everyone.load(), split_seed, follows)
-    made = sample(generator, follows, targets, strength, plan, chosen, progress, label)
+    made = sample(Guided(base.load(), follows, targets, strength, plan, chosen, track))
     write_tensors(out / "images.safetensors", {"images": to_bytes(made).cpu()})
 
 
-def _blocks(generator: Generator, plan: Plan) -> list[tuple[list[str], Tensor]]:
-    """The texts and noises of each prompt's images."""
-    texts = [prompt.text for prompt in plan.prompt_of_each()]
-    blocks = []
-    for prompt in plan.prompts:
-        rows = [row for row, text in enumerate(texts) if text == prompt.text]
-        blocks.append(([prompt.text] * len(rows), generator.noise(plan.noise, rows)))
-    return blocks
-
-
-def _fitting(generator: Generator, each: int, plan: Plan) -> tuple[list[str], Tensor]:
-    """Texts and noises to fit on, `each` of every prompt."""
-    texts = [prompt.text for prompt in plan.prompts for _ in range(each)]
-    return texts, generator.noise(FIT_NOISE + plan.noise, list(range(len(texts))))
-
-
-def batch_guided(
-    generator: Generator,
-    classifier: Any,
-    targets: Any,
-    strength: float,
-    plan: Plan,
-    chosen: Sampling,
-    progress: Progress,
-    label: str,
-) -> Tensor:
+def batch_guided(given: Guided) -> Tensor:
     """Batch guidance (Balancing Act), one prompt's images at a time."""
-    how = {"steps": chosen.steps, "guidance_scale": chosen.guidance_scale}
-    texts, noise = _fitting(generator, GUIDED_FIT, plan)
-    size = chosen.batch_size
-    head = fit_bottleneck_head(generator, classifier, texts, noise, micro_batch=size, **how)
-    blocks = list(zip(_blocks(generator, plan), targets, strict=True))
+    generator = given.generator
+    head = fit_bottleneck_head(generator, given.classifier, *given.fitting(GUIDED_FIT), **given.how)
+    parts = zip(given.blocks(), given.targets, strict=True)
     return torch.cat(
         [
-            sample_batch_guided(generator, texts, noise, head, target, strength)
-            for (texts, noise), target in progress.track(blocks, len(blocks), label)
+            sample_batch_guided(generator, *block, head, target, given.strength)
+            for block, target in parts
         ]
     )
 
 
-def offset_guided(
-    generator: Generator,
-    classifier: Any,
-    targets: Any,
-    strength: float | None,
-    plan: Plan,
-    chosen: Sampling,
-    progress: Progress,
-    label: str,
-) -> Tensor:
+def offset_guided(given: Guided) -> Tensor:
     """The null prompt moved (StayFair) along the tuning classifier's gradient, so far that the
     share by that classifier meets the target.
     """
-    how = {"steps": chosen.steps, "guidance_scale": chosen.guidance_scale}
-    texts, noise = _fitting(generator, OFFSET_FIT, plan)
-    direction = classifier_direction(
-        generator, classifier, texts, noise, micro_batch=chosen.batch_size, **how
-    )
+    generator, classifier, how = given.generator, given.classifier, given.how
+    texts, noise = given.fitting(OFFSET_FIT)
+    direction = classifier_direction(generator, classifier, texts, noise, **how)
 
     def share_at(alpha: float) -> float:
-        view = null_offset(generator, direction, alpha)
-        images = view.sample(texts, noise=noise, micro_batch=chosen.batch_size, **how)
+        images = null_offset(generator, direction, alpha).sample(texts, noise=noise, **how)
         return float((classifier(images) > 0).float().mean())
 
-    share = targets[0].proportions[0]
-    alpha = strength_for_share(share_at, share, *OFFSETS) if strength is None else strength
-    view, blocks = null_offset(generator, direction, alpha), _blocks(generator, plan)
-    return torch.cat(
-        [
-            view.sample(texts, noise=noise, micro_batch=chosen.batch_size, **how)
-            for texts, noise in progress.track(blocks, len(blocks), label)
-        ]
-    )
+    share, alpha = given.targets[0].proportions[0], given.strength
+    alpha = strength_for_share(share_at, share, *OFFSETS) if alpha is None else alpha
+    view = null_offset(generator, direction, alpha)
+    return torch.cat([view.sample(words, noise=own, **how) for words, own in given.blocks()])
 
 
 def guided(
-    sample: Callable[..., Tensor],
+    sample: Callable[[Guided], Tensor],
     strength: float | None,
     settings: BrainSettings,
     seed: int,

@@ -19,7 +19,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from fairlib.io import to_images, write_json
+from fairlib.io import write_json
 from fairlib.models.classifier import predict
 from fairlib.models.clip import Clip
 from fairlib.settings import digest
@@ -158,8 +158,7 @@ def estimation(tables: Tables, settings: BrainSettings) -> pd.DataFrame:
 def fairness_of_distance(settings: BrainSettings) -> pd.DataFrame:
     """Whether distances in each feature space see the same damage in both sexes."""
     known = calibration_sets(settings)["radiology"].load()
-    count = min(len(known.images), 2000)
-    images = to_images(known.images[:count])
+    known = known.first(2000)
     classifier, clip = attributes(settings).load(), clip_model(settings).load()
 
     @torch.no_grad()
@@ -170,8 +169,8 @@ def fairness_of_distance(settings: BrainSettings) -> pd.DataFrame:
         "attribute classifier": lambda shown: predict(classifier, shown).features.numpy(),
         "CLIP": embedded,
     }
-    female = (known.table.sex[:count] == "F").to_numpy(int)
-    return distance_fairness(spaces, images, female, {"blur": (1.0,), "noise": (0.1,)})
+    female = (known.table.sex == "F").to_numpy(int)
+    return distance_fairness(spaces, known.images, female, {"blur": (1.0,), "noise": (0.1,)})
 
 
 def measures(run: Run) -> pd.DataFrame:
@@ -475,7 +474,6 @@ TRANSFER = replace(
     STUDY,
     name="transfer",
     shown=None,
-    default_arms=lambda settings: ("transport-robust", "class-standard"),
     seeds=(1, 2, 3),
     tables={"transfer": Table(transfer, compressed=True, decimals=4)},
     criteria=lambda tables, settings: [],

@@ -17,10 +17,10 @@ from studies.brain.data import (
     SIDES,
     BrainSettings,
     Prompt,
-    Sampling,
     sampling,
 )
 from studies.brain.evaluators import read_by
+from studies.engine.images import Sampling
 from studies.engine.study import Run
 
 TRANSFER_NOISE = 7700

@@ -21,9 +21,13 @@ class StudyStream(IntEnum):
     """
 
     NOT_SHOWN = 1  # behind a subject's number: what no image shows
-    REAL_ROWS = 41  # fundus: which patients of a release are in which part
-    EVEN_ROWS = 43  # fundus: rows that the balanced arm draws batches from
-    PATIENTS = 71  # fundus: bootstrap draws of patients [part], the same for all arms and seeds
+    REAL_ROWS = 41  # fundus: which patients of a release are in which part; brain: real slices that
+    # an arm is compared with, and bootstrap draws of both [seed]
+    EVEN_ROWS = 43  # fundus: rows that the balanced arm draws batches from; brain: halves of images
+    # with as many of each sex [split]
+    SHUFFLED = 61  # brain: sexes of subjects, for the null that knows nothing of sex
+    PATIENTS = 71  # fundus: bootstrap draws of patients [part], the same for all arms and seeds;
+    # brain: images in a known share, and bootstrap draws of them and of subjects [repeat]
 
 
 PACKAGE = Path(__file__).resolve().parents[1]

@@ -71,6 +71,19 @@ class Source(Generic[S]):
     people: str = "synthetic"
 
 
+def release_folder(
+    settings: S, holds: str, patterns: Iterable[str], reader: Callable
+) -> Artifact:
+    """The release under `data_dir`, which `holds` a table or folder of that name, known by names,
+    sizes and times of the files that match `patterns`. Raises `DataError` without `data_dir`.
+    """
+    cohort, folder = settings.cohort, settings.data_dir  # type: ignore[attr-defined]
+    if not folder:
+        raise DataError(f"cohort {cohort!r} needs data_dir, the folder that holds {holds}")
+    root = Path(folder).expanduser()
+    return Artifact.files(root, [p for pattern in patterns for p in root.glob(pattern)], reader)
+
+
 @dataclasses.dataclass(frozen=True)
 class Table(Generic[S]):
     """One table of the results, made of

@@ -41,7 +41,15 @@ from fairlib.methods.group_weights import (
 from fairlib.methods.perturbation import FairBayesianPerturbation, PerturbationSettings, RandomSigma
 from fairlib.models.generator import Generator
 from fairlib.rng import numpy_rng
-from studies.engine import StudyStream, accelerator
+from studies.engine import StudyStream
+from studies.engine.images import (
+    Images,
+    Sampling,
+    encode,
+    load_generator,
+    load_images,
+    save_images,
+)
 from studies.engine.stage import Artifact, Progress, in_blocks, stage
 from studies.engine.study import Arm
 from studies.fundus.data import (
@@ -49,12 +57,9 @@ from studies.fundus.data import (
     EVERYONE,
     REAL,
     UNTUNED,
-    Fundi,
     FundusSettings,
     Vocabulary,
-    read_fundi,
     subjects,
-    write_fundi,
 )
 
 SAVE = 40  # steps between two saves
@@ -139,11 +144,6 @@ TUNINGS = {
 # ---- generators, and what they are shown
 
 
-def load_generator(folder: Path) -> Generator:
-    """Read a pipeline onto the accelerator, if there is one."""
-    return Generator.load(folder, accelerator())
-
-
 def fundus_generator(settings: FundusSettings, arm: str = BASE) -> Artifact[Generator]:
     """The generator before fine-tuning, or that of reference "everyone"."""
     folder = settings.everyone if arm == EVERYONE else settings.weights
@@ -170,7 +170,7 @@ def read_latents(folder: Path) -> Tensor:
 
 @stage(load=read_latents, verify=False)
 def encode_images(
-    out: Path, progress: Progress, generator: Artifact[Generator], given: Artifact[Fundi]
+    out: Path, progress: Progress, generator: Artifact[Generator], given: Artifact[Images]
 ) -> None:
     """Encode all images of a part."""
     loaded, blocks = generator.load(), given.load().stored.split(100)
@@ -180,19 +180,6 @@ def encode_images(
     write_tensors(out / "latents.safetensors", {"latents": torch.cat(latents)})
 
 
-@torch.no_grad()
-def encode(generator: Generator, images: Tensor) -> Tensor:
-    """Encode images [N, C, H, W] in [-1, 1] as scaled latents on the CPU, on the pipeline's own
-    grid and in its number of channels.
-    """
-    vae, size = generator.pipeline.vae, generator.latent_shape[-1]
-    size, images = size * generator.pipeline.vae_scale_factor, images.to(generator.device)
-    if images.shape[-1] != size:
-        images = F.interpolate(images, (size, size), mode="bilinear")
-    images = images.expand(-1, vae.config.in_channels, -1, -1)
-    return (vae.encode(images).latent_dist.mean * vae.config.scaling_factor).cpu()
-
-
 @dataclass(frozen=True)
 class Shown:
     """What every fine-tuning from one generator is shown: patients to train on, and held-out ones
@@ -200,8 +187,8 @@ class Shown:
     """
 
     generator: Artifact[Generator]
-    train: Artifact[Fundi]
-    held_out: Artifact[Fundi]
+    train: Artifact[Images]
+    held_out: Artifact[Images]
     held_out_latents: Artifact[Tensor]
     vocabulary: Vocabulary
     per_group: int
@@ -217,7 +204,7 @@ class Shown:
 
     def probe(self, rows: np.ndarray) -> Probe:
         """The probe; `rows`: of its patients' prompts."""
-        groups = self.held_out.load().groups(self.vocabulary)
+        groups = self.vocabulary.codes(self.held_out.load().table)
         chosen = (self.vocabulary.sizes, self.per_group, self.times)
         return choose_probe(self.held_out_latents.load(), rows, groups, *chosen, seed=self.seed)
 
@@ -270,7 +257,7 @@ def tune(
     saved.
     """
     generator, words = given.generator.load().frozen_copy(), given.vocabulary
-    groups, seed = given.train.load().groups(words), settings.seed
+    groups, seed = words.codes(given.train.load().table), settings.seed
     weights, chosen = weigh(groups, words.sizes, window, seed), rows(groups, words.first[1], seed)
     embeds, prompts, held_out = given.prompts()
     state, history = FinetuneState(generator.denoiser, weights, settings), []
@@ -354,19 +341,7 @@ def _write(path: Path, rows: list[dict]) -> None:
 # ---- images
 
 
-@dataclass(frozen=True)
-class Sampling:
-    """How images are sampled: steps of DPM-Solver++ 2M, guidance scale, images at a time, and
-    channels: where it is 1, the mean of a pipeline's colours.
-    """
-
-    steps: int
-    guidance_scale: float
-    batch: int
-    channels: int = 1
-
-
-@stage(load=read_fundi, verify=False)
+@stage(load=load_images, verify=False)
 def generate(
     out: Path,
     progress: Progress,
@@ -392,8 +367,8 @@ def generate(
         images = sample(loaded, [prompts[row] for row in rows], start, sampling)
         return {"images": to_bytes(images)}
 
-    tensors = in_blocks(out, progress, len(prompts), sampling.batch, "images", make)
-    write_fundi(out, tensors["images"], requested)
+    tensors = in_blocks(out, progress, len(prompts), sampling.batch_size, "images", make)
+    save_images(out, tensors["images"], requested)
 
 
 @torch.no_grad()
@@ -412,7 +387,7 @@ def generated(
     seed: int,
     requested: pd.DataFrame | None = None,
     noise: int | None = None,
-) -> Artifact[Fundi]:
+) -> Artifact[Images]:
     """Images of an arm, one for each requested patient; or for each row of `requested`, all from
     the one `noise`, to look at.
     """
@@ -424,7 +399,7 @@ def generated(
     return generate(fundus_generator(settings, arm), tuning, table, sampling, noises, noise)
 
 
-def real(settings: FundusSettings, seed: int) -> Artifact[Fundi]:
+def real(settings: FundusSettings, seed: int) -> Artifact[Images]:
     """The requested patients' own images."""
     return subjects(settings, "requested")
 

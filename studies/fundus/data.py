@@ -25,15 +25,16 @@ from fairlib.cohorts.cohort import Cohort
 from fairlib.cohorts.fairgenmed import FOLDERS, PROMPTED, USES, read_fairgenmed
 from fairlib.cohorts.tables import ATTRIBUTES, RACES, SEXES, group_codes
 from fairlib.errors import DataError, SettingsError
-from fairlib.io import read_tensors, to_bytes, to_images, write_bytes, write_tensors
+from fairlib.io import to_bytes
 from fairlib.methods.finetuning import FinetuneSettings
 from fairlib.rng import numpy_rng
 from fairlib.settings import Count, Natural, check_bounds, digest, unknown_key
 from studies.engine import StudyStream
+from studies.engine.images import Images, load_images, save_images
 from studies.engine.profiles import settings_from
 from studies.engine.recipe import training_part, training_subjects
 from studies.engine.stage import Artifact, Progress, in_blocks, stage
-from studies.engine.study import Source, read_table
+from studies.engine.study import Source, release_folder
 from studies.fundus.phantom import PhantomSettings, draw_fundus, patient_of, row_of, use_of
 
 BASE, EVERYONE, REAL = "base", "everyone", "real"
@@ -89,6 +90,10 @@ class Vocabulary:
     def sizes(self) -> tuple[int, ...]:
         """The number of groups of each attribute."""
         return tuple(map(len, self.attributes.values()))
+
+    def codes(self, table: pd.DataFrame) -> np.ndarray:
+        """Codes [N, A] of the attributes that are compared."""
+        return group_codes(table, self.attributes)
 
     @property
     def groups(self) -> Values:
@@ -202,32 +207,6 @@ class FundusSettings:
 BLOCK = 300  # fundi drawn between two saves
 
 
-@dataclass(frozen=True, eq=False)
-class Fundi:
-    """Images and their table, one row each; `stored`: uint8 [N, C, 128, 128] (0 is -1, 255 is
-    +1); C is 3 for images in colour.
-    """
-
-    stored: Tensor
-    table: pd.DataFrame
-
-    def __len__(self) -> int:
-        return len(self.table)
-
-    @property
-    def images(self) -> Tensor:
-        """float32 [N, C, 128, 128] in [-1, 1]."""
-        return to_images(self.stored)
-
-    def first(self, count: int) -> Fundi:
-        """At most `count` of them."""
-        return Fundi(self.stored[:count], self.table.iloc[:count])
-
-    def groups(self, vocabulary: Vocabulary = FUNDUS) -> np.ndarray:
-        """Codes [N, A] of the attributes that are compared."""
-        return group_codes(self.table, vocabulary.attributes)
-
-
 @dataclass(frozen=True)
 class Part:
     """One part of the patients; none is in two parts.
@@ -259,7 +238,7 @@ reference: real unseen patients.
 """
 
 
-def subjects(settings: FundusSettings, part: str) -> Artifact[Fundi]:
+def subjects(settings: FundusSettings, part: str) -> Artifact[Images]:
     """The patients of one of `PARTS`, drawn or read on first use.
 
     Columns of the table: those of the cohort (see `cohorts.fairgenmed`), a phantom's `cdr` among
@@ -287,18 +266,6 @@ def cohort_digest(settings: FundusSettings) -> str:
     else:
         table = rows_of("train", each_settings(_training_subjects(settings), even=False))
     return digest(table.round(4).to_csv(index=False))
-
-
-def read_fundi(folder: Path) -> Fundi:
-    """Read a folder of `write_fundi`; a word such as NA stays a word."""
-    images = read_tensors(folder / "images.safetensors")["images"]
-    return Fundi(images, read_table(folder / "table.csv"))
-
-
-def write_fundi(folder: Path, stored: Tensor, table: pd.DataFrame) -> None:
-    """Write images as bytes and their table."""
-    write_tensors(folder / "images.safetensors", {"images": stored})
-    write_bytes(folder / "table.csv", table.to_csv(index=False).encode())
 
 
 # ---- synthetic patients
@@ -342,7 +309,7 @@ def rows_of(part: str, each: list[PhantomSettings]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-@stage(load=read_fundi, verify=False)
+@stage(load=load_images, verify=False)
 def draw_subjects(
     out: Path, progress: Progress, part: str, drawn: PhantomSettings, even: bool
 ) -> None:
@@ -355,7 +322,7 @@ def draw_subjects(
 
     label = f"synthetic fundi, {part}"
     tensors = in_blocks(out, progress, drawn.subjects, BLOCK, label, make)
-    write_fundi(out, tensors["images"], rows_of(part, each))
+    save_images(out, tensors["images"], rows_of(part, each))
 
 
 def _training_subjects(settings: FundusSettings) -> PhantomSettings:
@@ -363,7 +330,7 @@ def _training_subjects(settings: FundusSettings) -> PhantomSettings:
     return training_part(trained_on(settings), settings.train_subjects, seeds)
 
 
-def _synthetic(settings: FundusSettings, part: str, count: int) -> Artifact[Fundi]:
+def _synthetic(settings: FundusSettings, part: str, count: int) -> Artifact[Images]:
     train, seed = _training_subjects(settings), PARTS[part].seed
     if seed is None:
         return draw_subjects(part, train, False)
@@ -415,7 +382,7 @@ RELEASES = {
 }
 
 
-@stage(load=read_fundi, verify=False)
+@stage(load=load_images, verify=False)
 def read_subjects(
     out: Path,
     progress: Progress,
@@ -441,7 +408,7 @@ def read_subjects(
     whole = parts[name]
     rows = real_rows(whole.table, which, split_seed, count, release.vocabulary.first)
     progress.say(f"reading {len(rows)} images of part {part}")
-    write_fundi(out, to_bytes(whole.load(rows)), whole.table.iloc[rows])
+    save_images(out, to_bytes(whole.load(rows)), whole.table.iloc[rows])
 
 
 def real_rows(
@@ -474,23 +441,18 @@ def real_rows(
 
 
 def _release(settings: FundusSettings) -> Artifact[Cohort]:
-    """The release under `data_dir`, known by names, sizes and times of its files."""
-    cohort, release = settings.cohort, RELEASES[settings.cohort]
-    if not settings.data_dir:
-        raise DataError(f"cohort {cohort!r} needs data_dir, the folder that holds {release.holds}")
-    root = Path(settings.data_dir).expanduser()
-    files = [path for pattern in release.files for path in root.glob(pattern)]
-    return Artifact.files(root, files, release.read)
+    chosen = RELEASES[settings.cohort]
+    return release_folder(settings, chosen.holds, chosen.files, chosen.read)
 
 
-def _real(settings: FundusSettings, part: str, count: int) -> Artifact[Fundi]:
-    release = RELEASES[settings.cohort]
-    return read_subjects(_release(settings), release, part, settings.split_seed, count)
+def _real(settings: FundusSettings, part: str, count: int) -> Artifact[Images]:
+    chosen = RELEASES[settings.cohort]
+    return read_subjects(_release(settings), chosen, part, settings.split_seed, count)
 
 
 TRAIN = partial(subjects, part="train")
 SOURCES: dict[str, Source[FundusSettings]] = {"phantom": Source(TRAIN, cohort_digest)}
 SOURCES |= {
-    name: Source(TRAIN, cohort_digest, f"patients of {release.name}")
-    for name, release in RELEASES.items()
+    name: Source(TRAIN, cohort_digest, f"patients of {chosen.name}")
+    for name, chosen in RELEASES.items()
 }

@@ -38,12 +38,19 @@ from scipy import ndimage
 
 from fairlib.errors import DataError
 from fairlib.io import read_tensors, write_bytes, write_tensors
-from fairlib.models import classifier as cf
-from fairlib.models.classifier import SLIM, WIDE, Classifier, ClassifierSettings, predict
+from fairlib.models.classifier import (
+    SLIM,
+    WIDE,
+    Classifier,
+    ClassifierSettings,
+    predict,
+    save_classifier,
+    truth_of,
+)
 from fairlib.rng import Stream
-from studies.engine import accelerator
+from studies.engine.images import Images, fit_heads, read_classifier
 from studies.engine.stage import Artifact, Progress, stage
-from studies.fundus.data import CUP, Fundi, FundusSettings, subjects
+from studies.fundus.data import CUP, FundusSettings, subjects
 
 # px of 128: what is narrower, and so much darker than is usual here, is a vessel
 VESSEL, VALLEY, USUAL = 11, 0.03, 2.0
@@ -333,16 +340,11 @@ class Readings:
     features: np.ndarray
 
 
-def load_classifier(folder: Path) -> Classifier:
-    """Read a classifier onto the accelerator, if there is one."""
-    return cf.load_classifier(folder).to(accelerator())
-
-
-@stage(load=load_classifier)
+@stage(load=read_classifier)
 def fit_classifier(
     out: Path,
     progress: Progress,
-    given: Artifact[Fundi],
+    given: Artifact[Images],
     most: int,
     heads: Heads,
     settings: ClassifierSettings,
@@ -353,12 +355,9 @@ def fit_classifier(
     """
     values, fundi = dict(heads), given.load().first(most)
     architecture = replace(settings.architecture, channels=fundi.stored.shape[1])
-    classifier = cf.build_classifier(values, architecture, settings.seed)
-    truth = cf.truth_of(fundi.table, values)
-    steps = cf.fit_classifier(classifier.to(accelerator()), fundi.stored, truth, settings)
-    for _ in progress.track(steps, settings.steps, f"classifier of {', '.join(values)}"):
-        pass
-    cf.save_classifier(out, classifier)
+    settings, truth = replace(settings, architecture=architecture), truth_of(fundi.table, values)
+    label = f"classifier of {', '.join(values)}"
+    save_classifier(out, fit_heads(progress, values, fundi.stored, truth, settings, label))
 
 
 def attribute_classifier(settings: FundusSettings) -> Artifact[Classifier]:
@@ -370,7 +369,7 @@ def attribute_classifier(settings: FundusSettings) -> Artifact[Classifier]:
 
 
 def task_classifier(
-    settings: FundusSettings, images: Artifact[Fundi], seed: int
+    settings: FundusSettings, images: Artifact[Images], seed: int
 ) -> Artifact[Classifier]:
     """A classifier of the tasks fitted on `images`: as many images and steps for all of a study."""
     fit = replace(FIT, steps=settings.semantic_steps, weight_decay=5e-2, seed=seed)
@@ -387,7 +386,7 @@ def load_readings(folder: Path) -> Readings:
 
 @stage(load=load_readings, verify=False)
 def read_images(
-    out: Path, progress: Progress, images: Artifact[Fundi], classifier: Artifact[Classifier]
+    out: Path, progress: Progress, images: Artifact[Images], classifier: Artifact[Classifier]
 ) -> None:
     """Classify the attributes of `images`, and measure cup and disc where the classifier reads
     something of a cup.
@@ -410,7 +409,7 @@ def load_rows(folder: Path) -> pd.DataFrame:
 
 @stage(load=load_rows, verify=False)
 def answer(
-    out: Path, progress: Progress, classifier: Artifact[Classifier], images: Artifact[Fundi]
+    out: Path, progress: Progress, classifier: Artifact[Classifier], images: Artifact[Images]
 ) -> None:
     """Classify `images` by a classifier of the tasks: columns `s_<task>_<value>`."""
     tasks = classifier.load().heads

@@ -28,7 +28,7 @@ from studies.engine import runs_folder
 from studies.engine.profiles import settings_from
 from studies.engine.recipe import training_part, training_subjects
 from studies.engine.stage import Artifact, Progress, in_blocks, stage
-from studies.engine.study import Source, read_table
+from studies.engine.study import Source, read_table, release_folder
 from studies.heart.phantom import PhantomSettings, draw_hearts, table_of
 
 NO_PROMPTS = "ACDC states neither sex nor age, so the study has its re-segmenter's Dice alone"
@@ -201,6 +201,7 @@ REAL = {  # reader, codes that it knows, what its folder holds, shares of the pa
     "mnms": (read_mnms, mnms.DIAGNOSES, "OpenDataset", FRACTIONS),
     "acdc": (read_acdc, acdc.DIAGNOSES, "training", {"evaluators": 0.6, "test": 0.4}),
 }
+FILES = tuple(f"**/{name}" for name in ("*_*.nii*", "*.csv", "*.xlsx", "*.cfg"))
 BLOCK = 250  # hearts drawn between two saves
 
 
@@ -297,12 +298,8 @@ def part(settings: HeartSettings, name: str) -> Artifact[Hearts]:
 
 def real_cohort(settings: HeartSettings) -> Artifact[Cohort]:
     """The patients of M&Ms whose attributes are complete, or all of ACDC."""
-    cohort, holds = settings.cohort, REAL[settings.cohort][2]
-    if not settings.data_dir:
-        raise DataError(f"cohort {cohort!r} needs data_dir, the folder that holds {holds}")
-    root = Path(settings.data_dir).expanduser()
-    files = [path for kind in ("*_*.nii*", "*.csv", "*.xlsx", "*.cfg") for path in root.rglob(kind)]
-    found = Artifact.files(root, files, _reader(cohort, tuple(settings.diagnoses.items())))
+    reader = _reader(settings.cohort, tuple(settings.diagnoses.items()))
+    found = release_folder(settings, REAL[settings.cohort][2], FILES, reader)
     return replace(found, digest=digest([found.digest, settings.diagnoses]))
 
 

@@ -28,8 +28,6 @@ from fairlib.models.classifier import (
     CARDIAC,
     Classifier,
     ClassifierSettings,
-    build_classifier,
-    fit_classifier,
     load_classifier,
     predict,
     save_classifier,
@@ -46,6 +44,7 @@ from fairlib.models.segmenter import (
 )
 from fairlib.rng import Stream
 from studies.engine import accelerator
+from studies.engine.images import fit_heads
 from studies.engine.stage import Artifact, Progress, stage
 from studies.engine.study import read_table
 from studies.heart.data import Hearts, HeartSettings, part
@@ -273,7 +272,8 @@ def fit_failure(
 ) -> None:
     """Fit the heart-failure classifier; its threshold is the best on the calibration set."""
     settings = replace(settings, warmup=min(30, settings.steps // 4))
-    classifier = _fit_heads(progress, HEADS, hearts, hearts.labels(), settings)
+    truth = hearts.labels()
+    classifier = fit_heads(progress, HEADS, hearts.images, truth, settings, "diagnosis")
     labels = calibration.labels()
     threshold = set_threshold(classifier, calibration.images, labels)
     right = (predict(classifier, calibration.images).logit > threshold) == labels.bool()
@@ -285,18 +285,8 @@ def fit_reader(
 ) -> None:
     """Fit the reader of attributes."""
     truth = truth_of(hearts.table.assign(female=hearts.table["sex"] == "F"), ATTRIBUTES)
-    save_classifier(out, _fit_heads(progress, ATTRIBUTES, hearts, truth, settings))
-
-
-def _fit_heads(
-    progress: Progress, heads: Any, hearts: Hearts, truth: Any, settings: ClassifierSettings
-) -> Classifier:
-    """A classifier with these heads, fitted on the images of `hearts` and their `truth`."""
-    classifier = build_classifier(heads, settings.architecture, settings.seed).to(accelerator())
-    steps = fit_classifier(classifier, hearts.images, truth, settings)
-    for _ in progress.track(steps, settings.steps, ", ".join(heads)):
-        pass
-    return classifier
+    reader = fit_heads(progress, ATTRIBUTES, hearts.images, truth, settings, "attributes")
+    save_classifier(out, reader)
 
 
 # how each is fitted; the steps are those of a study

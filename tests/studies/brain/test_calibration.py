@@ -7,7 +7,6 @@ import pandas as pd
 import pytest
 import torch
 
-from fairlib.io import to_images
 from fairlib.models.solvers import ddim
 from studies.brain.anatomy import measure
 from studies.brain.calibration import denoise_again, estimators, known_sex_slices
@@ -27,7 +26,7 @@ def test_a_counterfactual_pair_is_one_subject_and_the_woman_is_smaller(pairs):
     assert table.sex.tolist() == ["F", "M"] * 6
     for name in ("subject", "grade", "contrast", "side"):
         assert (table[name][::2].to_numpy() == table[name][1::2].to_numpy()).all()
-    extent = measure(to_images(pairs.images).numpy()).extent_mm.to_numpy()
+    extent = measure(pairs.images.numpy()).extent_mm.to_numpy()
     ratio = extent[1::2] / extent[::2]
     assert np.log(ratio) == pytest.approx(0.090, abs=0.02)  # the rule of the phantom
 

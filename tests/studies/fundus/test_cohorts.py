@@ -14,9 +14,10 @@ from fairlib.models import clip as cl
 from fairlib.models import generator as gen
 from fairlib.models.autoencoder import build_autoencoder
 from studies.engine import study
+from studies.engine.images import Sampling, encode
 from studies.engine.profiles import notebook_parameters, notebooks
 from studies.engine.stage import write_manifest
-from studies.fundus.arms import Sampling, encode, sample
+from studies.fundus.arms import sample
 from studies.fundus.data import CHEST, PARTS, SKIN, FundusSettings, real_rows, subjects
 from studies.fundus.study import STUDY
 from tests.fairlib.cohorts.phantoms import (
@@ -125,7 +126,7 @@ def test_parts_are_split_by_subject_and_even_with_one_image_a_subject(real, tmp_
         if part != "train":
             assert fundi.table["subject"].is_unique
             assert fundi.table[real.vocabulary.first[0]].value_counts().nunique() == 1
-        groups = fundi.groups(real.vocabulary)
+        groups = real.vocabulary.codes(fundi.table)
         assert groups.shape == (len(fundi), len(real.vocabulary.compared))
     assert len(parts["train"]) == 60
     again = subjects(replace(real, split_seed=1), "requested").load().table["subject"]

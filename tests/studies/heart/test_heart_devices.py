@@ -10,12 +10,13 @@ from torch import nn
 
 from fairlib.methods import downstream as method
 from fairlib.models.classifier import ClassifierSettings
+from fairlib.models.clip import attributes_of
 from fairlib.models.segmenter import SegmenterSettings
 from fairlib.models.training import FitSettings, device_of
-from studies.engine import recipe
+from studies import bases
+from studies.engine import images, recipe
 from studies.engine.stage import Progress
 from studies.heart import arms, evaluators
-from studies.heart import base as heart_base
 from studies.heart.data import Hearts, HeartSettings
 from studies.heart.phantom import PhantomSettings, draw_hearts
 
@@ -54,7 +55,7 @@ def people():
 )
 def test_evaluators_are_fitted_there(name, settings, people, monkeypatch, tmp_path):
     monkeypatch.setattr(evaluators, "fit_segmenter", stop)
-    monkeypatch.setattr(evaluators, "fit_classifier", stop)
+    monkeypatch.setattr(images, "fit_classifier", stop)
     fit = evaluators.EVALUATORS[name].fit
     with pytest.raises(Seen, match="meta"):
         fit(tmp_path, Progress(), people, people, settings)
@@ -89,6 +90,6 @@ def test_downstream_classifiers_are_trained_there(people, monkeypatch, tmp_path)
 def test_the_text_tower_is_fitted_there(monkeypatch, tmp_path):
     monkeypatch.setattr(recipe, "Trainer", stop)
     drawn = given(SimpleNamespace(tensors={"images": torch.zeros(0)}, captions=[]))
-    how = heart_base.CLIP, heart_base.attributes_of, FitSettings(2, 8, 1e-3), 0
+    how = bases.HEART_CLIP, attributes_of, FitSettings(2, 8, 1e-3), 0
     with pytest.raises(Seen, match="meta"):
-        recipe.text_tower.function(tmp_path, Progress(), drawn, heart_base.every_prompt(), *how)
+        recipe.text_tower.function(tmp_path, Progress(), drawn, bases.heart_prompts(), *how)
