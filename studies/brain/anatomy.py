@@ -238,8 +238,12 @@ class AnatomicalMeasurement:
 
         The columns of `measure`, of which `extent_mm` is freed of the contrast (as the brain would
         measure on the average one), and `p_female` in [0, 1]. An image without a brain reads NaN.
-        Raises `DataError` on a contrast never fitted.
+        Raises `DataError` on a contrast never fitted, and unless there is one for each image.
         """
+        if len(contrasts) != len(images):
+            raise DataError(
+                f"{len(contrasts)} contrasts for {len(images)} images; give one for each"
+            )
         unknown = sorted(set(contrasts) - set(self.means))
         if unknown:
             raise DataError(

@@ -23,7 +23,7 @@ from fairlib.io import to_bytes, to_images
 from fairlib.measures.intervals import Interval
 from fairlib.measures.shares import CalibrationSet, corrected_share, em_share, ppi_share
 from fairlib.models.generator import Generator
-from fairlib.models.solvers import Solver, ddim
+from fairlib.models.solvers import ddim
 from fairlib.rng import numpy_rng
 from studies.brain.arms import base_model
 from studies.brain.data import BrainSettings, cohort, split
@@ -92,15 +92,9 @@ def denoise_again(
     colours = images.expand(-1, vae.config.in_channels, -1, -1)
     latents = vae.encode(colours.to(vae.dtype)).latent_dist.mean.float() * vae.config.scaling_factor
     whole = ddim(generator.alphas_cumprod, steps, prediction_type=generator.prediction_type)
+    each = {name: values for name, values in vars(whole).items() if name != "name"}
     first = int(DENOISED_FROM * steps)
-    rest = Solver(
-        whole.name,
-        whole.timesteps[first:],
-        *(
-            getattr(whole, name)[first:]
-            for name in ("data", "output", "carry", "current", "previous")
-        ),
-    )
+    rest = replace(whole, **{name: values[first:] for name, values in each.items()})
     alpha = float(generator.alphas_cumprod[rest.timesteps[0]])
     drawn = np.random.default_rng(seed).standard_normal(latents.shape).astype(np.float32)
     noise = torch.from_numpy(drawn).to(latents)
@@ -176,8 +170,8 @@ def estimators(
     female = (known.sex == "F").to_numpy()
     drawn_from, errors_from = np.arange(len(known)) % 2 == 0, np.arange(len(known)) % 2 == 1
     sets = {
-        "the same kind of image": known[errors_from],
-        "test slices": calibration[calibration["set"] == "test"],
+        "the same kind of image": _labelled(known[errors_from], column),
+        "test slices": _labelled(calibration[calibration["set"] == "test"], column),
     }
     p, rows = known[column].to_numpy(float), []
     for share in SHARES:
@@ -187,23 +181,24 @@ def estimators(
             places = np.array(
                 [rng.choice(np.flatnonzero(drawn_from & (female == sex))) for sex in sexes]
             )
-            found = _estimates(p[places], sexes, sets, column, rng, replicates)
+            found = _estimates(p[places], sexes, sets, rng, replicates)
             rows += [(*names, share, value) for names, value in found.items()]
     return _summary(pd.DataFrame(rows, columns=["method", "errors_from", "share", "interval"]))
 
 
+def _labelled(table: pd.DataFrame, column: str) -> CalibrationSet:
+    truth, subjects = (table.sex == "F").to_numpy(int), table.subject.to_numpy(str)
+    return CalibrationSet(table[column].to_numpy(float), truth, subjects)
+
+
+Sets = dict[str, CalibrationSet]
+
+
 def _estimates(
-    p: np.ndarray,
-    sexes: np.ndarray,
-    sets: dict[str, pd.DataFrame],
-    column: str,
-    rng: np.random.Generator,
-    replicates: int,
+    p: np.ndarray, sexes: np.ndarray, sets: Sets, rng: np.random.Generator, replicates: int
 ) -> dict[tuple[str, str], Interval]:
     found = {}
-    for name, table in sets.items():
-        truth, subjects = (table.sex == "F").to_numpy(int), table.subject.to_numpy(str)
-        labelled = CalibrationSet(table[column].to_numpy(float), truth, subjects)
+    for name, labelled in sets.items():
         found["Rogan-Gladen", name] = corrected_share(p, labelled, rng, replicates)
         found["EM", name] = em_share(p, labelled, rng, replicates)
     labels = sexes[:LABELS].astype(float)

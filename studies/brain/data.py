@@ -141,14 +141,12 @@ FRACTIONS = {"tuning": 0.30, "heldout": 0.25, "test": 0.45}
 def cohort(settings: BrainSettings) -> Artifact[Cohort]:
     """The target cohort: every slice, subjects without a known sex included."""
     if settings.cohort == "phantom":
-        return phantom_brats(
-            PhantomSettings(settings.subjects, effect=settings.effect, seed=settings.cohort_seed)
-        )
+        effect, seed = settings.effect, settings.cohort_seed
+        return phantom_brats(PhantomSettings(settings.subjects, effect=effect, seed=seed))
     root = Path(settings.data_dir).expanduser()
     volumes = [path for subject in find_subjects(root) for path in subject.files.values()]
-    return Artifact.files(
-        root, iter([root / "name_mapping.csv", *find_biotabs(root), *volumes]), read_cohort
-    )
+    tables = [root / "name_mapping.csv", *find_biotabs(root)]
+    return Artifact.files(root, [*tables, *volumes], read_cohort)
 
 
 def read_cohort(folder: Path) -> Cohort:
@@ -171,10 +169,8 @@ def training_cohort(
     """A ROCO-shaped sample; with the default seed, the first slices that the generator was trained
     on.
     """
-    slices = settings.radiology
-    return phantom_roco(
-        RadiologySettings(slices=slices, validation=0, effect=settings.effect, seed=seed)
-    )
+    slices, effect = settings.radiology, settings.effect
+    return phantom_roco(RadiologySettings(slices, validation=0, effect=effect, seed=seed))
 
 
 def read_training(folder: Path) -> Cohort:

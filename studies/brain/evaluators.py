@@ -36,7 +36,18 @@ from studies.engine.stage import Artifact, Progress, stage
 
 HEADS = {"female": "binary"}
 Fitted = Sequence[Artifact]
-Read = Callable[[str, Fitted, Tensor, list[str]], dict[str, np.ndarray]]
+Columns = dict[str, np.ndarray]  # [N] each
+Read = Callable[[str, Fitted, Tensor, list[str]], Columns]
+
+
+def combined(members: Fitted) -> nn.Module:
+    """The classifier of an evaluator that has one."""
+    return members[0].load()
+
+
+def classify(column: str, members: Fitted, images: Tensor, contrasts: list[str]) -> Columns:
+    """Probability of female by a classifier."""
+    return {column: predict(combined(members), images).logit.sigmoid().numpy()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +60,7 @@ class BrainEvaluator(Evaluator):
     """
 
     fit: Callable[[BrainSettings, int], Fitted]
-    read: Read
+    read: Read = classify
 
 
 @stage(load=read_classifier, ignore=("label",))
@@ -155,18 +166,20 @@ def selection_classifier(settings: BrainSettings, seed: int = 0) -> list[Artifac
     """The classifier by which strengths and rates are chosen: no tuning follows it and no result is
     read by it. It has an architecture and a seed of its own, on the tuning classifiers' subjects.
     """
-    fit = ClassifierSettings(settings.classifier_steps, learning_rate=1.5e-3, seed=501)
-    chosen = replace(fit, architecture=RESIDUAL, balance=True)
-    return [sex_classifier(chosen, cohort(settings), settings.split_seed, "tuning", "selection")]
+    return _other_classifier(settings, 501, "tuning", "selection")
 
 
 def heldout_classifier(settings: BrainSettings, seed: int = 0) -> list[Artifact]:
     """The held-out classifier, which shares neither architecture nor seed nor subjects with the
     others; the same for every run.
     """
-    fit = ClassifierSettings(settings.classifier_steps, learning_rate=1.5e-3, seed=77)
+    return _other_classifier(settings, 77, "heldout", "held-out")
+
+
+def _other_classifier(settings: BrainSettings, seed: int, part: str, label: str) -> list[Artifact]:
+    fit = ClassifierSettings(settings.classifier_steps, learning_rate=1.5e-3, seed=seed)
     chosen = replace(fit, architecture=RESIDUAL, balance=True)
-    return [sex_classifier(chosen, cohort(settings), settings.split_seed, "heldout", "held-out")]
+    return [sex_classifier(chosen, cohort(settings), settings.split_seed, part, label)]
 
 
 def anatomy(settings: BrainSettings, seed: int = 0) -> list[Artifact]:
@@ -179,29 +192,13 @@ def area(settings: BrainSettings, seed: int = 0) -> list[Artifact]:
     return [anatomical_measurement(cohort(settings), settings.split_seed, AREA)]
 
 
-def combined(members: Fitted) -> nn.Module:
-    """The classifier of an evaluator that has one."""
-    return members[0].load()
-
-
-def classify(
-    column: str, members: Fitted, images: Tensor, contrasts: list[str]
-) -> dict[str, np.ndarray]:
-    """Probability of female by a classifier."""
-    return {column: predict(combined(members), images).logit.sigmoid().numpy()}
-
-
-def measure_anatomy(
-    column: str, members: Fitted, images: Tensor, contrasts: list[str]
-) -> dict[str, np.ndarray]:
+def measure_anatomy(column: str, members: Fitted, images: Tensor, contrasts: list[str]) -> Columns:
     """Probability of female by the anatomical measurement, and the size that it measured."""
     found = members[0].load().read(images.numpy(), contrasts)
     return {column: found.p_female.to_numpy(), "extent_mm": found.extent_mm.to_numpy()}
 
 
-def measure_area(
-    column: str, members: Fitted, images: Tensor, contrasts: list[str]
-) -> dict[str, np.ndarray]:
+def measure_area(column: str, members: Fitted, images: Tensor, contrasts: list[str]) -> Columns:
     """Probability of female by the area alone."""
     return {column: members[0].load().read(images.numpy(), contrasts).p_female.to_numpy()}
 
@@ -210,23 +207,18 @@ def _tuning(kind: str) -> BrainEvaluator:
     def fit(settings: BrainSettings, seed: int) -> Fitted:
         return tuning_classifier(settings, kind, seed)
 
-    return BrainEvaluator(f"{kind} tuning classifier", kind, fit=fit, read=classify)
+    return BrainEvaluator(f"{kind} tuning classifier", kind, fit=fit)
 
 
 KINDS = ("standard", "robust", "standard_short", "robust_short")
-EVALUATORS = {
-    **{kind: _tuning(kind) for kind in (*KINDS, "shuffled")},
-    "selection": BrainEvaluator(
-        "selection classifier", "selection", fit=selection_classifier, read=classify
-    ),
-    "heldout": BrainEvaluator(
-        "held-out classifier", "heldout", fit=heldout_classifier, read=classify
-    ),
-    "anatomy": BrainEvaluator(
-        "anatomical measurement", "anatomy", fit=anatomy, read=measure_anatomy
-    ),
-    "area": BrainEvaluator("measured area", "area", fit=area, read=measure_area),
-}
+_ALL = (
+    *map(_tuning, (*KINDS, "shuffled")),
+    BrainEvaluator("selection classifier", "selection", fit=selection_classifier),
+    BrainEvaluator("held-out classifier", "heldout", fit=heldout_classifier),
+    BrainEvaluator("anatomical measurement", "anatomy", fit=anatomy, read=measure_anatomy),
+    BrainEvaluator("measured area", "area", fit=area, read=measure_area),
+)
+EVALUATORS = {each.column: each for each in _ALL}
 # those that read every image of every arm, and what chapter 3 shows of them
 EVERYWHERE = ("standard", "robust", "heldout", "anatomy", "area")
 NAMES = {column: EVALUATORS[column].name for column in EVERYWHERE[:4]}

@@ -152,11 +152,7 @@ def quality(
     real, clusters = slices[chosen], subjects[chosen]
     distance = mmd_interval(features, real, rng, y_clusters=clusters, replicates=200)
     change = mmd_interval(features, real, rng, y_clusters=clusters, replicates=200, base=base)
-    return {
-        f"{name}{end}": value
-        for name, found in (("mmd", distance), ("mmd_change", change))
-        for end, value in (("", found.estimate), ("_low", found.low), ("_high", found.high))
-    }
+    return distance.columns("mmd") | change.columns("mmd_change")
 
 
 # ---- is the distance itself fair to the sexes?

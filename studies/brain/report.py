@@ -38,16 +38,17 @@ REPLICATES = 1000
 UNKNOWN = Interval(np.nan, np.nan, np.nan)
 COSINE, TIE = 0.90, 0.01  # of a choice: least CLIP cosine; distances that count as equal
 
+SETS = {  # calibration sets, the primary one first
+    PRIMARY: "radiology slices",
+    "denoised": "radiology slices, denoised",
+    "test": "test slices",
+}
+SHARE = "proportion female, calibration set: {}"
+SIZE = "brain size in images classified as {}, standardised difference"
+FIDELITY = "loss of prompt fidelity, {}, points"
 SHARES = {
-    kind: Criterion(
-        "share" if kind == PRIMARY else f"share_{kind}",
-        f"proportion female, calibration set: {words}",
-    )
-    for kind, words in (
-        (PRIMARY, "radiology slices"),
-        ("denoised", "radiology slices, denoised"),
-        ("test", "test slices"),
-    )
+    kind: Criterion("share" if kind == PRIMARY else f"share_{kind}", SHARE.format(words))
+    for kind, words in SETS.items()
 }
 DISTANCE = Criterion("distance", "distance of the proportion to the target", 0.03, Rule.AT_MOST)
 RATIO = Criterion("confirmation_ratio", "confirmation ratio", 0.9, Rule.BETWEEN, 2, 1.1)
@@ -56,27 +57,14 @@ GAPS = {
     for name, bound in ((OWN, 0.03), (NAMES["heldout"], 0.04), (NAMES["anatomy"], 0.04))
 }
 SIZES = {
-    sex: Criterion(
-        f"size_{sex}",
-        f"brain size in images classified as {words}, standardised difference",
-        -0.1,
-        Rule.BETWEEN,
-        2,
-        0.1,
-    )
+    sex: Criterion(f"size_{sex}", SIZE.format(words), -0.1, Rule.BETWEEN, 2, 0.1)
     for sex, words in (("F", "female"), ("M", "male"))
 }
 SIZE_DISTANCE = Criterion(
     "size_distance", "distance of brain sizes to the target's, mm", decimals=2
 )
 FIDELITY_LOSSES = {
-    name: Criterion(
-        f"fidelity_loss_{name}",
-        f"loss of prompt fidelity, {name}, points",
-        3.0,
-        Rule.AT_MOST,
-        decimals=1,
-    )
+    name: Criterion(f"fidelity_loss_{name}", FIDELITY.format(name), 3.0, Rule.AT_MOST, 1)
     for name in ("contrast", "grade", "side")
 }
 CONTRASTS = {
@@ -119,8 +107,8 @@ def _of_arm(tables: Mapping[str, pd.DataFrame], arm: str, own: str) -> Iterator[
             continue
         for kind in sets:
             data = outcomes.compare(readings, known, column, both, kind)
-            draws = data.draws(REPLICATES, rng) if first is None else None
-            draws = draws or outcomes.same_images(data, first, rng)
+            same = first and outcomes.same_images(data, first, rng)
+            draws = same or data.draws(REPLICATES, rng)
             first = first or draws
             if not outcomes.is_useful(data):  # nothing can be corrected by a guess
                 yield SHARES[kind].row(arm, name, UNKNOWN, data.p[0].size)
@@ -210,8 +198,7 @@ def numbers(criteria: pd.DataFrame, readings: pd.DataFrame) -> dict[str, float]:
     keys = KEYS | {name: column for column, name in NAMES.items()}
     for row in criteria.itertuples():
         name = "_".join([row.metric_id, row.arm, keys.get(row.evaluator, "")]).replace("-", "_")
-        values = {"": row.estimate, "_low": row.low, "_high": row.high}
-        ends = {name.rstrip("_") + end: value for end, value in values.items()}
+        ends = Interval(row.estimate, row.low, row.high).columns(name.rstrip("_"))
         found |= {key: float(value) for key, value in ends.items() if np.isfinite(value)}
     for arm, part in readings.groupby("arm"):
         key = str(arm).replace("-", "_")

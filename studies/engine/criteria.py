@@ -4,8 +4,10 @@ one table of all of them.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -88,6 +90,24 @@ class Criterion:
             "n": n,
             "decimals": self.decimals,
         }
+
+
+def as_interval(row: Any, ends: Sequence[str]) -> Interval:
+    """Three columns of a row as an interval."""
+    return Interval(*(float(row[name]) for name in ends))
+
+
+def first_row(table: pd.DataFrame, **where: Any) -> pd.Series | None:
+    """The first row in which columns have these values; None where none has."""
+    for column, value in where.items():
+        table = table[table[column] == value]
+    return table.iloc[0] if len(table) else None
+
+
+def interval_at(table: pd.DataFrame, ends: Sequence[str], **where: Any) -> Interval | None:
+    """The interval of `first_row`; None where there is none."""
+    row = first_row(table, **where)
+    return None if row is None else as_interval(row, ends)
 
 
 COLUMNS = tuple(Criterion("", "").row("", "", Interval(np.nan, np.nan, np.nan), 0))

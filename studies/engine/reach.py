@@ -89,12 +89,6 @@ def project_digest() -> str:
     return hashlib.sha256("\n".join(text).encode()).hexdigest()[:12]
 
 
-def forget() -> None:
-    """Read sources again: for whoever has just changed one."""
-    for cached in (_digest, _reach, module_of, file_of):
-        cached.cache_clear()
-
-
 @cache
 def _digest(module: str, name: str) -> str:
     code, outside = _reach(module, name)

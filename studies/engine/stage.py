@@ -89,7 +89,7 @@ class Artifact(Generic[T]):
 
     @classmethod
     def files(
-        cls, folder: str | Path, files: Iterator[Path], reader: Callable[[Path], T]
+        cls, folder: str | Path, files: Iterable[Path], reader: Callable[[Path], T]
     ) -> Artifact[T]:
         """Data too many to be read for a key: known by names, sizes and times of change of
         `files`.

@@ -71,9 +71,7 @@ class Source(Generic[S]):
     people: str = "synthetic"
 
 
-def release_folder(
-    settings: S, holds: str, patterns: Iterable[str], reader: Callable
-) -> Artifact:
+def release_folder(settings: S, holds: str, patterns: Iterable[str], reader: Callable) -> Artifact:
     """The release under `data_dir`, which `holds` a table or folder of that name, known by names,
     sizes and times of the files that match `patterns`. Raises `DataError` without `data_dir`.
     """

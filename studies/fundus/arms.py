@@ -50,6 +50,7 @@ from studies.engine.images import (
     load_images,
     save_images,
 )
+from studies.engine.recipe import load_latents
 from studies.engine.stage import Artifact, Progress, in_blocks, stage
 from studies.engine.study import Arm
 from studies.fundus.data import (
@@ -163,12 +164,7 @@ def unfit(settings: FundusSettings) -> str | None:
     return None
 
 
-def read_latents(folder: Path) -> Tensor:
-    """Scaled latents [N, 4, h, w]."""
-    return read_tensors(folder / "latents.safetensors")["latents"]
-
-
-@stage(load=read_latents, verify=False)
+@stage(load=load_latents, verify=False)
 def encode_images(
     out: Path, progress: Progress, generator: Artifact[Generator], given: Artifact[Images]
 ) -> None:

@@ -10,7 +10,7 @@ import pandas as pd
 from fairlib.cohorts.tables import RACES
 from fairlib.errors import DataError
 from fairlib.measures.intervals import Interval
-from studies.engine.criteria import Criterion, Rule
+from studies.engine.criteria import Criterion, Rule, as_interval, first_row
 from studies.fundus.data import BASE, EVERYONE, REAL, FundusSettings, Vocabulary
 from studies.fundus.measures import (
     ALL,
@@ -100,7 +100,7 @@ def _cups(values: pd.DataFrame, subjects: pd.DataFrame) -> list[dict]:
         row = part.loc[part["value"].idxmax()]
         race = row["group"]
         n = ((subjects["part"] == "requested") & (subjects["race"] == race)).sum() * row["seeds"]
-        interval = Interval(*(float(row[end]) for end in ("value", "subject_low", "subject_high")))
+        interval = as_interval(row, ("value", "subject_low", "subject_high"))
         where = ("anatomical measurement", interval, int(n), float(floors.get(race, np.nan)))
         rows.append(CUP.row(arm, *where, compared=arm == BASE, race=race))
     return rows
@@ -122,9 +122,7 @@ def race_difference(
     arms were not compared.
     """
     table = chosen(differences, measure, task)
-    keys = {"group": group, "arm": arm, "reference": reference}
-    table = table[(table[list(keys)] == pd.Series(keys)).all(axis=1)]
-    return table.iloc[0] if len(table) else None
+    return first_row(table, group=group, arm=arm, reference=reference)
 
 
 def interval_of(row: pd.Series) -> tuple[Interval, str]:
@@ -132,8 +130,7 @@ def interval_of(row: pd.Series) -> tuple[Interval, str]:
     patients.
     """
     over = "seed" if row["seeds"] > 1 else "subject"
-    ends = ("difference", f"{over}_low", f"{over}_high")
-    interval = Interval(*(float(row[end]) for end in ends))
+    interval = as_interval(row, ("difference", f"{over}_low", f"{over}_high"))
     words = {"seed": f"t over {int(row['seeds'])} seeds", "subject": "bootstrap over patients"}
     return interval, words[over]
 

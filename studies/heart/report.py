@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from fairlib.measures.intervals import Interval
-from studies.engine.criteria import Criterion, Rule
+from studies.engine.criteria import Criterion, Rule, as_interval, interval_at
 from studies.engine.study import Tables
 from studies.heart.arms import WAYS, best_synthetic
 from studies.heart.data import PAPER_GUIDANCE, HeartSettings
@@ -117,18 +117,6 @@ def _downstream(tables: Tables, where: str, n_min: int) -> list[dict]:
     return rows
 
 
-def as_interval(row, ends: tuple[str, str, str]) -> Interval:
-    """Three columns of a row as an interval."""
-    return Interval(*(float(row[name]) for name in ends))
-
-
-def select(table: pd.DataFrame, ends: tuple[str, str, str], **where) -> Interval | None:
-    """The interval of the first row in which columns have these values; None where none has."""
-    for column, value in where.items():
-        table = table[table[column] == value]
-    return as_interval(table.iloc[0], ends) if len(table) else None
-
-
 def worst_difference(
     differences: pd.DataFrame, arm: str, by: str = "all three", prevalence: float = 0.01
 ) -> Interval | None:
@@ -136,7 +124,7 @@ def worst_difference(
     interval; None where it was not trained.
     """
     about = {"by": by, "group": "worst", "metric_id": "balanced_accuracy", "prevalence": prevalence}
-    return select(differences, ESTIMATE, arm=arm, **about)
+    return interval_at(differences, ESTIMATE, arm=arm, **about)
 
 
 def arm_table(values: pd.DataFrame, by: str, prevalence: float = 0.01) -> pd.DataFrame:
@@ -249,7 +237,7 @@ def _control_figures(tables: Tables) -> Iterator[tuple[str, str, str, str]]:
         value = _text(_shown(tables, attribute), 2)
         yield "Attributes", f"{name}, as a share of held-out", reference, value
     for word in ("diagnosis", "sex"):
-        value = _text(select(tables["flips"], ("moved", "low", "high"), word=word), 2)
+        value = _text(interval_at(tables["flips"], ("moved", "low", "high"), word=word), 2)
         figure = f"{word} turned in the prompt, followed by"
         yield "Prompt or mask", figure, "0: mask, 1: prompt", value
 
@@ -260,7 +248,7 @@ def _other_figures(tables: Tables) -> Iterator[tuple[str, str, str, str]]:
     for measure, name in {"diameter_ed": "cavity's diameter", "wall_ed": "wall"}.items():
         if "geometry" in tables:
             about = {"way": "unseen", "attribute": "all", "measure": measure}
-            value = _text(select(tables["geometry"], beyond, **about), 2)
+            value = _text(interval_at(tables["geometry"], beyond, **about), 2)
             yield "Geometry", f"{name}, mm beyond error on held-out hearts", "0", value
     table = tables["distances"]
     own = table[table["real_group"] == table["synthetic_group"]].sort_values("distance")
@@ -280,7 +268,7 @@ def _shown(tables: Tables, attribute: str) -> Interval:
     """How much of an attribute the evaluators read under unseen pairs, as a share of what they read
     in real hearts.
     """
-    return select(tables["recovered"], RATIO, way="unseen", attribute=attribute)
+    return interval_at(tables["recovered"], RATIO, way="unseen", attribute=attribute)
 
 
 def _loss(tables: Tables, way: str) -> Interval:

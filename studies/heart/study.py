@@ -65,14 +65,11 @@ def cost(settings: HeartSettings) -> pd.DataFrame:
 
 def _on_hearts(name: str, compressed: bool = False) -> Table[HeartSettings]:
     """A table on generated hearts; with settings that have none of them, no table."""
-    return Table(
-        lambda settings: tables_on_hearts(settings)[name],
-        "study",
-        compressed,
-        lambda settings: (
-            settings.draws_hearts and (name != "geometry" or settings.cohort == "phantom")
-        ),
-    )
+
+    def when(settings: HeartSettings) -> bool:
+        return settings.draws_hearts and (name != "geometry" or settings.cohort == "phantom")
+
+    return Table(lambda settings: tables_on_hearts(settings)[name], "study", compressed, when)
 
 
 def _downstream(make: Callable, per: str = "summary", compressed: bool = False) -> Table:

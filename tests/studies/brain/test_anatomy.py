@@ -293,4 +293,5 @@ def test_other_shapes_are_refused(shape):
 
 def test_contrasts_must_match_images():
     with pytest.raises(DataError, match="1 contrasts for 2 images"):
-        measure(np.zeros((2, 1, 64, 64)), ["t1"])
+        fitted = AnatomicalMeasurement({"t1": (0.0, 0.0, 0.0)}, (1.0, 1.0), (1.0, 1.0, 0.0))
+        fitted.read(np.zeros((2, 1, 64, 64)), ["t1"])

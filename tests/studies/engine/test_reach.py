@@ -85,6 +85,12 @@ MODULES = {
 }
 
 
+def forget():
+    """Have sources read again, which a test has just changed."""
+    for cached in (reach._digest, reach._reach, reach.module_of, reach.file_of):
+        cached.cache_clear()
+
+
 @pytest.fixture
 def toy(tmp_path, monkeypatch):
     """A package of three modules; returns a function that rewrites one of them."""
@@ -94,7 +100,7 @@ def toy(tmp_path, monkeypatch):
         path = root / f"{module}.py"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(textwrap.dedent(text))
-        reach.forget()
+        forget()
 
     for module, text in MODULES.items():
         write(module, text)
@@ -104,7 +110,7 @@ def toy(tmp_path, monkeypatch):
         monkeypatch.delitem(sys.modules, name)
     importlib.invalidate_caches()
     yield write
-    reach.forget()
+    forget()
     for name in [name for name in sys.modules if name.partition(".")[0] == "toy"]:
         del sys.modules[name]
 
