@@ -16,7 +16,7 @@ from fairlib.io import read_json, write_json
 from fairlib.measures.intervals import Interval
 from studies.engine import cli
 from studies.engine import study as engine
-from studies.engine.criteria import Criterion, Rule
+from studies.engine.criteria import Criterion, Rule, interval_at
 from studies.engine.stage import Artifact, stage
 from studies.engine.study import Arm, Source, Study, Table
 
@@ -415,6 +415,25 @@ def test_foreign_weights_are_known_by_manifest_or_name(tmp_path):
     assert Artifact.weights(tmp_path, read).digest != before
 
 
+def test_a_release_is_known_by_the_files_that_match(tmp_path):
+    settings = dataclasses.replace(Settings(), data_dir=str(tmp_path))
+    (tmp_path / "part").mkdir()
+    for name in ("table.csv", "part/scan.nii", "notes.txt"):
+        (tmp_path / name).write_text(name)
+
+    def found(*patterns):
+        return engine.release_folder(settings, "table.csv", patterns, read)
+
+    first = found("*.csv", "**/*.nii")
+    assert first.folder == tmp_path and first.reader is read
+    (tmp_path / "notes.txt").write_text("no part of the release")
+    assert found("**/*.nii", "*.csv").digest == first.digest
+    (tmp_path / "part" / "scan.nii").write_text("another scan")
+    assert found("*.csv", "**/*.nii").digest != first.digest
+    with pytest.raises(DataError, match="cohort 'numbers' needs data_dir, the folder that holds t"):
+        engine.release_folder(Settings(), "table.csv", ("*.csv",), read)
+
+
 # ---- criteria
 # --------------------------------------------------------------------------------------------------------
 
@@ -450,6 +469,16 @@ def test_a_criterion_may_have_two_ends(value, met):
 def test_a_compared_arm_has_no_criterion():
     row = MEAN.row("base", "eye", Interval(0.0, 0.0, 0.0), 1, compared=True)
     assert row["met"] is None and row["criterion"] != row["criterion"]
+
+
+def test_the_interval_of_the_first_row_that_fits():
+    table = pd.DataFrame(
+        {"arm": ["a", "b", "b"], "seed": [1, 1, 2], "mean": [0.1, 0.2, 0.3], "low": 0.0, "high": 1}
+    )
+    ends = ("mean", "low", "high")
+    assert interval_at(table, ends, arm="b") == Interval(0.2, 0.0, 1.0)
+    assert interval_at(table, ends, arm="b", seed=2) == Interval(0.3, 0.0, 1.0)
+    assert interval_at(table, ends, arm="a", seed=2) is None
 
 
 def test_the_table_for_readers_has_estimate_interval_and_rule():
