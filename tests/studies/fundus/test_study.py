@@ -12,14 +12,13 @@ from fairlib.errors import DataError, SettingsError
 from fairlib.io import read_json
 from fairlib.measures.distances import mmd
 from studies import statistics
-from studies.engine import cli, study
+from studies.engine import cli, images, study
 from studies.engine.profiles import (
     known_profiles,
     load_profile,
     notebook_parameters,
     notebooks,
 )
-from studies.fundus import evaluators
 from studies.fundus.arms import generated
 from studies.fundus.data import FUNDUS, FundusSettings, subjects
 from studies.fundus.evaluators import attribute_classifier, read_images, task_classifier
@@ -147,7 +146,7 @@ def test_the_classifier_of_real_patients_never_saw_those_it_is_tried_on(
 ):
     seen = []
     monkeypatch.setattr(
-        evaluators.cf,
+        images,
         "fit_classifier",
         lambda reader, images, truth, settings: seen.append(images) or iter(()),
     )

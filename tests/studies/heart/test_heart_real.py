@@ -12,11 +12,11 @@ from fairlib.errors import DataError, SettingsError
 from fairlib.io import read_json
 from studies.engine import cli
 from studies.engine.study import load_results, run_study
-from studies.heart import phantom
 from studies.heart.arms import DEFAULT_ARMS, default_arms, summary
 from studies.heart.data import FRACTIONS, HeartSettings, part, real_cohort
 from studies.heart.phantom import PhantomSettings
 from studies.heart.study import STUDY
+from tests.studies.heart import layout
 from tests.studies.heart.layout import write_mnms
 from tests.studies.options import command_options
 
@@ -27,7 +27,7 @@ LIKE_MNMS = PhantomSettings(subjects=345, seed=5, heart_failure=0.55, missing=0.
 def real(tiny_heart_study, tmp_path_factory):
     """The tiny study, on as many people as M&Ms has, each of one slice."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(phantom, "LEVELS", (0.0,))
+        patch.setattr(layout, "LEVELS", (0.0,))
         root = write_mnms(tmp_path_factory.mktemp("mnms") / "OpenDataset", LIKE_MNMS)
     return replace(tiny_heart_study, cohort="mnms", data_dir=str(root.parent))
 
