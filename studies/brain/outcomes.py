@@ -162,7 +162,11 @@ def shares(data: Comparison, draws: Draws) -> np.ndarray:
 
 
 def interval_of(values: np.ndarray) -> Interval:
-    """The first draw as estimate with the 95 % percentile interval of the others."""
+    """The first draw as estimate with the 95 % percentile interval of the others; NaN where none is
+    a number.
+    """
+    if np.isnan(values[1:]).all():
+        return Interval(float(values[0]), np.nan, np.nan)
     return Interval(float(values[0]), *map(float, np.nanquantile(values[1:], [0.025, 0.975])))
 
 
@@ -176,7 +180,8 @@ def confirmation_ratio(
         each[:, data.place(arm)] - each[:, data.place(UNTUNED)]
         for data, each in ((measured, shares(measured, draws)), (tuning, shares(tuning, other)))
     ]
-    return interval_of(moved[0] / moved[1])
+    nothing = np.full_like(moved[1], np.nan)  # where the tuning classifier reads no change
+    return interval_of(np.divide(moved[0], moved[1], out=nothing, where=moved[1] != 0))
 
 
 def same_images(data: Comparison, draws: Draws, rng: np.random.Generator) -> Draws:

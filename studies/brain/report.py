@@ -192,13 +192,17 @@ def _contrasts(tables: Mapping[str, pd.DataFrame], arms: list[str]) -> Iterator[
 
 def numbers(criteria: pd.DataFrame, readings: pd.DataFrame) -> dict[str, float]:
     """The numbers that prose quotes, by name: <metric>_<arm>_<evaluator>, its interval with _low
-    and _high; images_<arm> and seeds_<arm>. What is not finite is left out.
+    and _high; of a contrast also closer_<arm>, in points; images_<arm> and seeds_<arm>. What is not
+    finite is left out.
     """
     found: dict[str, float] = {}
     keys = KEYS | {name: column for column, name in NAMES.items()}
     for row in criteria.itertuples():
         name = "_".join([row.metric_id, row.arm, keys.get(row.evaluator, "")]).replace("-", "_")
         ends = Interval(row.estimate, row.low, row.high).columns(name.rstrip("_"))
+        if row.metric_id.removeprefix("contrast_") in LABELS:
+            points = Interval(-100 * row.estimate, -100 * row.high, -100 * row.low)
+            ends |= points.columns(row.metric_id.replace("contrast", "closer").replace("-", "_"))
         found |= {key: float(value) for key, value in ends.items() if np.isfinite(value)}
     for arm, part in readings.groupby("arm"):
         key = str(arm).replace("-", "_")

@@ -83,6 +83,9 @@ def test_what_prose_quotes_is_the_table_by_name(table):
     assert found["share_transport_robust_anatomy"] == row.estimate
     assert found["share_transport_robust_anatomy_high"] == row.high
     assert found["cost_transport_robust"] == 3 * 1440
+    row = figure(table, "contrast_class-standard", "transport-robust", "anatomical measurement")
+    assert found["closer_class_standard"] == pytest.approx(-100 * row.estimate)
+    assert found["closer_class_standard_low"] == pytest.approx(-100 * row.high)
     assert found["images_untuned"] == 6 and found["seeds_untuned"] == 2
     assert np.isfinite(list(found.values())).all()
     assert len(found) > len(table), "no two rows have one name"

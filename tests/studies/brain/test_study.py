@@ -34,6 +34,7 @@ MMD = ("mmd", "mmd_low", "mmd_high", "mmd_change", "mmd_change_low", "mmd_change
 def few(monkeypatch):
     """Sixteen images, and classifiers of three steps, are too few for distances and intervals."""
     monkeypatch.setattr(quality, "quality", lambda *_: dict.fromkeys(MMD, 0.0))
+    monkeypatch.setattr(quality, "mmd", lambda *_: 1.0)
     monkeypatch.setattr("studies.brain.anatomy.SMALLEST_MM2", 0.0)
 
 
