@@ -10,7 +10,7 @@ import torch
 
 from fairlib.errors import DataError, SettingsError, WeightsError
 from fairlib.io import read_json, read_tensors
-from studies.brain import arms, quality
+from studies.brain import arms, quality, study
 from studies.brain.arms import base_model, tuned, tuned_generator
 from studies.brain.data import (
     FRACTIONS,
@@ -35,6 +35,7 @@ def few(monkeypatch):
     """Sixteen images, and classifiers of three steps, are too few for distances and intervals."""
     monkeypatch.setattr(quality, "quality", lambda *_: dict.fromkeys(MMD, 0.0))
     monkeypatch.setattr(quality, "mmd", lambda *_: 1.0)
+    monkeypatch.setattr(study, "estimators", lambda known: known.head(1))
     monkeypatch.setattr("studies.brain.anatomy.SMALLEST_MM2", 0.0)
 
 
