@@ -35,7 +35,7 @@ def main() -> None:
     shown = (to_images(images[arm][pick]) for arm in ("untuned", DEFAULT))
     figure = figures.before_after(*shown, titles, cell=1.3)
     figure.savefig(PLACE / "headline.png", dpi=110, bbox_inches="tight", metadata=about)
-    shares = labelled(tables["criteria"])
+    shares = labelled(tables["criteria"], tables["readings"])
     shares = shares[shares.metric_id == "share"]
     label = "female images, corrected (95 % CI)"
     axes = figures.dot_plot(

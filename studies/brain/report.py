@@ -19,6 +19,8 @@ LABELS = {  # of arms, for readers
     "untuned": "untuned model",
     "transport-robust": "default: transport targets",
     "class-standard": "class targets",
+    "class-robust": "class targets, robust classifier",
+    "transport-standard": "transport targets, standard classifier",
     "class-published": "class targets, published order",
     "generate-and-keep": "generate and keep",
     "target-images": "fine-tuning on the target cohort",
@@ -210,12 +212,18 @@ def numbers(criteria: pd.DataFrame, readings: pd.DataFrame) -> dict[str, float]:
     return found
 
 
-def labelled(table: pd.DataFrame) -> pd.DataFrame:
-    """`table` with column `arm` in words for readers, in the order of `LABELS`."""
+def labelled(table: pd.DataFrame, readings: pd.DataFrame | None = None) -> pd.DataFrame:
+    """`table` with column `arm` in words for readers, in the order of `LABELS`; with `readings`,
+    the words say how many seeds an arm has.
+    """
+    seeds = {} if readings is None else readings.groupby("arm").seed.nunique().to_dict()
+    words = {arm: f" ({n} seed{'s' * (n > 1)})" for arm, n in seeds.items()}
     order = {arm: place for place, arm in enumerate(LABELS)}
     places = table.arm.map(order).fillna(len(order))
     ordered = table.loc[places.sort_values(kind="stable").index]
-    return ordered.assign(arm=ordered.arm.map(lambda arm: LABELS.get(arm, arm)))
+    return ordered.assign(
+        arm=ordered.arm.map(lambda arm: LABELS.get(arm, arm) + words.get(arm, ""))
+    )
 
 
 # ---- the choice of rates and strengths

@@ -108,6 +108,9 @@ def test_arms_have_labels_in_one_order(table):
         report.LABELS[arm] for arm in ("untuned", "transport-robust", "class-standard")
     ]
     assert set(report.LABELS) <= set(study.ARMS)
+    readings = pd.DataFrame({"arm": ["untuned", "untuned", "class-standard"], "seed": [1, 2, 1]})
+    counted = set(report.labelled(table, readings).arm)
+    assert {"untuned model (2 seeds)", "class targets (1 seed)"} < counted
     other = report.labelled(table.assign(arm="null-own"))
     assert set(other.arm) == {"null-own"}
 

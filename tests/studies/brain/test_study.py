@@ -70,8 +70,8 @@ def test_the_study_writes_what_the_report_reads(settings, runs, tmp_path, few):
     assert readings[columns].stack().between(0, 1).all()
     assert history.groupby("arm").step.max().to_dict() == {"transport-robust": 1, "conditional": 1}
     assert list(tables["measures"]) == [
-        *("arm", "seed", "contrast", "tumour", "side", "grade", "cosine", "cosine_kept", "kept"),
-        *MMD,
+        *("contrast", "tumour", "side", "grade", "cosine", "cosine_kept", "kept"),
+        *(*MMD, "arm", "seed"),
     ]
     costs = tables["cost"].set_index(["arm", "kind"])
     assert costs.loc["untuned"].to_dict("index") == {"sampling": BASE_COST}
