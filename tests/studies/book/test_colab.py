@@ -157,7 +157,7 @@ def packages_of(notebook):
 def test_all_that_a_notebook_imports_is_there(stem):
     known, there = metadata.packages_distributions(), LISTED | ADDED
     found = packages_of(notebooks()[stem])
-    assert {"torch", "pandas", "papermill", "yaml", "tqdm"} <= found
+    assert {"torch", "pandas", "papermill", "yaml"} <= found
     for package in found - {"_typeshed"}:
         assert any(canonicalize_name(name) in there for name in known.get(package, [package])), (
             package

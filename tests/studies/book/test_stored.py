@@ -9,7 +9,7 @@ from studies.engine.profiles import load_profile, notebook_parameters, notebooks
 SMALL = {  # of what a chapter computes besides
     "subjects": 0.3,
     "radiology": 16,
-    "classifier_steps": 3,
+    "classifier_steps": 80,
     "images": 16,
     "sweep_images": 8,
     "scales": [1.0, 3.0],
