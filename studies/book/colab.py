@@ -25,7 +25,7 @@ DRIVE = "/content/drive"  # where Colab mounts it
 HERE = "/content/fairlib-runs"  # outlives the kernel, not the machine
 NO_GPU = (
     "no GPU (Runtime, Change runtime type, to get one): on two slow cores all eleven notebooks "
-    'take about 25 minutes together with profile = "quick"; profile = "colab" is made for a GPU'
+    'take about five minutes together with profile = "quick"; profile = "colab" is made for a GPU'
 )
 
 

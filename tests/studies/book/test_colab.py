@@ -210,7 +210,7 @@ def test_the_set_up_says_what_there_is(drive, monkeypatch, capsys, gpu):
     colab.set_up()
     results, lost, device = capsys.readouterr().out.splitlines()
     assert results.startswith("results: /content/fairlib-runs; ") and "--drive" in lost
-    assert device == "GPU: Tesla T4" if gpu else "no GPU" in device and "25 minutes" in device
+    assert device == "GPU: Tesla T4" if gpu else "no GPU" in device and "five minutes" in device
 
 
 def test_it_runs_as_a_script():
