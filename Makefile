@@ -5,6 +5,8 @@ MODEL   ?= brain
 PYTHON  ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11 python; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
 CORES   := $(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2)
+# Files of tests side by side: a process a core, four at most, for each loads torch.
+WORKERS := $(shell [ $(CORES) -gt 4 ] && echo 4 || echo $(CORES))
 # Half of the cores, eight at most: two threads on two virtual cores are slower than one.
 export OMP_NUM_THREADS ?= $(shell n=$$(( $(CORES) / 2 )); [ $$n -lt 1 ] && n=1; [ $$n -gt 8 ] && n=8; echo $$n)
 export MKL_NUM_THREADS ?= $(OMP_NUM_THREADS)
@@ -35,7 +37,7 @@ run: $(STAMP)     ## run the notebooks only
 
 test: $(STAMP)    ## all tests
 	$(SAY) "tests"
-	@$(RUN) -m pytest $(TESTS)
+	@$(RUN) -m pytest -n $(WORKERS) --dist loadfile $(TESTS)
 
 smoke:            ## the whole book, quickly and badly
 	@$(MAKE) --no-print-directory book PROFILE=smoke
