@@ -42,7 +42,7 @@ test: $(STAMP)    ## all tests
 smoke:            ## the whole book, quickly and badly
 	@$(MAKE) --no-print-directory book PROFILE=smoke
 
-base: $(STAMP)    ## train base weights (MODEL=brain, heart or fundus; minutes on a GPU, hours without)
+base: $(STAMP)    ## train base weights (MODEL=brain, heart, fundus, ...; minutes on a GPU, hours without)
 	@$(RUN) -m studies base $(MODEL)
 
 bench: $(STAMP)   ## what measures speed and memory

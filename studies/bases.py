@@ -1,4 +1,4 @@
-"""`python -m studies base brain | heart | fundus`: the recipes of all base weights, from nothing,
+"""`python -m studies base NAME`: the recipes of all base weights, from nothing,
 in the phases of `studies.engine.recipe`. None of the subjects is a patient of a cohort.
 
 brain   `weights/clip` and `weights/brain`: 5,000 synthetic slices with captions, four in five of
@@ -19,7 +19,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from itertools import product
 from pathlib import Path
 
@@ -59,6 +60,10 @@ FUNDUS_CLIP = {
 WHITE = "fundus-white"
 HEART_PIXELS = (24, 48, 64)  # channels of the autoencoder: two halvings, 64 x 64 to 16 x 16
 DECADES = tuple(range(20, 100, 10))
+BESIDE: dict[str, dict] = {
+    "brain-second": {"seed": 11},
+    "brain-realistic": {"seed": 12, "effect": "realistic"},
+}
 
 
 def pixel_phases(
@@ -234,12 +239,46 @@ def brain(weights: str | Path = "weights", settings: BrainBase = BrainBase()) ->
         recipe.write_weights_manifest(clip, settings, started, "brain")
     words = Artifact.weights(clip, load_words)
     model = recipe.autoencoder(drawn, settings.pixels, ae.build_autoencoder, seed)
+    return _brain(clip.with_name("brain"), words, drawn, model, settings, started)
+
+
+def load_pixels(folder: Path) -> nn.Module:
+    """Read the autoencoder of a pipeline."""
+    return recipe.load_network(folder / "vae").float()
+
+
+def beside(name: str, weights: str | Path = "weights", settings: BrainBase = BrainBase()) -> Path:
+    """Run what is left of the recipe of `weights/NAME`, a base of the brain study beside the first
+    one, whose words and autoencoder it shares: other slices, another start, another order. Returns
+    its folder.
+    """
+    started, seed = time.time(), settings.initial_seed + 1
+    settings = replace(
+        settings,
+        radiology=replace(settings.radiology, **BESIDE[name]),
+        noise=replace(settings.noise, seed=settings.noise.seed + 100),
+        initial_seed=seed,
+    )
+    words = Artifact.weights(Path(weights) / "clip", load_words)
+    model = Artifact.weights(Path(weights) / "brain", load_pixels)
+    drawn = recipe.training_set(draw_slices, settings.radiology)
+    return _brain(Path(weights) / name, words, drawn, model, settings, started)
+
+
+def _brain(
+    folder: Path,
+    words: Artifact[Words],
+    drawn: Artifact[Drawn],
+    model: Artifact,
+    settings: BrainBase,
+    started: float,
+) -> Path:
+    """Latents, denoiser and pipeline of a brain base."""
     encoded, texts = recipe.latents(drawn, model, mirrors=True), drawn.load().captions
     captions = pd.Series([*texts, *map(mirrored, texts)])
-    denoiser = recipe.denoiser(words, encoded, captions, settings.noise, seed)
+    denoiser = recipe.denoiser(words, encoded, captions, settings.noise, settings.initial_seed)
     pipeline, mean = recipe.pipeline_of(words, model, denoiser), encoded.load().mean(0)
-    folder = clip.with_name("brain")
-    return recipe.write_weights(folder, pipeline, mean, settings, started, "brain")
+    return recipe.write_weights(folder, pipeline, mean, settings, started, folder.name)
 
 
 def heart(weights: str | Path = "weights", settings: HeartBase = HeartBase()) -> Path:
@@ -290,3 +329,11 @@ def _words(
     words = recipe.text_tower(drawn, *template, fit, seed)
     apart = recipe.distances(words.load(), prompts, split)
     return words, pd.Series(drawn.load().captions), {"attribute_distances": apart}
+
+
+RECIPES: dict[str, Callable[[], Path]] = {
+    "brain": brain,
+    "heart": heart,
+    "fundus": fundus,
+    **{name: partial(beside, name) for name in BESIDE},
+}

@@ -27,7 +27,7 @@ STUDIES = {  # where it is defined, and what it is
     "fundus": ("studies.fundus.study:STUDY", "fundus images (Luo et al.): fine-tuning, by group"),
     "statistics": ("studies.statistics:STUDY", "what published tests do where there is no effect"),
 }
-BASES = ("brain", "heart", "fundus")
+BASES = ("brain", "brain-second", "brain-realistic", "heart", "fundus")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -107,7 +107,7 @@ def report(options: argparse.Namespace) -> int:
 
 def base(options: argparse.Namespace) -> None:
     """Train the base weights of one study's generator."""
-    print(resolve_name(f"studies.bases:{options.model}")())
+    print(resolve_name("studies.bases:RECIPES")[options.model]())
 
 
 def run(options: argparse.Namespace) -> None:

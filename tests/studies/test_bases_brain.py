@@ -133,3 +133,18 @@ def test_a_fit_that_is_killed_ends_with_the_same_weights(made, monkeypatch, runs
 def another_autoencoder():
     """The same one by another name, so that its stage is not found."""
     return build_autoencoder()
+
+
+def test_a_base_beside_the_first_shares_words_and_autoencoder_alone(made):
+    place, folder = made
+    other = bases.beside("brain-realistic", place / "weights", TINY)
+    first, second = Generator.load(folder), Generator.load(other)
+    for part in ("vae", "text_encoder"):
+        old, new = (getattr(g.pipeline, part).state_dict() for g in (first, second))
+        assert all(torch.equal(old[name], new[name]) for name in old)
+    old, new = first.denoiser.state_dict(), second.denoiser.state_dict()
+    assert not any(
+        torch.equal(old[name], new[name]) for name in old if "weight" in name and "norm" not in name
+    )
+    drawn = read_json(other / "manifest.json")["parameters"]["radiology"]
+    assert (drawn["effect"], drawn["slices"]) == ("realistic", 24)

@@ -6,7 +6,8 @@ import sys
 
 import pytest
 
-from studies.engine.cli import main, study_of
+from studies.bases import RECIPES
+from studies.engine.cli import BASES, main, study_of
 
 
 def test_mistake_is_one_line_and_status_two(house, capsys):
@@ -38,12 +39,13 @@ def test_misspelt_command_shows_usage(arguments, capsys):
 
 @pytest.mark.parametrize(
     "arguments, trained",
-    [([], "brain"), (["brain"], "brain"), (["heart"], "heart"), (["fundus"], "fundus")],
+    [([], "brain"), *(([name], name) for name in BASES)],
 )
 def test_base_trains(monkeypatch, arguments, trained):
+    assert set(BASES) == set(RECIPES)
     calls = []
-    for name in ("brain", "heart", "fundus"):
-        monkeypatch.setattr(f"studies.bases.{name}", lambda name=name: calls.append(name))
+    for name in BASES:
+        monkeypatch.setitem(RECIPES, name, lambda name=name: calls.append(name))
     assert main(["base", *arguments]) == 0 and calls == [trained]
 
 
