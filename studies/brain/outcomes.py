@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -21,6 +22,7 @@ from fairlib.measures.intervals import Interval
 PRIMARY = "radiology"
 UNTUNED = "untuned"
 THRESHOLD = 0.5
+PLANNED = 0.04  # difference of distances that the plan wants seen
 
 
 @dataclass(frozen=True)
@@ -184,6 +186,13 @@ def confirmation_ratio(
     return interval_of(np.divide(moved[0], moved[1], out=nothing, where=moved[1] != 0))
 
 
+def gap_closed(data: Comparison, draws: Draws, arm: str, target: float) -> Interval:
+    """Which part of the way from the untuned model's corrected share to the target `arm` goes."""
+    found = shares(data, draws)
+    before = found[:, data.place(UNTUNED)]
+    return interval_of((found[:, data.place(arm)] - before) / (target - before))
+
+
 def same_images(data: Comparison, draws: Draws, rng: np.random.Generator) -> Draws:
     """Draws for another evaluator or calibration set that take the same seeds and images."""
     return Draws(draws.seeds, draws.images, data._subject_counts(len(draws.seeds), rng))
@@ -257,18 +266,38 @@ def size_distance(data: Comparison, arm: str, target: float) -> tuple[float, flo
 
 def contrasts(data: Comparison, target: float, default: str, others: Sequence[str]) -> pd.DataFrame:
     """Paired t tests over seeds of the distance of the share to the target, the default against
-    each of `others`, with Holm's correction: one row each.
+    each of `others`, with Holm's correction and the power for a true difference of `PLANNED`: one
+    row each.
     """
-    each = np.abs(cell_shares(data, data.draws(0, np.random.default_rng(0)))[0] - target)
-    rows = []
-    for other in others:
-        difference = each[data.place(default)] - each[data.place(other)]
-        test = stats.ttest_1samp(difference, 0)
-        low, high = test.confidence_interval(0.95)
-        rows.append((default, other, len(difference), difference.mean(), low, high, test.pvalue))
-    columns = ["arm", "against", "seeds", "difference", "low", "high", "p"]
-    table = pd.DataFrame(rows, columns=columns)
+    each = np.abs(seed_shares(data) - target)
+    table = pd.DataFrame([paired(data, each, default, other) for other in others])
     return table.assign(p_holm=holm(table.p.to_numpy()))
+
+
+def seed_shares(data: Comparison) -> np.ndarray:
+    """Corrected shares [A, S] of every arm and seed."""
+    return cell_shares(data, data.draws(0, np.random.default_rng(0)))[0]
+
+
+def paired(data: Comparison, values: np.ndarray, one: str, other: str) -> dict[str, Any]:
+    """Paired t test over seeds of `values` [A, S]: `one` less `other`."""
+    difference = values[data.place(one)] - values[data.place(other)]
+    test, count = stats.ttest_1samp(difference, 0), len(difference)
+    low, high = test.confidence_interval(0.95)
+    found = {"arm": one, "against": other, "seeds": count, "difference": difference.mean()}
+    found |= {"low": low, "high": high, "p": test.pvalue}
+    return found | {"power": power(PLANNED, difference.std(ddof=1), count)}
+
+
+def power(true: float, spread: float, seeds: int) -> float:
+    """Chance that a paired t test (two-sided, 5 %) sees a true difference, where differences of
+    single seeds have the standard deviation `spread`.
+    """
+    if spread == 0:
+        return 1.0
+    freedom, shift = seeds - 1, true / spread * np.sqrt(seeds)
+    bound = stats.t.ppf(0.975, freedom)
+    return float(stats.nct.sf(bound, freedom, shift) + stats.nct.cdf(-bound, freedom, shift))
 
 
 def holm(p: np.ndarray) -> np.ndarray:

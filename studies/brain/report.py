@@ -14,6 +14,7 @@ from studies.brain.outcomes import PRIMARY, UNTUNED, Comparison, Draws
 from studies.engine.criteria import Criterion, Rule
 
 TARGET = 76 / 166  # female subjects of BraTS 2018 with a known sex
+TARGETS = {"target-30": 0.30, "target-70": 0.70}  # of arms with a target of their own
 DEFAULT, RIVALS = "transport-robust", ("untuned", "class-standard", "generate-and-keep")
 LABELS = {  # of arms, for readers
     "untuned": "untuned model",
@@ -28,6 +29,16 @@ LABELS = {  # of arms, for readers
     "choose-noises": "choose noises",
     "batch-guidance": "batch guidance",
     "null-offset": "null prompt moved",
+    "quantile-robust": "quantile targets",
+    "mean-kl-robust": "mean-probability divergence",
+    "last-step": "gradient of the last step alone",
+    "no-consistency": "no CLIP consistency",
+    "target-30": "transport targets, 30 % female",
+    "target-70": "transport targets, 70 % female",
+    "null-own": "null: the model's own distribution",
+    "null-shuffled": "null: classifier of shuffled sexes",
+    "words-female": "null: prompts that say woman",
+    "words-male": "null: prompts that say man",
 }
 KEYS = {"tuning classifier": "tuning_classifier"}  # of evaluators, in names of quoted numbers
 NAMES = {
@@ -53,6 +64,9 @@ SHARES = {
     for kind, words in SETS.items()
 }
 DISTANCE = Criterion("distance", "distance of the proportion to the target", 0.03, Rule.AT_MOST)
+FURTHER = Criterion(
+    "distance", "distance of the proportion to the arm's own target", 0.06, Rule.AT_MOST
+)
 RATIO = Criterion("confirmation_ratio", "confirmation ratio", 0.9, Rule.BETWEEN, 2, 1.1)
 GAPS = {
     name: Criterion("prompt_gap", "gap by prompt", bound, Rule.AT_MOST)
@@ -69,13 +83,19 @@ FIDELITY_LOSSES = {
     name: Criterion(f"fidelity_loss_{name}", FIDELITY.format(name), 3.0, Rule.AT_MOST, 1)
     for name in ("contrast", "grade", "side")
 }
+POWER = f"the same, power for a true difference of {outcomes.PLANNED:g}"
 CONTRASTS = {
     other: (
         Criterion(f"contrast_{other}", f"distance less that of {LABELS[other]}"),
         Criterion(f"contrast_p_{other}", f"the same, p value (Holm over {len(RIVALS)})"),
+        Criterion(f"contrast_power_{other}", POWER, 0.8, Rule.AT_LEAST, 2),
     )
     for other in RIVALS
 }
+CLOSED = Criterion("gap_closed", "share of the gap to the target that is closed", decimals=2)
+AGAINST = Criterion("against_default", "proportion female less the default's, same seeds")
+# of `transfer`: distance to the target at most, with other prompts and at other guidance scales
+ELSEWHERE = {"guidance": 0.08, "other": 0.06, "paraphrase": 0.06, "no": 0.06}
 CHOICE = Criterion("choice", "distance of the proportion to the target{chosen}")
 COST = Criterion("cost", "denoiser evaluations before any image is drawn", decimals=0)
 
@@ -91,7 +111,7 @@ def criteria(tables: Mapping[str, pd.DataFrame], own: Mapping[str, str]) -> list
         rows += _of_arm(tables, arm, own[arm])
         rows += _fidelity(tables["measures"], arm) if "measures" in tables else []
         rows += _cost(tables["cost"], arm) if "cost" in tables else []
-    return [*rows, *_contrasts(tables, arms)]
+    return [*rows, *_contrasts(tables, arms), *_against_default(tables, arms)]
 
 
 def _of_arm(tables: Mapping[str, pd.DataFrame], arm: str, own: str) -> Iterator[dict]:
@@ -115,10 +135,18 @@ def _of_arm(tables: Mapping[str, pd.DataFrame], arm: str, own: str) -> Iterator[
             if not outcomes.is_useful(data):  # nothing can be corrected by a guess
                 yield SHARES[kind].row(arm, name, UNKNOWN, data.p[0].size)
                 continue
+            count = data.p[0].size
             share = outcomes.interval_of(outcomes.shares(data, draws)[:, data.place(arm)])
-            yield SHARES[kind].row(arm, name, share, data.p[0].size)
+            yield SHARES[kind].row(arm, name, share, count)
             if kind == primary:
                 moved[name] = data, draws
+                if arm != UNTUNED:
+                    yield CLOSED.row(
+                        arm,
+                        name,
+                        outcomes.gap_closed(data, draws, arm, TARGETS.get(arm, TARGET)),
+                        count,
+                    )
                 yield from _primary(data, draws, arm, name, share)
     if OWN in moved and arm != UNTUNED:
         for name in [name for name in NAMES.values() if name in moved]:
@@ -141,22 +169,28 @@ def primary_of(known: pd.DataFrame) -> str:
 def _primary(
     data: Comparison, draws: Draws, arm: str, name: str, share: Interval
 ) -> Iterator[dict]:
-    bound, count = arm == DEFAULT, data.p[0].size
+    bound, count, target = arm == DEFAULT, data.p[0].size, TARGETS.get(arm, TARGET)
     if name == NAMES["anatomy"]:
-        ends = sorted(abs(end - TARGET) for end in (share.low, share.high))
-        low = 0.0 if TARGET in share else ends[0]
-        distance = Interval(abs(share.estimate - TARGET), low, ends[1])
-        yield DISTANCE.row(arm, name, distance, count, compared=not bound)
-        found, floor = outcomes.size_distance(data, arm, TARGET)
+        away = distance_of(share, target)
+        criterion = FURTHER if arm in TARGETS else DISTANCE
+        held = bound or arm in TARGETS
+        yield criterion.row(arm, name, away, count, compared=not held)
+        found, floor = outcomes.size_distance(data, arm, target)
         nothing = Interval(found, np.nan, np.nan)
         yield SIZE_DISTANCE.row(arm, name, nothing, count, floor)
     if name in GAPS:
-        gap = outcomes.prompt_gap(data, draws, arm, TARGET)
+        gap = outcomes.prompt_gap(data, draws, arm, target)
         yield GAPS[name].row(arm, name, gap, count, compared=not bound)
     if name == NAMES["heldout"]:
         for sex, criterion in SIZES.items():
             size = outcomes.size_within(data, draws, arm, sex)
             yield criterion.row(arm, name, size, count, compared=not bound)
+
+
+def distance_of(share: Interval, target: float = TARGET) -> Interval:
+    """The distance of a share to the target."""
+    ends = sorted(abs(end - target) for end in (share.low, share.high))
+    return Interval(abs(share.estimate - target), 0.0 if target in share else ends[0], ends[1])
 
 
 def _fidelity(measures: pd.DataFrame, arm: str) -> Iterator[dict]:
@@ -186,10 +220,54 @@ def _contrasts(tables: Mapping[str, pd.DataFrame], arms: list[str]) -> Iterator[
     if len(data.seeds) < 2 or not outcomes.is_useful(data):
         return
     for row in outcomes.contrasts(data, TARGET, DEFAULT, rivals).itertuples():
-        difference, p = CONTRASTS[row.against]
-        value = Interval(row.difference, row.low, row.high)
-        yield difference.row(DEFAULT, NAMES["anatomy"], value, row.seeds)
-        yield p.row(DEFAULT, NAMES["anatomy"], Interval(row.p_holm, np.nan, np.nan), row.seeds)
+        values = [Interval(one, np.nan, np.nan) for one in (row.p_holm, row.power)]
+        values.insert(0, Interval(row.difference, row.low, row.high))
+        for criterion, value in zip(CONTRASTS[row.against], values, strict=True):
+            yield criterion.row(DEFAULT, NAMES["anatomy"], value, row.seeds)
+
+
+def _against_default(tables: Mapping[str, pd.DataFrame], arms: list[str]) -> Iterator[dict]:
+    """Every arm against the default at the seeds that both have: exploratory, not corrected for
+    their number.
+    """
+    readings, known = tables["readings"], tables["calibration"]
+    for arm in (arm for arm in arms if DEFAULT in arms and arm != DEFAULT):
+        both = readings[readings.arm.isin([arm, DEFAULT])].groupby("seed").arm.nunique().eq(2)
+        if both[both.index.isin(known.seed)].sum() < 2:
+            continue
+        data = outcomes.compare(readings, known, "anatomy", [arm, DEFAULT], primary_of(known))
+        if outcomes.is_useful(data):
+            row = outcomes.paired(data, outcomes.seed_shares(data), arm, DEFAULT)
+            value = Interval(row["difference"], row["low"], row["high"])
+            yield AGAINST.row(arm, NAMES["anatomy"], value, row["seeds"])
+
+
+def elsewhere(tables: Mapping[str, pd.DataFrame]) -> list[dict]:
+    """Corrected shares of every arm under every condition of `transfer`, and by the anatomical
+    measurement their distance to the target: rows of `studies.engine.criteria`.
+    """
+    rows, rng, known = [], np.random.default_rng(0), tables["calibration"]
+    for (condition, arm), part in tables["transfer"].groupby(["condition", "arm"], sort=False):
+        for column, name in NAMES.items():
+            data = outcomes.compare(part, known, column, [arm], primary_of(known))
+            drawn = outcomes.shares(data, data.draws(REPLICATES, rng))
+            share = outcomes.interval_of(drawn[:, 0])
+            proportion, distance = _elsewhere(condition)
+            rows.append(proportion.row(arm, name, share, len(part)))
+            if column == "anatomy":
+                away = distance_of(share)
+                rows.append(distance.row(arm, name, away, len(part), compared=arm != DEFAULT))
+    return rows
+
+
+def _elsewhere(condition: str) -> tuple[Criterion, Criterion]:
+    """The figures of one condition: proportion, and distance with its bound."""
+    bound = ELSEWHERE.get(condition.split()[0], np.nan)
+    words = f"distance of the proportion to the target, {condition}"
+    return (
+        Criterion(f"share, {condition}", f"proportion female, {condition}"),
+        Criterion(f"distance, {condition}", words, bound, Rule.AT_MOST),
+    )
 
 
 def numbers(criteria: pd.DataFrame, readings: pd.DataFrame) -> dict[str, float]:

@@ -370,6 +370,8 @@ ARMS: dict[str, Arm] = {
         partial(rivals.guided, rivals.offset_guided, None), "the null prompt moved (StayFair)"
     ),
     "conditional": arm("transport targets, each grade toward its own share", target="conditional"),
+    "target-30": arm("transport targets, a target of 30 % female", target=0.30),
+    "target-70": arm("transport targets, a target of 70 % female", target=0.70),
     "null-shuffled": arm(
         "null: transport targets, a classifier fitted on shuffled sexes", "shuffled"
     ),
@@ -475,8 +477,11 @@ TRANSFER = replace(
     name="transfer",
     shown=None,
     seeds=(1, 2, 3),
-    tables={"transfer": Table(transfer, compressed=True, decimals=4)},
-    criteria=lambda tables, settings: [],
+    tables={
+        "transfer": Table(transfer, compressed=True, decimals=4),
+        "calibration": STUDY.tables["calibration"],
+    },
+    criteria=lambda tables, settings: report.elsewhere(tables),
 )
 SWEEP = replace(
     STUDY,

@@ -141,3 +141,13 @@ def test_arms_without_a_common_seed_are_refused():
     assert data.seeds == (2,)
     with pytest.raises(DataError, match="share no seed"):
         outcomes.compare(other[other.arm == "tuned"].assign(arm="a"), known, "anatomy", ["a", "b"])
+
+
+@pytest.mark.parametrize("seeds, spread", [(8, 0.056), (8, 0.02), (24, 0.056)])
+def test_the_power_is_how_often_simulated_tests_see_the_difference(seeds, spread):
+    rng = np.random.default_rng(3)
+    drawn = rng.normal(0.04, spread, (20_000, seeds))
+    seen = (stats.ttest_1samp(drawn, 0, axis=1).pvalue < 0.05).mean()
+    assert outcomes.power(0.04, spread, seeds) == pytest.approx(seen, abs=0.012)
+    assert outcomes.power(0.0, spread, seeds) == pytest.approx(0.05)
+    assert outcomes.power(0.04, 0.0, seeds) == 1

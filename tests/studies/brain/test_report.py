@@ -68,12 +68,62 @@ def test_contrasts_name_the_rivals_that_were_run(table):
     assert list(rows.index) == [
         "contrast_untuned",
         "contrast_p_untuned",
+        "contrast_power_untuned",
         "contrast_class-standard",
         "contrast_p_class-standard",
+        "contrast_power_class-standard",
     ]
+    assert 0 < rows["contrast_power_untuned"] <= 1
     assert rows["contrast_untuned"] == pytest.approx(-0.28, abs=0.03)
     assert rows["contrast_class-standard"] == pytest.approx(-0.15, abs=0.03)
     assert rows["contrast_p_untuned"] < 0.001
+
+
+def test_other_arms_stand_against_the_default_at_common_seeds(table):
+    rows = table[table.metric_id == "against_default"].set_index("arm")
+    assert list(rows.index) == ["untuned", "class-standard"] and (rows.n == 4).all()
+    for arm, row in rows.iterrows():
+        assert row.low <= SHARES[arm] - SHARES["transport-robust"] <= row.high
+
+
+def test_the_gap_that_is_closed_is_zero_at_the_untuned_share_and_one_on_target(table):
+    rows = table[table.metric_id == "gap_closed"]
+    assert "untuned" not in set(rows.arm) and set(rows.evaluator) >= set(report.NAMES.values())
+    for row in rows.itertuples():
+        true = (SHARES[row.arm] - 0.17) / (report.TARGET - 0.17)
+        assert row.low - 0.02 <= true <= row.high + 0.02
+
+
+def test_an_arm_with_a_target_of_its_own_is_held_to_that():
+    readings, known = world({"untuned": 0.17, "target-70": 0.70}, seeds=2)
+    for column in ("robust", "heldout", "area"):
+        readings[column], known[column] = readings.anatomy, known.anatomy
+    tables = {"readings": readings, "calibration": known.assign(set="radiology")}
+    rows = criteria_table(report.criteria(tables, {"untuned": "robust", "target-70": "robust"}))
+    distance = figure(rows, "distance", "target-70", "anatomical measurement")
+    assert distance.estimate < 0.06 and bool(distance.met) and distance.criterion == 0.06
+    closed = figure(rows, "gap_closed", "target-70", "anatomical measurement")
+    assert closed.estimate == pytest.approx(1, abs=0.1)
+
+
+def test_shares_elsewhere_are_those_of_each_condition_with_its_bound():
+    parts = []
+    for condition, share in (("other side", 0.45), ("guidance 6", 0.30), ("25 steps", 0.45)):
+        readings, known = world({report.DEFAULT: share, "untuned": 0.17}, seeds=2)
+        parts.append(readings.assign(condition=condition))
+    tables = {"transfer": pd.concat(parts), "calibration": known.assign(set="radiology")}
+    for column in ("heldout", "area"):
+        for each in tables.values():
+            each[column] = each.anatomy
+    rows = criteria_table(report.elsewhere(tables))
+    share = figure(rows, "share, guidance 6", "untuned", "held-out classifier")
+    assert share.low <= 0.17 <= share.high
+    met = rows[rows.metric_id.str.startswith("distance") & (rows.arm == report.DEFAULT)]
+    assert met.set_index("metric_id").met.to_dict() == {
+        "distance, other side": True,
+        "distance, guidance 6": False,
+        "distance, 25 steps": None,
+    }
 
 
 def test_what_prose_quotes_is_the_table_by_name(table):
@@ -111,8 +161,8 @@ def test_arms_have_labels_in_one_order(table):
     readings = pd.DataFrame({"arm": ["untuned", "untuned", "class-standard"], "seed": [1, 2, 1]})
     counted = set(report.labelled(table, readings).arm)
     assert {"untuned model (2 seeds)", "class targets (1 seed)"} < counted
-    other = report.labelled(table.assign(arm="null-own"))
-    assert set(other.arm) == {"null-own"}
+    other = report.labelled(table.assign(arm="words-any"))
+    assert set(other.arm) == {"words-any"}
 
 
 def test_an_evaluator_that_knows_nothing_has_no_share_and_stops_nothing():
