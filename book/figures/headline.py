@@ -14,7 +14,7 @@ import numpy as np
 from fairlib import figures
 from fairlib.io import sha256, to_images
 from studies.brain.data import BrainSettings
-from studies.brain.report import DEFAULT, TARGET, labelled
+from studies.brain.report import DEFAULT, MAIN, TARGET, labelled
 from studies.brain.study import STUDY
 from studies.engine.study import results_of
 
@@ -35,7 +35,8 @@ def main() -> None:
     shown = (to_images(images[arm][pick]) for arm in ("untuned", DEFAULT))
     figure = figures.before_after(*shown, titles, cell=1.3)
     figure.savefig(PLACE / "headline.png", dpi=110, bbox_inches="tight", metadata=about)
-    shares = labelled(tables["criteria"], tables["readings"])
+    main = tables["criteria"][tables["criteria"].arm.isin(MAIN)]
+    shares = labelled(main, tables["readings"])
     shares = shares[shares.metric_id == "share"]
     label = "female images, corrected (95 % CI)"
     axes = figures.dot_plot(

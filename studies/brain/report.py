@@ -40,6 +40,12 @@ LABELS = {  # of arms, for readers
     "words-female": "null: prompts that say woman",
     "words-male": "null: prompts that say man",
 }
+BASES = {  # folders of results, for readers
+    "brain": "first base",
+    "brain-second": "second base",
+    "brain-realistic": "sexes that overlap",
+}
+BEFORE_AND_AFTER = ("untuned", "class-standard", "transport-robust")
 MAIN = tuple(LABELS)[:7]  # arms of the main figures; the others have a section of their own
 KEYS = {"tuning classifier": "tuning_classifier"}  # of evaluators, in names of quoted numbers
 NAMES = {
@@ -94,7 +100,10 @@ CONTRASTS = {
     for other in RIVALS
 }
 CLOSED = Criterion("gap_closed", "share of the gap to the target that is closed", decimals=2)
-AGAINST = Criterion("against_default", "proportion female less the default's, same seeds")
+AGAINST = {  # exploratory differences at common seeds
+    "default": Criterion("against_default", "proportion female less the default's, same seeds"),
+    "class": Criterion("against_class", "proportion female less that of class targets, same seeds"),
+}
 # of `transfer`: distance to the target at most, with other prompts and at other guidance scales
 ELSEWHERE = {"guidance": 0.08, "other": 0.06, "paraphrase": 0.06, "no": 0.06}
 CHOICE = Criterion("choice", "distance of the proportion to the target{chosen}")
@@ -112,7 +121,7 @@ def criteria(tables: Mapping[str, pd.DataFrame], own: Mapping[str, str]) -> list
         rows += _of_arm(tables, arm, own[arm])
         rows += _fidelity(tables["measures"], arm) if "measures" in tables else []
         rows += _cost(tables["cost"], arm) if "cost" in tables else []
-    return [*rows, *_contrasts(tables, arms), *_against_default(tables, arms)]
+    return [*rows, *_contrasts(tables, arms), *_differences(tables, arms)]
 
 
 def _of_arm(tables: Mapping[str, pd.DataFrame], arm: str, own: str) -> Iterator[dict]:
@@ -227,20 +236,21 @@ def _contrasts(tables: Mapping[str, pd.DataFrame], arms: list[str]) -> Iterator[
             yield criterion.row(DEFAULT, NAMES["anatomy"], value, row.seeds)
 
 
-def _against_default(tables: Mapping[str, pd.DataFrame], arms: list[str]) -> Iterator[dict]:
-    """Every arm against the default at the seeds that both have: exploratory, not corrected for
-    their number.
+def _differences(tables: Mapping[str, pd.DataFrame], arms: list[str]) -> Iterator[dict]:
+    """Arms against others at the seeds that both have: exploratory, not corrected for their number.
+    Every arm against the default, and transport against class targets with the other classifier.
     """
     readings, known = tables["readings"], tables["calibration"]
-    for arm in (arm for arm in arms if DEFAULT in arms and arm != DEFAULT):
-        both = readings[readings.arm.isin([arm, DEFAULT])].groupby("seed").arm.nunique().eq(2)
+    pairs = [(arm, DEFAULT, "default") for arm in arms if arm != DEFAULT]
+    for arm, other, key in [*pairs, ("transport-standard", "class-standard", "class")]:
+        both = readings[readings.arm.isin([arm, other])].groupby("seed").arm.nunique().eq(2)
         if both[both.index.isin(known.seed)].sum() < 2:
             continue
-        data = outcomes.compare(readings, known, "anatomy", [arm, DEFAULT], primary_of(known))
+        data = outcomes.compare(readings, known, "anatomy", [arm, other], primary_of(known))
         if outcomes.is_useful(data):
-            row = outcomes.paired(data, outcomes.seed_shares(data), arm, DEFAULT)
+            row = outcomes.paired(data, outcomes.seed_shares(data), arm, other)
             value = Interval(row["difference"], row["low"], row["high"])
-            yield AGAINST.row(arm, NAMES["anatomy"], value, row["seeds"])
+            yield AGAINST[key].row(arm, NAMES["anatomy"], value, row["seeds"])
 
 
 def elsewhere(tables: Mapping[str, pd.DataFrame]) -> list[dict]:

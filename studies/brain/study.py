@@ -331,6 +331,24 @@ def _factorial() -> dict[str, TunedArm]:
     }
 
 
+def _curve() -> dict[str, TunedArm]:
+    """Fewer and more steps of the default, and of class targets in the published order of work:
+    cost against gap.
+    """
+    published = {"learning_rate": CHOSEN["class-published"]} | PUBLISHED
+    cells = [("transport", "robust", count, {}) for count in (10, 20)]
+    cells += [("class", "standard", count, published) for count in (9, 36)]
+    return {
+        f"{'class-published' if changes else 'transport-robust'}-{count}-steps": arm(
+            f"{family} targets, {count} steps",
+            kind,
+            family,
+            **(changes | {"steps": count, "warmup": max(1, round(count / 8))}),
+        )
+        for family, kind, count, changes in cells
+    }
+
+
 UNTUNED = rival(base_images, "the untuned model", "nowhere")
 LAST_STEP = {"replay_scheme": "last", "replay_steps": 1}
 ALL_STEPS = {"replay_scheme": "all", "replay_steps": 8}
@@ -345,6 +363,7 @@ ARMS: dict[str, Arm] = {
         learning_rate=CHOSEN["class-published"],
         **PUBLISHED,
     ),
+    **_curve(),
     "last-step": arm("transport targets, the gradient through the last step alone", **LAST_STEP),
     "all-steps": arm("transport targets, the gradient through all steps", **ALL_STEPS),
     "no-consistency": arm("transport targets without CLIP consistency", consistency_weight=0.0),
