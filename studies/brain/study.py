@@ -82,6 +82,9 @@ GUIDANCES = (0.15, 0.5, 1.5)
 FURTHER = {
     "class-standard": 1.3e-5,
     "transport-robust": 1.3e-5,
+    "mean-kl-robust": 1.3e-5,
+    "quantile-robust": 1.1e-3,
+    "grpo": 1.3e-5,
     "target-images": 1.1e-3,
     "batch-guidance": 4.5,
 }
@@ -89,11 +92,11 @@ FURTHER = {
 CHOSEN = {
     "class": 1.3e-5,
     "class-published": 1.2e-4,
-    "quantile": 4e-5,
+    "quantile": 3.6e-4,
     "transport": 1.3e-5,
     "mean_kl": 4e-5,
     "target-images": 3.6e-4,
-    "grpo": 1.2e-4,
+    "grpo": 4e-5,
     "batch-guidance": 1.5,
 }
 POOL = 3.0  # images generated for each that is kept, when noises are chosen
