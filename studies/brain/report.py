@@ -18,10 +18,10 @@ TARGETS = {"target-30": 0.30, "target-70": 0.70}  # of arms with a target of the
 DEFAULT, RIVALS = "transport-robust", ("untuned", "class-standard", "generate-and-keep")
 LABELS = {  # of arms, for readers
     "untuned": "untuned model",
-    "transport-robust": "default: transport targets",
-    "class-standard": "class targets",
-    "class-robust": "class targets, robust classifier",
+    "transport-robust": "default: transport targets, robust classifier",
     "transport-standard": "transport targets, standard classifier",
+    "class-standard": "class targets, standard classifier",
+    "class-robust": "class targets, robust classifier",
     "class-published": "class targets, published order",
     "generate-and-keep": "generate and keep",
     "target-images": "fine-tuning on the target cohort",

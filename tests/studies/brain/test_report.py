@@ -160,7 +160,7 @@ def test_arms_have_labels_in_one_order(table):
     assert set(report.LABELS) <= set(study.ARMS)
     readings = pd.DataFrame({"arm": ["untuned", "untuned", "class-standard"], "seed": [1, 2, 1]})
     counted = set(report.labelled(table, readings).arm)
-    assert {"untuned model (2 seeds)", "class targets (1 seed)"} < counted
+    assert {"untuned model (2 seeds)", "class targets, standard classifier (1 seed)"} < counted
     other = report.labelled(table.assign(arm="words-any"))
     assert set(other.arm) == {"words-any"}
 
