@@ -80,6 +80,9 @@ PRESETS = {
         "4e63672c03103b6c636b8fb4119ba982469b2955",
         f"Stable Diffusion 2.1, 512 px; {COPY}",
     ),
+    "if": Preset(  # nor of this one, whose terms are to be accepted on the hub
+        "DeepFloyd/IF-I-M-v1.0", "", "DeepFloyd IF's first stage, in pixel space, 64 px"
+    ),
     "brain": Preset("weights/brain", "", "shipped: synthetic brain MRI, 128 px"),
     "heart": Preset("weights/heart", "", "shipped: synthetic cardiac MRI, 128 px"),
     "fundus": Preset("weights/fundus", "", "shipped: synthetic fundus images, 64 px"),
@@ -153,7 +156,7 @@ def unsupported(pipeline: DiffusionPipeline) -> str:
     if lacking := _lacking(kind, parts):
         return _refusal(kind, lacking)
     unet, text, pixels = pipeline.unet.config, pipeline.text_encoder.config, "vae" not in parts
-    vae = {} if pixels else pipeline.vae.config
+    vae: Any = {} if pixels else pipeline.vae.config
     words, width = len(pipeline.tokenizer), getattr(text, "hidden_size", None)
     more = unet.get("encoder_hid_dim_type") not in (None, "text_proj")
     labels = unet.get("class_embed_type") or unet.get("num_class_embeds")
