@@ -30,15 +30,13 @@ from fairlib.io import read_json, read_tensors, write_bytes, write_image, write_
 from fairlib.methods.alignment import fingerprint
 from fairlib.methods.finetuning import FinetuneSettings, FinetuneState, FinetuneStep, finetune
 from fairlib.methods.group_weights import Uniform
-from fairlib.models.autoencoder import encode
-from fairlib.models.generator import Generator
+from fairlib.models.generator import AT_ONCE, Generator
 from fairlib.models.loading import pipeline_folder
 from fairlib.models.training import FP16_LOSS_SCALE
 from fairlib.settings import BelowOne, Count, Natural, Positive, check_bounds, digest, to_dict
 
 RUN, LATENTS, STATE = "run.json", "latents.safetensors", "state.safetensors"
 LORA = "pytorch_lora_weights.safetensors"
-AT_ONCE = 4  # images in the autoencoder
 FREE = ("steps", "save_every", "panel_every")  # settings that may change when a run goes on
 HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 PARTS = ("unet", "vae", "text_encoder")
@@ -47,7 +45,7 @@ base_model: {repository}
 library_name: diffusers
 ---
 # {base}, fine-tuned on {data}
-{trained} trained on captioned images; text encoder and autoencoder are those of the base. The
+{trained} trained on captioned images; every other part is that of the base. The
 method is stage one of Han et al. (doi 10.1117/12.3046450); no figure of theirs is claimed.
 Load it with `DiffusionPipeline.from_pretrained("pipeline")`{lora}.
 
@@ -183,7 +181,7 @@ def stage_one(
     facts = {"base": base} | _facts(generator, data)
     _claim(out, facts | {name: value for name, value in to_dict(s).items() if name not in FREE})
     latents = _latents(generator, data, out / LATENTS)
-    if generator.mean_latent is not None:
+    if generator.mean_latent is not None or generator.vae is None:
         generator.mean_latent = latents.float().mean(0)
     texts, codes = data.table["caption"].tolist(), [[0]] * len(data)
     network = _Computing(generator, s)
@@ -261,13 +259,13 @@ def _load(folder: Path, size: int, device: str) -> Generator:
 def _read(data_dir: str | Path, cohort: str, generator: Generator) -> Cohort:
     if cohort not in CAPTIONED:
         raise SettingsError(f"cohort {cohort!r} has no captions; give {', '.join(CAPTIONED)}")
-    side = generator.latent_shape[-1] * generator.pipeline.vae_scale_factor
+    side = generator.latent_shape[-1] * generator.scale
     return READERS[cohort].function()(data_dir, size=side)
 
 
 def _facts(generator: Generator, data: Cohort) -> dict[str, Any]:
     """What base and data are: hashes of weights, of names and captions, and counts."""
-    parts = {name: getattr(generator.pipeline, name) for name in PARTS}
+    parts = {name: getattr(generator.pipeline, name, nn.Module()) for name in PARTS}
     weights = {f"{name}.{k}": p for name, part in parts.items() for k, p in part.named_parameters()}
     pairs = data.table[["image", "caption"]].to_numpy().tolist()
     counts = data.excluded["reason"].value_counts().items()
@@ -301,13 +299,8 @@ def _claim(out: Path, facts: dict[str, Any]) -> None:
 def _latents(generator: Generator, data: Cohort, path: Path) -> Tensor:
     """Scaled latents of all images, float16 `[N, C, h, w]`: computed once, then kept in `path`."""
     if not path.is_file():
-        vae, parts = generator.pipeline.vae, []
-        channels, scale = vae.config.in_channels, vae.config.scaling_factor
-        for rows in torch.arange(len(data)).split(AT_ONCE):
-            images = data.load(rows.tolist())
-            images = images.mean(1, keepdim=True) if channels == 1 else images
-            images = images.expand(-1, channels, -1, -1)
-            parts.append((encode(vae, images, AT_ONCE) * scale).half())
+        rows = torch.arange(len(data)).split(AT_ONCE)
+        parts = [generator.encode(data.load(part.tolist())).half() for part in rows]
         write_tensors(path, {"latents": torch.cat(parts)})
     return read_tensors(path)["latents"]
 

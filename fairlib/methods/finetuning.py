@@ -41,7 +41,7 @@ from fairlib.models.generator import (
     denoising_task,
     diffuse,
     prediction_target,
-    prediction_type,
+    training_schedule,
 )
 from fairlib.models.training import (
     FitSettings,
@@ -166,7 +166,8 @@ def finetune(
     Parameters
     ----------
     denoiser
-        UNet of a Stable-Diffusion-class pipeline.
+        UNet of a pipeline that `Generator` can drive; a learned variance in its further channels
+        is not trained.
     latents
         Scaled, `[N, 4, h, w]`.
     prompt_embeds
@@ -182,7 +183,8 @@ def finetune(
     null
         Embedding `[1, L, D]` of the empty prompt, needed unless `prompt_dropout` is 0.
     scheduler
-        Of a diffusers pipeline, for its prediction type; without it the denoiser predicts noise.
+        Of a diffusers pipeline, for its noise and prediction type, as in
+        `generator.training_schedule`.
     state
         Of the same denoiser and weights, to go on from and to save from.
     probe
@@ -194,12 +196,12 @@ def finetune(
     DataError
         Lengths that differ, or a loss that is not finite.
     SettingsError
-        A part that is missing, or a schedule of noise that is not this library's.
+        A part that is missing.
     WeightsError
         A `state` that belongs to other weights.
     """
     data = _Data.checked(latents, prompt_embeds, prompt_rows, group_codes, null, weights.sizes)
-    prediction = prediction_type(scheduler)
+    prediction, alphas = training_schedule(scheduler)
     state = state or FinetuneState(denoiser, weights, settings)
     _check(null, weights, settings, state, denoiser, probe)
     device = device_of(denoiser)
@@ -210,7 +212,7 @@ def finetune(
         rng = torch_rng(settings.seed, Stream.FINETUNING, step)
         words, dropout = data.embeds[data.prompts[rows]], settings.prompt_dropout
         *inputs, target = denoising_task(
-            data.latents[rows], words, data.null, dropout, rng, prediction, device
+            data.latents[rows], words, data.null, dropout, rng, prediction, device, alphas
         )
         each, groups = sample_losses(denoiser(*inputs).sample, target), data.groups[rows]
         given, sigma = weights.weights(groups, step), weights.sigma(step)
@@ -220,7 +222,8 @@ def finetune(
     for done in state.run(loss):
         measured = None
         if probe is not None and done.step % settings.probe_every == 0:
-            measured = probe_losses(denoiser, probe, data.embeds, prediction, settings.batch_size)
+            task = (data.embeds, prediction, settings.batch_size, alphas)
+            measured = probe_losses(denoiser, probe, *task)
         if weights.observes == "batch":
             weights.observe(batch["losses"], batch["groups"], done.step - 1)
         elif measured is not None and probe is not None:
@@ -395,12 +398,15 @@ def probe_losses(
     prompt_embeds: Tensor | Embeddings,
     prediction: str = "epsilon",
     batch_size: int = 64,
+    alphas: Tensor | None = None,
 ) -> Tensor:
     """Loss of each sample, float64 [P]: mean squared error over latents, averaged over the probe's
     time steps.
 
-    prompt_embeds: distinct prompt embeddings [M, L, D]; prediction: as in `prediction_target`.
+    prompt_embeds: distinct prompt embeddings [M, L, D]; prediction: as in `prediction_target`;
+    alphas: as in `generator.diffuse`.
     """
+    total = TRAINING_STEPS if alphas is None else len(alphas)
     device, losses = device_of(denoiser), []
     streams = [torch_rng(probe.seed, Stream.PROBE_NOISE, level) for level in range(probe.times)]
     noises = [torch.randn(probe.latents.shape[1:], generator=rng) for rng in streams]
@@ -408,10 +414,10 @@ def probe_losses(
         clean, words = probe.latents[rows], prompt_embeds[probe.prompt_rows[rows]].to(device)
         each = []
         for level, one in enumerate(noises):
-            time = torch.full((len(clean),), int((level + 0.5) / probe.times * TRAINING_STEPS))
+            time = torch.full((len(clean),), int((level + 0.5) / probe.times * total))
             noise = one.expand_as(clean)
-            target = prediction_target(prediction, clean, noise, time).to(device)
-            noisy = diffuse(clean, noise, time).to(device)
+            target = prediction_target(prediction, clean, noise, time, alphas).to(device)
+            noisy = diffuse(clean, noise, time, alphas).to(device)
             predicted = denoiser(noisy, time.to(device), words).sample
             each.append(sample_losses(predicted, target).cpu().double())
         losses.append(torch.stack(each).mean(0))
@@ -419,8 +425,9 @@ def probe_losses(
 
 
 def sample_losses(prediction: Tensor, target: Tensor) -> Tensor:
-    """Mean over C, H, W of the squared error of each sample, [N]; both arguments [N, C, H, W].
+    """Mean over C, H, W of the squared error of each sample, [N]; both arguments [N, C, H, W], of
+    which the prediction may have further channels (a learned variance), which do not count.
 
     book/diffusion.md, Eq. (eq-denoise).
     """
-    return (prediction - target).square().flatten(1).mean(1)
+    return (prediction[:, : target.shape[1]] - target).square().flatten(1).mean(1)

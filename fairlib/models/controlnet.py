@@ -22,7 +22,7 @@ from fairlib.errors import DataError, WeightsError
 from fairlib.models.generator import (
     Generator,
     denoising_task,
-    prediction_type,
+    training_schedule,
 )
 from fairlib.models.loading import read_pretrained, unsupported
 from fairlib.models.training import (
@@ -109,13 +109,13 @@ def fit_controlnet(
     distinct prompt embeddings [M, L, D]; caption_of: [N] rows of `embeds`; null: embedding [1, L,
     D] of the empty prompt, used with probability `dropout`. `weights` [N] (see
     `methods.group_weights.balancing_weights`) draws rows in proportion, with replacement; else
-    every row comes once an epoch. scheduler: of the denoiser's pipeline, for its prediction type;
-    without it the denoiser predicts noise. Raises `DataError` when the lengths differ,
-    `SettingsError` when the scheduler's schedule of noise is not this library's.
+    every row comes once an epoch. scheduler: of the denoiser's pipeline, for its noise and
+    prediction type, as in `generator.training_schedule`. Raises `DataError` when the lengths
+    differ.
     """
     chances = latents if weights is None else np.asarray(weights)
     same_length(latents=latents, control=control, caption_of=caption_of, weights=chances)
-    prediction = prediction_type(scheduler)
+    prediction, alphas = training_schedule(scheduler)
     denoiser.requires_grad_(False)
     trainer, device = trainer or Trainer(controlnet, settings), device_of(controlnet)
 
@@ -124,7 +124,7 @@ def fit_controlnet(
         rng = torch_rng(settings.seed, Stream.CONTROLNET, step)
         words = embeds[caption_of[rows]]
         noisy, time, words, target = denoising_task(
-            latents[rows], words, null, dropout, rng, prediction, device
+            latents[rows], words, null, dropout, rng, prediction, device, alphas
         )
         image = control[rows].to(device)
         predicted = controlled_noise(denoiser, controlnet, noisy, time, words, image)
@@ -174,6 +174,8 @@ class ControlledGenerator(Generator):
         from diffusers import ControlNetModel, DiffusionPipeline
 
         pipeline = read_pretrained(DiffusionPipeline, folder, local_files_only)
+        if controlnet and not hasattr(pipeline, "vae"):
+            raise WeightsError(f"{folder}: draws pixels; a ControlNet needs Stable Diffusion")
         if controlnet:
             second = read_pretrained(ControlNetModel, controlnet, local_files_only)
             pipeline = attach(pipeline, second)
@@ -219,7 +221,7 @@ class ControlledGenerator(Generator):
         low, high = float(control.min()), float(control.max())
         if not 0 <= low <= high <= 1:
             raise DataError(f"control images from {low:g} to {high:g}; expected label / 3, 0 to 1")
-        size = tuple(side * self.pipeline.vae_scale_factor for side in self.latent_shape[-2:])
+        size = tuple(side * self.scale for side in self.latent_shape[-2:])
         control = control.to(self.device, torch.float32)
         return F.interpolate(control, size, mode="nearest")
 

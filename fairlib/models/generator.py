@@ -1,7 +1,12 @@
-"""The text-to-image model: any Stable-Diffusion-class pipeline of diffusers.
+"""The text-to-image model: any Stable-Diffusion-class pipeline of diffusers, or a pixel-space one
+(DeepFloyd IF's stage 1).
 
 `Generator` is the thin view of it that the methods need: prompts to embeddings, latents to noise,
 latents to images. What it saves, `DiffusionPipeline.from_pretrained` reads in anyone's code.
+
+In pixel space an image is its own latents. The denoiser's learned variance is left out, for the
+solvers are deterministic, and so is IF's dynamic thresholding, which is not linear
+(`methods.replay`): images are clipped to [-1, 1] once, when they are decoded.
 """
 
 from __future__ import annotations
@@ -19,7 +24,8 @@ from torch.nn import functional as F
 
 from fairlib.errors import SettingsError
 from fairlib.io import atomic_folder, read_tensors, write_tensors
-from fairlib.models.loading import check_schedule, read_pretrained, token_length, unsupported
+from fairlib.models.autoencoder import encode
+from fairlib.models.loading import read_pretrained, sampling_schedule, token_length, unsupported
 from fairlib.models.solvers import Solver, dpm_solver_2m
 from fairlib.models.training import (
     FitSettings,
@@ -40,6 +46,9 @@ MEAN_LATENT = "mean_latent.safetensors"
 # fewer than twice as many: what larger batches make in between leaves the allocator's reserve, and
 # the gradient takes half as long again; smaller ones differ in the last bit.
 CELLS_TOGETHER = 4096
+AT_ONCE = 4  # images that are encoded at once
+# Attention (the last two: to a prompt, in pixel space) and convolutions.
+LORA_LAYERS = ["to_q", "to_k", "to_v", "to_out.0", "conv1", "conv2", "add_k_proj", "add_v_proj"]
 SCHEDULE: Any = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 
 
@@ -142,69 +151,75 @@ def denoising_task(
     rng: torch.Generator,
     prediction: str = "epsilon",
     device: torch.device | str = "cpu",
+    alphas: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Noisy latents, time steps, prompt embeddings and what to predict (`prediction_target`) of
-    `clean` latents [N, 4, h, w] with prompt embeddings `words` [N, L, D], on `device`.
+    `clean` latents [N, 4, h, w] with prompt embeddings `words` [N, L, D], on `device`; `alphas` as
+    in `diffuse`.
     """
-    noisy, time, noise = add_noise(clean, rng)
+    noisy, time, noise = add_noise(clean, rng, alphas)
     words = drop_words(words, null, dropout, rng)
-    target = prediction_target(prediction, clean, noise, time)
+    target = prediction_target(prediction, clean, noise, time, alphas)
     return noisy.to(device), time.to(device), words.to(device), target.to(device)
 
 
-def diffuse(clean: Tensor, noise: Tensor, time: Tensor) -> Tensor:
-    """sqrt(a) clean + sqrt(1 - a) noise, a at the time steps [N]; both [N, 4, h, w]."""
-    alpha = alphas_cumprod().float()[time].view(-1, 1, 1, 1)
+def diffuse(clean: Tensor, noise: Tensor, time: Tensor, alphas: Tensor | None = None) -> Tensor:
+    """sqrt(a) clean + sqrt(1 - a) noise, both [N, 4, h, w], a at the time steps [N] of `alphas`
+    [T], by default `alphas_cumprod()`.
+    """
+    alphas = alphas_cumprod() if alphas is None else alphas
+    alpha = alphas.float()[time].view(-1, 1, 1, 1)
     return alpha.sqrt() * clean + (1 - alpha).sqrt() * noise
 
 
-def add_noise(clean: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+def add_noise(
+    clean: Tensor, rng: torch.Generator, alphas: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
     """Noisy latents [N, 4, h, w], their time steps [N] and the noise in them; time steps are
-    stratified over the batch.
+    stratified over the batch; `alphas` as in `diffuse`.
 
     book/diffusion.md, Eq. (eq-forward).
     """
+    steps = TRAINING_STEPS if alphas is None else len(alphas)
     noise = torch.randn(clean.shape, generator=rng)
     # Stratified time steps: the same average as uniform ones with less variance. In single
     # precision the last can round up to one, which is a step too far.
     spread = (torch.arange(len(clean)) + torch.rand(len(clean), generator=rng)) / len(clean)
-    time = (spread * TRAINING_STEPS).long().clamp(max=TRAINING_STEPS - 1)
+    time = (spread * steps).long().clamp(max=steps - 1)
     time = time[torch.randperm(len(clean), generator=rng)]
-    return diffuse(clean, noise, time), time, noise
+    return diffuse(clean, noise, time, alphas), time, noise
 
 
-def prediction_target(prediction: str, clean: Tensor, noise: Tensor, time: Tensor) -> Tensor:
+def prediction_target(
+    prediction: str, clean: Tensor, noise: Tensor, time: Tensor, alphas: Tensor | None = None
+) -> Tensor:
     """What the denoiser is to predict, [N, 4, h, w]: the noise ("epsilon"), the velocity sqrt(a)
     noise - sqrt(1 - a) clean ("v_prediction", Salimans & Ho 2022), or the clean latents ("sample").
-    Raises `SettingsError` on another word.
+    `alphas` as in `diffuse`. Raises `SettingsError` on another word.
     """
     if prediction == "epsilon":
         return noise
     if prediction == "sample":
         return clean
     if prediction == "v_prediction":
-        return diffuse(noise, -clean, time)
+        return diffuse(noise, -clean, time, alphas)
     raise SettingsError(
         f"prediction type {prediction!r}; expected 'epsilon', 'v_prediction' or 'sample'"
     )
 
 
-def prediction_type(scheduler: Any) -> str:
-    """Return "epsilon", "v_prediction" or "sample" of a diffusers scheduler; "epsilon" for None.
-
-    Raises `SettingsError` when its schedule is not the scaled-linear one of Stable Diffusion that
-    this library noises with.
+def training_schedule(scheduler: Any) -> tuple[str, Tensor]:
+    """What a denoiser of this diffusers scheduler predicts ("epsilon", "v_prediction" or "sample"),
+    and the cumulative product of alphas float64 [T] that it is noised by; for None, "epsilon" and
+    `alphas_cumprod()`.
     """
-    if scheduler is None:
-        return "epsilon"
-    theirs = torch.as_tensor(scheduler.alphas_cumprod).double().cpu()
     ours = alphas_cumprod()
-    if theirs.shape != ours.shape or not torch.allclose(theirs, ours, rtol=1e-3, atol=1e-5):
-        raise SettingsError(
-            f"{type(scheduler).__name__} has another noise schedule than Stable Diffusion's "
-            "scaled-linear one (0.00085 to 0.012 in 1000 steps); this loop knows that one alone"
-        )
-    return scheduler.config.prediction_type
+    if scheduler is None:
+        return "epsilon", ours
+    theirs = torch.as_tensor(scheduler.alphas_cumprod).double().cpu()
+    # Stable Diffusion's own, which a scheduler holds in single precision, keeps its double one.
+    same = theirs.shape == ours.shape and torch.allclose(theirs, ours, rtol=1e-3, atol=1e-5)
+    return scheduler.config.prediction_type, ours if same else theirs
 
 
 def drop_words(embeds: Tensor, null: Tensor, dropout: float, rng: torch.Generator) -> Tensor:
@@ -234,13 +249,15 @@ class Generator:
     """What the methods see of a pipeline.
 
     Latents are float32 [N, C, h, w], images [N, C, H, W] in [-1, 1] with the channels of the
-    pipeline's autoencoder (one with `grey`: their mean). The pipeline keeps its device (unless
+    pipeline's autoencoder (one with `grey`: their mean); in pixel space, where `vae` is None, the
+    two are one. The pipeline keeps its device (unless
     `device` is given) and its precision; none of its parameters takes gradients any more until
     `trainable_parameters` is called. In half precision, tune through `models.training.Trainer`,
     which keeps float32 master weights.
 
-    Attributes: `denoiser`; `alphas_cumprod`: float64 [T]; `prediction_type`: what the denoiser
-    predicts, in the words of the pipeline's scheduler; `latent_shape`: (C, h, w); `evaluations`:
+    Attributes: `denoiser`; `alphas_cumprod`: float64 [T], of `models.loading.sampling_schedule`;
+    `prediction_type`: what the denoiser predicts, in the words of the pipeline's scheduler;
+    `latent_shape`: (C, h, w); `scale`: pixels a side of a latent; `evaluations`:
     what the denoiser, and those of frozen copies, have computed so far, under the name in
     `purpose`.
 
@@ -256,21 +273,26 @@ class Generator:
     ):
         if reason := unsupported(pipeline):
             raise SettingsError(reason)
-        check_schedule(pipeline.scheduler)
+        self.alphas_cumprod = sampling_schedule(pipeline.scheduler)
         self.device = torch.device(device or pipeline.device)
         self.pipeline = pipeline.to(self.device)
         self.mean_latent, self.grey = mean_latent, grey
         self.denoiser = pipeline.unet
+        self.scale = pipeline.vae_scale_factor if self.vae else 1
         for part in pipeline.components.values():
             if isinstance(part, nn.Module):
                 part.requires_grad_(False).eval()
-        self.alphas_cumprod = pipeline.scheduler.alphas_cumprod.double()
         self.prediction_type = pipeline.scheduler.config.get("prediction_type", "epsilon")
         size = pipeline.unet.config.sample_size
         size = (size, size) if isinstance(size, int) else tuple(size)
         self.latent_shape = (pipeline.unet.config.in_channels, *size)
         self.evaluations, self.purpose = Evaluations(), "sampling"
         self._known: dict[str, Tensor] = {}
+
+    @property
+    def vae(self) -> Any:
+        """The pipeline's autoencoder; None in pixel space."""
+        return getattr(self.pipeline, "vae", None)
 
     @classmethod
     def from_pipeline(
@@ -326,7 +348,7 @@ class Generator:
 
         Raises `SettingsError` unless the denoiser can halve their latents as often as it does.
         """
-        scale, levels = self.pipeline.vae_scale_factor, self.denoiser.config.block_out_channels
+        scale, levels = self.scale, self.denoiser.config.block_out_channels
         least = scale * 2 ** (len(levels) - 1)
         high, wide = (scale * side for side in self.latent_shape[1:])
         size = size or (high if high == wide else -1)
@@ -342,6 +364,9 @@ class Generator:
     def save(self, folder: str | Path, half: bool = False) -> None:
         """Write diffusers' own layout; LoRA weights are merged into the denoiser's.
 
+        The scheduler of a learned variance is written with a fixed one: nothing here trains the
+        variance, and a tuned denoiser gives another.
+
         half: in float16, for a smaller file. Raises `SettingsError` when `folder` holds something
         else.
         """
@@ -352,6 +377,10 @@ class Generator:
             denoiser.unload_lora()
         pipeline = copy.copy(self.pipeline)
         pipeline.register_modules(unet=denoiser)
+        scheduler = pipeline.scheduler
+        if str(scheduler.config.get("variance_type")).startswith("learned"):
+            fixed = type(scheduler).from_config(scheduler.config, variance_type="fixed_small")
+            pipeline.register_modules(scheduler=fixed)
         save_pipeline(folder, pipeline, self.mean_latent, half)
 
     @torch.no_grad()
@@ -369,8 +398,12 @@ class Generator:
     def hidden_states(self, texts: list[str]) -> Tensor:
         """Hidden states float32 [N, L, D] of the frozen text encoder, computed each time."""
         length = {"max_length": token_length(self.pipeline), "padding": "max_length"}
+        if self.vae is None:  # as IFPipeline reads them
+            texts = [text.lower().strip() for text in texts]
         tokens = self.pipeline.tokenizer(texts, truncation=True, return_tensors="pt", **length)
-        return self.pipeline.text_encoder(tokens.input_ids.to(self.device))[0].float()
+        words = ["input_ids"] if self.vae else ["input_ids", "attention_mask"]
+        given = {name: tokens[name].to(self.device) for name in words}
+        return self.pipeline.text_encoder(**given)[0].float()
 
     def predict_noise(
         self,
@@ -399,7 +432,7 @@ class Generator:
         return without + guidance_scale * (with_prompt - without)
 
     def _evaluate(self, latents: Tensor, time: Tensor, embeds: Tensor) -> Tensor:
-        return self.denoiser(latents, time, embeds).sample
+        return self.denoiser(latents, time, embeds).sample[:, : latents.shape[1]]
 
     def _counted(self, prediction: Tensor) -> Tensor:
         count, purpose, evaluations = len(prediction), self.purpose, self.evaluations
@@ -410,14 +443,30 @@ class Generator:
             )
         return prediction
 
+    @torch.no_grad()
+    def encode(self, images: Tensor) -> Tensor:
+        """Scaled latents float32 [N, C, h, w], on the CPU, of `images` [N, C, H, W] in [-1, 1], of
+        which grey ones are made coloured, or coloured ones grey, as the pipeline is.
+        """
+        channels = (self.vae or self.denoiser).config.in_channels
+        images = images.mean(1, keepdim=True) if channels == 1 else images
+        images = images.expand(-1, channels, -1, -1)
+        if self.vae is None:
+            return images.float().cpu()
+        return encode(self.vae, images, AT_ONCE) * self.vae.config.scaling_factor
+
     def decode(self, latents: Tensor) -> Tensor:
-        """Images float32 [N, C, H, W] of scaled latents; differentiable, not clipped."""
-        vae = self.pipeline.vae
-        scaled = latents.to(vae.dtype) / vae.config.scaling_factor
+        """Images float32 [N, C, H, W] of scaled latents; differentiable, not clipped (in pixel
+        space: clipped to [-1, 1]).
+        """
+        image = latents.float().clamp(-1, 1) if self.vae is None else self._decoded(latents)
+        return image.mean(dim=1, keepdim=True) if self.grey else image
+
+    def _decoded(self, latents: Tensor) -> Tensor:
+        scaled = latents.to(self.vae.dtype) / self.vae.config.scaling_factor
         together = CELLS_TOGETHER if latents.device.type == "cpu" else latents.numel() or 1
         parts = scaled.tensor_split(max(1, min(latents[:, 0].numel() // together, len(scaled))))
-        image = torch.cat([vae.decode(part).sample for part in parts]).float()
-        return image.mean(dim=1, keepdim=True) if self.grey else image
+        return torch.cat([self.vae.decode(part).sample for part in parts]).float()
 
     def noise(self, seed: int, indices: Sequence[int]) -> Tensor:
         """Starting latents [N, C, h, w]: number `index` of the series `seed`, the same in any order
@@ -535,7 +584,7 @@ class Generator:
                     r=rank,
                     lora_alpha=rank,
                     init_lora_weights="gaussian",
-                    target_modules=["to_q", "to_k", "to_v", "to_out.0", "conv1", "conv2"],
+                    target_modules=LORA_LAYERS,
                 )
             )
 

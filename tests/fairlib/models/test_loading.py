@@ -170,8 +170,8 @@ def test_a_safety_checker_without_its_folder_is_left_out(folder, image):
 @pytest.mark.parametrize(
     ("changes", "gone", "message"),
     [
-        ({"_class_name": "IFPipeline"}, ["vae"], "IFPipeline .*it has no vae"),
-        ({"_class_name": "FluxPipeline"}, ["unet"], "FluxPipeline .*it has no unet"),
+        ({"_class_name": "IFPipeline"}, ["unet"], "IFPipeline .*it has no unet; use a Stable"),
+        ({"_class_name": "FluxPipeline"}, ["unet", "vae"], "FluxPipeline .*it has no unet, vae"),
     ],
 )
 def test_a_pipeline_of_another_kind_is_named_before_it_is_read(folder, changes, gone, message):
@@ -208,6 +208,14 @@ def test_a_unet_that_wants_more_is_refused_at_loading(folder, options, message):
         gen.Generator.load(folder)
 
 
+def test_a_latent_denoiser_without_its_autoencoder_draws_no_pixels(folder):
+    index = json.loads((folder / INDEX).read_text()) | {"_class_name": "IFPipeline"}
+    (folder / INDEX).write_text(json.dumps({k: v for k, v in index.items() if k != "vae"}))
+    shutil.rmtree(folder / "vae")
+    with pytest.raises(WeightsError, match="takes more than images .*: 4 channels for 3"):
+        gen.Generator.load(folder)
+
+
 def test_images_need_not_be_square(folder):
     other_unet(folder, sample_size=[8, 16])
     assert drawn(folder).shape[-2:] == (64, 128)
@@ -229,17 +237,28 @@ def test_velocity_without_signal_at_the_end_draws_finite_images(folder, spacing)
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"rescale_betas_zero_snr": True}, "ends without signal"),
+        ({"rescale_betas_zero_snr": True}, "rescaled to end without signal"),
         ({"prediction_type": "sample"}, "expected one of epsilon, v_prediction"),
         ({"trained_betas": [0.0, *[0.01] * 999]}, "not finite"),
         ({"beta_start": -0.1, "beta_schedule": "linear"}, "not finite"),
-        ({"beta_schedule": "squaredcos_cap_v2"}, "ends without signal"),
     ],
 )
 def test_a_schedule_that_no_solver_can_follow_is_refused_at_loading(folder, changes, message):
     edit(folder / SCHEDULER, **changes)
     with pytest.raises(SettingsError, match=message):
         gen.Generator.load(folder)
+
+
+def test_a_cosine_schedule_is_followed_from_where_a_signal_is_left(folder, image):
+    edit(folder / SCHEDULER, beta_schedule="squaredcos_cap_v2")
+    generator = gen.Generator.load(folder)
+    # alphas of the cosine (Nichol & Dhariwal 2021, eq. 17), of which the first T are at least 0.0046
+    time = (torch.arange(1, 1001, dtype=torch.float64) / 1000 + 0.008) / 1.008 * torch.pi / 2
+    wanted = time.cos() ** 2 / torch.tensor(0.008 / 1.008 * torch.pi / 2).cos() ** 2
+    wanted = wanted[wanted >= 0.0046]
+    torch.testing.assert_close(generator.alphas_cumprod, wanted, rtol=1e-3, atol=1e-6)
+    drawn_by_cosine = generator.sample(PROMPTS[:1], 0, steps=2)
+    assert bool(drawn_by_cosine.isfinite().all()) and not torch.equal(drawn_by_cosine, image)
 
 
 def test_a_scheduler_without_alphas_is_refused(folder):
