@@ -54,7 +54,9 @@ class Study:
     guidance_scale: float
     counter: Counter
 
-    def predict_noise(self, latents: Tensor, timestep: int, prompt_embeds: Tensor) -> Tensor:
+    def predict_noise(
+        self, latents: Tensor, timestep: int | Tensor, prompt_embeds: Tensor
+    ) -> Tensor:
         kind = "recompute" if self.counter.recomputing else "forward"
         setattr(self.counter, kind, getattr(self.counter, kind) + len(latents))
         prediction = self.generator.predict_noise(

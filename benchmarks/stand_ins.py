@@ -26,7 +26,7 @@ class RandomGenerator:
         return torch.stack([torch.randn(4, 16, 16, generator=each) for each in seeds])
 
     def predict_noise(
-        self, latents: Tensor, timestep: int, prompt_embeds: Tensor, guidance_scale: float
+        self, latents: Tensor, timestep: int | Tensor, prompt_embeds: Tensor, guidance_scale: float
     ) -> Tensor:
         return self.denoiser(latents, timestep, prompt_embeds).sample
 

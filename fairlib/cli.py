@@ -80,19 +80,22 @@ def sample(options: argparse.Namespace) -> None:
 
 def tune(options: argparse.Namespace) -> None:
     """Tune a pipeline until a classifier's scores on its images follow those on real images, in the
-    shares asked for.
+    shares asked for; the same command again goes on where a run was killed.
     """
     from dataclasses import replace
 
+    from fairlib.io import read_tensors, write_tensors
     from fairlib.methods.alignment import AlignmentSettings
     from fairlib.methods.alignment import tune as steps
     from fairlib.methods.processes import start
     from fairlib.methods.targets import Target
 
+    if options.save_every < 1:
+        raise SettingsError(f"--save-every {options.save_every}: give a whole number from 1")
     is_first = start() == 0  # of those that `accelerate launch` or `torchrun` started
     generator = _generator(options)
-    prompts = _prompts(options.prompts)
-    target = Target.shares(_shares(options.shares), _scores(options.scores))
+    prompts, shares = _prompts(options.prompts), _shares(options.shares)
+    target = Target.shares(shares, _scores(options.scores))
     embed = _clip(options).embed_images if options.clip else None
     settings = replace(
         AlignmentSettings(prompts_per_step=min(4, len(prompts))),
@@ -104,13 +107,36 @@ def tune(options: argparse.Namespace) -> None:
         **FEW,
     )
     classifier = _classifier(options.classifier, options.device)
-    for step in steps(generator, classifier, prompts, target, embed=embed, settings=settings):
-        shares = ", ".join(f"{name} {share:.3f}" for name, share in step.shares.items())
-        if is_first:
-            print(f"step {step.step + 1} of {settings.steps}: {shares}", flush=True)
+    path = _state_of(options, settings, prompts, target)
+    state = read_tensors(path) if path.is_file() else None
+    more: Any = {"embed": embed, "settings": settings, "state": state}
+    for step in steps(generator, classifier, prompts, target, **more):
+        if not is_first:
+            continue
+        if (step.step + 1) % options.save_every == 0:
+            write_tensors(path, step.state.to_tensors())
+        text = ", ".join(f"{name} {share:.3f}" for name, share in step.shares.items())
+        print(f"step {step.step + 1} of {settings.steps}: {text}", flush=True)
     if is_first:
         generator.save(options.out)
+        path.unlink(missing_ok=True)
         print(options.out)
+
+
+def _state_of(options: argparse.Namespace, *given: Any) -> Path:
+    """Where this run of `tune` keeps its state until its results are there: beside them, in a file
+    whose name another model or anything else `given` would change. What a kill left of one half
+    written is removed.
+    """
+    from fairlib.settings import digest
+
+    models = [options.pipeline, options.classifier, options.clip]
+    form = [options.precision, options.image_size]
+    out = Path(options.out).expanduser().absolute()
+    path = out.with_name(f"{out.name}-{digest([models, form, given])}.safetensors")
+    for half in out.parent.glob(f".{path.name}.*"):
+        half.unlink()
+    return path
 
 
 def finetune(options: argparse.Namespace) -> None:
@@ -330,6 +356,8 @@ def _add_work(draw: Parser, align: Parser, check: Parser) -> None:
     text = "a CSV with the classifier's logits on real images"
     align.add_argument("--scores", required=True, help=text)
     align.add_argument("--steps", type=int, default=90, help="optimiser steps (default: 90)")
+    text = "steps from one saved state to the next (default: 10)"
+    align.add_argument("--save-every", type=int, default=10, help=text)
     align.add_argument("--lora", type=int, default=0, help="tune LoRA weights of this rank alone")
 
 

@@ -634,7 +634,9 @@ class _Run:
             self.prompt_embeds = self.generator.encode_prompts(self.prompts)
         self.objective = Objective(self.settings, self.targets, {})
 
-    def predict_noise(self, latents: Tensor, timestep: int, prompt_embeds: Tensor) -> Tensor:
+    def predict_noise(
+        self, latents: Tensor, timestep: int | Tensor, prompt_embeds: Tensor
+    ) -> Tensor:
         scale = self.settings.guidance_scale
         return self.generator.predict_noise(latents, timestep, prompt_embeds, scale)
 

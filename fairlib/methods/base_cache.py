@@ -38,10 +38,10 @@ class TunableModel(Protocol):
         """Starting latents `[N, C, h, w]`, a pure function of its arguments, row by row."""
 
     def predict_noise(
-        self, latents: Tensor, timestep: int, prompt_embeds: Tensor, guidance_scale: float
+        self, latents: Tensor, timestep: int | Tensor, prompt_embeds: Tensor, guidance_scale: float
     ) -> Tensor:
-        """The denoiser's prediction, classifier-free guidance included, shaped as `latents`; no
-        dropout.
+        """The denoiser's prediction, classifier-free guidance included, shaped as `latents`, at one
+        timestep or at one an image `[N]`; no dropout.
         """
 
     def decode(self, latents: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ from torch import Tensor
 from fairlib.errors import SettingsError
 from fairlib.models.solvers import Solver
 
-PredictNoise = Callable[[Tensor, int, Tensor], Tensor]
+PredictNoise = Callable[[Tensor, int | Tensor, Tensor], Tensor]
 SCHEMES = ("all", "stratified", "importance", "uniform", "early", "last")
 WEIGHTS = ("natural", "flat")
 
@@ -163,20 +163,24 @@ def replay(
     """Add the gradient of the loss to `.grad` of every parameter that `predict_noise` uses.
 
     `cotangent` is dL/dx_0 `[N, C, H, W]`; `coefficients` `[T]` as of `effective_coefficients`;
-    `importance` `[T, N]` as of `choose_steps`. Images that replay the same step share a call of at
-    most `micro_batch`. Returns the number of denoiser evaluations, one an image and step.
+    `importance` `[T, N]` as of `choose_steps`. A call takes at most `micro_batch` images (None: N),
+    each at its own step, for small calls are slow; the timestep is then a tensor of one an image.
+    Returns the number of denoiser evaluations, one an image and step.
 
     book/diffusion.md, Eq. (eq-replay).
     """
     scales = torch.as_tensor(importance * np.asarray(coefficients)[:, None]).to(cotangent)
-    for step, timestep in enumerate(trajectory.timesteps):
-        chosen = torch.as_tensor(np.flatnonzero(importance[step]), device=cotangent.device)
-        for part in chunks(len(chosen), micro_batch):
-            rows = chosen[part]
-            latents, embeds = trajectory.inputs[step][rows], trajectory.conditioning[rows]
-            scale = scales[step, rows].view(-1, *[1] * (cotangent.ndim - 1))
-            predict_noise(latents, timestep, embeds).backward(cotangent[rows] * scale)
-    return int(np.count_nonzero(importance))
+    steps, images = np.nonzero(importance)
+    for part in chunks(len(steps), micro_batch or len(cotangent)):
+        pairs = list(zip(steps[part], images[part], strict=True))
+        rows = torch.as_tensor(images[part], device=cotangent.device)
+        latents = torch.stack([trajectory.inputs[step][image] for step, image in pairs])
+        times = [trajectory.timesteps[step] for step in steps[part]]
+        time = times[0] if len(set(times)) == 1 else torch.tensor(times, device=latents.device)
+        scale = scales[steps[part], images[part]].view(-1, *[1] * (cotangent.ndim - 1))
+        prediction = predict_noise(latents, time, trajectory.conditioning[rows])
+        prediction.backward(cotangent[rows] * scale)
+    return len(steps)
 
 
 def chunks(total: int, size: int | None) -> list[slice]:

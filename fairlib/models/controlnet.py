@@ -188,7 +188,7 @@ class ControlledGenerator(Generator):
     def predict_noise(
         self,
         latents: Tensor,
-        timestep: int,
+        timestep: int | Tensor,
         prompt_embeds: Tensor,
         guidance_scale: float = 1.0,
         control: Tensor | None = None,

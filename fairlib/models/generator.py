@@ -408,23 +408,25 @@ class Generator:
     def predict_noise(
         self,
         latents: Tensor,
-        timestep: int,
+        timestep: int | Tensor,
         prompt_embeds: Tensor,
         guidance_scale: float = 1.0,
         **conditions: Any,
     ) -> Tensor:
         """Noise [N, C, h, w], or the velocity where the denoiser predicts that (`prediction_type`),
-        with classifier-free guidance (a scale of 1 is one plain evaluation).
+        with classifier-free guidance (a scale of 1 is one plain evaluation), at one timestep or at
+        one an image `[N]`.
 
         book/diffusion.md, Eq. (eq-cfg).
         """
         inputs = {"latents": latents, "embeds": prompt_embeds, **conditions}
+        time = torch.as_tensor(timestep, device=latents.device).expand(len(latents))
         if guidance_scale != 1.0:
             inputs = {k: torch.cat([v, v]) if _is_tensor(v) else v for k, v in inputs.items()}
             null = self.encode_prompts([""]).expand(len(latents), -1, -1)
             inputs["embeds"] = torch.cat([null, prompt_embeds])
         inputs = {k: v.to(self.denoiser.dtype) if _is_tensor(v) else v for k, v in inputs.items()}
-        time = torch.full((len(inputs["latents"]),), int(timestep), device=latents.device)
+        time = time.repeat(len(inputs["latents"]) // len(latents))
         found = self._counted(self._evaluate(time=time, **inputs)).to(latents.dtype)
         if guidance_scale == 1.0:
             return found

@@ -67,8 +67,9 @@ def run_one(options: argparse.Namespace) -> None:
 
 def grid(options: argparse.Namespace) -> int:
     """Run arms and seeds of several studies: done ones are skipped, failed ones named last."""
+    from fairlib.io import write_bytes
     from studies.engine.profiles import at_home
-    from studies.engine.study import missing, run_grid
+    from studies.engine.study import missing, run_grid, workflow
 
     chosen_settings = {name: at_home(value) for name, value in options.settings.items()}
     if options.jobs < 1:
@@ -83,6 +84,9 @@ def grid(options: argparse.Namespace) -> int:
     if options.list:
         for cell in cells:
             print(*cell, sep=":")
+        return 0
+    if options.snakemake:
+        print(write_bytes(options.snakemake, workflow(chosen_settings, list(cells)).encode()))
         return 0
     failed = run_grid(places, chosen_settings, list(cells), options.jobs)
     for label in failed:
@@ -146,6 +150,8 @@ def _parser(arguments: list[str]) -> argparse.ArgumentParser:
     words = "as brain, brain:plain,robust:1,2 or heart::3; @FILE has one a line"
     many.add_argument("cells", nargs="+", metavar="STUDY[:ARMS[:SEEDS]]", help=words)
     many.add_argument("--list", action="store_true", help="print what is left, and run nothing")
+    words = "write what is left as a workflow of Snakemake, and run nothing"
+    many.add_argument("--snakemake", metavar="FILE", help=words)
     many.add_argument("--jobs", type=int, default=1, metavar="N", help="at a time (default: 1)")
     many.add_argument("--device", help="where networks run, as cuda:1 (default: a GPU, or the CPU)")
     words = "of every study named, as '{\"images\": 400}' (default: those of a long run)"

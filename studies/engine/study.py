@@ -12,6 +12,7 @@ import dataclasses
 import gzip
 import json
 import re
+import shlex
 import subprocess
 import sys
 import time
@@ -40,6 +41,20 @@ Tables = dict[str, pd.DataFrame]
 INPUTS = "inputs"
 # where things lie is no part of what they are
 PATHS = ("data_dir", "weights", "everyone", "clip", "controlnet", "reference_weights")
+WORKFLOW = """\
+# Run it from the repository's root, as: snakemake -s FILE --keep-going --jobs 8 --executor slurm
+CELLS = {cells}
+SETTINGS = {settings}
+PYTHON = {python}
+
+rule all:
+    input: expand("runs/grid/{done}/{{cell}}", cell=CELLS)
+
+rule cell:
+    output: touch("runs/grid/{done}/{{cell}}")
+    params: settings=SETTINGS, python=PYTHON
+    shell: "{{params.python}} -m studies grid {{wildcards.cell:q}} --settings {{params.settings:q}}"
+"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -338,6 +353,18 @@ def run_grid(
     for name in places:
         run(name)
     return failed
+
+
+def workflow(settings: dict[str, Any], cells: list[tuple[str, str, int]]) -> str:
+    """A Snakefile that runs `cells` (study, arm, seed) with `settings` as jobs of a cluster. An
+    empty file in `runs/grid` says that a job is done; another commit does all of them again.
+    """
+    return WORKFLOW.format(
+        cells=json.dumps([":".join(map(str, cell)) for cell in cells], indent=4),
+        settings=json.dumps(json.dumps(settings)),
+        done=digest([cells, settings, commit()]),
+        python=json.dumps(shlex.quote(sys.executable)),
+    )
 
 
 def summarise(study: Study[S], settings: S, out: Path, only: Iterable[str] | None = None) -> None:

@@ -1,8 +1,13 @@
 """The command `fairlib`: what it prints and writes, and with which status it ends."""
 
+import inspect
 import json
+import os
+import random
+import signal
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pandas as pd
@@ -11,6 +16,7 @@ import torch
 from PIL import Image
 
 from fairlib.cli import main
+from fairlib.io import hashes
 from fairlib.models import clip
 from fairlib.models.autoencoder import build_autoencoder
 from fairlib.models.generator import Generator, assemble, build_denoiser
@@ -54,23 +60,115 @@ def test_sample_writes_the_images_of_the_seed(pipeline, tmp_path, capsys):
         assert (values - image[0]).abs().max() <= 0.5 / 127.5 + 1e-5
 
 
-def test_tune_writes_a_pipeline_that_has_moved(pipeline, tmp_path, capsys, monkeypatch):
+FEW = {"images_per_prompt": 2, "cache_size": 4, "cache_block": 2, "sampling_steps": 2,
+       "replay_steps": 1}  # fmt: skip
+
+
+@pytest.fixture
+def tuning(pipeline, tmp_path, monkeypatch):
+    """The start of a command that tunes the tiny pipeline, but for --steps and --out."""
     monkeypatch.setitem(sys.modules, "strangers_classifier", sys.modules[__name__])
+    monkeypatch.setattr("fairlib.cli.FEW", FEW)
     pd.DataFrame({"logit": [-2.0, -1.0, 1.0, 2.0]}).to_csv(tmp_path / "scores.csv", index=False)
     (tmp_path / "prompts.txt").write_text("axial brain\n\nbrain\n")
-    monkeypatch.setattr("fairlib.cli.FEW", {"images_per_prompt": 2, "cache_size": 2, "cache_block": 2,
-                                            "sampling_steps": 2, "replay_steps": 1})  # fmt: skip
+    command = ["tune", str(pipeline), str(tmp_path / "prompts.txt"), "--scores"]
+    command += [str(tmp_path / "scores.csv"), "--classifier", "strangers_classifier:bright"]
+    return [*command, "--shares", "F=0.458", "M=0.542"]
+
+
+def test_tune_writes_a_pipeline_that_has_moved(pipeline, tuning, tmp_path, capsys, monkeypatch):
     out, embed = tmp_path / "tuned", clip.Clip(None, None, 1, 8)
     embed.embed_images = lambda images: seen.append(len(images)) or images.flatten(1)
     seen = []
     monkeypatch.setattr(clip, "load_clip", lambda name, local: embed)
-    command = ["tune", str(pipeline), str(tmp_path / "prompts.txt"), "--scores"]
-    command += [str(tmp_path / "scores.csv"), "--classifier", "strangers_classifier:bright"]
-    command += ["--shares", "F=0.458", "M=0.542", "--steps", "1", "--out", str(out)]
+    command = [*tuning, "--steps", "1", "--out", str(out)]
     assert main([*command, "--lora", "2", "--clip", "a_folder"]) == 0 and seen
     assert "step 1 of 1: F " in capsys.readouterr().out
     before, after = (Generator.load(place).denoiser.state_dict() for place in (pipeline, out))
     assert any(not torch.equal(before[name], value) for name, value in after.items())
+
+
+START = """
+import sys
+sys.path.insert(0, {place!r})
+import fairlib.cli
+fairlib.cli.FEW = {few}
+sys.exit(fairlib.cli.main({command}))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name != "posix", reason="SIGKILL")
+def test_a_tuning_that_is_killed_twice_ends_with_the_same_bits(pipeline, tuning, tmp_path):
+    """SIGKILL at a random moment after a step's line; the same command goes on after the last saved
+    state.
+    """
+    (tmp_path / "other_process.py").write_text(inspect.getsource(bright))
+    tuning[tuning.index("strangers_classifier:bright")] = "other_process:bright"
+    tuning += ["--steps", "12", "--save-every", "1", "--lora", "2"]
+
+    def start(out):
+        command = [*tuning, "--out", str(tmp_path / out)]
+        code = START.format(place=str(tmp_path), few=FEW, command=command)
+        return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+
+    with start("whole") as process:
+        assert steps_in(process.stdout) == list(range(1, 13))
+    for _ in range(2):
+        with start("killed") as process:
+            assert process.stdout.readline().startswith("step ")
+            time.sleep(random.uniform(0, 0.05))
+            process.kill()
+            assert process.wait() == -signal.SIGKILL
+        assert not (tmp_path / "killed").exists()
+    with start("killed") as process:
+        left = steps_in(process.stdout)
+    assert left[0] > 2 and left[-1] == 12
+    assert hashes(tmp_path / "killed") == hashes(tmp_path / "whole") != {}
+
+
+def test_an_interrupted_tuning_is_taken_up_by_the_same_command_alone(
+    tuning, tmp_path, capsys, monkeypatch
+):
+    """Interrupted in its last step; each other run ends, and leaves no state behind."""
+    tuning += ["--steps", "3", "--save-every", "1", "--lora", "2"]
+
+    def run(out, *more):
+        status = main([*tuning, "--out", str(tmp_path / out), *more])
+        return status, steps_in(capsys.readouterr().out.splitlines())
+
+    with monkeypatch.context() as patched:
+        calls = counted(patched)
+        assert run("whole") == (0, [1, 2, 3])
+        counted(patched, last=len(calls))
+        assert run("left") == (130, [1, 2])
+    [state] = tmp_path.glob("left-*.safetensors")
+    (tmp_path / f".{state.name}.half").write_text("")
+    assert run("left", "--seed", "1") == (0, [1, 2, 3]) and state.is_file()
+    assert run("left") == (0, [3])
+    assert hashes(tmp_path / "left") == hashes(tmp_path / "whole") != {}
+    assert not list(tmp_path.glob("*.safetensors")) + list(tmp_path.glob(".*"))
+    assert main([*tuning, "--out", str(tmp_path / "out"), "--save-every", "0"]) == 2
+    assert "--save-every 0: give a whole number from 1" in capsys.readouterr().err
+
+
+def steps_in(lines):
+    """The numbers of the steps that were printed."""
+    return [int(line.split()[1]) for line in lines if line.startswith("step ")]
+
+
+def counted(monkeypatch, last=0):
+    """The calls of `bright`'s classifier from now on; it is interrupted in its call number `last`."""
+    calls, classifier = [], bright()
+
+    def classify(images):
+        calls.append(len(images))
+        if len(calls) == last:
+            raise KeyboardInterrupt
+        return classifier(images)
+
+    monkeypatch.setattr(sys.modules[__name__], "bright", lambda: classify)
+    return calls
 
 
 @pytest.mark.parametrize(

@@ -51,13 +51,14 @@ class SizeGenerator(nn.Module):
 
     def predict_noise(self, latents, timestep, prompt_embeds, guidance_scale):
         self.calls += len(latents)
-        signal = float(self.alphas_cumprod[timestep])
+        timestep = torch.as_tensor(timestep).view(-1, 1, 1, 1)
+        signal = self.alphas_cumprod.to(latents)[timestep]
         alpha, variance = signal**0.5, 1 - signal
         mean = prompt_embeds[:, :, :, None]
         exact = variance**0.5 * (latents - alpha * mean) / (signal * SPREAD**2 + variance)
         flat = latents.flatten(1)
         inputs = torch.cat(
-            [flat, torch.full_like(flat, timestep / 1000), prompt_embeds.flatten(1)], dim=1
+            [flat, (timestep / 1000).expand_as(latents).flatten(1), prompt_embeds.flatten(1)], dim=1
         )
         return exact + self.net(inputs).reshape(latents.shape)
 

@@ -237,13 +237,17 @@ def test_a_seed_decides_everything(size_generator, size_readers):
 
 @pytest.mark.parametrize("family", ["quantile", "class", "mean_kl", "mean_l2"])
 def test_micro_batches_do_not_change_the_step(size_generator, size_readers, family):
-    def weights(micro_batch):
-        settings = dataclasses.replace(SHORT, family=family, micro_batch=micro_batch, steps=2)
-        record = tuned(type(size_generator)(), size_readers, settings)[-1]
-        assert record.images.shape == (8, 1, 4, 4)
-        return record.state.to_tensors()["exp_avg/2.weight"]
+    """The gradient of the first: AdamW blows the rounding of a gradient near zero up, and one is."""
 
-    torch.testing.assert_close(weights(3), weights(None), rtol=1e-4, atol=1e-7)
+    def gradient(micro_batch):
+        settings = dataclasses.replace(SHORT, family=family, micro_batch=micro_batch, steps=1)
+        [record] = tuned(type(size_generator)(), size_readers, settings)
+        assert record.images.shape == (8, 1, 4, 4)
+        return record.state.to_tensors()["exp_avg/4.weight"]
+
+    whole = gradient(None)
+    assert (whole != 0).all()
+    torch.testing.assert_close(gradient(3), whole, rtol=1e-4, atol=1e-7)
 
 
 def test_counters_are_the_calls_that_were_made(size_generator, size_readers):
@@ -333,7 +337,7 @@ def test_a_model_that_predicts_velocity_is_sampled_as_its_twin_that_predicts_noi
         prediction_type = "v_prediction"
 
         def predict_noise(self, latents, timestep, *rest):
-            signal = float(self.alphas_cumprod[timestep])
+            signal = self.alphas_cumprod.to(latents)[torch.as_tensor(timestep).view(-1, 1, 1, 1)]
             return (
                 super().predict_noise(latents, timestep, *rest) - (1 - signal) ** 0.5 * latents
             ) / signal**0.5

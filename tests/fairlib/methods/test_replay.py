@@ -25,8 +25,8 @@ class TinyDenoiser(nn.Module):
         self.head = nn.Conv2d(channels, 2, 3, padding=1)
 
     def one(self, x, t, prompt):
-        angle = torch.tensor([t / 1000, (t / 1000) ** 2], dtype=x.dtype)
-        h = torch.tanh(self.stem(x) + self.time(angle)[None, :, None, None])
+        time = torch.as_tensor(t, dtype=x.dtype).view(-1, 1) / 1000
+        h = torch.tanh(self.stem(x) + self.time(torch.cat([time, time**2], 1))[:, :, None, None])
         score = torch.einsum("nchw,nlc->nlhw", h, self.key(prompt)).softmax(dim=1)
         return self.head(torch.tanh(h + torch.einsum("nlhw,nlc->nchw", score, self.value(prompt))))
 
@@ -136,6 +136,26 @@ def test_images_may_replay_different_steps_in_any_micro_batch(study):
         found = replayed(net, solver, noise, prompt, importance, micro_batch=micro_batch)
         for one, other in zip(found, expected, strict=True):
             torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-14)
+
+
+@pytest.mark.parametrize(("micro_batch", "calls"), [(None, 3), (4, 3), (1, 12)])
+def test_images_at_different_steps_share_calls_as_large_as_those_of_sampling(
+    study, micro_batch, calls
+):
+    """Few images at each of many steps would make many small calls, which are slow."""
+    net, noise, prompt, schedule = study
+    solver, sizes = dpm_solver_2m(schedule, 6), []
+    importance = np.zeros((6, 5))
+    importance[[0, 0, 0, 1, 1, 1, 2, 2, 3, 4, 5, 5], [0, 1, 2, 2, 3, 4, 0, 4, 1, 3, 2, 1]] = 2.0
+    run = rp.record(solver, net, noise, prompt)
+
+    def counted(x, *rest):
+        sizes.append(len(x))
+        return net(x, *rest)
+
+    cotangent, coefficients = cotangent_of(run.sample), solver.chain_coefficients()[1]
+    rp.replay(counted, run, cotangent, coefficients, importance, micro_batch)
+    assert len(sizes) == calls and sum(sizes) == 12 and max(sizes) <= (micro_batch or len(noise))
 
 
 def estimates(total, count, scheme, coefficients, values, draws=1500, images=1):

@@ -86,6 +86,18 @@ def test_guidance_is_the_line_between_both_predictions(generator):
     assert torch.allclose(guided, blank + 3 * (plain - blank), atol=1e-5)
 
 
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+def test_images_at_different_timesteps_in_one_call_are_those_of_a_call_each(generator, guidance):
+    latents, embeds = generator.noise(1, [0, 1]), generator.encode_prompts(PROMPTS)
+    times = [957, 37]
+    with torch.no_grad():
+        both = generator.predict_noise(latents, torch.tensor(times), embeds, guidance)
+        for row, time in enumerate(times):
+            given = latents[row : row + 1], time, embeds[row : row + 1], guidance
+            assert torch.allclose(both[row], generator.predict_noise(*given)[0], atol=1e-5)
+    assert not torch.allclose(both[1], both.flip(0)[1], atol=1e-2)
+
+
 def test_noise_is_a_function_of_seed_and_index(generator):
     whole = generator.noise(4, [0, 1, 2])
     assert torch.equal(whole[2:], generator.noise(4, [2]))

@@ -22,7 +22,7 @@ from packaging.utils import canonicalize_name
 from studies.book import colab
 from studies.book.notebooks import code_of
 from studies.engine import repository, stages_folder
-from studies.engine.profiles import notebooks
+from studies.engine.profiles import chapters, notebooks
 
 DATA = Path(__file__).resolve().parents[2] / "colab"
 [LIST] = DATA.glob("packages-*.txt")
@@ -216,3 +216,16 @@ def test_the_set_up_says_what_there_is(drive, monkeypatch, capsys, gpu):
 def test_it_runs_as_a_script():
     command = [sys.executable, colab.__file__, "--help"]
     assert "--drive" in subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def test_the_stored_run_is_of_every_chapter_with_the_listed_versions():
+    """`make colab` makes it. Of what it installed only pip, and what belongs to CUDA, may differ."""
+    made = json.loads((repository() / "results" / "colab" / "summary.json").read_text())
+    assert made["notebooks"].keys() == set(chapters())
+    assert all(outcome["seconds"] > 0 for outcome in made["notebooks"].values())
+    assert made["list"] == LIST.name and made["python"].startswith(PYTHON)
+    assert {name.split("-")[0] for name in made["other_versions"]} <= {"cuda", "nvidia", "pip"}
+    listed = {name: LISTED.get(canonicalize_name(name)) for name in made["packages"]}
+    assert listed["torch"] and listed["pandas"]
+    for name, version in listed.items():
+        assert version is None or version.split("+")[0] == made["packages"][name]

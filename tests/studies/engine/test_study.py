@@ -4,6 +4,11 @@ lost, mixed or made twice.
 
 import dataclasses
 import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -360,6 +365,32 @@ def test_a_grid_lists_what_is_left_and_reads_the_list(grid, tmp_path, capsys, mo
     assert grid(f"@{tmp_path / 'cells'}", "--jobs", "3", "--device", "meta") == 0
     assert given[0][2:] == ([("toy", "bad", 1), ("toy", "bad", 2), ("toy", "one", 2)], 3)
     assert os.environ["FAIRLIB_DEVICE"] == "meta"
+
+
+def test_a_grid_is_exported_as_a_workflow_of_what_is_left(grid, tmp_path, monkeypatch):
+    """Snakemake reads it, where it is installed; without it, Python stands in for its rules."""
+    engine.run_study(GRID, Settings(count=3), ["one"], [1])
+    path, settings = tmp_path / "Snakefile", '{"count": 3}'
+    assert grid("toy", "toy:one", "--snakemake", str(path), "--settings", settings) == 0
+    head, rules = path.read_text().split("\nrule all:")
+    names = {}
+    exec(head, names)
+    assert names["CELLS"] == ["toy:bad:1", "toy:bad:2", "toy:one:2"]
+    assert shlex.split(names["PYTHON"]) == [sys.executable]
+    [shell] = re.findall(r'shell: "(.*)"', rules)
+    quoted = re.sub(r"{(?:wildcards|params)\.(\w+)(?::q)?}", r"{\1}", shell)
+    text = shlex.quote(names["SETTINGS"])
+    command = shlex.split(quoted.format(cell="toy:one:2", settings=text, python=names["PYTHON"]))
+    assert command[:3] == [sys.executable, "-m", "studies"]
+    made = []
+    monkeypatch.setattr(engine, "run_grid", lambda *options: made.append(options) or [])
+    assert cli.main(command[3:]) == 0
+    assert made == [({"toy": f"{__name__}:GRID"}, {"count": 3}, [("toy", "one", 2)], 1)]
+    if snakemake := shutil.which("snakemake"):
+        done = subprocess.run(
+            [snakemake, "-n", "-s", path], cwd=tmp_path, capture_output=True, text=True, check=True
+        )
+        assert re.search(r"^cell +3$", done.stdout, re.MULTILINE)
 
 
 @pytest.mark.parametrize(
