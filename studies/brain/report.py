@@ -45,7 +45,7 @@ BASES = {  # folders of results, for readers
     "brain-second": "second base",
     "brain-realistic": "sexes that overlap",
 }
-BEFORE_AND_AFTER = ("untuned", "class-standard", "transport-robust")
+BEFORE_AND_AFTER = ("untuned", "class-standard", "transport-robust", "transport-standard")
 MAIN = tuple(LABELS)[:7]  # arms of the main figures; the others have a section of their own
 KEYS = {"tuning classifier": "tuning_classifier"}  # of evaluators, in names of quoted numbers
 NAMES = {
