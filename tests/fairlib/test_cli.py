@@ -11,6 +11,8 @@ import torch
 from PIL import Image
 
 from fairlib.cli import main
+from fairlib.methods.alignment import AlignmentSettings, tune
+from fairlib.methods.targets import Target
 from fairlib.models import clip
 from fairlib.models.autoencoder import build_autoencoder
 from fairlib.models.generator import Generator, assemble, build_denoiser
@@ -36,6 +38,15 @@ def pipeline(tmp_path_factory):
     return place / "pipeline"
 
 
+FEW = {"images_per_prompt": 2, "cache_size": 2, "cache_block": 2, "sampling_steps": 2,
+       "replay_steps": 1}  # fmt: skip
+GROUPED = {
+    "prompts.csv": "prompt,group\naxial brain,old\nbrain,young\n",
+    "shares.csv": "group,F,M\nold,0.4,0.6\nyoung,0.9,0.1\n",
+    "scores.csv": "group,logit\nold,-2\nold,3\nyoung,-1\nyoung,1\n",
+}
+
+
 def bright():
     """A classifier: bright images are of the first group."""
     return lambda images: 20 * images.flatten(1).mean(1)
@@ -58,8 +69,7 @@ def test_tune_writes_a_pipeline_that_has_moved(pipeline, tmp_path, capsys, monke
     monkeypatch.setitem(sys.modules, "strangers_classifier", sys.modules[__name__])
     pd.DataFrame({"logit": [-2.0, -1.0, 1.0, 2.0]}).to_csv(tmp_path / "scores.csv", index=False)
     (tmp_path / "prompts.txt").write_text("axial brain\n\nbrain\n")
-    monkeypatch.setattr("fairlib.cli.FEW", {"images_per_prompt": 2, "cache_size": 2, "cache_block": 2,
-                                            "sampling_steps": 2, "replay_steps": 1})  # fmt: skip
+    monkeypatch.setattr("fairlib.cli.FEW", FEW)
     out, embed = tmp_path / "tuned", clip.Clip(None, None, 1, 8)
     embed.embed_images = lambda images: seen.append(len(images)) or images.flatten(1)
     seen = []
@@ -71,6 +81,63 @@ def test_tune_writes_a_pipeline_that_has_moved(pipeline, tmp_path, capsys, monke
     assert "step 1 of 1: F " in capsys.readouterr().out
     before, after = (Generator.load(place).denoiser.state_dict() for place in (pipeline, out))
     assert any(not torch.equal(before[name], value) for name, value in after.items())
+
+
+def test_groups_of_prompts_have_targets_of_their_own(pipeline, tmp_path, capsys, monkeypatch):
+    """The command makes the weights that the library's call makes, to the bit."""
+    monkeypatch.setitem(sys.modules, "strangers_classifier", sys.modules[__name__])
+    monkeypatch.setattr("fairlib.cli.FEW", FEW)
+    monkeypatch.chdir(tmp_path)
+    for name, text in GROUPED.items():
+        (tmp_path / name).write_text(text)
+    command = ["tune", str(pipeline), "prompts.csv", "--shares", "shares.csv", "--steps", "1"]
+    command += ["--scores", "scores.csv", "--classifier", "strangers_classifier:bright"]
+    assert main([*command, "--out", "tuned"]) == 0, capsys.readouterr().err
+
+    targets = {
+        "old": Target.shares({"F": 0.4, "M": 0.6}, [-2.0, 3.0], name="old"),
+        "young": Target.shares({"F": 0.9, "M": 0.1}, [-1.0, 1.0], name="young"),
+    }
+    generator = Generator.load(pipeline)
+    settings = AlignmentSettings(steps=1, prompts_per_step=2, micro_batch=8, **FEW)
+    groups = {"axial brain": "old", "brain": "young"}
+    for _ in tune(generator, bright(), groups, Target.by_group(targets), settings=settings):
+        pass
+    generator.save(tmp_path / "library")
+    ours, theirs = (Generator.load(tmp_path / name).denoiser for name in ("tuned", "library"))
+    before = Generator.load(pipeline).denoiser.state_dict()
+    held = theirs.state_dict()
+    assert all(torch.equal(held[name], value) for name, value in ours.state_dict().items())
+    assert any(not torch.equal(before[name], value) for name, value in held.items())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"prompts.csv": "prompt\naxial brain\nbrain\n"}, "lacks column 'group'"),
+        ({"prompts.csv": "prompt,group\nbrain,old\nbrain,young\n"}, "'brain' stands twice"),
+        ({"prompts.csv": "text,group\nbrain,old\n"}, "has no column 'prompt'"),
+        ({"prompts.csv": "prompt,group\nbrain,old\n"}, "no prompt is of group 'young'"),
+        ({"shares.csv": "F,M\n0.4,0.6\n"}, "lacks column 'group'"),
+        ({"shares.csv": "group,F,M\nold,0.4,0.6\nold,0.5,0.5\n"}, "'old' stands twice"),
+        ({"shares.csv": "group,F,M\nold,0.4,x\n"}, "give the share of each class"),
+        ({"scores.csv": "group,logit\nold,-2\nold,3\n"}, "target 'young' has a share of 0.9"),
+    ],
+)
+def test_a_mistake_in_a_table_of_groups_is_named(
+    pipeline, tmp_path, capsys, monkeypatch, change, message
+):
+    monkeypatch.setitem(sys.modules, "strangers_classifier", sys.modules[__name__])
+    monkeypatch.chdir(tmp_path)
+    for name, text in (GROUPED | change).items():
+        (tmp_path / name).write_text(text)
+    command = ["tune", str(pipeline), "prompts.csv", "--shares", "shares.csv", "--out", "out"]
+    assert (
+        main([*command, "--scores", "scores.csv", "--classifier", "strangers_classifier:bright"])
+        == 2
+    )
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and message in error, error
 
 
 @pytest.mark.parametrize(
