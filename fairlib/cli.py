@@ -19,7 +19,6 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import fields
-from importlib import import_module
 from inspect import cleandoc
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
@@ -28,13 +27,14 @@ from fairlib.doctor import CAPTIONED, READERS, examine
 from fairlib.errors import DataError, FairlibError, SettingsError
 
 if TYPE_CHECKING:
+    import pandas as pd
     from torch import Tensor
 
     from fairlib.models.clip import Clip
     from fairlib.models.generator import Generator
 
 Parser = argparse.ArgumentParser
-PRECISIONS = {"fp32": "float", "bf16": "bfloat16", "fp16": "half"}  # names of a module's methods
+PRECISIONS = ("fp32", "bf16", "fp16")
 FEW: dict[str, Any] = {}  # settings of `tune` beside those of the command line, for tests
 
 
@@ -88,14 +88,13 @@ def tune(options: argparse.Namespace) -> None:
     from fairlib.methods.alignment import AlignmentSettings
     from fairlib.methods.alignment import tune as steps
     from fairlib.methods.processes import start
-    from fairlib.methods.targets import Target
+    from fairlib.models.classifier import find_classifier
 
     if options.save_every < 1:
         raise SettingsError(f"--save-every {options.save_every}: give a whole number from 1")
     is_first = start() == 0  # of those that `accelerate launch` or `torchrun` started
     generator = _generator(options)
-    prompts, shares = _prompts(options.prompts), _shares(options.shares)
-    target = Target.shares(shares, _scores(options.scores))
+    prompts, target = _aim(options)
     embed = _clip(options).embed_images if options.clip else None
     settings = replace(
         AlignmentSettings(prompts_per_step=min(4, len(prompts))),
@@ -106,7 +105,7 @@ def tune(options: argparse.Namespace) -> None:
         lora_rank=options.lora or 8,
         **FEW,
     )
-    classifier = _classifier(options.classifier, options.device)
+    classifier = find_classifier(options.classifier, accelerator(options.device))
     path = _state_of(options, settings, prompts, target)
     state = read_tensors(path) if path.is_file() else None
     more: Any = {"embed": embed, "settings": settings, "state": state}
@@ -197,19 +196,11 @@ def accelerator(name: str = "") -> str:
 
 def _generator(options: argparse.Namespace) -> Generator:
     """The pipeline on the device, in the precision and for the image size that are asked for."""
-    from torch import nn
-
     from fairlib.models.generator import Generator
 
     device, local = accelerator(options.device), not options.download
     generator = Generator.load(options.pipeline, device, local_files_only=local)
-    for part in generator.pipeline.components.values():
-        if isinstance(part, nn.Module):
-            getattr(part, PRECISIONS[options.precision])()
-    if options.image_size and generator.mean_latent is not None:
-        raise SettingsError("--image-size: a pipeline with a mean latent is of one size; leave it")
-    if options.image_size:
-        generator.resize(options.image_size)
+    generator.adapt(options.precision, options.image_size)
     return generator
 
 
@@ -227,14 +218,43 @@ def _clip(options: argparse.Namespace) -> Clip:
 
 
 def _prompts(given: list[str]) -> list[str]:
-    """Prompts as they are given, or the lines of a text file."""
-    if len(given) == 1 and given[0].endswith(".txt"):
-        from fairlib.cohorts.tables import read_text
-
-        given = [line.strip() for line in read_text(given[0]).splitlines() if line.strip()]
-    if not given:
+    """Prompts as they are given, or those of a file."""
+    prompts = _listed(given)["prompt"].tolist()
+    if not prompts:
         raise SettingsError("no prompts; give at least one")
-    return given
+    return prompts
+
+
+def _listed(given: list[str]) -> pd.DataFrame:
+    """Prompts, and what a file states of each."""
+    import pandas as pd
+
+    from fairlib.cohorts.tables import read_prompts
+
+    is_file = len(given) == 1 and given[0].endswith((".txt", ".csv"))
+    return read_prompts(given[0]) if is_file else pd.DataFrame({"prompt": given})
+
+
+def _aim(options: argparse.Namespace) -> tuple[Any, Any]:
+    """Prompts and target of `tune`: one target for all; or, where --shares is a table with a row a
+    group, {prompt: group} and {group: target}.
+    """
+    from fairlib.cohorts.tables import refuse_twice
+    from fairlib.methods.targets import Target
+    from fairlib.settings import need
+
+    place, prompts = "".join(options.shares), _listed(options.prompts)
+    if not place.endswith(".csv"):
+        target = Target.shares(_shares(options.shares), _scores(options.scores))
+        return _prompts(options.prompts), target
+    need(prompts, "group", name="the table of prompts")
+    table = _numbers(place, "the share of each class in each group", ("group",))
+    refuse_twice(place, table.index)
+    targets = {
+        group: Target.shares(shares, _scores(options.scores, group), name=group)
+        for group, shares in table.to_dict("index").items()
+    }
+    return dict(zip(prompts["prompt"], prompts["group"], strict=True)), Target.by_group(targets)
 
 
 def _shares(given: list[str]) -> dict[str, float]:
@@ -247,44 +267,38 @@ def _shares(given: list[str]) -> dict[str, float]:
         ) from None
 
 
-def _scores(path: str) -> Any:
-    """Logits of the classifier on real images: a CSV of one column, or of one column a group."""
+def _scores(path: str, group: str = "") -> Any:
+    """Logits of the classifier on real images: a CSV of one column, or of one column a class; where
+    it has a column `group`, on those of one group of prompts.
+    """
+    table = _numbers(path, "the classifier's logits on real images")
+    logits = table[table.index == group] if group and table.index.name else table
+    return logits.iloc[:, 0].to_numpy() if logits.shape[1] == 1 else logits.to_numpy()
+
+
+def _numbers(path: str, what: str, needed: Sequence[str] = ()) -> pd.DataFrame:
+    """A table of numbers; its column `group`, if it has one, is the index."""
     from fairlib.cohorts.tables import read_table
+    from fairlib.settings import need
 
     table = read_table(path)
+    need(table, *needed, name=path)
     try:
-        logits = table.astype(float).to_numpy()
+        return (table.set_index("group") if "group" in table else table).astype(float)
     except ValueError as error:
-        raise DataError(f"{path}: {error}; give the classifier's logits on real images") from None
-    return logits[:, 0] if logits.shape[1] == 1 else logits
+        raise DataError(f"{path}: {error}; give {what}") from None
 
 
 def _classifiers(options: argparse.Namespace) -> dict[str, Callable]:
     """{name: classifier} from NAME=CLASSIFIER; a CLASSIFIER alone is called "classifier"."""
+    from fairlib.models.classifier import find_classifier
+
     given = [f"classifier={part}" if "=" not in part else part for part in options.classifier]
     named = dict(part.split("=", 1) for part in given)
     if len(named) < len(given):
         raise SettingsError(f"--classifier {' '.join(given)}: give each a name of its own")
-    return {name: _classifier(place, options.device) for name, place in named.items()}
-
-
-def _classifier(name: str, device: str = "") -> Callable:
-    """A classifier on the device: a folder that `save_classifier` wrote, or
-    `package.module:function` that returns one.
-    """
-    if Path(name).expanduser().is_dir():
-        from fairlib.models.classifier import load_classifier
-
-        return load_classifier(name).to(accelerator(device))
-    module, _, function = name.partition(":")
-    try:
-        found = getattr(import_module(module), function)()
-        return found.to(accelerator(device)) if hasattr(found, "to") else found
-    except (ImportError, AttributeError, ValueError) as error:
-        raise SettingsError(
-            f"--classifier {name}: {error}; give a folder, or package.module:function that returns "
-            "a callable from images to logits"
-        ) from None
+    device = accelerator(options.device)
+    return {name: find_classifier(place, device) for name, place in named.items()}
 
 
 def _parser(arguments: Sequence[str] = ()) -> Parser:
@@ -309,7 +323,7 @@ def _parser(arguments: Sequence[str] = ()) -> Parser:
 def _add_shared(draw: Parser, align: Parser, check: Parser, learn: Parser) -> None:
     """What every command that loads a pipeline is asked for."""
     place = "a pipeline folder in diffusers' layout, or a hub name"
-    texts = "prompts, or one text file with a prompt a line"
+    texts = "prompts, or one file: text with a prompt a line, or a CSV with the column `prompt`"
     images = "a folder of PNG or JPEG images, with their prompts in images.csv"
     checked = f"{texts}; of a folder of images, those to audit (default: all)"
     for command in (draw, align):
@@ -349,11 +363,16 @@ def _add_work(draw: Parser, align: Parser, check: Parser) -> None:
     for command, use in ((align, "keeps images consistent"), (check, "feature space of distances")):
         command.add_argument("--clip", default="", help=f"{use}: {place}")
         text = "as F=0.458 M=0.542"
+        if command is align:
+            text += (
+                "; or, where the CSV of prompts has a column `group`, a CSV with a row of each: "
+            )
+            text += "`group`, and a column of shares for F, M, ..."
         command.add_argument("--shares", nargs="+", default=[], metavar="GROUP=SHARE", help=text)
     text = "a CSV: `group` (as in --shares), each classifier's logits in the column of its name"
     check.add_argument("--calibration", default="", help=f"{text}, and `subject` if there is one")
     check.add_argument("--reference", default="", help="a folder of real images, for distances")
-    text = "a CSV with the classifier's logits on real images"
+    text = "a CSV with the classifier's logits on real images, and with `group` where shares differ"
     align.add_argument("--scores", required=True, help=text)
     align.add_argument("--steps", type=int, default=90, help="optimiser steps (default: 90)")
     text = "steps from one saved state to the next (default: 10)"

@@ -105,6 +105,20 @@ def read_table(path: str | Path) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=header, dtype="str")
 
 
+def read_prompts(path: str | Path) -> pd.DataFrame:
+    """Read prompts, as a table of texts: a text file has one a line, a table the column `prompt`
+    and what else it states of each, such as the `group` whose target it has.
+
+    Raises `DataError` on a table without that column, and on a prompt that stands twice.
+    """
+    if Path(path).suffix.lower() == ".txt":
+        lines = [line.strip() for line in read_text(path).splitlines() if line.strip()]
+        return pd.DataFrame({"prompt": lines}, dtype="str")
+    table = read_table(path)
+    refuse_twice(path, table.iloc[:, column(path, list(table), "prompt")])
+    return table
+
+
 def _delimited(text: str, expected: str) -> tuple[str, str]:
     """A table's text and its delimiter: the one named in a first line such as `sep=;`, else the one
     most frequent in the header.

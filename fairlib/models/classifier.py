@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Literal, cast
 
 import numpy as np
@@ -20,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fairlib.errors import DataError
+from fairlib.errors import DataError, SettingsError
 from fairlib.io import to_images, write_json, write_tensors
 from fairlib.measures.shares import platt
 from fairlib.models.training import (
@@ -599,6 +600,24 @@ def save_classifier(
         **(report or {}),
     }
     write_json(Path(folder) / "classifier.json", about)
+
+
+def find_classifier(name: str, device: str | torch.device) -> Callable[[Tensor], Tensor]:
+    """A classifier on `device`: a folder that `save_classifier` wrote, or `package.module:function`
+    that returns one, a callable from images to logits.
+
+    Raises `SettingsError` when there is neither, `WeightsError` as `load_classifier`.
+    """
+    if Path(name).expanduser().is_dir():
+        return load_classifier(name).to(device)
+    try:
+        found = resolve_name(name)()
+    except (ImportError, AttributeError, ValueError) as error:
+        raise SettingsError(
+            f"classifier {name}: {error}; give a folder, or package.module:function that returns a "
+            "callable from images to logits"
+        ) from None
+    return found.to(device) if hasattr(found, "to") else found
 
 
 def load_classifier(folder: str | Path) -> Classifier:

@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 
 TRAINING_STEPS = 1000
 MEAN_LATENT = "mean_latent.safetensors"
+PRECISIONS = {"fp32": "float", "bf16": "bfloat16", "fp16": "half"}  # names of a module's methods
 # At least so many places of latents are decoded at once on a processor (16 images of 16 x 16) and
 # fewer than twice as many: what larger batches make in between leaves the allocator's reserve, and
 # the gradient takes half as long again; smaller ones differ in the last bit.
@@ -342,6 +343,20 @@ class Generator:
         pipeline.set_progress_bar_config(disable=True)
         path = Path(folder).expanduser() / MEAN_LATENT
         return cls(pipeline, device, read_tensors(path)["mean"] if path.is_file() else None)
+
+    def adapt(self, precision: Literal["fp32", "bf16", "fp16"] = "fp32", size: int = 0) -> None:
+        """Compute in this precision from now on, and draw square images of `size` pixels a side (0:
+        as many as before).
+
+        Raises `SettingsError` as `resize`, and on any size of a pipeline with a mean latent.
+        """
+        if size and self.mean_latent is not None:
+            raise SettingsError(f"image size {size}: a pipeline with a mean latent is of one size")
+        for part in self.pipeline.components.values():
+            if isinstance(part, nn.Module):
+                getattr(part, PRECISIONS[precision])()
+        if size:
+            self.resize(size)
 
     def resize(self, size: int) -> None:
         """Draw square images of `size` pixels a side from now on (0: as many as before).

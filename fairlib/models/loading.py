@@ -273,10 +273,10 @@ def pipeline_folder(name: str, revision: str = "", local: bool = True) -> tuple[
     Parameters
     ----------
     name
-        A folder, a name in `PRESETS`, or a hub name, as "owner/name".
+        A folder, a name in `PRESETS`, or a hub name, as "owner/name" or "owner/name@commit".
     revision
         Commit of a hub name, 40 hexadecimal digits, for what a branch holds may change. By default
-        that of the preset.
+        that of the name or the preset.
     local
         Look hub names up in the hub's cache alone.
 
@@ -287,6 +287,9 @@ def pipeline_folder(name: str, revision: str = "", local: bool = True) -> tuple[
     WeightsError
         No such pipeline, or one that holds pickles alone.
     """
+    if not Path(name).expanduser().is_dir():
+        name, _, commit = name.partition("@")
+        revision = revision or commit
     itself = Preset(name, "", "")
     preset = itself if Path(name).expanduser().is_dir() else PRESETS.get(name, itself)
     source, revision = preset.source, revision or preset.revision

@@ -9,13 +9,15 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from fairlib.cohorts.cohort import Cohort
 from fairlib.io import read_tensors, to_bytes, to_images, write_bytes, write_tensors
@@ -25,24 +27,28 @@ from fairlib.methods.targets import Target
 from fairlib.models.classifier import predict
 from fairlib.models.clip import Clip, load_clip
 from fairlib.models.generator import Generator
+from fairlib.models.loading import pipeline_folder
 from studies.brain.data import (
     EVALUATION_PROMPTS,
     BrainSettings,
     Prompt,
+    Prompts,
     Tuning,
     alignment,
     cache_settings,
     cohort,
     female_shares,
+    prompts_of,
     sampling,
     split,
 )
 from studies.brain.evaluators import Fitted, combined, tuning_classifier
 from studies.engine import accelerator
-from studies.engine.images import Sampling, load_generator
+from studies.engine.images import Sampling
 from studies.engine.stage import Artifact, Progress, stage
 from studies.engine.study import Arm
 
+SIDE = 128  # pixels of the slices that evaluators were fitted on
 NOISE = 5000  # the streams of evaluation start here; tuning uses its seed as it is
 STATE, HISTORY = "state.safetensors", "history.csv"
 LATENTS, READINGS = "latents.safetensors", "readings.safetensors"
@@ -75,17 +81,50 @@ class Plan:
 
 def evaluation(settings: BrainSettings, seed: int) -> Plan:
     """The images that every evaluator reads."""
-    return Plan(EVALUATION_PROMPTS, settings.images, NOISE + seed)
+    return Plan(prompts_of(settings), settings.images, NOISE + seed)
 
 
 def read_clip(folder: Path) -> Clip:
-    """Read CLIP to the device that networks run on."""
-    return load_clip(folder).to(accelerator())
+    """Read CLIP to the device that networks run on; a hub name is fetched."""
+    return load_clip(folder, local_files_only=False).to(accelerator())
+
+
+class SliceGenerator(Generator):
+    """A pipeline whose images are brought to what evaluators read, [N, 1, 128, 128]."""
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Images as the pipeline makes them, grey and resized; differentiable, not clipped."""
+        return as_slices(super().decode(latents))
+
+
+def as_slices(images: Tensor) -> Tensor:
+    """Images [N, C, H, W] as [N, 1, 128, 128]: the mean of their colours, smoothed where they are
+    larger.
+    """
+    grey = images if images.shape[1] == 1 else images.mean(1, keepdim=True)
+    if grey.shape[-2:] == (SIDE, SIDE):
+        return grey
+    return F.interpolate(grey, (SIDE, SIDE), mode="bilinear", antialias=True)
+
+
+def read_base(image_size: int, precision: str, folder: Path) -> SliceGenerator:
+    """Read a pipeline, its hashes checked, to the device that networks run on; what is no folder is
+    fetched from the hub.
+    """
+    place, _ = pipeline_folder(str(folder), local=False)
+    generator = SliceGenerator.load(place, accelerator())
+    generator.adapt(precision or "fp32", image_size)
+    return generator
+
+
+@cache  # of equal settings one reader, so that a loaded model is found again
+def _reader(image_size: int, precision: str) -> Callable[[Path], SliceGenerator]:
+    return partial(read_base, image_size, precision)
 
 
 def base_model(settings: BrainSettings) -> Artifact[Generator]:
     """The untuned model."""
-    return Artifact.weights(settings.weights, load_generator)
+    return Artifact.weights(settings.weights, _reader(settings.image_size, settings.precision))
 
 
 def clip_model(settings: BrainSettings) -> Artifact[Clip]:
@@ -159,18 +198,18 @@ def tuned_generator(base: Generator, tuned: dict[str, Tensor]) -> Generator:
 
 
 def targets_of(
-    everyone: Cohort, split_seed: int, classifier: nn.Module, target: str | float = "marginal"
+    everyone: Cohort, split_seed: int, classifier: nn.Module, prompts: Prompts, target: Any
 ) -> list[Target]:
-    """The target of each evaluation prompt: the tuning classifier's logits on slices of the same
-    contrast and grade that it was not fitted on.
+    """The target of each prompt: the tuning classifier's logits on slices of the same contrast and
+    grade that it was not fitted on.
 
     Images of one contrast and grade are ranked together; the female share is that of the cohort
-    (`female_shares`).
+    under `target` (`female_shares`).
     """
     part, shares = split(everyone, split_seed)["heldout"], female_shares(everyone, target)
     table = part.table.assign(logit=predict(classifier, part.load()).logit.numpy())
     targets = []
-    for prompt in EVALUATION_PROMPTS:
+    for prompt in prompts:
         rows = table[(table.contrast == prompt.contrast) & (table.grade == prompt.grade)]
         share, name = shares[prompt.group], f"{prompt.contrast}-{prompt.grade}"
         wanted, logits = {"F": share, "M": 1 - share}, rows.logit.to_numpy()
@@ -178,12 +217,12 @@ def targets_of(
     return targets
 
 
-def own_targets(cache: BaseCache) -> list[Target]:
-    """The untuned model's own distribution of logits as the target of each evaluation prompt: a
-    null, toward which there is nothing to tune.
+def own_targets(cache: BaseCache, prompts: Prompts) -> list[Target]:
+    """The untuned model's own distribution of logits as the target of each prompt: a null, toward
+    which there is nothing to tune.
     """
     targets = []
-    for place, prompt in enumerate(EVALUATION_PROMPTS):
+    for place, prompt in enumerate(prompts):
         logits = cache.all_logits(place)
         share = float((logits > 0).float().mean().clamp(0.01, 0.99))
         scores = {"F": share, "M": 1 - share}
@@ -196,16 +235,17 @@ def no_logits(images: Tensor) -> Tensor:
     raise NotImplementedError("the base cache is drawn before any classifier reads it")
 
 
-def _texts() -> list[str]:
-    return [prompt.text for prompt in EVALUATION_PROMPTS]
+def texts_of(prompts: Prompts) -> list[str]:
+    """What the prompts say."""
+    return [prompt.text for prompt in prompts]
 
 
 @stage
 def draw_base_cache(
-    out: Path, progress: Progress, settings: AlignmentSettings, base: Artifact[Generator]
+    out: Path, progress: Progress, settings: AlignmentSettings, base: Artifact, prompts: Prompts
 ) -> None:
     """Generate the untuned model's latents of every prompt, once for all arms that share them."""
-    cache = cache_base(base.load(), no_logits, _texts(), settings=settings)
+    cache = cache_base(base.load(), no_logits, texts_of(prompts), settings=settings)
     saved = out / "working" / LATENTS
     if saved.is_file():
         cache.load(read_tensors(saved))
@@ -225,10 +265,11 @@ def read_base_cache(
     base: Artifact[Generator],
     clip: Artifact[Clip],
     classifier: list[Artifact],
+    prompts: Prompts,
 ) -> None:
     """Read the base cache with one tuning classifier and with CLIP."""
-    embed = clip.load().embed_images
-    cache = cache_base(base.load(), combined(classifier), _texts(), embed=embed, settings=settings)
+    how = {"embed": clip.load().embed_images, "settings": settings}
+    cache = cache_base(base.load(), combined(classifier), texts_of(prompts), **how)
     cache.load(read_tensors(latents.load() / LATENTS))
     blocks = len(cache.prompts) * (cache.size // cache.block)
     for _ in progress.track(cache.fill(), blocks, "reading the base cache"):
@@ -250,6 +291,7 @@ def tune_denoiser(
     cache: Artifact[Path],
     label: str,
     every: int = 10,
+    prompts: Prompts = EVALUATION_PROMPTS,
 ) -> None:
     """Tune the base model's denoiser: `denoiser.safetensors` (moving average of the weights) and
     `history.csv`, a row a step.
@@ -257,14 +299,15 @@ def tune_denoiser(
     # a copy to change: what `load` gives is shared
     generator, follows = base.reader(base.folder), combined(classifier)
     how = {"embed": clip.load().embed_images, "settings": settings}
-    stored = cache_base(base.load(), follows, _texts(), **how)
+    texts = texts_of(prompts)
+    stored = cache_base(base.load(), follows, texts, **how)
     stored.load(read_tensors(cache.load() / READINGS))
     if target == "own":
-        targets = own_targets(stored)
+        targets = own_targets(stored, prompts)
     else:
-        targets = targets_of(everyone.load(), split_seed, follows, target)
+        targets = targets_of(everyone.load(), split_seed, follows, prompts, target)
     state, rows = _saved(out / "working")
-    steps = tune(generator, follows, _texts(), targets, **how, state=state, base_cache=stored)
+    steps = tune(generator, follows, texts, targets, **how, state=state, base_cache=stored)
     for step in progress.track(steps, settings.steps, label, done=len(rows)):
         rows.append(log_row(step))
         if (step.step + 1) % every == 0:
@@ -301,9 +344,9 @@ def log_row(step: AlignmentStep) -> dict:
 
 def base_cache(settings: BrainSettings, chosen: AlignmentSettings, classifier: Fitted) -> Artifact:
     """The base cache of a tuning with settings `chosen`, read by its tuning classifier."""
-    kept, base = cache_settings(chosen), base_model(settings)
-    latents = draw_base_cache(kept, base)
-    return read_base_cache(kept, latents, base, clip_model(settings), list(classifier))
+    kept, base, prompts = cache_settings(chosen), base_model(settings), prompts_of(settings)
+    latents = draw_base_cache(kept, base, prompts)
+    return read_base_cache(kept, latents, base, clip_model(settings), list(classifier), prompts)
 
 
 def tuned(settings: BrainSettings, tuning: Tuning, seed: int) -> Artifact[dict[str, Tensor]]:
@@ -320,6 +363,7 @@ def tuned(settings: BrainSettings, tuning: Tuning, seed: int) -> Artifact[dict[s
         settings.split_seed,
         base_cache(settings, chosen, classifier),
         f"tuning towards {tuning.family} targets by {tuning.classifier}, seed {seed}",
+        prompts=prompts_of(settings),
     )
 
 

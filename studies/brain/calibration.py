@@ -29,7 +29,7 @@ from studies.brain.arms import base_model
 from studies.brain.data import BrainSettings, cohort, split
 from studies.brain.phantom import RadiologySettings, draw_slice
 from studies.engine import StudyStream
-from studies.engine.images import Images, load_images, save_images
+from studies.engine.images import Images, encode, load_images, save_images
 from studies.engine.stage import Artifact, Progress, stage
 
 COLUMNS = ["subject", "sex", "grade", "contrast", "side"]
@@ -88,9 +88,8 @@ def denoise_again(
     """Images [N, 1, H, W] in [-1, 1], encoded, noised to the fourth of `steps` timesteps and
     denoised from there (Meng et al. 2022, SDEdit).
     """
-    vae = generator.pipeline.vae
-    colours = images.expand(-1, vae.config.in_channels, -1, -1)
-    latents = vae.encode(colours.to(vae.dtype)).latent_dist.mean.float() * vae.config.scaling_factor
+    encoded = encode(generator, images.to(generator.pipeline.vae.dtype))
+    latents = encoded.to(generator.device)
     whole = ddim(generator.alphas_cumprod, steps, prediction_type=generator.prediction_type)
     each = {name: values for name, values in vars(whole).items() if name != "name"}
     first = int(DENOISED_FROM * steps)

@@ -18,6 +18,8 @@ from fairlib.cohorts.brats import GRADES, caption, find_biotabs, find_subjects, 
 from fairlib.cohorts.cohort import Cohort
 from fairlib.cohorts.roco import read_roco
 from fairlib.cohorts.slices import CONTRASTS
+from fairlib.cohorts.tables import group_codes, read_prompts
+from fairlib.errors import DataError
 from fairlib.methods.alignment import AlignmentSettings
 from studies.brain.phantom import PhantomSettings, RadiologySettings, write_brats, write_roco
 from studies.engine import runs_folder
@@ -25,6 +27,7 @@ from studies.engine.images import Sampling
 from studies.engine.stage import Artifact, Progress, stage
 
 Target = str | float
+BATCH = 50
 # of the comparison: 30 steps of 24 images and 120 noises a prompt are 17,760 denoiser evaluations,
 # base cache included
 BUDGET = {"steps": 30, "warmup": 4, "cache_size": 120}
@@ -37,12 +40,18 @@ class BrainSettings:
     cohort: "phantom" (written on first use) or "brats" (the real layout under `data_dir`, with
     `name_mapping.csv` and `*clinical_patient_{gbm,lgg}.txt` beside it). subjects: multiple of the
     real cohort's counts for the phantom.
+    weights: a pipeline folder, or a preset or hub name (`loading.pipeline_folder`). clip: of the
+    consistency term (`load_clip`). classifier: of the reader, in place of the tuning classifiers
+    (`find_classifier`); empty: they are fitted. prompts: a table in place of the eight
+    (`prompts_of`). image_size: pixels a side that the pipeline draws (0: as it says); evaluators
+    read them as grey images of 128. lora: rank of the LoRA weights that are tuned (0: all weights
+    are). precision: of the pipeline; empty: fp32.
     radiology: synthetic ROCO slices of the training set. classifier_steps: optimiser steps of each
     classifier. radius: L2 radius of the robust tuning classifier's adversary.
     classifier_seed: of the tuning classifiers; cache_seed: of the base cache's noises; None gives
     every run its own.
-    images: generated per arm and seed. tuning: settings of the tuning (`AlignmentSettings`) other
-    than the arms', by default the budget of `plan.md`.
+    images: generated per arm and seed; batch_size: of them at once. tuning: settings of the tuning
+    (`AlignmentSettings`) other than the arms', by default the budget of `plan.md`.
     calibration: images of known sex in the primary calibration set; denoised, pairs: in the others;
     transfer: generated in each condition of `transfer`.
     """
@@ -51,6 +60,11 @@ class BrainSettings:
     data_dir: str = ""
     weights: str = "weights/brain"
     clip: str = "weights/clip"
+    classifier: str = ""
+    prompts: str = ""
+    image_size: int = 0
+    lora: int = 0
+    precision: Literal["", "bf16", "fp16"] = ""
     effect: str = "teaching"
     subjects: float = 5.0
     cohort_seed: int = 2
@@ -63,7 +77,7 @@ class BrainSettings:
     images: int = 1000
     sampling_steps: int = 8
     guidance_scale: float = 2.0
-    batch_size: int = 50
+    batch_size: int = BATCH
     tuning: dict[str, Any] = field(default_factory=lambda: dict(BUDGET))
     calibration: int = 4000
     denoised: int = 1200
@@ -116,8 +130,11 @@ def alignment(settings: BrainSettings, tuning: Tuning, seed: int) -> AlignmentSe
         "sampling_steps": settings.sampling_steps,
         "guidance_scale": settings.guidance_scale,
         "noise_seed": settings.cache_seed,
+        # None: a step's images at once, as in the stored runs
+        "micro_batch": settings.batch_size if settings.batch_size < BATCH else None,
         **TUNING,
         **({} if tuning.family == "transport" else RANKED),
+        **({"trainable": "lora", "lora_rank": settings.lora} if settings.lora else {}),
         **settings.tuning,
         **tuning.changes,
     }
@@ -127,7 +144,7 @@ def alignment(settings: BrainSettings, tuning: Tuning, seed: int) -> AlignmentSe
 def cache_settings(settings: AlignmentSettings) -> AlignmentSettings:
     """What the base cache of a tuning depends on; all else as `AlignmentSettings` has it."""
     seed = settings.seed if settings.noise_seed is None else settings.noise_seed
-    names = ("cache_size", "cache_block", "solver", "sampling_steps", "guidance_scale")
+    names = "cache_size", "cache_block", "solver", "sampling_steps", "guidance_scale", "micro_batch"
     kept = {name: getattr(settings, name) for name in names}
     return AlignmentSettings(images_per_prompt=1, replay_steps=1, noise_seed=seed, **kept)
 
@@ -246,6 +263,10 @@ class Prompt:
         return self.grade
 
 
+Prompts = tuple[Prompt, ...]
+WORDS = {"contrast": CONTRASTS, "group": GRADES, "side": SIDES}  # of a table of prompts
+
+
 def mirrored(text: str) -> str:
     """The caption of the same slice seen in a mirror: "left" and "right" change places, all else
     stays.
@@ -268,6 +289,23 @@ EVALUATION_PROMPTS = tuple(
 FIDELITY_PROMPTS = EVALUATION_PROMPTS + tuple(
     _prompt(contrast, "none", "none") for contrast in CONTRASTS
 )
+
+
+def prompts_of(settings: BrainSettings) -> Prompts:
+    """The evaluation prompts, or those of the table `settings.prompts`: columns `prompt`,
+    `contrast`, `group` (the grade) and `side`, in the words that the evaluation prompts have.
+
+    Raises `DataError` on a missing column and another word, and unless there are four prompts or
+    more, of both grades, one of a contrast, grade and side.
+    """
+    if not settings.prompts:
+        return EVALUATION_PROMPTS
+    table = read_prompts(settings.prompts)
+    group_codes(table, WORDS)  # refuses others
+    if len(table) < 4 or table.duplicated([*WORDS]).any() or table["group"].nunique() < len(GRADES):
+        found = f"{settings.prompts}: {len(table)} prompts"
+        raise DataError(f"{found}; give four or more, of both grades, one a contrast and side")
+    return tuple(Prompt(*row) for row in table[["prompt", *WORDS]].itertuples(index=False))
 
 
 def smaller(images: int) -> dict[str, int]:

@@ -8,9 +8,11 @@ of readings is a stage of its own, so that one more evaluator recomputes nothing
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from pkgutil import resolve_name
 
 import numpy as np
 import pandas as pd
@@ -20,18 +22,22 @@ from torch import Tensor, nn
 from fairlib.cohorts.cohort import Cohort
 from fairlib.io import write_bytes
 from fairlib.measures.shares import Evaluator
+from fairlib.methods.targets import class_logits
 from fairlib.models.classifier import (
     RESIDUAL,
     ClassifierSettings,
     calibrate,
+    find_classifier,
     predict,
     save_classifier,
 )
 from fairlib.rng import numpy_rng
+from fairlib.settings import digest
 from studies.brain.anatomy import AREA, AXES, AnatomicalMeasurement, fit_anatomy
 from studies.brain.data import BrainSettings, cohort, split
-from studies.engine import StudyStream
+from studies.engine import StudyStream, accelerator
 from studies.engine.images import fit_heads, read_classifier
+from studies.engine.reach import code_digest
 from studies.engine.stage import Artifact, Progress, stage
 
 HEADS = {"female": "binary"}
@@ -138,7 +144,11 @@ def classifier_settings(settings: BrainSettings, kind: str, seed: int) -> Classi
 
 
 def tuning_classifier(settings: BrainSettings, kind: str, seed: int = 0) -> list[Artifact]:
-    """The tuning classifier `kind`, of run `seed` where every run has its own."""
+    """The tuning classifier `kind`, of run `seed` where every run has its own; the reader's, if
+    there is one.
+    """
+    if settings.classifier and kind != "shuffled":
+        return [own_classifier(settings.classifier)]
     own = seed if settings.classifier_seed is None else settings.classifier_seed
     kind, _, how = kind.partition("_")
     everyone = cohort(short_training(settings) if how == "short" else settings)
@@ -149,6 +159,39 @@ def tuning_classifier(settings: BrainSettings, kind: str, seed: int = 0) -> list
         settings = short_training(settings)
     fit = classifier_settings(settings, kind, own)
     return [sex_classifier(fit, everyone, settings.split_seed, "tuning", kind)]
+
+
+class OwnClassifier(nn.Module):
+    """A classifier of the reader's (`find_classifier`) as evaluators are read: images
+    [N, 1, 128, 128] in [-1, 1] to logits [N], positive for female; of two logits an image, the
+    first is of female.
+    """
+
+    heads, scalars = HEADS, ("female",)
+
+    def __init__(self, place: Path):
+        super().__init__()
+        self.function = find_classifier(str(place), accelerator())
+        self.register_buffer("threshold", torch.zeros(1, device=accelerator()))
+        self.eval().requires_grad_(False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return class_logits(self.function(images), 2)
+
+    def read(self, images: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        """The logits by head, and as features."""
+        logits = self(images)
+        return {"female": logits}, logits[:, None]
+
+
+def own_classifier(name: str) -> Artifact[OwnClassifier]:
+    """A classifier of the reader's; a function is known by the code of its module that it reaches,
+    not by the files that it reads.
+    """
+    known = Artifact.weights(name, OwnClassifier)
+    with suppress(ImportError, AttributeError, ValueError):  # `load` says what is wrong
+        known = replace(known, digest=digest([name, code_digest(resolve_name(name))]))
+    return known
 
 
 def short_training(settings: BrainSettings) -> BrainSettings:

@@ -47,15 +47,17 @@ from studies.brain.arms import (
     read_denoiser,
     read_images,
     targets_of,
+    texts_of,
 )
 from studies.brain.data import (
-    EVALUATION_PROMPTS,
     RANKED,
     TUNING,
     BrainSettings,
+    Prompts,
     Tuning,
     alignment,
     cohort,
+    prompts_of,
     sampling,
     split,
 )
@@ -142,11 +144,12 @@ def grpo_denoiser(
     everyone: Artifact[Cohort],
     split_seed: int,
     label: str,
+    prompts: Prompts,
 ) -> None:
     """Tune the base model's denoiser by Fair-GRPO: `denoiser.safetensors` and `history.csv`."""
     generator, follows = base.reader(base.folder), combined(classifier)
-    targets = targets_of(everyone.load(), split_seed, follows)
-    texts = [prompt.text for prompt in EVALUATION_PROMPTS]
+    targets = targets_of(everyone.load(), split_seed, follows, prompts, "marginal")
+    texts = texts_of(prompts)
     steps = grpo(generator, follows, texts, targets, settings=settings, base=base.load())
     count = settings.steps * settings.updates_per_batch
     rows = [log_row(step) for step in progress.track(steps, count, label)]
@@ -184,6 +187,7 @@ def grpo_images(
         cohort(settings),
         settings.split_seed,
         label,
+        prompts_of(settings),
     )
     label = f"images after the policy gradient, seed {seed}"
     return generate(base, denoiser, plan or evaluation(settings, seed), sampling(settings), label)
@@ -211,10 +215,10 @@ def kept_images(
     """Generate with the base model and keep the images that bring the tuning classifier's readings
     to the target: `images.safetensors`, and in `draws.json` how many were generated.
     """
-    follows, texts = combined(classifier), [prompt.text for prompt in plan.prompts]
+    follows, texts = combined(classifier), texts_of(plan.prompts)
     stored = cache_base(base.load(), follows, texts, settings=settings)
     stored.load(read_tensors(cache.load() / READINGS))
-    targets = targets_of(everyone.load(), split_seed, follows)
+    targets = targets_of(everyone.load(), split_seed, follows, plan.prompts, "marginal")
     shares = [group_shares(stored.all_logits(i), targets[i].groups) for i in range(len(texts))]
     kept = generate_and_keep(
         base.load(),
@@ -321,7 +325,7 @@ def guided_images(
 ) -> None:
     """Images of the base model under guidance, as `sample` makes them prompt by prompt."""
     follows, track = combined(classifier), partial(progress.track, label=label)
-    targets = targets_of(everyone.load(), split_seed, follows)
+    targets = targets_of(everyone.load(), split_seed, follows, plan.prompts, "marginal")
     made = sample(Guided(base.load(), follows, targets, strength, plan, chosen, track))
     write_tensors(out / "images.safetensors", {"images": to_bytes(made).cpu()})
 

@@ -46,11 +46,11 @@ from studies.brain.calibration import (
     test_table,
 )
 from studies.brain.data import (
-    EVALUATION_PROMPTS,
     BrainSettings,
     Tuning,
     alignment,
     cohort,
+    prompts_of,
 )
 from studies.brain.evaluators import EVALUATORS, EVERYWHERE, KINDS, combined, read_by
 from studies.brain.quality import (
@@ -244,7 +244,7 @@ def _grpo_cost(run: Run) -> list[tuple[str, int, int]]:
 
 
 def _kept_cost(run: Run) -> list[tuple[str, int, int]]:
-    steps, prompts = run.settings.sampling_steps, len(EVALUATION_PROMPTS)
+    steps, prompts = run.settings.sampling_steps, len(prompts_of(run.settings))
     cache = alignment(run.settings, Tuning("robust"), run.seed).cache_size
     more = rivals.draws_of(run.artifact) - run.settings.images
     return [("base cache", prompts * cache * steps, 0), ("images not kept", more * steps, 0)]
@@ -283,11 +283,11 @@ def cost(run: Run) -> pd.DataFrame:
     if isinstance(run.arm, TunedArm):
         chosen = alignment(settings, run.arm.tuning, run.seed)
         log = tuning_history(run)[["forward", "backward"]].sum()
-        used = chosen.cache_size
+        used, prompts = chosen.cache_size, len(prompts_of(settings))
         if chosen.family != "transport":  # no target waits for the whole cache
-            visits = chosen.steps * chosen.prompts_per_step / len(EVALUATION_PROMPTS)
+            visits = chosen.steps * chosen.prompts_per_step / prompts
             used = min(used, round(visits * chosen.images_per_prompt))
-        rows.append(("base cache", len(EVALUATION_PROMPTS) * used * chosen.sampling_steps, 0))
+        rows.append(("base cache", prompts * used * chosen.sampling_steps, 0))
         rows.append(("tuning", log.forward - log.backward, 0))
         rows.append(("replay", log.backward, log.backward))
     else:
@@ -502,6 +502,7 @@ STUDY: Study[BrainSettings] = Study(
     seeds=tuple(range(1, 9)),
     shown=shown,
     folder=lambda settings: Path(settings.weights).name,  # results/brain-second, of another base
+    fixed=("weights", "clip", "classifier", "prompts", "image_size", "lora", "precision"),
 )
 TRANSFER = replace(
     STUDY,

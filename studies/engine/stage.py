@@ -72,20 +72,23 @@ class Artifact(Generic[T]):
         return _loaded(self)
 
     @property
-    def identity(self) -> list[str]:
+    def identity(self) -> list[Any]:
         """What a stage that takes this artifact depends on: the files, and the code that reads
-        them.
+        them, with what it was given.
         """
-        return [self.digest, code_digest(self.reader)]
+        code_of = identity if isinstance(self.reader, functools.partial) else code_digest
+        return [self.digest, code_of(self.reader)]
 
     @classmethod
     def weights(cls, name: str | Path, reader: Callable[[Path], T]) -> Artifact[T]:
-        """Weights made elsewhere: a folder, known by the hashes of its manifest, or else a name of
-        a hub.
+        """Weights made elsewhere: a folder, known by the hashes of its manifest or, where there is
+        none, by names, sizes and times of its files; or else a name of a hub.
         """
         folder = Path(name)
-        known = (folder / "manifest.json").is_file()
-        return cls(folder, content_digest(folder) if known else str(name), reader)
+        if (folder / MANIFEST).is_file():
+            return cls(folder, content_digest(folder), reader)
+        files = [path for path in folder.rglob("*") if path.is_file()]
+        return cls(folder, files_digest(files) if files else str(name), reader)
 
     @classmethod
     def files(

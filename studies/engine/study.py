@@ -129,7 +129,8 @@ class Study(Generic[S]):
     arms that are made for every seed, whichever are asked for (the untuned model, real images).
     default_arms, seeds: what a long run makes. folder: settings -> name in `results/`. criteria:
     tables -> rows of `studies.engine.criteria`. shown: run -> images that a reader sees, uint8
-    [N, C, H, W], kept beside the tables as one sheet.
+    [N, C, H, W], kept beside the tables as one sheet. fixed: settings whose other values no stored
+    run can stand for.
     """
 
     name: str
@@ -145,6 +146,7 @@ class Study(Generic[S]):
     seeds: tuple[int, ...] = (1, 2, 3, 4, 5)
     folder: Callable[[S], str] | None = None
     shown: Callable[[Run[S]], Tensor] | None = None
+    fixed: tuple[str, ...] = ()
 
     def results(self, settings: S | None = None) -> Path:
         """The folder in `results/` of a study of these settings."""
@@ -392,7 +394,8 @@ def results_of(
     that shows none), and the seed of the images: of the long runs (`runs` is "stored"), or made
     here of `seed` ("live"); of several seeds the images are of the first.
 
-    Raises `SettingsError` on another word, `DataError` when nothing is stored of this cohort.
+    Raises `SettingsError` on another word and where the long runs have another value of what is
+    `fixed`, `DataError` when nothing is stored of this cohort.
     """
     seeds = [seed] if isinstance(seed, int) else list(seed)
     chosen = study.arms_of(settings, arms) if study.shown else ()
@@ -407,6 +410,10 @@ def results_of(
         raise DataError(
             f"{folder}: of cohort {stored.cohort!r}, not {settings.cohort!r}; set runs = 'live'"
         )
+    for name in study.fixed:
+        if getattr(settings, name) != (there := getattr(stored, name)):
+            made = f"{name}: the stored runs were made with {there!r}"
+            raise SettingsError(f"{made}, not {getattr(settings, name)!r}; set runs = 'live'")
     sheets = {path.name for path in (folder / "images").glob("*.png")}
     for number in study.seeds:
         paths = {arm: sheet_path(folder, arm, number) for arm in chosen}
@@ -582,10 +589,12 @@ def merged(path: Path, new: pd.DataFrame) -> pd.DataFrame:
 
 def same_study(path: Path, identity: dict[str, Any]) -> None:
     """Raise `DataError` when the record at `path` is there and was made by a study that differs in
-    `identity`; of its inputs, in those that the record names.
+    `identity`; of its inputs, in those that the record names. A setting that is newer than the
+    record counts where it is set.
     """
     record = {INPUTS: {}, **(read_json(path) if path.is_file() else identity)}
-    expected = dict(identity)
+    known, expected = record.get("study", {}), dict(identity)
+    expected["study"] = {k: v for k, v in identity["study"].items() if v or k in known}
     if INPUTS in identity:
         expected[INPUTS] = {key: identity[INPUTS].get(key) for key in record[INPUTS]}
     differing = [key for key in expected if record.get(key) != expected[key]]

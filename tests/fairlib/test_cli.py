@@ -17,6 +17,8 @@ from PIL import Image
 
 from fairlib.cli import main
 from fairlib.io import hashes
+from fairlib.methods.alignment import AlignmentSettings, tune
+from fairlib.methods.targets import Target
 from fairlib.models import clip
 from fairlib.models.autoencoder import build_autoencoder
 from fairlib.models.generator import Generator, assemble, build_denoiser
@@ -40,6 +42,13 @@ def pipeline(tmp_path_factory):
     generator = Generator(assemble(*parts, build_denoiser((16, 32), 32)))
     generator.save(place / "pipeline")
     return place / "pipeline"
+
+
+GROUPED = {
+    "prompts.csv": "prompt,group\naxial brain,old\nbrain,young\n",
+    "shares.csv": "group,F,M\nold,0.4,0.6\nyoung,0.9,0.1\n",
+    "scores.csv": "group,logit\nold,-2\nold,3\nyoung,-1\nyoung,1\n",
+}
 
 
 def bright():
@@ -169,6 +178,63 @@ def counted(monkeypatch, last=0):
 
     monkeypatch.setattr(sys.modules[__name__], "bright", lambda: classify)
     return calls
+
+
+def test_groups_of_prompts_have_targets_of_their_own(pipeline, tmp_path, capsys, monkeypatch):
+    """The command makes the weights that the library's call makes, to the bit."""
+    monkeypatch.setitem(sys.modules, "strangers_classifier", sys.modules[__name__])
+    monkeypatch.setattr("fairlib.cli.FEW", FEW)
+    monkeypatch.chdir(tmp_path)
+    for name, text in GROUPED.items():
+        (tmp_path / name).write_text(text)
+    command = ["tune", str(pipeline), "prompts.csv", "--shares", "shares.csv", "--steps", "1"]
+    command += ["--scores", "scores.csv", "--classifier", "strangers_classifier:bright"]
+    assert main([*command, "--out", "tuned"]) == 0, capsys.readouterr().err
+
+    targets = {
+        "old": Target.shares({"F": 0.4, "M": 0.6}, [-2.0, 3.0], name="old"),
+        "young": Target.shares({"F": 0.9, "M": 0.1}, [-1.0, 1.0], name="young"),
+    }
+    generator = Generator.load(pipeline)
+    settings = AlignmentSettings(steps=1, prompts_per_step=2, micro_batch=8, **FEW)
+    groups = {"axial brain": "old", "brain": "young"}
+    for _ in tune(generator, bright(), groups, Target.by_group(targets), settings=settings):
+        pass
+    generator.save(tmp_path / "library")
+    ours, theirs = (Generator.load(tmp_path / name).denoiser for name in ("tuned", "library"))
+    before = Generator.load(pipeline).denoiser.state_dict()
+    held = theirs.state_dict()
+    assert all(torch.equal(held[name], value) for name, value in ours.state_dict().items())
+    assert any(not torch.equal(before[name], value) for name, value in held.items())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"prompts.csv": "prompt\naxial brain\nbrain\n"}, "lacks column 'group'"),
+        ({"prompts.csv": "prompt,group\nbrain,old\nbrain,young\n"}, "'brain' stands twice"),
+        ({"prompts.csv": "text,group\nbrain,old\n"}, "has no column 'prompt'"),
+        ({"prompts.csv": "prompt,group\nbrain,old\n"}, "no prompt is of group 'young'"),
+        ({"shares.csv": "F,M\n0.4,0.6\n"}, "lacks column 'group'"),
+        ({"shares.csv": "group,F,M\nold,0.4,0.6\nold,0.5,0.5\n"}, "'old' stands twice"),
+        ({"shares.csv": "group,F,M\nold,0.4,x\n"}, "give the share of each class"),
+        ({"scores.csv": "group,logit\nold,-2\nold,3\n"}, "target 'young' has a share of 0.9"),
+    ],
+)
+def test_a_mistake_in_a_table_of_groups_is_named(
+    pipeline, tmp_path, capsys, monkeypatch, change, message
+):
+    monkeypatch.setitem(sys.modules, "strangers_classifier", sys.modules[__name__])
+    monkeypatch.chdir(tmp_path)
+    for name, text in (GROUPED | change).items():
+        (tmp_path / name).write_text(text)
+    command = ["tune", str(pipeline), "prompts.csv", "--shares", "shares.csv", "--out", "out"]
+    assert (
+        main([*command, "--scores", "scores.csv", "--classifier", "strangers_classifier:bright"])
+        == 2
+    )
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and message in error, error
 
 
 @pytest.mark.parametrize(

@@ -93,7 +93,8 @@ def in_the_key_of(value: Any) -> set[Name]:
     artifacts.
     """
     if isinstance(value, stage.Artifact):
-        return reachable(value.reader)
+        is_given = isinstance(value.reader, functools.partial)
+        return (in_the_key_of if is_given else reachable)(value.reader)
     if isinstance(value, functools.partial):
         return reachable(value.func) | in_the_key_of([value.args, value.keywords])
     if dataclasses.is_dataclass(value) and not isinstance(value, type):

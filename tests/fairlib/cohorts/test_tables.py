@@ -5,7 +5,14 @@ import pandas as pd
 import pytest
 
 from fairlib import DataError
-from fairlib.cohorts.tables import ATTRIBUTES, group_codes, group_names, read_rows, read_text
+from fairlib.cohorts.tables import (
+    ATTRIBUTES,
+    group_codes,
+    group_names,
+    read_prompts,
+    read_rows,
+    read_text,
+)
 
 PLAIN = 'id,sex,height,site\nä1,Female,1.71,"Ward, left"\nä2,Male,-0.5,\n'
 
@@ -94,3 +101,22 @@ def test_a_missing_table_says_what_is_there(tmp_path):
     (tmp_path / "T.CSV").write_text(PLAIN)
     with pytest.raises(DataError, match=r"no t\.csv in .* \(there is T\.CSV\); check the path"):
         read_text(tmp_path / "t.csv")
+
+
+def test_prompts_are_lines_or_a_column_with_what_else_a_table_states(tmp_path):
+    texts = ["axial brain, on the left", "brain"]
+    (tmp_path / "prompts.txt").write_text(f"{texts[0]}\n\n  {texts[1]} \n")
+    assert read_prompts(tmp_path / "prompts.txt").to_dict("list") == {"prompt": texts}
+    (tmp_path / "prompts.csv").write_text(f'group,prompt\nold,"{texts[0]}"\nyoung,{texts[1]}\n')
+    both = {"group": ["old", "young"], "prompt": texts}
+    assert read_prompts(tmp_path / "prompts.csv").to_dict("list") == both
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("text\nbrain\n", "has no column 'prompt'"), ("prompt\na\nb\na\n", "'a' stands twice")],
+)
+def test_a_table_without_prompts_or_with_one_twice_is_refused(tmp_path, text, message):
+    (tmp_path / "prompts.csv").write_text(text)
+    with pytest.raises(DataError, match=f"prompts.csv: .*{message}"):
+        read_prompts(tmp_path / "prompts.csv")

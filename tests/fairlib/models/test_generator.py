@@ -359,6 +359,17 @@ def test_a_saved_generator_is_read_by_diffusers_and_draws_the_same(folder, tmp_p
         generator.save(tmp_path)
 
 
+def test_precision_and_size_are_adapted_where_the_pipeline_can(folder):
+    generator = gen.Generator.load(folder)
+    generator.adapt("bf16", 64)
+    assert generator.denoiser.dtype == generator.pipeline.vae.dtype == torch.bfloat16
+    image = generator.sample(PROMPTS[:1], 0, steps=1)
+    assert image.shape[-2:] == (64, 64) and image.dtype == torch.float32
+    generator.mean_latent = torch.zeros(4, 16, 16)
+    with pytest.raises(SettingsError, match="image size 128: a pipeline with a mean latent"):
+        generator.adapt(size=128)
+
+
 def test_lora_weights_are_merged_when_saved(folder, tmp_path):
     generator = gen.Generator.load(folder)
     generator.add_lora(2)

@@ -511,6 +511,7 @@ def test_a_hub_name_with_its_commit_is_found_in_the_cache(hub, image):
     found, name = loading.pipeline_folder("owner/name", COMMIT)
     assert found == hub and name == f"owner/name@{COMMIT}"
     assert torch.equal(drawn(found), image)
+    assert loading.pipeline_folder(f"owner/name@{COMMIT}") == (found, name)
 
 
 @pytest.mark.parametrize("revision", ["", "main", COMMIT[:7], COMMIT.upper()])

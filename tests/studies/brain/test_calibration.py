@@ -36,6 +36,7 @@ class Perfect:
 
     alphas_cumprod = torch.linspace(0.999, 0.005, 1000, dtype=torch.float64)
     prediction_type = "epsilon"
+    latent_shape, vae_scale_factor, device = (1, 4, 4), 1, "cpu"
 
     def __init__(self, clean: torch.Tensor):
         self.clean = clean

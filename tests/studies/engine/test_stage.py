@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,7 @@ from fairlib.io import hashes, read_manifest
 from studies.engine import accelerator
 from studies.engine.stage import (
     WORKING,
+    Artifact,
     Progress,
     content_digest,
     duration,
@@ -291,6 +293,24 @@ def test_content_digest_follows_content_alone(folder, tmp_path):
     (folder / "note.txt").write_text("hellO")
     write_manifest(folder, {"seed": 8}, seconds=99.0)
     assert content_digest(folder) != before
+
+
+def test_weights_without_a_manifest_are_known_by_their_files(tmp_path):
+    """A folder of somebody else's that changes in place is another one."""
+    (tmp_path / "unet").mkdir()
+    (tmp_path / "unet" / "model.safetensors").write_bytes(b"one")
+    first = Artifact.weights(tmp_path, len)
+    assert Artifact.weights(tmp_path, len) == first
+    (tmp_path / "unet" / "model.safetensors").write_bytes(b"other")
+    assert Artifact.weights(tmp_path, len).digest != first.digest
+    assert Artifact.weights("owner/name", len).digest == "owner/name", "of a hub, by its name"
+
+
+def test_a_reader_with_arguments_is_known_by_them(tmp_path):
+    """Two readers of one folder that give different things have different identities."""
+    readers = [partial(write, size) for size in (0, 256, 256)]
+    one, other, same = (Artifact(tmp_path, "digest", reader).identity for reader in readers)
+    assert one != other == same and one[0] == other[0] == "digest"
 
 
 def test_versions_leave_out_what_is_not_installed(monkeypatch):
