@@ -4,6 +4,7 @@ against green.
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -35,6 +36,7 @@ class Look:
     hatch: str
 
 
+WRAP = 30  # letters of a line of a long name
 LOOKS = (
     Look(BLUE, "o", "-", ""),
     Look(ORANGE, "s", "--", "//"),
@@ -149,8 +151,8 @@ def legend_below(ax: Axes, offset: float = 0.17) -> None:
 
 
 def category_axis(ax: Axes, names: Sequence[str]) -> None:
-    """The names of lanes 0, 1, ... on the vertical axis, the first on top."""
-    ax.set_yticks(range(len(names)), names)
+    """The names of lanes 0, 1, ... on the vertical axis, the first on top; long ones broken."""
+    ax.set_yticks(range(len(names)), [textwrap.fill(name, WRAP) for name in names])
     ax.set_ylim(len(names) - 0.5, -0.5)
     ax.grid(False, axis="y")
 

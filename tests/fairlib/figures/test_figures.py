@@ -129,6 +129,12 @@ class TestPerPrompt:
         assert between == pytest.approx(np.array([[0.1, 0.5], [0.2, 0.4]]))
         assert ax.yaxis_inverted() and [t.get_text() for t in ax.get_yticklabels()] == ["a", "b"]
 
+    def test_breaks_a_long_name(self):
+        long = "transport targets, standard classifier (8 seeds)"
+        ax = draw(figures.dot_plot(self.TABLE.replace({"a": long}), "share", "prompt", "arm"))
+        labels = [tick.get_text() for tick in ax.get_yticklabels()]
+        assert labels == ["transport targets, standard\nclassifier (8 seeds)", "b"]
+
     def test_marks_the_target_of_each_prompt(self):
         ax = draw(figures.dot_plot(self.TABLE, "share", "prompt", "arm", "target"))
         marks = next(line for line in ax.lines if line.get_label() == "target")
