@@ -122,8 +122,8 @@ def shuffled_classifier(
     everyone: Artifact[Cohort],
     split_seed: int,
 ) -> None:
-    """Fit a classifier on the subjects of the tuning classifiers, with sexes dealt out anew: a null
-    that knows nothing of sex.
+    """Fit a classifier on the subjects of the tuning classifiers, with sexes dealt out anew. It
+    learns nothing of sex but what chance leaves in them, which can suffice to rank slices by size.
     """
     part = split(everyone.load(), split_seed)["tuning"]
     subjects, places = np.unique(part.table.subject.to_numpy(str), return_inverse=True)

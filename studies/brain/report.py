@@ -36,7 +36,7 @@ LABELS = {  # of arms, for readers
     "target-30": "transport targets, 30 % female",
     "target-70": "transport targets, 70 % female",
     "null-own": "null: the model's own distribution",
-    "null-shuffled": "null: classifier of shuffled sexes",
+    "null-shuffled": "classifier of shuffled sexes",
     "words-female": "null: prompts that say woman",
     "words-male": "null: prompts that say man",
 }

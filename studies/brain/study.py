@@ -398,7 +398,7 @@ ARMS: dict[str, Arm] = {
     "target-30": arm("transport targets, a target of 30 % female", target=0.30),
     "target-70": arm("transport targets, a target of 70 % female", target=0.70),
     "null-shuffled": arm(
-        "null: transport targets, a classifier fitted on shuffled sexes", "shuffled"
+        "transport targets, a classifier fitted on shuffled sexes", "shuffled"
     ),
     "null-own": arm("null: transport targets, the untuned model's own distribution", target="own"),
     "words-female": rival(
