@@ -87,7 +87,7 @@ class Artifact(Generic[T]):
         folder = Path(name)
         if (folder / MANIFEST).is_file():
             return cls(folder, content_digest(folder), reader)
-        files = [path for path in folder.rglob("*") if path.is_file()]
+        files = [path for path in folder.rglob("*") if path.is_file()] if str(name) else []
         return cls(folder, files_digest(files) if files else str(name), reader)
 
     @classmethod

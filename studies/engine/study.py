@@ -405,6 +405,8 @@ def results_of(
     if runs != "stored":
         raise SettingsError(f"runs is {runs!r}; choose stored (the long runs) or live (made here)")
     folder = study.results(settings)
+    if not (folder / "study.json").is_file():
+        folder = study.results()
     tables, stored = load_results(study, folder), settings_of(study, folder)
     if stored.cohort != settings.cohort:
         raise DataError(
