@@ -1,5 +1,7 @@
 """A miniature repository: two notebooks, one profile, a few pages."""
 
+from importlib import import_module
+
 import pytest
 
 PARAMETERS = """profile: str = "quick"  # which
@@ -106,6 +108,9 @@ def house(tmp_path, monkeypatch):
     """The root of the miniature repository; everything in studies takes it for the real one."""
     import nbformat
 
+    # a module that is imported while another is patched would keep the patch for good
+    for module in ("book.address", "book.build", "book.glue", "book.notebooks", "engine.study"):
+        import_module(f"studies.{module}")
     for folder in ("notebooks", "profiles", "book", "weights"):
         (tmp_path / folder).mkdir()
     for stem in ("01_first", "02_second"):
