@@ -86,6 +86,24 @@ def outline(image: np.ndarray) -> Outline | None:
     return Outline(tuple(centres[0]), radii[0]) if len(kept) else None
 
 
+def rim_share(values: np.ndarray, *shapes: list[Outline], width: float = 5.0) -> float:
+    """Share of the power of maps [N, 1, H, W] that lies within `width` pixels of each slice's
+    outline, or of one of its outlines, in [0, 1].
+    """
+    size = values.shape[-1]
+    row, column = np.mgrid[:size, :size]
+    away = np.array([[np.abs(_beyond(one, row, column)) for one in each] for each in shapes])
+    power = values[:, 0] ** 2
+    return float(power[away.min(0) <= width].sum() / power.sum())
+
+
+def _beyond(shape: Outline, row: np.ndarray, column: np.ndarray) -> np.ndarray:
+    """How far pixels lie outside an `Outline` along their own ray, in pixels; negative inside."""
+    up, right, rays = shape.centre[0] - row, column - shape.centre[1], len(shape.radii)
+    ray = np.round(np.arctan2(up, right) / (2 * np.pi) * rays).astype(int) % rays
+    return np.hypot(up, right) - shape.radii[ray]
+
+
 def _outlines(images: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Of slices [N, H, H]: which M of them show a brain [M], its centre [M, 2] and radii
     [M, RAYS].

@@ -15,7 +15,6 @@ from fairlib.measures.intervals import Sample, bootstrap_interval
 from fairlib.models import solvers
 from fairlib.models.generator import Generator
 from fairlib.models.training import device_of
-from studies.brain.anatomy import Outline
 from studies.brain.data import BrainSettings
 from studies.brain.evaluators import EVALUATORS, NAMES
 from studies.brain.quality import disturbed
@@ -86,24 +85,6 @@ def saliency(classifier: nn.Module | Callable[[Tensor], Tensor], images: Tensor)
     where = device_of(classifier) if isinstance(classifier, nn.Module) else images.device
     pixels = images.detach().clone().to(where).requires_grad_()
     return torch.autograd.grad(classifier(pixels).sum(), pixels)[0].cpu()
-
-
-def rim_share(values: Tensor, shapes: list[Outline], width: float = 5.0) -> float:
-    """Share of the power of maps [N, 1, H, W] that lies within `width` pixels of each slice's
-    outline, in [0, 1].
-    """
-    size = values.shape[-1]
-    row, column = np.mgrid[:size, :size]
-    near = np.stack([np.abs(_beyond(shape, row, column)) <= width for shape in shapes])
-    power = values[:, 0].numpy() ** 2
-    return float(power[near].sum() / power.sum())
-
-
-def _beyond(shape: Outline, row: np.ndarray, column: np.ndarray) -> np.ndarray:
-    """How far pixels lie outside an `Outline` along their own ray, in pixels; negative inside."""
-    up, right, rays = shape.centre[0] - row, column - shape.centre[1], len(shape.radii)
-    ray = np.round(np.arctan2(up, right) / (2 * np.pi) * rays).astype(int) % rays
-    return np.hypot(up, right) - shape.radii[ray]
 
 
 def disturbance_table(

@@ -19,7 +19,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from fairlib.io import write_json
+from fairlib.io import to_images, write_json
 from fairlib.models.classifier import predict
 from fairlib.models.clip import Clip
 from fairlib.models.imagenet import imagenet_features, is_installed
@@ -55,9 +55,11 @@ from studies.brain.data import (
 from studies.brain.evaluators import EVALUATORS, EVERYWHERE, KINDS, combined, read_by
 from studies.brain.quality import (
     attributes,
+    change_at_rim,
     comparison,
     consistency,
     distance_fairness,
+    diversity,
     prompt_fidelity,
     read_values,
 )
@@ -176,7 +178,9 @@ def fairness_of_distance(settings: BrainSettings) -> pd.DataFrame:
     if is_installed():
         spaces["ImageNet"] = imagenet_features
     female = (known.table.sex == "F").to_numpy(int)
-    return distance_fairness(spaces, known.images, female, {"blur": (1.0,), "noise": (0.1,)})
+    return distance_fairness(
+        spaces, known.images, female, {"blur": (1.0, 2.0), "noise": (0.1, 0.3)}
+    )
 
 
 def measures(run: Run) -> pd.DataFrame:
@@ -197,6 +201,22 @@ def measures(run: Run) -> pd.DataFrame:
         run.seed,
     ).load()
     return pd.DataFrame([shown | found])
+
+
+def changes(run: Run) -> pd.DataFrame:
+    """What an arm changes besides the share: `diversity` and `change_at_rim` (NaN of an arm whose
+    noises are chosen).
+    """
+    settings, seed, pair = run.settings, run.seed, (run.artifact, run.of("untuned").artifact)
+    read = [image_readings(settings, seed, each, None, ["heldout"]) for each in pair]
+    images, base = (to_images(each.load()) for each in pair)
+    features = [
+        predict(attributes(settings).load(), each).features.numpy() for each in (images, base)
+    ]
+    found = diversity(*features, [each.heldout > 0.5 for each in read], read[0].prompt)
+    drawn_anew = run.arm.acts in ("nowhere", "selection")
+    found["at_rim"] = np.nan if drawn_anew else change_at_rim(images, base)
+    return pd.DataFrame([found])
 
 
 def choice_readings(run: Run) -> pd.DataFrame:
@@ -397,9 +417,7 @@ ARMS: dict[str, Arm] = {
     "conditional": arm("transport targets, each grade toward its own share", target="conditional"),
     "target-30": arm("transport targets, a target of 30 % female", target=0.30),
     "target-70": arm("transport targets, a target of 70 % female", target=0.70),
-    "null-shuffled": arm(
-        "transport targets, a classifier fitted on shuffled sexes", "shuffled"
-    ),
+    "null-shuffled": arm("transport targets, a classifier fitted on shuffled sexes", "shuffled"),
     "null-own": arm("null: transport targets, the untuned model's own distribution", target="own"),
     "words-female": rival(
         partial(rivals.worded, "54-year-old woman."),
@@ -484,6 +502,7 @@ STUDY: Study[BrainSettings] = Study(
         "readings": Table(readings, compressed=True, decimals=4),
         "calibration": Table(calibration, compressed=True, decimals=4, arms=_untuned),
         "measures": Table(measures),
+        "changes": Table(changes),
         "history": Table(tuning_history, arms=_tuned, compressed=True, decimals=6),
         "cost": Table(cost),
         "distance_fairness": Table(fairness_of_distance, "study"),

@@ -11,10 +11,12 @@ from fairlib.errors import DataError
 from studies.brain import phantom
 from studies.brain.anatomy import (
     AnatomicalMeasurement,
+    Outline,
     fit_anatomy,
     measure,
     outline,
     polygon_shape,
+    rim_share,
 )
 
 RNG = np.random.default_rng
@@ -295,3 +297,28 @@ def test_contrasts_must_match_images():
     with pytest.raises(DataError, match="1 contrasts for 2 images"):
         fitted = AnatomicalMeasurement({"t1": (0.0, 0.0, 0.0)}, (1.0, 1.0), (1.0, 1.0, 0.0))
         fitted.read(np.zeros((2, 1, 64, 64)), ["t1"])
+
+
+def test_power_on_the_rim_counts_as_such_and_power_elsewhere_does_not():
+    row, column = np.mgrid[:128, :128]
+    radius = np.hypot(row - 60, column - 70)
+    shape = Outline((60.0, 70.0), np.full(180, 40.0))
+    rim, inside = ((np.abs(radius - middle) < 3).astype(float)[None, None] for middle in (40, 20))
+    assert rim_share(rim, [shape]) == pytest.approx(1) and rim_share(inside, [shape]) == 0
+    assert rim_share(np.ones((1, 1, 128, 128)), [shape]) == pytest.approx(
+        2 * np.pi * 40 * 10 / 128**2, rel=0.05
+    )
+
+
+def test_the_rim_follows_an_outline_that_is_no_circle():
+    """An ellipse twice as long as wide, upright: its rim is above the middle and at its side, not
+    on the circle between.
+    """
+    angle = np.arange(180) * 2 * np.pi / 180
+    shape = Outline((64.0, 64.0), 1 / np.hypot(np.cos(angle) / 20, np.sin(angle) / 40))
+    spots = np.zeros((3, 1, 128, 128))
+    spots[0, 0, 64 - 40, 64] = spots[1, 0, 64, 64 + 20] = spots[2, 0, 64, 64 + 30] = 1
+    assert [rim_share(spot[None], [shape]) for spot in spots] == [1, 1, 0]
+    small = Outline((64.0, 64.0), np.full(180, 30.0))
+    either = [rim_share(spot[None], [shape], [small]) for spot in spots]
+    assert either == [1, 1, 1], "within reach of one of two outlines"

@@ -7,7 +7,6 @@ import torch
 
 from fairlib.models.generator import Generator, alphas_cumprod
 from studies.brain import figures
-from studies.brain.anatomy import Outline
 from studies.brain.arms import Plan, sample
 from studies.brain.data import EVALUATION_PROMPTS, BrainSettings, sampling
 
@@ -65,33 +64,6 @@ def test_cost_counts_calls_an_image():
     [row] = figures.cost_table(steps, 8).itertuples()
     assert (row.sampling, row.replay, row.frozen, row.calls, row.published) == (8, 6, 4, 18, 48)
     assert row.ratio == pytest.approx(18 / 48)
-
-
-def test_power_on_the_rim_counts_as_such_and_power_elsewhere_does_not():
-    row, column = np.mgrid[:128, :128]
-    radius = np.hypot(row - 60, column - 70)
-    shape = Outline((60.0, 70.0), np.full(180, 40.0))
-    rim, inside = (
-        torch.from_numpy(np.abs(radius - middle) < 3).float()[None, None] for middle in (40, 20)
-    )
-    assert (
-        figures.rim_share(rim, [shape]) == pytest.approx(1)
-        and figures.rim_share(inside, [shape]) == 0
-    )
-    assert figures.rim_share(torch.ones(1, 1, 128, 128), [shape]) == pytest.approx(
-        2 * np.pi * 40 * 10 / 128**2, rel=0.05
-    )
-
-
-def test_the_rim_follows_an_outline_that_is_no_circle():
-    """An ellipse twice as long as wide, upright: its rim is above the middle and at its side, not
-    on the circle between.
-    """
-    angle = np.arange(180) * 2 * np.pi / 180
-    shape = Outline((64.0, 64.0), 1 / np.hypot(np.cos(angle) / 20, np.sin(angle) / 40))
-    spots = torch.zeros(3, 1, 128, 128)
-    spots[0, 0, 64 - 40, 64] = spots[1, 0, 64, 64 + 20] = spots[2, 0, 64, 64 + 30] = 1
-    assert [figures.rim_share(spot[None], [shape]) for spot in spots] == [1, 1, 0]
 
 
 class Sure:
