@@ -63,6 +63,7 @@ DECADES = tuple(range(20, 100, 10))
 BESIDE: dict[str, dict] = {
     "brain-second": {"seed": 11},
     "brain-realistic": {"seed": 12, "effect": "realistic"},
+    "brain-balanced": {"seed": 13, "male_share": 0.5},  # what a balanced training set gives
 }
 
 

@@ -39,13 +39,34 @@ LABELS = {  # of arms, for readers
     "null-shuffled": "classifier of shuffled sexes",
     "words-female": "null: prompts that say woman",
     "words-male": "null: prompts that say man",
+    "class-standard-short": "class targets, standard classifier, short training",
+    "class-robust-short": "class targets, robust classifier, short training",
+    "transport-standard-short": "transport targets, standard classifier, short training",
+    "transport-robust-short": "transport targets, robust classifier, short training",
+    "transport-robust-10-steps": "default, 10 steps",
+    "transport-robust-20-steps": "default, 20 steps",
+    "class-published-9-steps": "class targets, published order, 9 steps",
+    "class-published-36-steps": "class targets, published order, 36 steps",
 }
 BASES = {  # folders of results, for readers
     "brain": "first base",
     "brain-second": "second base",
     "brain-realistic": "sexes that overlap",
+    "brain-balanced": "balanced training set",
 }
+CURVES = {  # arms by their number of steps, for cost against gap
+    "default": ("transport-robust-10-steps", "transport-robust-20-steps", "transport-robust"),
+    "class targets, published order": (
+        "class-published-9-steps",
+        "class-published",
+        "class-published-36-steps",
+    ),
+}
+NEAR = 0.05  # of the target: how near a curve of cost has to come
 BEFORE_AND_AFTER = ("untuned", "class-standard", "transport-robust", "transport-standard")
+CONFIRMED = tuple(  # the default with each tuning classifier of the factorial
+    f"transport-{kind}" for kind in ("standard", "robust", "standard-short", "robust-short")
+)
 MAIN = tuple(LABELS)[:7]  # arms of the main figures; the others have a section of their own
 KEYS = {"tuning classifier": "tuning_classifier"}  # of evaluators, in names of quoted numbers
 NAMES = {
@@ -107,6 +128,14 @@ AGAINST = {  # exploratory differences at common seeds
 # of `transfer`: distance to the target at most, with other prompts and at other guidance scales
 ELSEWHERE = {"guidance": 0.08, "other": 0.06, "paraphrase": 0.06, "no": 0.06}
 CHOICE = Criterion("choice", "distance of the proportion to the target{chosen}")
+CURVE = Criterion("curve_distance", "distance of the proportion to the target, seeds of all curves")
+CHEAPEST = Criterion(
+    "cost_ratio",
+    f"evaluations to come within {NEAR:g}, default over published order of class targets",
+    0.5,
+    Rule.AT_MOST,
+    2,
+)
 COST = Criterion("cost", "denoiser evaluations before any image is drawn", decimals=0)
 
 
@@ -121,7 +150,8 @@ def criteria(tables: Mapping[str, pd.DataFrame], own: Mapping[str, str]) -> list
         rows += _of_arm(tables, arm, own[arm])
         rows += _fidelity(tables["measures"], arm) if "measures" in tables else []
         rows += _cost(tables["cost"], arm) if "cost" in tables else []
-    return [*rows, *_contrasts(tables, arms), *_differences(tables, arms)]
+    rows += [*_contrasts(tables, arms), *_differences(tables, arms)]
+    return [*rows, *_curves(tables, arms, rows)]
 
 
 def _of_arm(tables: Mapping[str, pd.DataFrame], arm: str, own: str) -> Iterator[dict]:
@@ -162,7 +192,7 @@ def _of_arm(tables: Mapping[str, pd.DataFrame], arm: str, own: str) -> Iterator[
         for name in [name for name in NAMES.values() if name in moved]:
             data, draws = moved[name]
             ratio = outcomes.confirmation_ratio(data, moved[OWN][0], arm, draws, moved[OWN][1])
-            bound = name == NAMES["anatomy"] and arm.startswith("transport-")
+            bound = name == NAMES["anatomy"] and arm in CONFIRMED
             yield RATIO.row(arm, name, ratio, data.p[0].size, compared=not bound)
 
 
@@ -251,6 +281,31 @@ def _differences(tables: Mapping[str, pd.DataFrame], arms: list[str]) -> Iterato
             row = outcomes.paired(data, outcomes.seed_shares(data), arm, other)
             value = Interval(row["difference"], row["low"], row["high"])
             yield AGAINST[key].row(arm, NAMES["anatomy"], value, row["seeds"])
+
+
+def _curves(
+    tables: Mapping[str, pd.DataFrame], arms: list[str], rows: list[dict]
+) -> Iterator[dict]:
+    """Distance to the target of every point of the curves of cost, at the seeds that all have; and
+    how much the default costs to come near, over the rival. A rival that never does counts with its
+    largest cost, so that the ratio is a bound from above.
+    """
+    chosen, known = [arm for curve in CURVES.values() for arm in curve], tables["calibration"]
+    if not set(chosen) <= set(arms) or "cost" not in tables:
+        return
+    data = outcomes.compare(tables["readings"], known, "anatomy", chosen, primary_of(known))
+    drawn = outcomes.shares(data, data.draws(REPLICATES, np.random.default_rng(0)))
+    costs = {row["arm"]: row["estimate"] for row in rows if row["metric_id"] == COST.metric_id}
+    reached: dict[str, list[float]] = {name: [] for name in CURVES}
+    for name, curve in CURVES.items():
+        for arm in curve:
+            away = distance_of(outcomes.interval_of(drawn[:, data.place(arm)]))
+            reached[name] += [costs[arm]] if away.estimate <= NEAR else []
+            yield CURVE.row(arm, NAMES["anatomy"], away, data.p[0].size)
+    mine, theirs = reached.values()
+    if mine:
+        ratio = min(mine) / min(theirs or [costs[chosen[-1]]])
+        yield CHEAPEST.row(DEFAULT, "counter", Interval(ratio, np.nan, np.nan), len(data.seeds))
 
 
 def elsewhere(tables: Mapping[str, pd.DataFrame]) -> list[dict]:

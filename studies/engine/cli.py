@@ -27,7 +27,7 @@ STUDIES = {  # where it is defined, and what it is
     "fundus": ("studies.fundus.study:STUDY", "fundus images (Luo et al.): fine-tuning, by group"),
     "statistics": ("studies.statistics:STUDY", "what published tests do where there is no effect"),
 }
-BASES = ("brain", "brain-second", "brain-realistic", "heart", "fundus")
+BASES = ("brain", "brain-second", "brain-realistic", "brain-balanced", "heart", "fundus")
 
 
 def main(arguments: list[str] | None = None) -> int:
