@@ -97,6 +97,13 @@ def show(figure, alt: str, caption: str, name: str | None = None, dpi: int = 100
     plt.close(figure)
 
 
+def span(counts: Collection[float]) -> str:
+    """The least and the greatest of `counts` in words, "1,000 to 8,000"; one number where they
+    agree.
+    """
+    return " to ".join(f"{count:,.0f}" for count in sorted({min(counts), max(counts)}))
+
+
 def _plain(name: str, value: Any) -> Any:
     if hasattr(value, "item"):
         with contextlib.suppress(ValueError, RuntimeError):  # more than one element

@@ -64,9 +64,17 @@ CURVES = {  # arms by their number of steps, for cost against gap
 }
 NEAR = 0.05  # of the target: how near a curve of cost has to come
 BEFORE_AND_AFTER = ("untuned", "class-standard", "transport-robust", "transport-standard")
-CONFIRMED = tuple(  # the default with each tuning classifier of the factorial
-    f"transport-{kind}" for kind in ("standard", "robust", "standard-short", "robust-short")
-)
+KINDS = {  # tuning classifiers of the factorial, for readers
+    "standard": "standard",
+    "robust": "robust",
+    "standard-short": "standard, short training",
+    "robust-short": "robust, short training",
+}
+FACTORIAL = {
+    f"{family}-{kind}": (family, words)
+    for family in ("class", "transport")
+    for kind, words in KINDS.items()
+}
 MAIN = tuple(LABELS)[:7]  # arms of the main figures; the others have a section of their own
 KEYS = {"tuning classifier": "tuning_classifier"}  # of evaluators, in names of quoted numbers
 NAMES = {
@@ -192,7 +200,7 @@ def _of_arm(tables: Mapping[str, pd.DataFrame], arm: str, own: str) -> Iterator[
         for name in [name for name in NAMES.values() if name in moved]:
             data, draws = moved[name]
             ratio = outcomes.confirmation_ratio(data, moved[OWN][0], arm, draws, moved[OWN][1])
-            bound = name == NAMES["anatomy"] and arm in CONFIRMED
+            bound = name == NAMES["anatomy"] and FACTORIAL.get(arm, ("",))[0] == "transport"
             yield RATIO.row(arm, name, ratio, data.p[0].size, compared=not bound)
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from fairlib import SettingsError
-from studies.book.glue import glue, show, start, table
+from studies.book.glue import glue, show, span, start, table
 from studies.engine import repository
 from studies.engine.profiles import notebook_parameters, notebooks
 
@@ -75,6 +75,11 @@ def test_what_a_sentence_cannot_quote_is_refused(shown, value):
     with pytest.raises(SettingsError, match="glue 'x'"):
         glue("x", value)
     assert not shown
+
+
+def test_a_span_is_one_number_where_all_agree():
+    assert span(pd.Series([8000, 1000, 2000])) == "1,000 to 8,000"
+    assert span([1000.0, 1000.0]) == "1,000"
 
 
 def test_figure_carries_alt_and_caption(shown, figure):
