@@ -279,13 +279,20 @@ def seed_shares(data: Comparison) -> np.ndarray:
     return cell_shares(data, data.draws(0, np.random.default_rng(0)))[0]
 
 
+def mean_of_runs(values: np.ndarray) -> Interval:
+    """Mean of a value of each seed [S] with its 95 % t interval; NaN ends with one seed."""
+    if len(values) < 2:
+        return Interval(float(values.mean()), np.nan, np.nan)
+    low, high = stats.ttest_1samp(values, 0).confidence_interval(0.95)
+    return Interval(float(values.mean()), float(low), float(high))
+
+
 def paired(data: Comparison, values: np.ndarray, one: str, other: str) -> dict[str, Any]:
     """Paired t test over seeds of `values` [A, S]: `one` less `other`."""
     difference = values[data.place(one)] - values[data.place(other)]
-    test, count = stats.ttest_1samp(difference, 0), len(difference)
-    low, high = test.confidence_interval(0.95)
-    found = {"arm": one, "against": other, "seeds": count, "difference": difference.mean()}
-    found |= {"low": low, "high": high, "p": test.pvalue}
+    mean, count = mean_of_runs(difference), len(difference)
+    found = {"arm": one, "against": other, "seeds": count, "difference": mean.estimate}
+    found |= {"low": mean.low, "high": mean.high, "p": stats.ttest_1samp(difference, 0).pvalue}
     return found | {"power": power(PLANNED, difference.std(ddof=1), count)}
 
 

@@ -103,6 +103,8 @@ DISTANCE = Criterion("distance", "distance of the proportion to the target", 0.0
 FURTHER = Criterion(
     "distance", "distance of the proportion to the arm's own target", 0.06, Rule.AT_MOST
 )
+RUN = Criterion("run_distance", "distance of a single run's proportion to the target")
+SPREAD = Criterion("run_spread", "the same, standard deviation of the proportion between runs")
 RATIO = Criterion("confirmation_ratio", "confirmation ratio", 0.9, Rule.BETWEEN, 2, 1.1)
 GAPS = {
     name: Criterion("prompt_gap", "gap by prompt", bound, Rule.AT_MOST)
@@ -204,6 +206,16 @@ def _of_arm(tables: Mapping[str, pd.DataFrame], arm: str, own: str) -> Iterator[
             yield RATIO.row(arm, name, ratio, data.p[0].size, compared=not bound)
 
 
+def single_runs(readings: pd.DataFrame, known: pd.DataFrame) -> pd.DataFrame:
+    """The corrected share of every arm and seed by the anatomical measurement: arm, seed, share."""
+    rows = []
+    for arm, part in readings.groupby("arm", sort=False):
+        data = outcomes.compare(part, known, "anatomy", [arm], primary_of(known))
+        found = zip(data.seeds, outcomes.seed_shares(data)[0], strict=True)
+        rows += [{"arm": arm, "seed": seed, "share": share} for seed, share in found]
+    return pd.DataFrame(rows)
+
+
 def sets_of(known: pd.DataFrame) -> list[str]:
     """The calibration sets that there are."""
     return [kind for kind in SHARES if (known["set"] == kind).any()]
@@ -223,6 +235,10 @@ def _primary(
         criterion = FURTHER if arm in TARGETS else DISTANCE
         held = bound or arm in TARGETS
         yield criterion.row(arm, name, away, count, compared=not held)
+        runs = outcomes.cell_shares(data, draws)[0, data.place(arm)]
+        yield RUN.row(arm, name, outcomes.mean_of_runs(np.abs(runs - target)), len(runs))
+        if len(runs) > 1:
+            yield SPREAD.row(arm, name, Interval(runs.std(ddof=1), np.nan, np.nan), len(runs))
         found, floor = outcomes.size_distance(data, arm, target)
         nothing = Interval(found, np.nan, np.nan)
         yield SIZE_DISTANCE.row(arm, name, nothing, count, floor)

@@ -63,6 +63,28 @@ def test_the_default_is_held_to_the_criteria_and_others_are_not(table):
     assert ratio.estimate == pytest.approx(1) and bool(ratio.met)
 
 
+def test_a_single_run_is_farther_from_the_target_than_the_mean_of_runs_on_both_sides_of_it():
+    """Two seeds twelve points below and above: on target together, twelve points off each."""
+    parts = [
+        world({"untuned": 0.17, "class-published": share}, seeds=2) for share in (0.338, 0.578)
+    ]
+    (low, known), (high, _) = parts
+    readings = pd.concat([low[low.seed == 1], high[high.seed == 2]])
+    for column in ("robust", "heldout", "area"):
+        readings[column], known[column] = readings.anatomy, known.anatomy
+    tables = {"readings": readings, "calibration": known.assign(set="radiology")}
+    rows = criteria_table(
+        report.criteria(tables, dict.fromkeys(("untuned", "class-published"), "robust"))
+    )
+    runs = report.single_runs(readings, tables["calibration"]).set_index(["arm", "seed"]).share
+    assert runs["class-published"].to_list() == pytest.approx([0.338, 0.578], abs=0.04)
+    found = rows[(rows.arm == "class-published") & (rows.evaluator == "anatomical measurement")]
+    found = found.set_index("metric_id").estimate
+    assert found["distance"] < 0.03
+    assert found["run_distance"] == pytest.approx(0.12, abs=0.03)
+    assert found["run_spread"] == pytest.approx(0.24 / np.sqrt(2), abs=0.04)
+
+
 def test_contrasts_name_the_rivals_that_were_run(table):
     rows = table[table.metric_id.str.startswith("contrast")].set_index("metric_id").estimate
     assert list(rows.index) == [
