@@ -47,6 +47,8 @@ LABELS = {  # of arms, for readers
     "transport-robust-20-steps": "default, 20 steps",
     "class-published-9-steps": "class targets, published order, 9 steps",
     "class-published-36-steps": "class targets, published order, 36 steps",
+    "transport-robust-quick": "default, quick",
+    "class-published-quick": "class targets, published order, quick",
 }
 BASES = {  # folders of results, for readers
     "brain": "first base",
@@ -61,6 +63,8 @@ CURVES = {  # arms by their number of steps, for cost against gap
         "class-published",
         "class-published-36-steps",
     ),
+    "default, quick": ("transport-robust-quick",),
+    "class targets, quick": ("class-published-quick",),
 }
 NEAR = 0.05  # of the target: how near a curve of cost has to come
 BEFORE_AND_AFTER = ("untuned", "class-standard", "transport-robust", "transport-standard")
@@ -326,9 +330,12 @@ def _curves(
             away = distance_of(outcomes.interval_of(drawn[:, data.place(arm)]))
             reached[name] += [costs[arm]] if away.estimate <= NEAR else []
             yield CURVE.row(arm, NAMES["anatomy"], away, data.p[0].size)
-    mine, theirs = reached.values()
+    mine, theirs = (
+        [cost for name, costs in reached.items() if name.startswith(method) for cost in costs]
+        for method in ("default", "class")
+    )
     if mine:
-        ratio = min(mine) / min(theirs or [costs[chosen[-1]]])
+        ratio = min(mine) / min(theirs or [max(costs[arm] for arm in chosen)])
         yield CHEAPEST.row(DEFAULT, "counter", Interval(ratio, np.nan, np.nan), len(data.seeds))
 
 

@@ -46,6 +46,7 @@ from studies.brain.calibration import (
     test_table,
 )
 from studies.brain.data import (
+    TUNING,
     BrainSettings,
     Tuning,
     alignment,
@@ -355,21 +356,24 @@ def _factorial() -> dict[str, TunedArm]:
 
 
 def _curve() -> dict[str, TunedArm]:
-    """Fewer and more steps of the default, and of class targets in the published order of work:
-    cost against gap.
+    """Cost against gap: fewer and more steps of the default and of class targets in the published
+    order of work; and either in a third or half of the steps at three times the rate ("quick"), the
+    default with half of its base cache.
     """
+    mine = ("transport-robust", "robust", "transport", {})
     published = {"learning_rate": CHOSEN["class-published"]} | PUBLISHED
-    cells = [("transport", "robust", count, {}) for count in (10, 20)]
-    cells += [("class", "standard", count, published) for count in (9, 36)]
-    return {
-        f"{'class-published' if changes else 'transport-robust'}-{count}-steps": arm(
-            f"{family} targets, {count} steps",
-            kind,
-            family,
-            **(changes | {"steps": count, "warmup": max(1, round(count / 8))}),
-        )
-        for family, kind, count, changes in cells
-    }
+    theirs = ("class-published", "standard", "class", published)
+    half = {"cache_size": 60}  # of 120
+    cells = [(mine, 10, {}), (mine, 20, {}), (theirs, 9, {}), (theirs, 36, {})]
+    cells += [(mine, 10, half | {"learning_rate": 3 * CHOSEN["transport"]})]
+    cells += [(theirs, 9, {"learning_rate": 3 * CHOSEN["class-published"]})]
+    found = {}
+    for (name, kind, family, usual), count, changes in cells:
+        steps = {"steps": count, "warmup": max(1, round(count / 8))}
+        label = "quick" if changes else f"{count}-steps"
+        says = f"{family} targets, {count} steps" + ", three times the rate" * bool(changes)
+        found[f"{name}-{label}"] = arm(says, kind, family, **(usual | steps | changes))
+    return found
 
 
 UNTUNED = rival(base_images, "the untuned model", "nowhere")
