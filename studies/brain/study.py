@@ -46,7 +46,6 @@ from studies.brain.calibration import (
     test_table,
 )
 from studies.brain.data import (
-    TUNING,
     BrainSettings,
     Tuning,
     alignment,
