@@ -297,3 +297,21 @@ def read_by(
         read_images(each.column, list(each.fit(settings, seed)), each.read, source).load()
         for each in chosen
     ]
+
+
+def pair_table(calibration: pd.DataFrame) -> pd.DataFrame:
+    """How evaluators read one subject drawn as female and as male: evaluator, n (pairs), ordered
+    (the female image has the higher probability), told_apart (both are classified correctly).
+
+    calibration: a row an image with set ("pairs" are taken), seed, subject, sex and a column an
+    evaluator; means over seeds.
+    """
+    pairs = calibration[calibration["set"] == "pairs"]
+    rows = []
+    for column in (name for name in EVERYWHERE if name in pairs):
+        wide = pairs.pivot(index=["seed", "subject"], columns="sex", values=column)
+        right = (wide["F"] > 0.5) & (wide["M"] < 0.5)
+        count = len(wide.index.unique("subject"))
+        found = (wide["F"] > wide["M"]).mean(), right.mean()
+        rows.append((EVALUATORS[column].name, count, *found))
+    return pd.DataFrame(rows, columns=["evaluator", "n", "ordered", "told_apart"])
