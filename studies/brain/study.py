@@ -164,7 +164,7 @@ def estimation(tables: Tables, settings: BrainSettings) -> pd.DataFrame:
 def fairness_of_distance(settings: BrainSettings) -> pd.DataFrame:
     """Whether distances in each feature space see the same damage in both sexes."""
     known = calibration_sets(settings)["radiology"].load()
-    known = known.first(2000)
+    known = known.first(1000)
     classifier, clip = attributes(settings).load(), clip_model(settings).load()
 
     @torch.no_grad()
