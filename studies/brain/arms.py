@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -51,6 +51,7 @@ from studies.engine.study import Arm
 SIDE = 128  # pixels of the slices that evaluators were fitted on
 NOISE = 5000  # the streams of evaluation start here; tuning uses its seed as it is
 STATE, HISTORY = "state.safetensors", "history.csv"
+AS_READ = "as read"  # of targets: the cohort's share with the classifier's own errors
 LATENTS, READINGS = "latents.safetensors", "readings.safetensors"
 
 
@@ -204,17 +205,27 @@ def targets_of(
     grade that it was not fitted on.
 
     Images of one contrast and grade are ranked together; the female share is that of the cohort
-    under `target` (`female_shares`).
+    under `target` (`female_shares`). With "as read" it is what the classifier reads in those slices
+    at the cohort's share: its errors on them are part of the aim.
     """
-    part, shares = split(everyone, split_seed)["heldout"], female_shares(everyone, target)
+    shares = female_shares(everyone, "marginal" if target == AS_READ else target)
+    part = split(everyone, split_seed)["heldout"]
     table = part.table.assign(logit=predict(classifier, part.load()).logit.numpy())
     targets = []
     for prompt in prompts:
         rows = table[(table.contrast == prompt.contrast) & (table.grade == prompt.grade)]
         share, name = shares[prompt.group], f"{prompt.contrast}-{prompt.grade}"
         wanted, logits = {"F": share, "M": 1 - share}, rows.logit.to_numpy()
-        targets.append(Target.shares(wanted, logits, rows.sex.tolist(), name=name))
+        aim = Target.shares(wanted, logits, rows.sex.tolist(), name=name)
+        targets.append(as_read(aim) if target == AS_READ else aim)
     return targets
+
+
+def as_read(target: Target) -> Target:
+    """`target` with the share that a classifier reads in its distribution of logits."""
+    values, weights = target.weighted_logits()
+    share = float(weights[values > 0].sum())
+    return replace(target, proportions=(share, 1 - share))
 
 
 def own_targets(cache: BaseCache, prompts: Prompts) -> list[Target]:

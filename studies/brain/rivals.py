@@ -211,6 +211,7 @@ def kept_images(
     chosen: Sampling,
     pool: float,
     label: str,
+    target: str = "marginal",
 ) -> None:
     """Generate with the base model and keep the images that bring the tuning classifier's readings
     to the target: `images.safetensors`, and in `draws.json` how many were generated.
@@ -218,7 +219,7 @@ def kept_images(
     follows, texts = combined(classifier), texts_of(plan.prompts)
     stored = cache_base(base.load(), follows, texts, settings=settings)
     stored.load(read_tensors(cache.load() / READINGS))
-    targets = targets_of(everyone.load(), split_seed, follows, plan.prompts, "marginal")
+    targets = targets_of(everyone.load(), split_seed, follows, plan.prompts, target)
     shares = [group_shares(stored.all_logits(i), targets[i].groups) for i in range(len(texts))]
     kept = generate_and_keep(
         base.load(),
@@ -244,7 +245,12 @@ def kept_images(
 
 
 def kept(
-    rule: str, pool: float, settings: BrainSettings, seed: int, plan: Plan | None = None
+    rule: str,
+    pool: float,
+    settings: BrainSettings,
+    seed: int,
+    plan: Plan | None = None,
+    target: str = "marginal",
 ) -> Artifact[Tensor]:
     """Images of the untuned model that the robust tuning classifier chooses; of the evaluation
     prompts alone.
@@ -263,6 +269,7 @@ def kept(
         sampling(settings),
         pool,
         f"generate and keep ({rule}), seed {seed}",
+        target=target,
     )
 
 

@@ -26,6 +26,7 @@ from fairlib.models.imagenet import imagenet_features, is_installed
 from fairlib.settings import digest
 from studies.brain import report, rivals
 from studies.brain.arms import (
+    AS_READ,
     Plan,
     TunedArm,
     base_images,
@@ -274,6 +275,7 @@ RIVAL_COST = {
     "target-images": _finetuning_cost,
     "grpo": _grpo_cost,
     "generate-and-keep": _kept_cost,
+    "generate-and-keep-corrected": _kept_cost,
     "choose-noises": _kept_cost,
 }
 
@@ -389,6 +391,15 @@ ARMS: dict[str, Arm] = {
         learning_rate=CHOSEN["class-published"],
         **PUBLISHED,
     ),
+    **{
+        f"class-{kind}-corrected": arm(
+            f"class targets, {kind} tuning classifier, to the share that it reads in the cohort",
+            kind,
+            "class",
+            AS_READ,
+        )
+        for kind in KINDS[:2]
+    },
     **_curve(),
     "last-step": arm("transport targets, the gradient through the last step alone", **LAST_STEP),
     "all-steps": arm("transport targets, the gradient through all steps", **ALL_STEPS),
@@ -404,6 +415,11 @@ ARMS: dict[str, Arm] = {
     "generate-and-keep": rival(
         partial(rivals.kept, "class", 1.0),
         "generate and keep by the tuning classifier's class",
+        "selection",
+    ),
+    "generate-and-keep-corrected": rival(
+        partial(rivals.kept, "class", 1.0, target=AS_READ),
+        "the same, to the share that the tuning classifier reads in the cohort",
         "selection",
     ),
     "choose-noises": rival(

@@ -10,6 +10,7 @@ import torch
 
 from fairlib.errors import DataError, SettingsError, WeightsError
 from fairlib.io import read_json, read_tensors
+from fairlib.methods.targets import Target
 from studies.brain import arms, quality, study
 from studies.brain.arms import base_model, tuned, tuned_generator
 from studies.brain.data import (
@@ -54,6 +55,14 @@ def test_targets_are_counted_in_subjects(settings, runs):
     assert marginal["HGG"] == marginal["LGG"] == pytest.approx((people.sex == "F").mean())
     weights = people.grade.value_counts(normalize=True)
     assert sum(conditional[g] * weights[g] for g in weights.index) == pytest.approx(marginal["HGG"])
+
+
+def test_an_aim_as_read_is_the_share_that_the_classifier_reads_in_the_target():
+    """Three of four women and one of four men are read as female: 0.4 x 3/4 + 0.6 x 1/4."""
+    logits, sexes = [1.0, 2.0, 3.0, -1.0, 1.0, -2.0, -3.0, -4.0], ["F"] * 4 + ["M"] * 4
+    target = arms.as_read(Target.shares({"F": 0.4, "M": 0.6}, logits, sexes))
+    assert target.proportions == pytest.approx((0.45, 0.55))
+    assert [len(part) for part in target.logits] == [4, 4], "the same slices of known sex"
 
 
 @slow
