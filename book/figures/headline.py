@@ -1,5 +1,6 @@
 """Draw the figures of the preface from the stored long runs of the brain study: `headline.png`, the
-same noises before and after tuning, chosen only by their place in the list, and `forest.png`, the
+same noises before and after tuning, of images that read male before, chosen by their place in the
+list; and `forest.png`, the
 share of every arm by every evaluator.
 
     python book/figures/headline.py
@@ -28,9 +29,10 @@ def main() -> None:
     figures.house_style()
     readings = tables["readings"][tables["readings"].seed == seed]
     first = readings[readings.arm == "untuned"].groupby("prompt", sort=False).head(3).image
-    pick = np.linspace(0, len(first) - 1, COUNT).astype(int)
-    p_female = readings.pivot(index="image", columns="arm", values="heldout").loc[first.iloc[pick]]
-    pairs = p_female[["untuned", DEFAULT]].itertuples(index=False)
+    p_female = readings.pivot(index="image", columns="arm", values="heldout").loc[first]
+    male = np.flatnonzero(p_female["untuned"] < 0.5)  # those that tuning should change
+    pick = male[np.linspace(0, len(male) - 1, COUNT).astype(int)]
+    pairs = p_female[["untuned", DEFAULT]].iloc[pick].itertuples(index=False)
     titles = [f"{was:.2f} to {now:.2f}" for was, now in pairs]
     shown = (to_images(images[arm][pick]) for arm in ("untuned", DEFAULT))
     figure = figures.before_after(*shown, titles, cell=1.3)

@@ -142,7 +142,9 @@ def _number(value: float, decimals: int) -> str:
 
 def _interval(row) -> str:
     low, high = _number(row.low, row.decimals), _number(row.high, row.decimals)
-    text = _number(row.estimate, row.decimals)
+    text, least = _number(row.estimate, row.decimals), 10.0**-row.decimals
+    if "p value" in row.figure and row.estimate < least:
+        return f"< {least:.{row.decimals}f}"
     return text if low == high == text or "–" in (low, high) else f"{text} ({low} to {high})"
 
 
