@@ -497,6 +497,16 @@ def test_a_criterion_may_have_two_ends(value, met):
     assert formatted(criteria_table([row])).criterion[0] == "estimate between 0.03 and 0.07"
 
 
+@pytest.mark.parametrize("p, words", [(2e-5, "< 0.001"), (0.0112, "0.011")])
+def test_a_p_value_is_never_zero(p, words):
+    from studies.engine.criteria import criteria_table, formatted
+
+    row = Criterion("p", "the same, p value (Holm over 3)").row(
+        "a", "b", Interval(p, *[float("nan")] * 2), 8
+    )
+    assert formatted(criteria_table([row]))["estimate (95 % CI)"][0] == words
+
+
 def test_a_compared_arm_has_no_criterion():
     row = MEAN.row("base", "eye", Interval(0.0, 0.0, 0.0), 1, compared=True)
     assert row["met"] is None and row["criterion"] != row["criterion"]
