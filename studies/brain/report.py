@@ -16,17 +16,20 @@ from studies.engine.criteria import Criterion, Rule
 TARGET = 76 / 166  # female subjects of BraTS 2018 with a known sex
 TARGETS = {"target-30": 0.30, "target-70": 0.70}  # of arms with a target of their own
 DEFAULT, RIVALS = "transport-robust", ("untuned", "class-standard", "generate-and-keep")
-LABELS = {  # of arms, for readers
+LABELS = {  # of arms, for readers; the first nine are the main ones
     "untuned": "untuned model",
     "transport-robust": "default: transport targets, robust classifier",
     "transport-standard": "transport targets, standard classifier",
     "class-standard": "class targets, standard classifier",
+    "class-standard-corrected": "class targets, standard classifier, corrected aim",
     "class-robust": "class targets, robust classifier",
     "class-published": "class targets, published order",
     "generate-and-keep": "generate and keep",
+    "choose-noises": "choose noises",
+    "class-robust-corrected": "class targets, robust classifier, corrected aim",
+    "generate-and-keep-corrected": "generate and keep, corrected aim",
     "target-images": "fine-tuning on the target cohort",
     "grpo": "policy gradient",
-    "choose-noises": "choose noises",
     "batch-guidance": "batch guidance",
     "null-offset": "null prompt moved",
     "quantile-robust": "quantile targets",
@@ -39,9 +42,6 @@ LABELS = {  # of arms, for readers
     "null-shuffled": "classifier of shuffled sexes",
     "words-female": "null: prompts that say woman",
     "words-male": "null: prompts that say man",
-    "class-standard-corrected": "class targets, standard classifier, corrected aim",
-    "class-robust-corrected": "class targets, robust classifier, corrected aim",
-    "generate-and-keep-corrected": "generate and keep, corrected aim",
     "conditional": "transport targets, each grade's own share",
     "class-standard-short": "class targets, standard classifier, short training",
     "class-robust-short": "class targets, robust classifier, short training",
@@ -79,11 +79,11 @@ KINDS = {  # tuning classifiers of the factorial, for readers
     "robust-short": "robust, short training",
 }
 FACTORIAL = {
-    f"{family}-{kind}": (family, words)
-    for family in ("class", "transport")
+    f"{family}-{kind}{aim}": (f"{family} targets{', corrected aim' * bool(aim)}", words)
+    for family, aim in (("class", ""), ("class", "-corrected"), ("transport", ""))
     for kind, words in KINDS.items()
 }
-MAIN = tuple(LABELS)[:7]  # arms of the main figures; the others have a section of their own
+MAIN = tuple(LABELS)[:9]  # arms of the main figures; the others have a section of their own
 KEYS = {"tuning classifier": "tuning_classifier"}  # of evaluators, in names of quoted numbers
 NAMES = {
     "heldout": "held-out classifier",
@@ -210,7 +210,7 @@ def _of_arm(tables: Mapping[str, pd.DataFrame], arm: str, own: str) -> Iterator[
         for name in [name for name in NAMES.values() if name in moved]:
             data, draws = moved[name]
             ratio = outcomes.confirmation_ratio(data, moved[OWN][0], arm, draws, moved[OWN][1])
-            bound = name == NAMES["anatomy"] and FACTORIAL.get(arm, ("",))[0] == "transport"
+            bound = name == NAMES["anatomy"] and arm.startswith("transport") and arm in FACTORIAL
             yield RATIO.row(arm, name, ratio, data.p[0].size, compared=not bound)
 
 
@@ -318,18 +318,19 @@ def _differences(tables: Mapping[str, pd.DataFrame], arms: list[str]) -> Iterato
 def _curves(
     tables: Mapping[str, pd.DataFrame], arms: list[str], rows: list[dict]
 ) -> Iterator[dict]:
-    """Distance to the target of every point of the curves of cost, at the seeds that all have; and
+    """Distance to the target of the curves' points that were run, at the seeds that all have; and
     how much the default costs to come near, over the rival. A rival that never does counts with its
     largest cost, so that the ratio is a bound from above.
     """
-    chosen, known = [arm for curve in CURVES.values() for arm in curve], tables["calibration"]
-    if not set(chosen) <= set(arms) or "cost" not in tables:
+    points = {name: [arm for arm in curve if arm in arms] for name, curve in CURVES.items()}
+    chosen, known = sum(points.values(), []), tables["calibration"]
+    if not {DEFAULT, "class-published"} < set(chosen) or "cost" not in tables:
         return
     data = outcomes.compare(tables["readings"], known, "anatomy", chosen, primary_of(known))
     drawn = outcomes.shares(data, data.draws(REPLICATES, np.random.default_rng(0)))
     costs = {row["arm"]: row["estimate"] for row in rows if row["metric_id"] == COST.metric_id}
     reached: dict[str, list[float]] = {name: [] for name in CURVES}
-    for name, curve in CURVES.items():
+    for name, curve in points.items():
         for arm in curve:
             away = distance_of(outcomes.interval_of(drawn[:, data.place(arm)]))
             reached[name] += [costs[arm]] if away.estimate <= NEAR else []
@@ -369,6 +370,21 @@ def _elsewhere(condition: str) -> tuple[Criterion, Criterion]:
         Criterion(f"share, {condition}", f"proportion female, {condition}"),
         Criterion(f"distance, {condition}", words, bound, Rule.AT_MOST),
     )
+
+
+def standing(criteria: pd.DataFrame) -> pd.DataFrame:
+    """The arms as the rule of `plan.md` ranks them: those that keep brain size within each sex and
+    prompt fidelity first, the nearest first: arm, distance, size_F, size_M, fidelity_loss, kept.
+    """
+    evaluators = (NAMES["anatomy"], NAMES["heldout"], "attribute classifier")
+    rows = criteria[criteria.evaluator.isin(evaluators) & ~criteria.arm.isin([UNTUNED, *TARGETS])]
+    wide = rows.pivot_table("estimate", "arm", "metric_id")
+    wide["distance"] = rows[rows.metric_id == "distance"].set_index("arm").estimate
+    wide["fidelity_loss"] = wide[[each.metric_id for each in FIDELITY_LOSSES.values()]].max(axis=1)
+    small = wide[["size_F", "size_M"]].abs().max(axis=1) <= SIZES["F"].upper
+    wide["kept"] = small & (wide.fidelity_loss <= FIDELITY_LOSSES["grade"].bound)
+    wide = wide.sort_values(["kept", "distance"], ascending=[False, True]).reset_index()
+    return wide[["arm", "distance", "size_F", "size_M", "fidelity_loss", "kept"]]
 
 
 def numbers(criteria: pd.DataFrame, readings: pd.DataFrame) -> dict[str, float]:

@@ -264,11 +264,16 @@ def _grpo_cost(run: Run) -> list[tuple[str, int, int]]:
     return [sampled, ("replay", 2 * replayed, replayed)]
 
 
+def _chosen_cost(run: Run) -> list[tuple[str, int, int]]:
+    more = rivals.draws_of(run.artifact) - run.settings.images
+    return [("images not kept", more * run.settings.sampling_steps, 0)]
+
+
 def _kept_cost(run: Run) -> list[tuple[str, int, int]]:
+    """Acceptance needs the base model's shares, and so its cache."""
     steps, prompts = run.settings.sampling_steps, len(prompts_of(run.settings))
     cache = alignment(run.settings, Tuning("robust"), run.seed).cache_size
-    more = rivals.draws_of(run.artifact) - run.settings.images
-    return [("base cache", prompts * cache * steps, 0), ("images not kept", more * steps, 0)]
+    return [("base cache", prompts * cache * steps, 0), *_chosen_cost(run)]
 
 
 RIVAL_COST = {
@@ -276,7 +281,7 @@ RIVAL_COST = {
     "grpo": _grpo_cost,
     "generate-and-keep": _kept_cost,
     "generate-and-keep-corrected": _kept_cost,
-    "choose-noises": _kept_cost,
+    "choose-noises": _chosen_cost,
 }
 
 

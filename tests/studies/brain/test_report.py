@@ -163,6 +163,38 @@ def test_what_prose_quotes_is_the_table_by_name(table):
     assert len(found) > len(table), "no two rows have one name"
 
 
+def test_the_rule_of_the_plan_puts_arms_that_keep_the_images_before_nearer_ones():
+    cells = {  # distance, size within women and men, loss of fidelity in grade
+        "near but small": (0.01, 0.05, -0.30, 1.0),
+        "near but other images": (0.02, 0.05, 0.05, 4.0),
+        "farther": (0.05, 0.10, -0.10, 3.0),
+        "farthest": (0.09, 0.0, 0.0, 0.0),
+        "target-30": (0.0, 0.0, 0.0, 0.0),
+    }
+    names = ("distance", "size_F", "size_M", "fidelity_loss_grade")
+    read = ("anatomical measurement", "held-out classifier", "held-out classifier")
+    rows = [
+        {"arm": arm, "metric_id": name, "evaluator": evaluator, "estimate": value}
+        for arm, values in cells.items()
+        for name, evaluator, value in zip(
+            names, (*read, "attribute classifier"), values, strict=True
+        )
+    ]
+    rows += [
+        {
+            "arm": arm,
+            "metric_id": f"fidelity_loss_{name}",
+            "evaluator": "attribute classifier",
+            "estimate": 0.0,
+        }
+        for arm in cells
+        for name in ("contrast", "side")
+    ]
+    table = report.standing(pd.DataFrame(rows))
+    assert list(table.arm) == ["farther", "farthest", "near but small", "near but other images"]
+    assert list(table.kept) == [True, True, False, False]
+
+
 @pytest.mark.parametrize("late, ratio", [(0.44, 0.25), (0.30, 0.125)])
 def test_curves_of_cost_say_what_it_takes_to_come_near(late, ratio):
     """The default is near at 200 evaluations, class targets at 800 or, at 1,600, never."""
