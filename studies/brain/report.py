@@ -142,6 +142,10 @@ CLOSED = Criterion("gap_closed", "share of the gap to the target that is closed"
 AGAINST = {  # exploratory differences at common seeds
     "default": Criterion("against_default", "proportion female less the default's, same seeds"),
     "class": Criterion("against_class", "proportion female less that of class targets, same seeds"),
+    "corrected": Criterion(
+        "against_corrected",
+        "proportion female less that of class targets with a corrected aim, same seeds",
+    ),
 }
 # of `transfer`: distance to the target at most, with other prompts and at other guidance scales
 ELSEWHERE = {"guidance": 0.08, "other": 0.06, "paraphrase": 0.06, "no": 0.06}
@@ -300,11 +304,14 @@ def _contrasts(tables: Mapping[str, pd.DataFrame], arms: list[str]) -> Iterator[
 
 def _differences(tables: Mapping[str, pd.DataFrame], arms: list[str]) -> Iterator[dict]:
     """Arms against others at the seeds that both have: exploratory, not corrected for their number.
-    Every arm against the default, and transport against class targets with the other classifier.
+    Every arm against the default, and transport against class targets with the same classifier.
     """
     readings, known = tables["readings"], tables["calibration"]
     pairs = [(arm, DEFAULT, "default") for arm in arms if arm != DEFAULT]
-    for arm, other, key in [*pairs, ("transport-standard", "class-standard", "class")]:
+    pairs.append(("transport-standard", "class-standard", "class"))
+    for kind in ("standard", "robust"):
+        pairs.append((f"transport-{kind}", f"class-{kind}-corrected", "corrected"))
+    for arm, other, key in pairs:
         both = readings[readings.arm.isin([arm, other])].groupby("seed").arm.nunique().eq(2)
         if both[both.index.isin(known.seed)].sum() < 2:
             continue
