@@ -90,11 +90,8 @@ def require_frames(path: str | Path, frames: Sequence[int], count: int) -> None:
     """Raise `CorruptScan` unless all `frames` are in a file that has `count` of them."""
     for frame in frames:
         if not 0 <= frame < count:
-            raise CorruptScan(
-                path,
-                f"has {count} frames, 0 to {count - 1}; frame {frame} is asked for: correct the "
-                "frame in the table (frames count from 0)",
-            )
+            what = f"has {count} frames, 0 to {count - 1}; frame {frame} is asked for"
+            raise CorruptScan(path, f"{what}: correct the frame in the table (frames count from 0)")
 
 
 def read_labels(
@@ -298,11 +295,8 @@ def _checked_affine(path: str | Path, make: Callable[[], np.ndarray]) -> np.ndar
     if not (np.isfinite(affine).all() and np.isfinite(volume)):
         raise CorruptScan(path, f"affine holds NaN or infinity; {ORIENT_AGAIN}")
     if sizes.min() < VOXEL_MM[0] or sizes.max() > VOXEL_MM[1] or volume < 1e-3 * sizes.prod():
-        raise CorruptScan(
-            path,
-            f"affine is singular or its voxels of {sizes.round(4).tolist()} mm are not a scan's; "
-            f"{ORIENT_AGAIN}",
-        )
+        what = f"affine is singular or its voxels of {sizes.round(4).tolist()} mm are not a scan's"
+        raise CorruptScan(path, f"{what}; {ORIENT_AGAIN}")
     return affine
 
 
@@ -367,11 +361,8 @@ def _gunzip(path: Path, packed: bytes, max_voxels: int, series: bool) -> bytes:
         _, shape, dtype, start = _header(path, head, max_voxels, series)
         promised = start + math.prod(shape) * dtype.itemsize
         if promised > DEFLATE_LIMIT * len(packed):
-            raise CorruptScan(
-                path,
-                f"header promises {promised} bytes, more than {len(packed)} packed ones can hold; "
-                f"{COPY_AGAIN}",
-            )
+            what = f"header promises {promised} bytes, more than {len(packed)} packed ones can hold"
+            raise CorruptScan(path, f"{what}; {COPY_AGAIN}")
         data, problem = _inflate(packed, promised + 1)
     except zlib.error as error:
         raise CorruptScan(path, f"broken gzip data ({error}); {COPY_AGAIN}") from error

@@ -288,10 +288,8 @@ def _claim(out: Path, facts: dict[str, Any]) -> None:
     held = read_json(out / RUN)
     if differing := [name for name in facts if held.get(name) != facts[name]]:
         name = differing[0]
-        raise SettingsError(
-            f"{out} holds another run: its {name} is {held.get(name)!r}, here {facts[name]!r}; "
-            "repeat its command to go on, or choose another folder"
-        )
+        what = f"{out} holds another run: its {name} is {held.get(name)!r}, here {facts[name]!r}"
+        raise SettingsError(f"{what}; repeat its command to go on, or choose another folder")
     for path in out.glob(".*.safetensors.*"):  # half written when the run was killed
         path.unlink()
 
@@ -312,10 +310,8 @@ def _resume(state: FinetuneState, settings: StageOneSettings, path: Path) -> Non
     if path.is_file():
         state.from_tensors(read_tensors(path))
     if state.step > settings.steps:
-        raise SettingsError(
-            f"{path.parent} holds a run of {state.step} steps, and steps is {settings.steps}; give "
-            "at least as many, or choose another folder"
-        )
+        what = f"{path.parent} holds a run of {state.step} steps, and steps is {settings.steps}"
+        raise SettingsError(f"{what}; give at least as many, or choose another folder")
 
 
 def _draw(

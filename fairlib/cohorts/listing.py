@@ -55,10 +55,8 @@ def by_name(root: Path, parts: Mapping[str, Sequence[Path]]) -> dict[str, tuple[
     for part, paths in parts.items():
         for path in paths:
             if path.name in found:
-                raise DataError(
-                    f"{root}: {path.name} lies in {found[path.name][0]} and {part}; a subject is "
-                    "in one part only, so remove one of them"
-                )
+                what = f"{root}: {path.name} lies in {found[path.name][0]} and {part}"
+                raise DataError(f"{what}; a subject is in one part only, so remove one of them")
             found[path.name] = (part, path)
     return found
 

@@ -191,10 +191,8 @@ def read_subjects(
     """
     rows = read_rows(path)
     if "SUBJECT_CODE" in rows[0]:
-        raise DataError(
-            f"{path}: is of M&Ms-2, which states neither sex nor age, height or weight; read the "
-            "first M&Ms, whose table has them"
-        )
+        what = f"{path}: is of M&Ms-2, which states neither sex nor age, height or weight"
+        raise DataError(f"{what}; read the first M&Ms, whose table has them")
     cells = named_cells(path, rows, FIELDS)
     refuse_twice(path, [row["subject"] for row in cells])
     made = partial(_attributes, path, diagnoses=diagnoses)

@@ -311,8 +311,6 @@ def _codes(table: pd.DataFrame, name: str, words: Sequence[str]) -> np.ndarray:
     unknown = np.flatnonzero(codes < 0)
     if len(unknown):
         first = f"{name} of row {unknown[0]} is {table[name].iloc[unknown[0]]!r}"
-        raise DataError(
-            f"{first} ({len(unknown)} such rows of {len(table)}); a group is one of "
-            f"{', '.join(words)}; leave the others out"
-        )
+        what = f"{first} ({len(unknown)} such rows of {len(table)})"
+        raise DataError(f"{what}; a group is one of {', '.join(words)}; leave the others out")
     return codes

@@ -157,10 +157,8 @@ class AlignmentSettings:
     def __post_init__(self) -> None:
         check_bounds(self)
         if self.replay_steps > self.sampling_steps:
-            raise SettingsError(
-                f"AlignmentSettings.replay_steps is {self.replay_steps}; expected at most "
-                f"sampling_steps, {self.sampling_steps}"
-            )
+            what = f"AlignmentSettings.replay_steps is {self.replay_steps}"
+            raise SettingsError(f"{what}; expected at most sampling_steps, {self.sampling_steps}")
         if self.cache_size % self.images_per_prompt:
             raise SettingsError(
                 f"AlignmentSettings.cache_size is {self.cache_size}; expected a multiple of "

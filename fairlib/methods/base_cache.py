@@ -135,10 +135,8 @@ class BaseCache:
     def __post_init__(self) -> None:
         self.block = min(self.block, self.size)
         if self.block < 1 or self.size % self.block:
-            raise SettingsError(
-                f"a cache of {self.size} noises does not divide into blocks of {self.block}; "
-                "make cache_size a multiple of cache_block"
-            )
+            what = f"a cache of {self.size} noises does not divide into blocks of {self.block}"
+            raise SettingsError(f"{what}; make cache_size a multiple of cache_block")
 
     @property
     def describe(self) -> dict[str, Any]:

@@ -203,10 +203,8 @@ def _chosen(
     if count is None:
         return np.arange(size)
     if count > size:
-        raise DataError(
-            f"arm {arm!r} asks for {count} {name} images, {size} are there; make more or ask for "
-            "fewer"
-        )
+        what = f"arm {arm!r} asks for {count} {name} images, {size} are there"
+        raise DataError(f"{what}; make more or ask for fewer")
     return np.sort(numpy_rng(seed, Stream.ARM_IMAGES).permutation(size)[:count])
 
 
@@ -393,10 +391,8 @@ def labels_of(table: pd.DataFrame) -> np.ndarray:
     need(table, "diagnosis", whole=True)
     other = set(table["diagnosis"]) - {ILL, HEALTHY}
     if other:
-        raise DataError(
-            f"diagnosis {sorted(map(str, other))[0]!r}; expected {HEALTHY!r} or {ILL!r}: map or "
-            "drop the others"
-        )
+        what = f"diagnosis {sorted(map(str, other))[0]!r}"
+        raise DataError(f"{what}; expected {HEALTHY!r} or {ILL!r}: map or drop the others")
     return (table["diagnosis"] == ILL).to_numpy(np.int64)
 
 
@@ -479,10 +475,8 @@ def new_combinations(
     pools = {name: np.flatnonzero((table["diagnosis"] == name).to_numpy()) for name in DIAGNOSES}
     empty = [name for name, rows in pools.items() if not len(rows)]
     if empty:
-        raise DataError(
-            f"no mask of diagnosis {empty[0]!r} in the table; a new combination takes a mask of "
-            "its diagnosis"
-        )
+        what = f"no mask of diagnosis {empty[0]!r} in the table"
+        raise DataError(f"{what}; a new combination takes a mask of its diagnosis")
     rng = numpy_rng(seed, Stream.COMBINATIONS)
     choices = {
         "sex": ("F", "M"),

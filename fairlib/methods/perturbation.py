@@ -183,10 +183,8 @@ class FairBayesianPerturbation(NoisyWeights):
         not finite or a probe without a group.
         """
         if step <= self.last:
-            raise SettingsError(
-                f"step {step} was observed already (last: {self.last}); resume with the state "
-                "saved after it"
-            )
+            what = f"step {step} was observed already (last: {self.last})"
+            raise SettingsError(f"{what}; resume with the state saved after it")
         outcome = self._outcome(losses, groups)
         if outcome is not None:
             passed = range(max(self.last + 1, self.since), step + 1)

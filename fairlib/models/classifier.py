@@ -230,10 +230,8 @@ def truth_of(table: pd.DataFrame, heads: Heads) -> dict[str, Tensor]:
             values, expected = np.where(codes < 0, np.nan, codes), ", ".join(kind)
         wrong = np.flatnonzero(np.isnan(values))
         if len(wrong):
-            raise DataError(
-                f"{name} is '{table[name].iloc[wrong[0]]}' in {len(wrong)} of {len(table)} rows; "
-                f"expected {expected}; leave the others out"
-            )
+            what = f"{name} is '{table[name].iloc[wrong[0]]}' in {len(wrong)} of {len(table)} rows"
+            raise DataError(f"{what}; expected {expected}; leave the others out")
         dtype = torch.float32 if kind in SCALARS else torch.int64
         found[name] = torch.tensor(values, dtype=dtype)
     return found
@@ -257,10 +255,8 @@ class _Targets:
         truth = dict.fromkeys(heads, truth) if isinstance(truth, Tensor) else truth
         shapes = {name: tuple(value.shape) for name, value in truth.items()}
         if truth.keys() != heads.keys() or set(shapes.values()) != {(count,)}:
-            raise DataError(
-                f"{count} images, targets of shapes {shapes}; give one target an image for each of "
-                f"{', '.join(heads)}"
-            )
+            what = f"{count} images, targets of shapes {shapes}"
+            raise DataError(f"{what}; give one target an image for each of {', '.join(heads)}")
         self.values = {name: value.nan_to_num(-1) for name, value in truth.items()}
         self.known = {
             name: value.isfinite() & ((value >= 0) | (heads[name] == "number"))
@@ -562,10 +558,8 @@ def choose_threshold(scores: np.ndarray | Tensor, labels: np.ndarray | Tensor) -
 
     scores, labels = np.asarray(scores, float), np.asarray(labels).astype(bool)
     if len(scores) != len(labels) or labels.all() or not labels.any():
-        raise DataError(
-            f"{len(scores)} scores, {int(labels.sum())} of {len(labels)} labels positive; a "
-            "threshold needs both classes"
-        )
+        what = f"{len(scores)} scores, {int(labels.sum())} of {len(labels)} labels positive"
+        raise DataError(f"{what}; a threshold needs both classes")
     if np.ptp(scores) == 0:
         return float(scores[0])
     false, true, cuts = roc_curve(labels, scores, drop_intermediate=False)

@@ -355,10 +355,8 @@ class TextTower(nn.Module):
         self.split = split
         rows = sorted({split(prompt) for prompt in prompts})
         if len({len(row) for row in rows}) != 1:
-            raise DataError(
-                "prompts name different numbers of attributes; write each as 'sex, age, BMI, "
-                "diagnosis'"
-            )
+            what = "prompts name different numbers of attributes"
+            raise DataError(f"{what}; write each as 'sex, age, BMI, diagnosis'")
         self.clip, self.prompts = clip, list(prompts)
         self.values = [sorted(set(column)) for column in zip(*rows, strict=True)]
         width = clip.model.ln_final.weight.shape[0]

@@ -368,10 +368,8 @@ class Generator:
         high, wide = (scale * side for side in self.latent_shape[1:])
         size = size or (high if high == wide else -1)
         if size % least or size < 0:
-            raise SettingsError(
-                f"image size {size}, and the pipeline draws {high} x {wide}; give a multiple of "
-                f"{least}: images are square"
-            )
+            what = f"image size {size}, and the pipeline draws {high} x {wide}"
+            raise SettingsError(f"{what}; give a multiple of {least}: images are square")
         if (size, size) != (high, wide):
             self.denoiser.register_to_config(sample_size=size // scale)
             self.latent_shape = (self.latent_shape[0], size // scale, size // scale)
@@ -589,10 +587,8 @@ class Generator:
         held = getattr(self.denoiser, "peft_config", {}).get("default")
         if held is not None:
             if held.r != rank:
-                raise SettingsError(
-                    f"this generator has LoRA weights of rank {held.r}; a run of rank {rank} needs "
-                    "a fresh one"
-                )
+                what = f"this generator has LoRA weights of rank {held.r}"
+                raise SettingsError(f"{what}; a run of rank {rank} needs a fresh one")
             return
         with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
             torch.manual_seed(seed)

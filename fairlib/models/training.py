@@ -116,10 +116,8 @@ def draw_rows(weights: ArrayLike, count: int, seed: int, stream: int, *counters:
     chances = (weights if isinstance(weights, Tensor) else torch.tensor(np.array(weights))).double()
     usable = bool((chances.isfinite() & (chances >= 0)).all()) and float(chances.sum()) > 0
     if not usable:
-        raise DataError(
-            "sampling weights must be finite, at least 0 and not all 0; see "
-            "methods.group_weights.balancing_weights"
-        )
+        what = "sampling weights must be finite, at least 0 and not all 0"
+        raise DataError(f"{what}; see methods.group_weights.balancing_weights")
     rng = torch_rng(seed, stream, *counters)
     return torch.multinomial(chances, count, replacement=True, generator=rng)
 
@@ -352,10 +350,8 @@ class Trainer:
         found = {k: v for k, v in tensors.items() if k in expected or k.startswith(compared)}
         wrong = _differing(expected, found)
         if wrong:
-            raise WeightsError(
-                f"saved training state does not fit this network ({wrong}); resume with the "
-                "settings that made it, or start afresh"
-            )
+            what = f"saved training state does not fit this network ({wrong})"
+            raise WeightsError(f"{what}; resume with the settings that made it, or start afresh")
         self.step = int(tensors["step"])
         self.updates = int(tensors.get("updates", self.step))
         self.loss_scale = float(tensors.get("loss_scale", self.loss_scale))

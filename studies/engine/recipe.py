@@ -386,16 +386,12 @@ def training_subjects(weights: str | Path, kind: type, key: str, model: str, oth
     """
     path = Path(weights) / MANIFEST
     if not path.is_file():
-        raise WeightsError(
-            f"{weights}: no {model} generator here ({MANIFEST} is missing); make it with "
-            f"`python -m studies base {model}`"
-        )
+        what = f"{weights}: no {model} generator here ({MANIFEST} is missing)"
+        raise WeightsError(f"{what}; make it with `python -m studies base {model}`")
     found = parse_manifest(path)["parameters"].get(key)
     if not isinstance(found, dict):
-        raise WeightsError(
-            f"{path}: does not say which synthetic subjects the generator was trained on; "
-            f"{otherwise}, or make the weights anew"
-        )
+        what = f"{path}: does not say which synthetic subjects the generator was trained on"
+        raise WeightsError(f"{what}; {otherwise}, or make the weights anew")
     return from_dict(kind, found)
 
 

@@ -428,10 +428,8 @@ def load_results(study: Study[S], folder: str | Path | None = None) -> Tables:
     """The tables of a long run, by name. Raises `DataError` when there are none."""
     folder = Path(folder or study.results())
     if not (folder / "study.json").is_file():
-        raise DataError(
-            f"{folder}: no results here (study.json is missing); make them with `python -m studies "
-            f"{study.name}`"
-        )
+        what = f"{folder}: no results here (study.json is missing)"
+        raise DataError(f"{what}; make them with `python -m studies {study.name}`")
     return read_tables(study, folder)
 
 
@@ -601,10 +599,8 @@ def same_study(path: Path, identity: dict[str, Any]) -> None:
         expected[INPUTS] = {key: identity[INPUTS].get(key) for key in record[INPUTS]}
     differing = [key for key in expected if record.get(key) != expected[key]]
     if differing:
-        raise DataError(
-            f"{path}: these results come from another study (they differ in {differing[0]!r}); "
-            "choose another --out, or delete the folder"
-        )
+        what = f"{path}: these results come from another study (they differ in {differing[0]!r})"
+        raise DataError(f"{what}; choose another --out, or delete the folder")
 
 
 @contextmanager

@@ -401,10 +401,8 @@ def read_subjects(
         name, parts = part, everyone.split(fractions, split_seed, stratify=())
         which = replace(which, share=1, rest=False, even=True)
     if name not in parts:
-        raise DataError(
-            f"{cohort.folder}: no patient with a prompt has use {name!r}; the study needs "
-            f"{', '.join(USES)}"
-        )
+        what = f"{cohort.folder}: no patient with a prompt has use {name!r}"
+        raise DataError(f"{what}; the study needs {', '.join(USES)}")
     whole = parts[name]
     rows = real_rows(whole.table, which, split_seed, count, release.vocabulary.first)
     progress.say(f"reading {len(rows)} images of part {part}")

@@ -333,10 +333,8 @@ def first_subjects(train: Hearts, count: int) -> Hearts:
     with 0 all. Raises `DataError` when there are fewer.
     """
     if count > len(train):
-        raise DataError(
-            f"classifier_subjects {count}: the generator was trained on {len(train)} hearts; "
-            "0 takes all"
-        )
+        what = f"classifier_subjects {count}: the generator was trained on {len(train)} hearts"
+        raise DataError(f"{what}; 0 takes all")
     return train.first(count) if count else train
 
 
