@@ -238,11 +238,9 @@ def read_affine(path: str | Path, header: Nifti1Header) -> tuple[np.ndarray, Not
         affine = _checked_affine(path, lambda: best @ np.diag([*pixdim, 1.0]))
         part = "with the directions of the sform"
     else:
-        raise CorruptScan(
-            path,
-            f"states two sizes of a voxel ({sizes}) and has no qform that decides; "
-            "write the size that the scanner's protocol says into both",
-        )
+        what = f"states two sizes of a voxel ({sizes}) and has no qform that decides"
+        remedy = "write the size that the scanner's protocol says into both"
+        raise CorruptScan(path, f"{what}; {remedy}")
     return affine, ("voxel size from pixdim", f"{sizes}; taken from pixdim, {part}")
 
 
@@ -422,11 +420,9 @@ def _shape(path: Path, header: Nifti1Header, max_voxels: int, series: bool) -> t
         kind = "one series of 3-D volumes" if series else "one 3-D volume; give one volume a file"
         raise CorruptScan(path, f"dimensions {[rank, *dims]} are not those of {kind}")
     if min(shape) < 1 or math.prod(shape) > max_voxels:
-        raise CorruptScan(
-            path,
-            f"shape {shape[:axes]}; each side must be at least 1 and at most {max_voxels} voxels "
-            "in all",
-        )
+        what = f"shape {shape[:axes]}"
+        remedy = f"each side must be at least 1 and at most {max_voxels} voxels in all"
+        raise CorruptScan(path, f"{what}; {remedy}")
     return shape
 
 

@@ -204,11 +204,9 @@ class FairBayesianPerturbation(NoisyWeights):
             return -loss_gap(losses, groups, self.sizes)
         gaps = attribute_gaps(group_means(losses, groups, self.sizes), self.sizes)
         if bool(gaps.isnan().any()):
-            raise DataError(
-                "the probe lacks a group of attribute "
-                f"{int(gaps.isnan().nonzero()[0])}; "
-                "take one with every group, see methods.finetuning.choose_probe"
-            )
+            what = f"the probe lacks a group of attribute {int(gaps.isnan().nonzero()[0])}"
+            remedy = "take one with every group, see methods.finetuning.choose_probe"
+            raise DataError(f"{what}; {remedy}")
         before, self.previous = self.previous, float(gaps.sum())
         return None if before is None else before - self.previous
 
