@@ -60,6 +60,13 @@ def check_bounds(settings: Any) -> None:
                 )
 
 
+class Checked:
+    """The base of settings whose values are checked against their bounds when they are made."""
+
+    def __post_init__(self) -> None:
+        check_bounds(self)
+
+
 def from_dict(cls: type[T], mapping: dict[str, Any]) -> T:
     """Build the frozen dataclass `cls` from `mapping`, whose values JSON can hold.
 

@@ -33,7 +33,7 @@ from fairlib.methods.group_weights import Uniform
 from fairlib.models.generator import AT_ONCE, Generator
 from fairlib.models.loading import pipeline_folder
 from fairlib.models.training import FP16_LOSS_SCALE
-from fairlib.settings import BelowOne, Count, Natural, Positive, check_bounds, digest, to_dict
+from fairlib.settings import BelowOne, Checked, Count, Natural, Positive, digest, to_dict
 
 RUN, LATENTS, STATE = "run.json", "latents.safetensors", "state.safetensors"
 LORA = "pytorch_lora_weights.safetensors"
@@ -63,7 +63,7 @@ It may not be used for
 
 
 @dataclass(frozen=True)
-class StageOneSettings:
+class StageOneSettings(Checked):
     """Settings of `stage_one`.
 
     Parameters
@@ -115,9 +115,6 @@ class StageOneSettings:
     save_every: Count = 100
     panel_every: Count = 100
     seed: Natural = 0
-
-    def __post_init__(self) -> None:
-        check_bounds(self)
 
     @property
     def finetune(self) -> FinetuneSettings:

@@ -39,7 +39,7 @@ from fairlib.nifti import (
     require_one_grid,
     voxel_sizes,
 )
-from fairlib.settings import Count, Positive, check_bounds
+from fairlib.settings import Checked, Count, Positive
 
 FORMAT = 2  # of the cached slices; raise it when they are read or drawn otherwise
 SIZE, PIXEL_MM = 64, 2.0
@@ -59,7 +59,7 @@ OF_SLICE = ("centre", "vendor", "part", "slice", "decade", "bmi_class", "prompt"
 
 
 @dataclass(frozen=True)
-class CardiacSettings:
+class CardiacSettings(Checked):
     """size: pixels a side. pixel_mm: width of a pixel, the same for everybody, because size carries
     sex and disease.
 
@@ -70,9 +70,6 @@ class CardiacSettings:
     size: Pixels = SIZE
     pixel_mm: Positive = PIXEL_MM
     slices_per_subject: Count = 1
-
-    def __post_init__(self) -> None:
-        check_bounds(self)
 
     @property
     def field_of_view_mm(self) -> float:

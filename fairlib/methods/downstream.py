@@ -45,7 +45,7 @@ from fairlib.models.classifier import (
 )
 from fairlib.models.training import draw_rows, same_length
 from fairlib.rng import Stream, numpy_rng
-from fairlib.settings import Bound, Count, Natural, Positive, check_bounds, need, unknown_key
+from fairlib.settings import Bound, Checked, Count, Natural, Positive, need, unknown_key
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -80,7 +80,7 @@ has synthetic ones, is the upper bound), and two more of the paper.
 
 
 @dataclass(frozen=True)
-class PlanSettings:
+class PlanSettings(Checked):
     """What the training plans share.
 
     weight_cap: the most that an image may count or be drawn, as a multiple of the mean.
@@ -95,9 +95,6 @@ class PlanSettings:
     pretrain_share: Annotated[float, Bound(lambda value: 0 < value < 1, "in (0, 1)")] = 0.5
     fine_tune_rate: Positive = 0.5
     seed: Natural = 0
-
-    def __post_init__(self) -> None:
-        check_bounds(self)
 
 
 @dataclass(frozen=True, eq=False)

@@ -61,7 +61,7 @@ from fairlib.methods.group_weights import (
     require_keys,
 )
 from fairlib.rng import Stream, numpy_rng, torch_rng
-from fairlib.settings import Bound, Count, Fraction, Natural, Weight, check_bounds
+from fairlib.settings import Bound, Checked, Count, Fraction, Natural, Weight
 
 if TYPE_CHECKING:
     from sklearn.gaussian_process import GaussianProcessRegressor
@@ -73,7 +73,7 @@ RESTARTS, RAW = 5, 20  # as released
 
 
 @dataclass(frozen=True)
-class PerturbationSettings:
+class PerturbationSettings(Checked):
     """Settings of the perturbation; the defaults are the released ones where the release has them.
 
     window: steps from one choice of sigma to the next. exploitation: rho. beta: of the upper bound,
@@ -89,9 +89,6 @@ class PerturbationSettings:
     initial_sigma: Fraction = 1.0
     history: Annotated[int, Bound(lambda value: value >= 2, "at least 2")] = 60
     seed: Natural = 0
-
-    def __post_init__(self) -> None:
-        check_bounds(self)
 
 
 class NoisyWeights:

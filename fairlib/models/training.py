@@ -25,11 +25,11 @@ from fairlib.rng import Stream, torch_rng
 from fairlib.settings import (
     AboveZero,
     BelowOne,
+    Checked,
     Count,
     Natural,
     Positive,
     Weight,
-    check_bounds,
 )
 
 HALF = (torch.float16, torch.bfloat16)
@@ -39,7 +39,7 @@ MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 
 
 @dataclass(frozen=True)
-class FitSettings:
+class FitSettings(Checked):
     """How to train: length, learning rate, clipping and moving average.
 
     The learning rate rises over `warmup` steps to its peak; with `anneal` "cosine" it then falls to
@@ -60,9 +60,6 @@ class FitSettings:
     horizon: Natural = 0
     anneal: Literal["cosine", "none"] = "cosine"
     betas: tuple[float, float] = (0.9, 0.99)
-
-    def __post_init__(self) -> None:
-        check_bounds(self)
 
     @classmethod
     def of(cls, settings: Any, **changes: Any) -> FitSettings:

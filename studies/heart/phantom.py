@@ -31,7 +31,7 @@ from fairlib.cohorts.cardiac import (
 )
 from fairlib.errors import DataError
 from fairlib.rng import numpy_rng
-from fairlib.settings import Bound, Count, Fraction, Positive, check_bounds, unknown_key
+from fairlib.settings import Bound, Checked, Count, Fraction, Positive, unknown_key
 
 FACES = ("dilated", "preserved")  # of heart failure
 PATHOLOGY = {"healthy": "NOR", "dilated": "DCM", "preserved": "HHD"}  # the codes of M&Ms
@@ -72,7 +72,7 @@ DILATED_SHARE = {("M", False): 0.55, ("M", True): 0.80, ("F", False): 0.20, ("F"
 
 
 @dataclass(frozen=True)
-class PhantomSettings:
+class PhantomSettings(Checked):
     """Which subjects to draw. Shares lie in [0, 1]; the imbalances are those that the paper names.
 
     subjects: how many (`draw_heart` takes any index, so that more can be drawn without changing the
@@ -98,9 +98,6 @@ class PhantomSettings:
     unlabelled: Fraction = 0.05
     size: Annotated[int, Bound(lambda value: value >= 16, "at least 16")] = SIZE
     pixel_mm: Positive = PIXEL_MM
-
-    def __post_init__(self):
-        check_bounds(self)
 
 
 @dataclass(frozen=True)
