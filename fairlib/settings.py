@@ -9,10 +9,10 @@ import json
 import math
 import re
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, TypeVar
 
-from fairlib.errors import DataError, SettingsError
+from fairlib.errors import DataError, FairlibError, SettingsError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -77,8 +77,7 @@ def from_dict(cls: type[T], mapping: dict[str, Any]) -> T:
     known = [field.name for field in dataclasses.fields(cls)]
     values = {}
     for key, value in mapping.items():
-        if key not in known:
-            raise SettingsError(unknown_key(key, known, cls.__name__))
+        require_known(key, known, cls.__name__)
         values[key] = checked(value, hints[key], f"{cls.__name__}.{key}")
     return cls(**values)
 
@@ -128,16 +127,22 @@ def unknown_key(key: str, known: list[str], where: str) -> str:
     return f"unknown key {key!r} in {where}; {hint}"
 
 
+def require_known(
+    key: Any, known: Iterable[Any], where: str, error: type[FairlibError] = SettingsError
+) -> None:
+    """Raise `error`, with the nearest of `known`, unless `key` is one of them."""
+    if key not in (names := list(known)):
+        raise error(unknown_key(str(key), list(map(str, names)), where))
+
+
 def need(table: pd.DataFrame, *columns: str, name: str = "the table", whole: bool = False) -> None:
     """Raise `DataError` unless `table`, called `name`, has rows and all `columns`, and, with
     `whole`, a value of each in every row.
     """
     missing = [column for column in columns if column not in table]
     if missing:
-        raise DataError(
-            f"{name} ({len(table)} rows) lacks column {missing[0]!r}; "
-            + unknown_key(missing[0], [str(column) for column in table], "its columns")
-        )
+        near = unknown_key(missing[0], [str(column) for column in table], "its columns")
+        raise DataError(f"{name} ({len(table)} rows) lacks column {missing[0]!r}; {near}")
     if len(table) == 0:
         raise DataError(f"{name} is empty; it needs at least one row")
     for column in columns if whole else ():

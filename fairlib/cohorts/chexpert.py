@@ -38,7 +38,7 @@ from fairlib.cohorts.tables import (
     word_of,
 )
 from fairlib.errors import DataError, SettingsError
-from fairlib.settings import unknown_key
+from fairlib.settings import require_known
 
 FOLDERS = ("CheXpert-v1.0", "CheXpert-v1.0-small")  # also the prefixes of Path
 TABLES = {"train.csv": "training", "valid.csv": "validation"}
@@ -302,5 +302,4 @@ def _check_policies(uncertain: str | None, unmentioned: str) -> None:
         (uncertain, POLICIES, "uncertain labels"),
         (unmentioned, UNMENTIONED, "labels that are not mentioned"),
     ):
-        if value not in known:
-            raise SettingsError(unknown_key(value, list(known), f"the policies for {kind}"))
+        require_known(value, known, f"the policies for {kind}")

@@ -21,9 +21,9 @@ import numpy as np
 import pandas as pd
 
 from fairlib.cohorts.listing import Excluded, attempt, missing, require_some
-from fairlib.errors import DataError, FairlibError, SettingsError
+from fairlib.errors import DataError, FairlibError
 from fairlib.io import what_it_is
-from fairlib.settings import unknown_key
+from fairlib.settings import require_known, unknown_key
 
 T = TypeVar("T")
 SEXES = ("F", "M")
@@ -281,8 +281,7 @@ def known_word(prompt: str, word: str, words: Sequence[str]) -> str:
 
     Raises `SettingsError` naming the nearest one where it is not.
     """
-    if word not in words:
-        raise SettingsError(unknown_key(word, list(words), f"prompt {prompt!r}"))
+    require_known(word, words, f"prompt {prompt!r}")
     return word
 
 

@@ -45,7 +45,7 @@ from fairlib.models.classifier import (
 )
 from fairlib.models.training import draw_rows, same_length
 from fairlib.rng import Stream, numpy_rng
-from fairlib.settings import Bound, Checked, Count, Natural, Positive, need, unknown_key
+from fairlib.settings import Bound, Checked, Count, Natural, Positive, need, require_known
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -153,8 +153,7 @@ def training_plan(
     Age tertiles are those of the real subjects. Raises `SettingsError` on an unknown arm,
     `DataError` on a missing table or column, or fewer images than the settings need.
     """
-    if arm not in ARMS:
-        raise SettingsError(unknown_key(arm, list(ARMS), "the arms"))
+    require_known(arm, ARMS, "the arms")
     tables = {"real": real, "synthetic": synthetic, "extra": extra}
     counts = {"real": None, "synthetic": settings.synthetic_count}
     if any("extra" in stage.sources for stage in ARMS[arm]):

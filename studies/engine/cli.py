@@ -17,7 +17,7 @@ from typing import Any
 
 from fairlib.cli import add_command, add_setting, run_command
 from fairlib.errors import SettingsError
-from fairlib.settings import from_dict, unknown_key
+from fairlib.settings import from_dict, require_known
 
 STUDIES = {  # where it is defined, and what it is
     "brain": ("studies.brain.study:STUDY", "brain MRI (Han et al.): methods compared on one base"),
@@ -39,8 +39,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def study_of(name: str) -> Any:
     """The study of that name. Raises `SettingsError` when there is none."""
-    if name not in STUDIES:
-        raise SettingsError(unknown_key(name, list(STUDIES), "the studies"))
+    require_known(name, STUDIES, "the studies")
     return resolve_name(STUDIES[name][0])
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from fairlib.errors import SettingsError
-from fairlib.settings import checked, from_dict, unknown_key
+from fairlib.settings import checked, from_dict, require_known
 from studies.engine import repository
 
 T = TypeVar("T")  # the settings of a study: a frozen dataclass
@@ -60,13 +60,12 @@ def load_parameters(notebook: str, namespace: dict[str, Any]) -> Any:
     Raises `SettingsError` on an unknown notebook or profile, a parameter that the notebook lacks
     (naming the nearest one) or that is not set, and a value of another type than declared.
     """
-    if notebook not in (sources := notebooks()):
-        raise SettingsError(unknown_key(notebook, list(sources), "the notebooks"))
+    sources = notebooks()
+    require_known(notebook, sources, "the notebooks")
     declared = notebook_parameters(sources[notebook])
     injected = _injected(namespace)
     for name in injected:
-        if name not in declared:
-            raise SettingsError(unknown_key(name, list(declared), f"the parameters of {notebook}"))
+        require_known(name, declared, f"the parameters of {notebook}")
     for name in declared:
         if name not in namespace:
             raise SettingsError(f"{notebook}.{name} is not set; run the parameters cell first")
@@ -218,8 +217,7 @@ def _values(
     ]
     for given, known, where in places:
         for key in given:
-            if key not in known:
-                raise SettingsError(unknown_key(str(key), known, f"{path}{where}"))
+            require_known(key, known, f"{path}{where}")
     for notebook, known in declared.items():
         found = {key: value for key, value in common.items() if key in known}
         values[notebook] = {

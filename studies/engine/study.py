@@ -29,7 +29,7 @@ from torch import Tensor
 
 from fairlib.errors import DataError, SettingsError
 from fairlib.io import read_json, read_sheet, write_bytes, write_json, write_sheet
-from fairlib.settings import digest, from_dict, to_dict, unknown_key
+from fairlib.settings import digest, from_dict, require_known, to_dict
 from studies.engine import environment, repository
 from studies.engine.criteria import criteria_table
 from studies.engine.reach import code_digest
@@ -171,10 +171,7 @@ class Study(Generic[S]):
         """
         chosen = self.default_arms(settings) if arms is None else tuple(arms)
         for arm in chosen:
-            if arm not in self.arms:
-                raise SettingsError(
-                    unknown_key(arm, list(self.arms), f"the arms of study {self.name}")
-                )
+            require_known(arm, self.arms, f"the arms of study {self.name}")
             if reason := self.arms[arm].refused(settings):
                 raise SettingsError(f"arm {arm!r}: {reason}")
         first = self.references(settings) if references else ()
@@ -511,10 +508,7 @@ def _chosen(
 ) -> list[tuple[str, Table[S]]]:
     wanted = None if only is None else set(only)
     for name in wanted or ():
-        if name not in study.tables:
-            raise SettingsError(
-                unknown_key(name, list(study.tables), f"the tables of study {study.name}")
-            )
+        require_known(name, study.tables, f"the tables of study {study.name}")
     return [
         (name, table)
         for name, table in study.tables.items()

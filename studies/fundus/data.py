@@ -28,7 +28,7 @@ from fairlib.errors import DataError, SettingsError
 from fairlib.io import to_bytes
 from fairlib.methods.finetuning import FinetuneSettings
 from fairlib.rng import numpy_rng
-from fairlib.settings import Count, Natural, check_bounds, digest, unknown_key
+from fairlib.settings import Count, Natural, check_bounds, digest, require_known
 from studies.engine import StudyStream
 from studies.engine.images import Images, load_images, save_images
 from studies.engine.profiles import settings_from
@@ -244,8 +244,7 @@ def subjects(settings: FundusSettings, part: str) -> Artifact[Images]:
     Columns of the table: those of the cohort (see `cohorts.fairgenmed`), a phantom's `cdr` among
     them. Raises `DataError` on an unknown part.
     """
-    if part not in PARTS:
-        raise DataError(unknown_key(part, list(PARTS), "the parts of the fundus study"))
+    require_known(part, PARTS, "the parts of the fundus study", DataError)
     counts = {
         "train": settings.train_subjects,
         "evaluators": max(settings.evaluator_subjects, settings.images),

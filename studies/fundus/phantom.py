@@ -54,7 +54,7 @@ from fairlib.cohorts.fairgenmed import (
 from fairlib.cohorts.tables import ETHNICITIES
 from fairlib.errors import DataError, SettingsError
 from fairlib.rng import numpy_rng
-from fairlib.settings import Bound, Count, Fraction, check_bounds, unknown_key
+from fairlib.settings import Bound, Count, Fraction, check_bounds, require_known
 from studies.fundus.vessels import FIELD, Vessels, coverage, grow_vessels
 
 SEVERITY_SHARES = {"glaucoma": (0.15, 0.45, 0.25, 0.15), "non-glaucoma": (0.80, 0.16, 0.03, 0.01)}
@@ -234,8 +234,7 @@ def make_patient(
 def _check(**words: str | None) -> None:
     """Raise `DataError` on a word that is not in the vocabulary of its attribute."""
     for name, value in words.items():
-        if value not in (known := PROMPTED[name]):
-            raise DataError(unknown_key(str(value), list(known), f"{name} of a synthetic patient"))
+        require_known(value, PROMPTED[name], f"{name} of a synthetic patient", DataError)
 
 
 def _ratio(quantile: float, mean: float, cdr: float | None, status: str | None) -> float:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from fairlib.cohorts.cardiac import bmi_class, control_image, decade, prompt_of
-from fairlib.errors import DataError, SettingsError
+from fairlib.errors import DataError
 from fairlib.io import write_bytes
 from fairlib.measures.equity import class_counts, group_names, keep_large, prevalence_weights
 from fairlib.measures.paired import BootstrapSettings, PairedAnswers, arm_metrics, paired_answers
@@ -33,7 +33,7 @@ from fairlib.methods.downstream import (
     with_groups,
 )
 from fairlib.models.controlnet import ControlledGenerator
-from fairlib.settings import unknown_key
+from fairlib.settings import require_known
 from studies.engine import accelerator
 from studies.engine.stage import Artifact, Progress, as_is, in_blocks, stage
 from studies.engine.study import Arm, Run, Tables
@@ -117,8 +117,7 @@ def requests(settings: HeartSettings, way: str) -> tuple[pd.DataFrame, Tensor]:
     sex requested. Copies are as many as the study needs, and fewer are the first of more. Raises
     `SettingsError` on an unknown way.
     """
-    if way not in WAYS:
-        raise SettingsError(unknown_key(way, list(WAYS), "the ways of requesting hearts"))
+    require_known(way, WAYS, "the ways of requesting hearts")
     hearts = part(settings, "heldout" if way == "unseen" else "train").load()
     if way == "unseen":
         unseen = hearts.first(settings.images)
@@ -145,8 +144,7 @@ def flipped(table: pd.DataFrame, word: str) -> pd.DataFrame:
     The mask is not touched, so the prompt now contradicts it. Raises `SettingsError` on an unknown
     word.
     """
-    if word not in WORDS:
-        raise SettingsError(unknown_key(word, list(WORDS), "the words of a prompt"))
+    require_known(word, WORDS, "the words of a prompt")
     table = table.reset_index(drop=True).copy()
     if word in OTHER:
         table[word] = table[word].map(OTHER[word])

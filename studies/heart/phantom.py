@@ -31,7 +31,7 @@ from fairlib.cohorts.cardiac import (
 )
 from fairlib.errors import DataError
 from fairlib.rng import numpy_rng
-from fairlib.settings import Bound, Checked, Count, Fraction, Positive, unknown_key
+from fairlib.settings import Bound, Checked, Count, Fraction, Positive, require_known
 
 FACES = ("dilated", "preserved")  # of heart failure
 PATHOLOGY = {"healthy": "NOR", "dilated": "DCM", "preserved": "HHD"}  # the codes of M&Ms
@@ -234,9 +234,7 @@ def _geometry(
 def _dilated_share(sex: str, bmi: float, diagnosis: str, face: str | None) -> dict[str, float]:
     """How often which face: one entry with share 1 when it is known."""
     for value, known in ((sex, HEIGHT_CM), (diagnosis, DIAGNOSES), (face, (None, *DISEASE))):
-        if value not in known:
-            names = [str(name) for name in known]
-            raise DataError(unknown_key(str(value), names, "a synthetic person's attributes"))
+        require_known(value, known, "a synthetic person's attributes", DataError)
     faces = ("healthy",) if diagnosis == "healthy" else FACES
     if face not in (None, *faces):
         raise DataError(f"{diagnosis} cannot have the face {face!r}; choose one of {faces} or none")
