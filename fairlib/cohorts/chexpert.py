@@ -19,6 +19,7 @@ from fairlib.cohorts.listing import (
     first_of,
     folders,
     missing,
+    read_file,
     read_grey,
     require_some,
 )
@@ -138,7 +139,7 @@ def read_chexpert(
         table,
         NEEDED,
         partial(prompt_of, label=label),
-        partial(_read_image, files, size),
+        partial(read_file, read_grey, files, size),
         excluded,
         _sheet_notes(table, sheet),
     )
@@ -218,10 +219,6 @@ def _file(folder: Path, batched: Mapping[str, Path], key: str) -> Path:
     part, patient, rest = key.split("/", 2)
     whole = part != "train" or patient not in batched
     return folder / key if whole else batched[patient] / rest
-
-
-def _read_image(files: Callable[[str], Path], size: int, key: str) -> np.ndarray:
-    return read_grey(files(key), size)
 
 
 def _row(

@@ -28,7 +28,7 @@ from fairlib.cohorts.cardiac import (
     subject_row,
 )
 from fairlib.cohorts.cohort import Cohort
-from fairlib.cohorts.listing import Excluded, by_name, folders, listed, missing
+from fairlib.cohorts.listing import Excluded, by_name, folders, listed, missing, only
 from fairlib.cohorts.tables import (
     SEX_CELLS,
     SEXES,
@@ -170,13 +170,7 @@ def find_table(root: Path) -> Path:
     places = [root, *folders(root)]
     paths = [path for place in places for path in listed(place) if TABLES.fullmatch(path.name)]
     paths = [path for path in paths if path.suffix.lower() == ".csv"] or paths
-    if len(paths) != 1:
-        names = ", ".join(str(path.relative_to(root)) for path in paths)
-        what = f"{len(paths) or 'none'} of the files match {TABLE}, expected one"
-        near = () if paths else (TABLE,)
-        remedy = "take the table from the release"
-        raise missing(root, f"{what} ({names})" if names else what, remedy, *near)
-    return paths[0]
+    return only(root, TABLE, "take the table from the release", paths)
 
 
 def read_subjects(

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from fairlib.cohorts.cohort import Cohort, report
-from fairlib.cohorts.listing import faulty_images, read_grey, require_some
+from fairlib.cohorts.listing import faulty_images, read_file, read_grey, require_some
 from fairlib.cohorts.tables import named_cells, read_rows, read_text, read_truth, refuse_twice
 from fairlib.errors import DataError
 from fairlib.settings import require_known
@@ -128,12 +128,8 @@ def _cohort(
     first = [path.name for path in files.values() if not path.is_file()][:1]
     require_some(kept, excluded, images, "captioned images", "fetch the images first", *first)
     table = _with_truth(_table(kept, split, articles), truth)
-    read_image = partial(_read_image, images, size)
+    read_image = partial(read_file, read_grey, files.__getitem__, size)
     return Cohort(name, table, read_image, report(excluded), strata=("sex", "grade"))
-
-
-def _read_image(folder: Path, size: int, key: str) -> np.ndarray:
-    return read_grey(folder / f"{key}.jpg", size)
 
 
 def _table(captions: Mapping[str, str], split: str, articles: Mapping[str, str]) -> pd.DataFrame:
