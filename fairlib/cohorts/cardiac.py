@@ -336,6 +336,19 @@ def scan_file(folder: Path, name: str) -> Path:
 Read = Callable[[Sequence[Path], Sequence[int], CardiacSettings], HeartSlices]
 
 
+@dataclass(frozen=True)
+class Reading:
+    """How a release of hearts is read: the arguments of `read_mnms` and `read_acdc` of these
+    names. Slices are kept in `cache_dir`, or in memory.
+    """
+
+    settings: CardiacSettings
+    cache_dir: str | Path | None
+    progress: Callable[[int, int], None] | None
+    skip_faulty: bool
+    headers_only: bool
+
+
 class Unsegmented(DataError):
     """Masks that are absent, or empty in ED and ES, as those of the folder "Unlabeled" of M&Ms."""
 
@@ -364,21 +377,17 @@ def read_hearts(
     subjects: Mapping[str, Mapping],
     scans: Mapping[str, Sequence[Path]],
     read: Read,
-    settings: CardiacSettings,
-    cache_dir: str | Path | None,
-    progress: Callable[[int, int], None] | None,
+    how: Reading,
     excluded: Sequence[Excluded] = (),
     strata: tuple[str, ...] = ("sex", "diagnosis"),
     not_stated: Mapping[str, str] | None = None,
-    skip_faulty: bool = False,
 ) -> Cohort:
     """Read the subjects that have `scans`: one row is one slice position of one subject, in
     end-diastole and end-systole.
 
     subjects: attributes (see `subject_row`) with part and the frames ed and es. scans: the files
-    from which `read(files, (ed, es), settings)` makes the slices of a subject; they are kept in
-    `cache_dir`, or in memory. Subjects without a usable slice or segmentation, or with another
-    order of the labels than most, join `excluded`.
+    from which `read(files, (ed, es), settings)` makes the slices of a subject. Subjects without a
+    usable slice or segmentation, or with another order of the labels than most, join `excluded`.
 
     Columns: subject, sex, age (years), height (cm), weight (kg), bmi, diagnosis ("healthy", "heart
     failure" or missing), pathology (the raw code), centre, vendor, part, slice, decade, bmi_class,
@@ -390,11 +399,10 @@ def read_hearts(
     missing or cannot be trusted (with `skip_faulty` they join `excluded` instead), and `DataError`
     when no subject is left.
     """
-    store = SliceStore(HeartSlices, cache_dir)
-    slices, left_out, faults = _read_slices(
-        subjects, tracked(scans.items(), progress), read, settings, store
-    )
-    if not skip_faulty:
+    store = SliceStore(HeartSlices, None if how.headers_only else how.cache_dir)
+    each = tracked(scans.items(), how.progress)
+    slices, left_out, faults = _read_slices(subjects, each, read, how.settings, store)
+    if not how.skip_faulty:
         refuse_all(root, faults, "skip_faulty=True leaves those subjects out and lists them")
     excluded = [*excluded, *left_out, *((one, FAULTY, str(why)) for one, why in faults.items())]
     require_some(slices, excluded, root, "subjects", "check their images and masks")
@@ -404,7 +412,7 @@ def read_hearts(
         for number, index in enumerate(one.index)
     ]
     table = typed(rows, ("age", "height", "weight", "bmi"), ("slice",))[[*OF_SUBJECT, *OF_SLICE]]
-    width = f"wider than {settings.field_of_view_mm:g} mm"
+    width = f"wider than {how.settings.field_of_view_mm:g} mm"
     affines = {subject: affine_note(scans[subject]) for subject in slices}
     notes = [(subject, "heart cropped", width) for subject, one in slices.items() if one.cropped]
     notes += [(one, *note) for one, note in affines.items() if note[0]]

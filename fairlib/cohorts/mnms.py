@@ -18,6 +18,7 @@ from fairlib.cohorts.cardiac import (
     STANDARD,
     CardiacSettings,
     HeartSlices,
+    Reading,
     Unsegmented,
     check_diagnoses,
     check_headers,
@@ -145,18 +146,9 @@ def read_mnms(
         scans[subject] = [scan_file(folder, f"{subject}_sa{ending}") for ending in ("", "_gt")]
         if part == "unlabelled" and (headers_only or not scans[subject][1].is_file()):
             del scans[subject][1]
-    return read_hearts(
-        "mnms",
-        root,
-        subjects,
-        scans,
-        partial(check_headers, series=True) if headers_only else read_subject,
-        settings,
-        None if headers_only else cache_dir,
-        progress,
-        excluded,
-        skip_faulty=skip_faulty,
-    )
+    read = partial(check_headers, series=True) if headers_only else read_subject
+    how = Reading(settings, cache_dir, progress, skip_faulty, headers_only)
+    return read_hearts("mnms", root, subjects, scans, read, how, excluded)
 
 
 survey_mnms = partial(read_mnms, headers_only=True)
