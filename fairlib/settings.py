@@ -55,9 +55,8 @@ def check_bounds(settings: Any) -> None:
             bounds = [Bound(words.__contains__, f"one of {', '.join(map(repr, words))}")]
         for bound in bounds:
             if value is not None and not bound.valid(value):
-                raise SettingsError(
-                    f"{type(settings).__name__}.{name} is {value!r}; expected {bound.expected}"
-                )
+                what = f"{type(settings).__name__}.{name} is {value!r}"
+                raise SettingsError(f"{what}; expected {bound.expected}")
 
 
 class Checked:
@@ -100,9 +99,8 @@ def checked(value: Any, kind: Any, name: str) -> Any:
         expected = kind.__name__ if isinstance(kind, type) else kind
         number = isinstance(value, str) and NUMBER.fullmatch(value.strip())
         hint = "; write a number without quotes, for YAML with a point: 1.0e-4" if number else ""
-        raise SettingsError(
-            f"{name} is {value!r} ({type(value).__name__}); expected {expected}{hint}"
-        ) from None
+        what = f"{name} is {value!r} ({type(value).__name__})"
+        raise SettingsError(f"{what}; expected {expected}{hint}") from None
 
 
 def to_dict(settings: Any) -> dict[str, Any]:

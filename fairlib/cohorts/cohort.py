@@ -306,9 +306,8 @@ def split_subjects(
     """
     total = sum(fractions.values())
     if not fractions or min(fractions.values()) <= 0 or abs(total - 1) > 1e-6:
-        raise SettingsError(
-            f"split fractions {fractions} sum to {total:g}; give each part more than 0 and 1 in all"
-        )
+        what = f"split fractions {fractions} sum to {total:g}"
+        raise SettingsError(f"{what}; give each part more than 0 and 1 in all")
     keys = subjects[list(stratify)].astype("string").fillna("unknown")
     # subjects so far minus quota: a tie goes to the part that is most behind
     ahead = dict.fromkeys(fractions, 0.0)

@@ -120,9 +120,8 @@ class SliceStore:
             with safe_open(kept, framework="numpy") as file:
                 return file.get_slice(name)[number : number + 1][0]
         except (OSError, SafetensorError) as error:
-            raise DataError(
-                f"{kept}: cached slices are gone or broken ({error}); read the cohort again"
-            ) from error
+            what = f"{kept}: cached slices are gone or broken ({error})"
+            raise DataError(f"{what}; read the cohort again") from error
 
     def _cached(self, path: Path) -> Any:
         if not path.exists():

@@ -346,9 +346,8 @@ def _check_disjoint(trained: Mapping[str, ImageTable], heldout: Mapping[str, Ima
                 continue
             shared = set(part.table["subject"]) & set(images.table["subject"])
             if shared:
-                raise DataError(
-                    f"subject {min(shared)!r} is in {name} and in {source}; split by subject first"
-                )
+                what = f"subject {min(shared)!r} is in {name} and in {source}"
+                raise DataError(f"{what}; split by subject first")
 
 
 def age_edges(table: pd.DataFrame) -> tuple[float, float]:

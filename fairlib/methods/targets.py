@@ -178,9 +178,8 @@ def target_of_each(
         targets = (target,) * len(prompts)
     elif isinstance(target, Mapping):
         if not isinstance(prompts, Mapping):
-            raise SettingsError(
-                f"the target is by group ({', '.join(target)}); give prompts as {{prompt: group}}"
-            )
+            fault = f"the target is by group ({', '.join(target)})"
+            raise SettingsError(f"{fault}; give prompts as {{prompt: group}}")
         for prompt, group in prompts.items():
             if group not in target:
                 what = f"prompt {prompt!r} is of group {group!r}, which no target covers"

@@ -204,9 +204,8 @@ def prediction_target(
         return clean
     if prediction == "v_prediction":
         return diffuse(noise, -clean, time, alphas)
-    raise SettingsError(
-        f"prediction type {prediction!r}; expected 'epsilon', 'v_prediction' or 'sample'"
-    )
+    what = f"prediction type {prediction!r}"
+    raise SettingsError(f"{what}; expected 'epsilon', 'v_prediction' or 'sample'")
 
 
 def training_schedule(scheduler: Any) -> tuple[str, Tensor]:

@@ -154,9 +154,8 @@ def load_weights(module: Fitted, path: str | Path) -> Fitted:
     tensors = read_tensors(path)
     wrong = _differing(module.state_dict(), tensors)
     if wrong:
-        raise WeightsError(
-            f"{path}: weights do not fit this {type(module).__name__} ({wrong}); fit it again"
-        )
+        what = f"{path}: weights do not fit this {type(module).__name__} ({wrong})"
+        raise WeightsError(f"{what}; fit it again")
     module.load_state_dict(tensors)
     return module.eval().requires_grad_(False)
 

@@ -136,9 +136,8 @@ async def execute(source: Path, output: Path, parameters: dict[str, Any], jobs: 
     if failure.is_file():
         raise NotebookError(failure.read_text())
     if status:
-        raise NotebookError(
-            f"{source}: its process ended with status {status}; where that is -9, memory ran out"
-        )
+        what = f"{source}: its process ended with status {status}"
+        raise NotebookError(f"{what}; where that is -9, memory ran out")
 
 
 def _environment(jobs: int) -> dict[str, str]:

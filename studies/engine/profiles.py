@@ -121,9 +121,8 @@ def load_profile(name: str, root: Path | None = None) -> Profile:
     root = root or repository()
     path = root / "profiles" / f"{name}.yml"
     if name not in known_profiles(root):
-        raise SettingsError(
-            f"unknown profile {name!r}; known profiles: {', '.join(known_profiles(root)) or 'none'}"
-        )
+        what = f"unknown profile {name!r}"
+        raise SettingsError(f"{what}; known profiles: {', '.join(known_profiles(root)) or 'none'}")
     declared = {stem: notebook_parameters(file) for stem, file in notebooks(root).items()}
     return Profile(name, _values(path, _parse(path), declared))
 
@@ -180,9 +179,8 @@ def notebook_parameters(path: Path) -> dict[str, Parameter]:
 def _parameter(path: Path, entry: dict[str, str]) -> Parameter:
     kind = entry["inferred_type_name"]
     if kind.split("[")[0] not in TYPES:
-        raise SettingsError(
-            f"{path}: parameter {entry['name']!r} has type {kind}; annotate it: {', '.join(TYPES)}"
-        )
+        what = f"{path}: parameter {entry['name']!r} has type {kind}"
+        raise SettingsError(f"{what}; annotate it: {', '.join(TYPES)}")
     return Parameter(entry["name"], kind, entry["default"], entry["help"])
 
 
@@ -192,16 +190,14 @@ def _parse(path: Path) -> dict[str, dict[str, Any]]:
     try:
         content = yaml.safe_load(path.read_text()) or {}
     except yaml.YAMLError as error:
-        raise SettingsError(
-            f"{path}: not valid YAML ({' '.join(str(error).split())}); mend the file"
-        ) from error
+        what = f"{path}: not valid YAML ({' '.join(str(error).split())})"
+        raise SettingsError(f"{what}; mend the file") from error
     if not isinstance(content, dict):
         raise SettingsError(f"{path}: expected sections, found {type(content).__name__}")
     for name, section in content.items():
         if section is not None and not isinstance(section, dict):
-            raise SettingsError(
-                f"{path}: section {name!r} is {section!r}; expected `parameter: value` lines"
-            )
+            what = f"{path}: section {name!r} is {section!r}"
+            raise SettingsError(f"{what}; expected `parameter: value` lines")
     return {str(name): section or {} for name, section in content.items()}
 
 

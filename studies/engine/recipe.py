@@ -408,7 +408,6 @@ def training_part(whole: P, count: int, seeds: Mapping[str, int | None]) -> P:
             "draws too; train it with another seed"
         )
     if count > whole.subjects:
-        raise SettingsError(
-            f"train_subjects {count}: the generator was trained on {whole.subjects}; 0 takes all"
-        )
+        what = f"train_subjects {count}: the generator was trained on {whole.subjects}"
+        raise SettingsError(f"{what}; 0 takes all")
     return replace(whole, subjects=count or whole.subjects)

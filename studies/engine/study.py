@@ -406,9 +406,8 @@ def results_of(
         folder = study.results()
     tables, stored = load_results(study, folder), settings_of(study, folder)
     if stored.cohort != settings.cohort:
-        raise DataError(
-            f"{folder}: of cohort {stored.cohort!r}, not {settings.cohort!r}; set runs = 'live'"
-        )
+        what = f"{folder}: of cohort {stored.cohort!r}, not {settings.cohort!r}"
+        raise DataError(f"{what}; set runs = 'live'")
     for name in study.fixed:
         if getattr(settings, name) != (there := getattr(stored, name)):
             made = f"{name}: the stored runs were made with {there!r}"

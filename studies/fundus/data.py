@@ -430,9 +430,8 @@ def real_rows(
     ]
     missing = [value for value, rows in zip(values, chosen, strict=True) if not len(rows)]
     if missing:
-        raise DataError(
-            f"no patient left of {by} {', '.join(missing)} among {len(table)}; give more data"
-        )
+        what = f"no patient left of {by} {', '.join(missing)} among {len(table)}"
+        raise DataError(f"{what}; give more data")
     each = min(count // len(values), *map(len, chosen)) if part.even else None
     return np.sort(np.concatenate([rows[:each] for rows in chosen]))
 

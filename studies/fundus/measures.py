@@ -395,9 +395,8 @@ def _draws(by_run: ByRun, arm: str, seeds: Sequence[int]) -> Draws:
         each_seed.append(dict(zip(keys, one.draws.T, strict=True)))
     shared = [key for key in each_seed[0] if all(key in other for other in each_seed)]
     if not shared:
-        raise DataError(
-            f"arm {arm!r} has no figure in common over seeds {list(seeds)}; run it again"
-        )
+        what = f"arm {arm!r} has no figure in common over seeds {list(seeds)}"
+        raise DataError(f"{what}; run it again")
     return {key: np.stack([one[key] for one in each_seed]) for key in shared}
 
 

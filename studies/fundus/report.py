@@ -148,9 +148,8 @@ def in_words(
     """
     row = race_difference(differences, measure, task, arm, reference)
     if row is None:
-        raise DataError(
-            f"arms {arm!r} and {reference!r} were not compared; run both with one seed in common"
-        )
+        what = f"arms {arm!r} and {reference!r} were not compared"
+        raise DataError(f"{what}; run both with one seed in common")
     interval, over = interval_of(row)
     over += ", one training each" if row["seeds"] == 1 else ""
     low, high = interval.low, interval.high

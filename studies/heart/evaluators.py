@@ -74,9 +74,8 @@ def geometry(masks, pixel: float = 2.0, largest: bool = True) -> pd.DataFrame:
     """
     masks = check_masks(masks)
     if not pixel > 0:
-        raise DataError(
-            f"pixel size {pixel} mm; it must be positive (read it from the header of the scan)"
-        )
+        what = f"pixel size {pixel} mm"
+        raise DataError(f"{what}; it must be positive (read it from the header of the scan)")
     cavity, epicardium, right = masks == 1, (masks == 1) | (masks == 2), masks == 3
     if largest:
         cavity, epicardium, right = map(_largest_parts, (cavity, epicardium, right))
