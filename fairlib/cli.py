@@ -376,10 +376,7 @@ def _add_work(draw: Parser, align: Parser, check: Parser) -> None:
         command.add_argument("--clip", default="", help=f"{use}: {place}")
         text = "as F=0.458 M=0.542"
         if command is align:
-            text += (
-                "; or, where the CSV of prompts has a column `group`, a CSV with a row of each: "
-            )
-            text += "`group`, and a column of shares for F, M, ..."
+            text += "; or, for a CSV of prompts by `group`, one of `group` and shares of F, M, ..."
         command.add_argument("--shares", nargs="+", default=[], metavar="GROUP=SHARE", help=text)
     text = "a CSV: `group` (as in --shares), each classifier's logits in the column of its name"
     check.add_argument("--calibration", default="", help=f"{text}, and `subject` if there is one")

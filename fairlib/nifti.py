@@ -30,9 +30,7 @@ HEADER, DATA_START, DATA_LATEST, HEAD_PACKED = 348, 352, 1 << 20, 1 << 14
 DEFLATE_LIMIT = 1032  # no deflate stream expands further (zlib's technical notes)
 GZIP, PIECE = b"\x1f\x8b", 1 << 20
 ROUNDED = 1.01  # a quaternion up to this length has been rounded, a longer one is broken
-DTYPES = frozenset(
-    np.dtype(name) for name in ("u1", "i1", "i2", "u2", "i4", "u4", "i8", "u8", "f4", "f8")
-)
+DTYPES = frozenset(map(np.dtype, ("u1", "i1", "i2", "u2", "i4", "u4", "i8", "u8", "f4", "f8")))
 BRATS_LABELS = frozenset({0, 1, 2, 4})
 VOXEL_MM = (0.01, 100.0)
 SAME_SIZE = 0.01  # sizes further apart than this share are two sizes, not one that was rounded

@@ -78,10 +78,8 @@ def slider(
         _input(axis, words, at, stride, width)
         for (axis, words), at, stride in zip(values.items(), first, strides, strict=True)
     )
-    group = escape(name or ", ".join(values))
-    return HTML(
-        f'<div class="fairlib-slider" role="group" aria-label="{group}">{shown}{inputs}</div>'
-    )
+    about = f'role="group" aria-label="{escape(name or ", ".join(values))}"'
+    return HTML(f'<div class="fairlib-slider" {about}>{shown}{inputs}</div>')
 
 
 def _image(data: bytes, label: str, alt: str, visible: bool, width: int) -> str:

@@ -203,9 +203,8 @@ def label_order(labels: np.ndarray) -> tuple[int, int, int]:
         raise DataError(f"labels {sorted(missing)} are absent; {why}")
     touching = np.zeros((4, 4))
     for axis in (0, 1):
-        first, second = (
-            np.take(labels, np.arange(k, labels.shape[axis] - 1 + k), axis) for k in (0, 1)
-        )
+        pairs = np.arange(labels.shape[axis] - 1)
+        first, second = (np.take(labels, pairs + k, axis) for k in (0, 1))
         counts = np.bincount((4 * first.astype(int) + second).ravel(), minlength=16).reshape(4, 4)
         touching += counts + counts.T
     np.fill_diagonal(touching, 0)

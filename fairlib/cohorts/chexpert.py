@@ -295,8 +295,5 @@ def _check_policies(uncertain: str | None, unmentioned: str) -> None:
             "CheXpert marks labels as uncertain (-1), and what they count as changes every result: "
             f"give uncertain= one of {', '.join(POLICIES)} (the paper's code takes zeros)"
         )
-    for value, known, kind in (
-        (uncertain, POLICIES, "uncertain labels"),
-        (unmentioned, UNMENTIONED, "labels that are not mentioned"),
-    ):
-        require_known(value, known, f"the policies for {kind}")
+    require_known(uncertain, POLICIES, "the policies for uncertain labels")
+    require_known(unmentioned, UNMENTIONED, "the policies for labels that are not mentioned")

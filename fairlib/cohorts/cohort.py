@@ -312,9 +312,8 @@ def split_subjects(
     # subjects so far minus quota: a tie goes to the part that is most behind
     ahead = dict.fromkeys(fractions, 0.0)
     part: dict[str, str] = {}
-    for stratum, rows in subjects.groupby(
-        [keys[name] for name in stratify] or (lambda _: "all"), sort=True
-    ):
+    by = [keys[name] for name in stratify] or (lambda _: "all")
+    for stratum, rows in subjects.groupby(by, sort=True):
         ids = sorted(
             rows["subject"], key=lambda one: hashlib.sha256(f"{seed}:{one}".encode()).digest()
         )
@@ -349,10 +348,8 @@ def allot(n: int, fractions: dict[str, float], ahead: dict[str, float]) -> dict[
     for name in need[: n - sum(counts.values())]:
         counts[name] += 1
     for name in [name for name in counts if counts[name] == 0]:
-        giver = max(
-            counts,
-            key=lambda other: counts[other] - quota[other] if counts[other] > 1 else -math.inf,
-        )
+        spare = {k: count - quota[k] if count > 1 else -math.inf for k, count in counts.items()}
+        giver = max(spare, key=spare.__getitem__)
         if counts[giver] < 2 or quota[giver] - (counts[giver] - 1) > 1 + 1e-9:
             return None
         counts[giver] -= 1

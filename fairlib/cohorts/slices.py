@@ -170,12 +170,10 @@ def extract(
         for name, volume in volumes.items()
     ]
     across = csr_array(across)  # a pixel is made of a few voxels
-    images = np.stack(
-        [[draw(volume[..., k], across, along) for volume in grey] for k in range(len(index))]
-    )
+    drawn = [[draw(volume[..., k], across, along) for volume in grey] for k in range(len(index))]
     least = settings.minimum_tumour_mm2
     sides = [SIDES.index(side_of(tumour[..., z], middles[0], sizes, least)) for z in index]
-    return SubjectSlices(images, tuple(index), tuple(sides), cropped)
+    return SubjectSlices(np.stack(drawn), tuple(index), tuple(sides), cropped)
 
 
 def to_canonical(volume: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

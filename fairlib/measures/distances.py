@@ -286,9 +286,7 @@ def subgroup_distances(
         {name: _chosen(rows, *disjoint(rows[1], n, rng)) for name, rows in people.items()}
         for _ in range(splits)
     ]
-    drawn = {
-        name: _chosen(rows, rng.permutation(len(rows[0]))[:n])[0] for name, rows in made.items()
-    }
+    drawn = {k: _chosen(rows, rng.permutation(len(rows[0]))[:n])[0] for k, rows in made.items()}
     spread = mmd_interval if measure == "mmd" else frechet_interval
     among_real = _among_real(divided, made, measure)
     rows = []
@@ -486,10 +484,8 @@ def memorisation(
     left_out = synthetic_subjects if training_subjects is not None else None
     made = nearest(synthetic, training, left_out, training_subjects)
     real = nearest(heldout, training)
-    samples = [
-        Sample(made.distance, clusters=synthetic_subjects),
-        Sample(real.distance, clusters=heldout_subjects),
-    ]
+    owned = ((made, synthetic_subjects), (real, heldout_subjects))
+    samples = [Sample(one.distance, clusters=subjects) for one, subjects in owned]
 
     def statistic(made: np.ndarray, real: np.ndarray) -> list[float]:
         shares = (made[:, None] < np.quantile(real, quantiles)).mean(0)

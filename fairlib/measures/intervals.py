@@ -195,9 +195,8 @@ class Sample:
             )
         # where each cluster's rows lie, and which clusters each stratum holds
         self._rows = np.argsort(clusters, kind="stable")
-        _, self._start, self._size = np.unique(
-            clusters[self._rows], return_index=True, return_counts=True
-        )
+        held = clusters[self._rows]
+        _, self._start, self._size = np.unique(held, return_index=True, return_counts=True)
         owner = strata[self._rows][self._start]
         if (np.repeat(owner, self._size) != strata[self._rows]).any():
             raise DataError("a cluster lies in two strata; stratify by attributes of subjects")

@@ -382,9 +382,8 @@ def ppi_share(
 
     check_probabilities(readings_labelled)
     check_probabilities(readings_unlabelled)
-    truth, read, rest = (
-        np.asarray(part, float) for part in (labels, readings_labelled, readings_unlabelled)
-    )
+    given = (labels, readings_labelled, readings_unlabelled)
+    truth, read, rest = (np.asarray(part, float) for part in given)
     if len(truth) != len(read) or len(truth) < 2 or not np.isin(truth, (0, 1)).all():
         raise DataError(
             f"{len(truth)} labels for {len(read)} readings; give at least two, each 0 or 1, and "

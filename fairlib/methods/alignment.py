@@ -402,10 +402,8 @@ class AlignmentState(Trainer):
     def __init__(self, parameters: Mapping[str, torch.nn.Parameter], settings: AlignmentSettings):
         super().__init__(parameters, settings.fit)
         origin = bytearray.fromhex(fingerprint(parameters))
-        self.extra = {
-            "cosine": torch.ones((), dtype=torch.float64),
-            "origin": torch.frombuffer(origin, dtype=torch.uint8),
-        }
+        self.extra = {"cosine": torch.ones((), dtype=torch.float64)}
+        self.extra["origin"] = torch.frombuffer(origin, dtype=torch.uint8)
         self.last: dict[str, Tensor] = {}
 
     def resume(self, tensors: Mapping[str, Tensor], *, same_origin: bool) -> None:

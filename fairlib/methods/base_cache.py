@@ -244,7 +244,5 @@ class BaseCache:
     def _sample(self, prompt: int, indices: list[int]) -> Tensor:
         noise = self.base.noise(self.seed, indices)
         embeds = self.base.encode_prompts([self.prompts[prompt]]).expand(len(noise), -1, -1)
-        return self.solver.run(
-            lambda latents, t: self.base.predict_noise(latents, t, embeds, self.guidance_scale),
-            noise,
-        )
+        scale = self.guidance_scale
+        return self.solver.run(lambda x, t: self.base.predict_noise(x, t, embeds, scale), noise)

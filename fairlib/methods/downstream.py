@@ -17,6 +17,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 import numpy as np
@@ -318,10 +319,9 @@ def fit_plan(
             learning_rate=settings.learning_rate * phase.rate,
             warmup=min(settings.warmup, steps // 4),
         )
-        weights, probabilities = _tensor(phase.weights), _tensor(phase.probabilities)
-        for _ in fit_classifier(
-            classifier, images, labels, fit, weights=weights, probabilities=probabilities
-        ):
+        given = {"weights": phase.weights, "probabilities": phase.probabilities}
+        drawn: Any = {name: _tensor(values) for name, values in given.items()}
+        for _ in fit_classifier(classifier, images, labels, fit, **drawn):
             pass
 
 
@@ -375,10 +375,8 @@ def with_groups(table: pd.DataFrame, edges: tuple[float, float]) -> pd.DataFrame
     need(table, "age", "bmi", whole=True)
     age = np.searchsorted(edges, table["age"].to_numpy(float), side="left")
     bmi = np.searchsorted((25.0, 30.0), table["bmi"].to_numpy(float), side="right")
-    return table.assign(
-        age_tertile=pd.Categorical.from_codes(age, TERTILES, ordered=True),
-        bmi_group=pd.Categorical.from_codes(bmi, BMI_GROUPS, ordered=True),
-    )
+    named = partial(pd.Categorical.from_codes, ordered=True)
+    return table.assign(age_tertile=named(age, TERTILES), bmi_group=named(bmi, BMI_GROUPS))
 
 
 def labels_of(table: pd.DataFrame) -> np.ndarray:

@@ -78,9 +78,7 @@ SLIM = Architecture(halvings(16, 32, 48, 64, first=5), pool=2)
 WIDE = Architecture(halvings(24, 48, 64, 96, first=5))
 WIDE_MAX = replace(WIDE, reduce="max")
 CARDIAC = replace(WIDE, channels=3, phases=True)
-CARDIAC_SMALL = Architecture(
-    ((32, 8, 4), (64, 3, 2), (96, 3, 2)), features=0, channels=3, phases=True
-)
+CARDIAC_SMALL = replace(CARDIAC, layers=((32, 8, 4), (64, 3, 2), (96, 3, 2)), features=0)
 
 
 @dataclass(frozen=True)

@@ -452,9 +452,8 @@ class Generator:
         count, purpose, evaluations = len(prediction), self.purpose, self.evaluations
         evaluations[purpose, "forward"] += count
         if prediction.requires_grad:
-            prediction.register_hook(
-                lambda gradient: evaluations.update({(purpose, "backward"): count})
-            )
+            spent = {(purpose, "backward"): count}
+            prediction.register_hook(lambda gradient: evaluations.update(spent))
         return prediction
 
     @torch.no_grad()

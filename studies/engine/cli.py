@@ -150,16 +150,14 @@ def _parser(arguments: list[str]) -> argparse.ArgumentParser:
     add_command(commands, report)
     trained = add_command(commands, base)
     trained.add_argument("model", nargs="?", default="brain", choices=BASES, help="default: brain")
-    of_profile = argparse.ArgumentParser(add_help=False)
-    of_profile.add_argument(
-        "--profile", default="quick", help="a file in profiles/ (default: quick)"
-    )
-    notebooks = add_command(commands, run, parents=[of_profile], aliases=["resume"])
+    profile, words = argparse.ArgumentParser(add_help=False), "a file in profiles/ (default: quick)"
+    profile.add_argument("--profile", default="quick", help=words)
+    notebooks = add_command(commands, run, parents=[profile], aliases=["resume"])
     notebooks.add_argument("--only", nargs="+", metavar="NOTEBOOK", help="these, as 03_classifier")
     notebooks.add_argument("--force", action="store_true", help="run what is up to date, too")
     jobs = "at the same time (default: two, but one on a single core or a GPU)"
     notebooks.add_argument("--jobs", type=int, metavar="N", help=jobs)
-    book = add_command(commands, html, parents=[of_profile])
+    book = add_command(commands, html, parents=[profile])
     book.add_argument("--lenient", action="store_true", help="let warnings pass")
     published = add_command(commands, address)
     published.add_argument("url", nargs="?", metavar="URL", help="as https://github.com/OWNER/NAME")
@@ -168,9 +166,8 @@ def _parser(arguments: list[str]) -> argparse.ArgumentParser:
 
 def _add_study(command: argparse.ArgumentParser, study: Any) -> None:
     """Arms, seeds, tables, folder, and an option for every setting."""
-    arms = (
-        f"default: {' '.join(study.default_arms(study.settings()))}; known: {' '.join(study.arms)}"
-    )
+    usual = " ".join(study.default_arms(study.settings()))
+    arms = f"default: {usual}; known: {' '.join(study.arms)}"
     seeds = f"default: {' '.join(map(str, study.seeds))}"
     tables = f"tables to make (default: all): {' '.join(study.tables)}"
     place = f"default: results/{study.results().name}, or beside it where a setting asks for it"

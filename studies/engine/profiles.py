@@ -100,10 +100,8 @@ def settings_from(kind: type[T], parameters: Any, **others: Any) -> T:
 def _injected(namespace: dict[str, Any]) -> set[str]:
     """The names that papermill set, by the cells that ran (IPython keeps their text in `In`)."""
     cells = [ast.parse(text) for text in namespace.get("In", []) if text.startswith(INJECTED)]
-    nodes = [node for cell in cells for node in ast.walk(cell)]
-    return {
-        node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)
-    }
+    nodes = [node for cell in cells for node in ast.walk(cell) if isinstance(node, ast.Name)]
+    return {node.id for node in nodes if isinstance(node.ctx, ast.Store)}
 
 
 def known_profiles(root: Path | None = None) -> list[str]:
@@ -129,10 +127,8 @@ def load_profile(name: str, root: Path | None = None) -> Profile:
 
 def notebooks(root: Path | None = None) -> dict[str, Path]:
     """`{stem: path}` of the source notebooks, in reading order."""
-    return {
-        path.stem: path
-        for path in sorted(((root or repository()) / "notebooks").glob("[0-9]*.ipynb"))
-    }
+    folder = (root or repository()) / "notebooks"
+    return {path.stem: path for path in sorted(folder.glob("[0-9]*.ipynb"))}
 
 
 def chapters(root: Path | None = None) -> dict[str, Path]:
@@ -208,9 +204,7 @@ def _values(
     common, values = sections.pop(COMMON, {}), {}
     everywhere = sorted({key for known in declared.values() for key in known})
     places = [(sections, [COMMON, *declared], ""), (common, everywhere, "")]
-    places += [
-        (own, list(declared.get(n, ())), f", for notebook {n}") for n, own in sections.items()
-    ]
+    places += [(own, declared.get(n, ()), f", for notebook {n}") for n, own in sections.items()]
     for given, known, where in places:
         for key in given:
             require_known(key, known, f"{path}{where}")

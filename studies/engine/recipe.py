@@ -94,9 +94,8 @@ def fit(
     if path.is_file():
         trainer.from_tensors(read_tensors(path))
         rows = pd.read_csv(log).iloc[: trainer.step].to_dict("records")
-    for state in progress.track(
-        steps, trainer.settings.steps - trainer.step, label, done=trainer.step
-    ):
+    left = trainer.settings.steps - trainer.step
+    for state in progress.track(steps, left, label, done=trainer.step):
         rows.append({"step": state.step, "loss": state.loss})
         if state.step % SAVE == 0 or state.step == trainer.settings.steps:
             write_bytes(log, pd.DataFrame(rows).to_csv(index=False).encode())

@@ -278,9 +278,8 @@ def run_study(
         for arm in chosen:
             found = run_tables(study, settings, arm, seed, only)
             if study.shown and only is None:
-                write_sheet(
-                    sheet_path(out, arm, seed), study.shown(Run(study, settings, arm, seed))
-                )
+                shown = study.shown(Run(study, settings, arm, seed))
+                write_sheet(sheet_path(out, arm, seed), shown)
             with growing(out, made):
                 for name, rows in found.items():
                     path = out / study.tables[name].file(name)

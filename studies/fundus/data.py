@@ -425,9 +425,8 @@ def real_rows(
     found = [((table[by] == value) & usable).to_numpy(bool) for value in values]
     groups = [rng.permutation(np.flatnonzero(rows)) for rows in found]
     edges = [max(1, len(rows) // part.share) for rows in groups]
-    chosen = [
-        rows[edge:] if part.rest else rows[:edge] for rows, edge in zip(groups, edges, strict=True)
-    ]
+    pairs = zip(groups, edges, strict=True)
+    chosen = [rows[edge:] if part.rest else rows[:edge] for rows, edge in pairs]
     missing = [value for value, rows in zip(values, chosen, strict=True) if not len(rows)]
     if missing:
         what = f"no patient left of {by} {', '.join(missing)} among {len(table)}"
@@ -448,7 +447,4 @@ def _real(settings: FundusSettings, part: str, count: int) -> Artifact[Images]:
 
 TRAIN = partial(subjects, part="train")
 SOURCES: dict[str, Source[FundusSettings]] = {"phantom": Source(TRAIN, cohort_digest)}
-SOURCES |= {
-    name: Source(TRAIN, cohort_digest, f"patients of {chosen.name}")
-    for name, chosen in RELEASES.items()
-}
+SOURCES |= {k: Source(TRAIN, cohort_digest, f"patients of {r.name}") for k, r in RELEASES.items()}

@@ -85,12 +85,9 @@ class Subjects:
     @classmethod
     def drawn(cls, table: pd.DataFrame, replicates: int, n_min: int, words: Vocabulary) -> Subjects:
         """The patients of `subjects.csv.gz` with their bootstrap draws."""
-        requested, reference = (
-            table[table["part"] == part].reset_index(drop=True) for part in PART_NAMES
-        )
-        strata = words.strata
-        draws = times(requested, replicates, 0, strata), times(reference, replicates, 1, strata)
-        return cls(requested, reference, *draws, n_min, words)
+        parts = [table[table["part"] == part].reset_index(drop=True) for part in PART_NAMES]
+        draws = [times(part, replicates, seed, words.strata) for seed, part in enumerate(parts)]
+        return cls(*parts, *draws, n_min, words)
 
     def answered(self) -> dict[str, tuple[pd.DataFrame, np.ndarray]]:
         """Patients and draws that each AUC is taken over."""
@@ -292,9 +289,8 @@ def _means(
     masks = {(ALL, ALL): kept}
     for by, names in subjects.vocabulary.attributes.items():
         masks |= {(by, name): kept & (table[by] == name).to_numpy() for name in names}
-    return _with_ends(
-        [((measure, task, *key), mean(mask)) for key, mask in masks.items() if mask.any()]
-    )
+    rows = [((measure, task, *key), mean(mask)) for key, mask in masks.items() if mask.any()]
+    return _with_ends(rows)
 
 
 def _areas(measure: str, task: str, given: pd.DataFrame, subjects: Subjects) -> list[Row]:
@@ -339,10 +335,8 @@ def _with_ends(rows: list[Row]) -> list[Row]:
         if len(groups) > 1:
             (measure, task, *_), values = groups[0][0], np.stack([values for _, values in groups])
             worst = values.max(0) if measure in LOWER_IS_BETTER else values.min(0)
-            extended += [
-                ((measure, task, by, GAP), values.max(0) - values.min(0)),
-                ((measure, task, by, WORST), worst),
-            ]
+            extended.append(((measure, task, by, GAP), values.max(0) - values.min(0)))
+            extended.append(((measure, task, by, WORST), worst))
     return extended
 
 

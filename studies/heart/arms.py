@@ -119,6 +119,7 @@ def requests(settings: HeartSettings, way: str) -> tuple[pd.DataFrame, Tensor]:
     """
     require_known(way, WAYS, "the ways of requesting hearts")
     hearts = part(settings, "heldout" if way == "unseen" else "train").load()
+    pool = hearts.table, hearts.masks
     if way == "unseen":
         unseen = hearts.first(settings.images)
         columns = unseen.table[[*ATTRIBUTES, "subject"]]
@@ -126,12 +127,10 @@ def requests(settings: HeartSettings, way: str) -> tuple[pd.DataFrame, Tensor]:
     if way == "copies":
         needed = settings.synthetic if settings.trains_classifiers else 0
         count = max(settings.images, needed)
-        table, _ = copies(hearts.table, hearts.masks, count, NOISE[way])
+        table, _ = copies(*pool, count, NOISE[way])
         height = hearts.table["height"].to_numpy(float)[table["source"].to_numpy()]
     else:
-        table, _ = new_combinations(
-            hearts.table, hearts.masks, settings.images, NOISE[way], present_only=True
-        )
+        table, _ = new_combinations(*pool, settings.images, NOISE[way], present_only=True)
         means = {sex: mean for sex, (mean, _) in HEIGHT_CM.items()}
         height = table["sex"].map(means).to_numpy(float)
     return table.assign(height=height), hearts.masks[torch.tensor(table["source"].to_numpy())]
@@ -206,10 +205,8 @@ PARTS = ("train", "validation", "choice", "test")
 
 def downstream_settings(settings: HeartSettings) -> DownstreamSettings:
     """The same classifier, steps and synthetic images for every arm."""
-    return DownstreamSettings(
-        replace(DownstreamSettings().classifier, steps=settings.classifier_steps),
-        PlanSettings(synthetic_count=settings.synthetic),
-    )
+    classifier = replace(DownstreamSettings().classifier, steps=settings.classifier_steps)
+    return DownstreamSettings(classifier, PlanSettings(synthetic_count=settings.synthetic))
 
 
 def read_margins(folder: Path) -> pd.DataFrame:

@@ -139,10 +139,8 @@ def expected_geometry(
     """
     share = _dilated_share(sex, bmi, diagnosis, face)
     faces = [_geometry(sex, age, bmi, height, name) for name in share]
-    return {
-        key: float(sum(w * g[key] for w, g in zip(share.values(), faces, strict=True)))
-        for key in faces[0]
-    }
+    pairs = list(zip(share.values(), faces, strict=True))
+    return {key: float(sum(w * g[key] for w, g in pairs)) for key in faces[0]}
 
 
 def draw_person(rng: np.random.Generator, settings: PhantomSettings) -> Person:
