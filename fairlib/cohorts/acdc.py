@@ -195,8 +195,5 @@ def read_subject(
 
 def _scans(subject: Mapping) -> list[Path]:
     """Image and mask of ED, image and mask of ES."""
-    return [
-        scan_file(subject["folder"], f"{subject['subject']}_frame{subject[phase]:02d}{ending}")
-        for phase in ("ed", "es")
-        for ending in ("", "_gt")
-    ]
+    frames = [f"{subject['subject']}_frame{subject[phase]:02d}" for phase in ("ed", "es")]
+    return [scan_file(subject["folder"], name + end) for name in frames for end in ("", "_gt")]

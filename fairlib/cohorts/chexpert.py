@@ -134,15 +134,9 @@ def read_chexpert(
     table, excluded = _choose(files, typed(rows, ("age",)), uncertain, frontal_only)
     excluded = faulty + excluded
     require_some(table, excluded, folder, "listed images", "check the folder")
-    return prompted(
-        "chexpert",
-        table,
-        NEEDED,
-        partial(prompt_of, label=label),
-        partial(read_file, read_grey, files, size),
-        excluded,
-        _sheet_notes(table, sheet),
-    )
+    prompt, notes = partial(prompt_of, label=label), _sheet_notes(table, sheet)
+    read_image = partial(read_file, read_grey, files, size)
+    return prompted("chexpert", table, NEEDED, prompt, read_image, excluded, notes)
 
 
 def prompt_of(row: Mapping, label: str = "Pleural Effusion") -> str:

@@ -262,14 +262,9 @@ def prompted(
     columns = list(needed)
     known, rows = table[columns].notna().all(axis=1), table[columns].to_dict("records")
     prompts = [prompt_of(row) if whole else pd.NA for row, whole in zip(rows, known, strict=True)]
-    return Cohort(
-        name,
-        table.assign(prompt=pd.array(prompts, dtype="string")),
-        read_image,
-        report(excluded),
-        report(notes),
-        why_no_prompt=partial(no_prompt, needed=columns),
-    )
+    table = table.assign(prompt=pd.array(prompts, dtype="string"))
+    why = partial(no_prompt, needed=columns)
+    return Cohort(name, table, read_image, report(excluded), report(notes), why_no_prompt=why)
 
 
 def split_subjects(

@@ -435,13 +435,10 @@ def worst_group(
         right, n = (np.array([(m & rows).sum() for m in members]) for rows in (hit, counted))
         value, error = right / n, share_error(right, n)
         low, high, near = worst_share(right, n)
-    return WorstGroup(
-        Interval(float(value.min()), float(low), float(high)),
-        kept[int(value.argmin())],
-        tuple(name for name, chosen in zip(kept, near, strict=True) if chosen),
-        table.assign(value=value, error=error),
-        excluded,
-    )
+    ends = Interval(float(value.min()), float(low), float(high))
+    tied = tuple(name for name, chosen in zip(kept, near, strict=True) if chosen)
+    table = table.assign(value=value, error=error)
+    return WorstGroup(ends, kept[int(value.argmin())], tied, table, excluded)
 
 
 def worst_share(

@@ -127,13 +127,9 @@ def calibration_set(table: pd.DataFrame, evaluator: Evaluator) -> CalibrationSet
     columns = ("subject", "sex", evaluator.column, *evaluator.stratum)
     need(table, *columns, name=evaluator.calibration)
     rows = table[table[evaluator.column].notna()]
-    return CalibrationSet(
-        rows[evaluator.column].to_numpy(float),
-        (rows.sex == "F").to_numpy(int),
-        rows.subject.to_numpy(str),
-        _strata(rows, evaluator),
-        evaluator.threshold,
-    )
+    p, truth = rows[evaluator.column].to_numpy(float), (rows.sex == "F").to_numpy(int)
+    subjects, strata = rows.subject.to_numpy(str), _strata(rows, evaluator)
+    return CalibrationSet(p, truth, subjects, strata, evaluator.threshold)
 
 
 # --- corrections -------------------------------------------------------------------------------

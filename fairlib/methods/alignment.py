@@ -734,12 +734,7 @@ class _Run:
         s = self.settings
         rng = torch.Generator().manual_seed(*derived_seeds(s.seed, Stream.REPLAY_STEPS, step))
         importance = choose_steps(
-            len(self.solver),
-            s.replay_steps,
-            s.replay_scheme,
-            self.coefficients,
-            rng,
-            images,
+            len(self.solver), s.replay_steps, s.replay_scheme, self.coefficients, rng, images
         )
         self.state.zero_grad()
         cotangent = cotangent * self.state.loss_scale

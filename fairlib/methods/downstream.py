@@ -313,12 +313,8 @@ def fit_plan(
         parts = [sources[name].take(rows) for name, rows in phase.rows.items()]
         images = torch.cat([part.images for part in parts])
         labels = torch.cat([part.labels() for part in parts])
-        fit = replace(
-            settings,
-            steps=steps,
-            learning_rate=settings.learning_rate * phase.rate,
-            warmup=min(settings.warmup, steps // 4),
-        )
+        rate, warmup = settings.learning_rate * phase.rate, min(settings.warmup, steps // 4)
+        fit = replace(settings, steps=steps, learning_rate=rate, warmup=warmup)
         given = {"weights": phase.weights, "probabilities": phase.probabilities}
         drawn: Any = {name: _tensor(values) for name, values in given.items()}
         for _ in fit_classifier(classifier, images, labels, fit, **drawn):
@@ -490,18 +486,11 @@ def _requests(table: pd.DataFrame, requested: pd.DataFrame, source: Tensor) -> p
     """The table of requests: the attributes requested, and the row (and subject, where known) of
     the mask.
     """
-    import pandas as pd
-
-    rows = requested[["sex", "age", "bmi", "diagnosis"]].reset_index(drop=True)
-    requests = pd.DataFrame(
-        {
-            "prompt": [prompt_of(row) for row in rows.to_dict("records")],
-            **rows,
-            "decade": [decade(age) for age in rows["age"]],
-            "bmi_class": [bmi_class(bmi) for bmi in rows["bmi"]],
-            "source": source.numpy(),
-        }
-    )
+    requests = requested[["sex", "age", "bmi", "diagnosis"]].reset_index(drop=True)
+    requests.insert(0, "prompt", [prompt_of(row) for row in requests.to_dict("records")])
+    requests["decade"] = [decade(age) for age in requests["age"]]
+    requests["bmi_class"] = [bmi_class(bmi) for bmi in requests["bmi"]]
+    requests["source"] = source.numpy()
     if "subject" in table:
         requests["subject"] = table["subject"].to_numpy()[source.numpy()]
     return requests

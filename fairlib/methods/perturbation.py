@@ -347,15 +347,9 @@ def maximise_upper_bound(
     starts = np.concatenate([rng.random((raw, process.dimension)), process.x])
     order = np.argsort(-process.upper_bound(starts, beta), kind="stable")
     best, height = starts[order[0]], -np.inf
+    how: Any = {"method": "L-BFGS-B", "bounds": [(0.0, 1.0)] * process.dimension, "jac": True}
     for start in starts[order[:restarts]]:
-        optimum = minimize(
-            _value_and_slope,
-            start,
-            args=(process, beta),
-            jac=True,
-            method="L-BFGS-B",
-            bounds=[(0.0, 1.0)] * process.dimension,
-        )
+        optimum = minimize(_value_and_slope, start, args=(process, beta), **how)
         if -optimum.fun > height:
             best, height = np.clip(optimum.x, 0.0, 1.0), -optimum.fun
     return best

@@ -370,12 +370,8 @@ def fit_classifier(
         if settings.radius:
             half = len(batch) // 2
             classifier.eval()
-            moved = attack(
-                lambda x: targets.loss(x, rows[:half], summed=True),
-                batch[:half],
-                settings.radius,
-                settings.attack_steps,
-            )
+            summed = partial(targets.loss, rows=rows[:half], summed=True)
+            moved = attack(summed, batch[:half], settings.radius, settings.attack_steps)
             batch = torch.cat([moved, batch[half:]])
             classifier.train()
         return targets.loss(batch, rows)
@@ -388,11 +384,10 @@ def fit_classifier(
 
 def _check_factors(count: int, **factors: Tensor | None) -> None:
     for name, values in factors.items():
-        if values is not None and not (
-            values.shape == (count,)
-            and values.isfinite().all()
-            and values.min() >= 0 < values.sum()
-        ):
+        if values is None:
+            continue
+        whole = values.shape == (count,) and bool(values.isfinite().all())
+        if not (whole and values.min() >= 0 < values.sum()):
             raise DataError(f"{name}: expected {count} finite numbers, none negative, not all zero")
 
 

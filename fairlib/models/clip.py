@@ -115,12 +115,8 @@ def pipeline_tokenizer(folder: str | Path, length: int = CONTEXT_LENGTH) -> CLIP
     """
     from transformers import CLIPTokenizer
 
-    return CLIPTokenizer(
-        str(Path(folder) / "vocab.json"),
-        str(Path(folder) / "merges.txt"),
-        pad_token="!",
-        model_max_length=length,
-    )
+    words, merges = (str(Path(folder) / name) for name in ("vocab.json", "merges.txt"))
+    return CLIPTokenizer(words, merges, pad_token="!", model_max_length=length)
 
 
 def clip_tokenizer(folder: str | Path, length: int = CONTEXT_LENGTH) -> SimpleTokenizer:

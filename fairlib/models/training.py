@@ -321,11 +321,8 @@ class Trainer:
         """Everything needed to go on, as a flat `{name: tensor}` for `fairlib.io.write_tensors`;
         copies on the CPU, for a GPU that is just large enough has no room for them.
         """
-        found = {
-            "step": torch.tensor(self.step),
-            "updates": torch.tensor(self.updates),
-            "loss_scale": torch.tensor(self.loss_scale),
-        }
+        counts = {"step": self.step, "updates": self.updates, "loss_scale": self.loss_scale}
+        found = {name: torch.tensor(value) for name, value in counts.items()}
         for name, parameter in self.masters.items():
             found[f"weight/{name}"] = parameter
             moments = self.optimiser.state.get(parameter, {})
@@ -355,16 +352,10 @@ class Trainer:
         self.optimiser.state.clear()
         for name, parameter in self.masters.items():
             if f"exp_avg/{name}" in tensors:
-                self.optimiser.state[parameter] = {
-                    key: tensors[f"{key}/{name}"]
-                    .clone()
-                    .to("cpu" if key == "step" else parameter.device)
-                    for key in MOMENTS
-                }
+                held = {key: tensors[f"{key}/{name}"].clone() for key in MOMENTS}
+                places = dict.fromkeys(held, parameter.device) | {"step": "cpu"}
+                self.optimiser.state[parameter] = {k: v.to(places[k]) for k, v in held.items()}
         means = {name: tensors[f"ema/{name}"].clone() for name in self.ema}
         self.ema = {name: mean.to(self.masters[name].device) for name, mean in means.items()}
-        self.extra = {
-            name.removeprefix("extra/"): value.clone()
-            for name, value in tensors.items()
-            if name.startswith("extra/")
-        }
+        extra = {k: value.clone() for k, value in tensors.items() if k.startswith("extra/")}
+        self.extra = {k.removeprefix("extra/"): value for k, value in extra.items()}

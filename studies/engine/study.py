@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from itertools import product
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any, Generic, Literal, TypeVar
@@ -230,11 +231,8 @@ def tables_of(
     """All tables of `arms` and `seeds` in memory, as a notebook wants them; nothing is written but
     stages.
     """
-    rows = [
-        run_tables(study, settings, arm, seed, only)
-        for seed in dict.fromkeys(seeds)
-        for arm in study.arms_of(settings, arms)
-    ]
+    cells = product(dict.fromkeys(seeds), study.arms_of(settings, arms))
+    rows = [run_tables(study, settings, arm, seed, only) for seed, arm in cells]
     tables = {name: table.make(settings) for name, table in _chosen(study, settings, "study", only)}
     for name, _ in _chosen(study, settings, "run", only):
         if parts := [one[name] for one in rows if name in one]:

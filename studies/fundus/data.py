@@ -286,14 +286,9 @@ def even_settings(settings: PhantomSettings, index: int) -> PhantomSettings:
     Every 24 patients in a row hold each combination once, so groups are of one size.
     """
     race = RACES[index % 3]
-    return replace(
-        settings,
-        white=float(race == "White"),
-        black=float(race == "Black"),
-        female=float(index // 3 % 2),
-        hispanic=float(index // 6 % 2),
-        glaucoma=float(index // 12 % 2),
-    )
+    numbers = {"female": index // 3, "hispanic": index // 6, "glaucoma": index // 12}
+    shares = {name: float(number % 2) for name, number in numbers.items()}
+    return replace(settings, white=float(race == "White"), black=float(race == "Black"), **shares)
 
 
 def each_settings(drawn: PhantomSettings, even: bool) -> list[PhantomSettings]:

@@ -253,13 +253,8 @@ def _recovered(subjects: Subjects, readings: pd.DataFrame, real: pd.DataFrame | 
         rows += own_rows
         if real is not None:
             floor = dict(_means(RECOVERED, name, subjects, right(real)))
-            rows += _with_ends(
-                [
-                    ((OF_REAL, *key[1:]), values / floor[key])
-                    for key, values in own_rows
-                    if key[3] not in (GAP, WORST) and floor[key].min() > 0
-                ]
-            )
+            kept = {k: v for k, v in own_rows if k[3] not in (GAP, WORST) and floor[k].min() > 0}
+            rows += _with_ends([((OF_REAL, *k[1:]), v / floor[k]) for k, v in kept.items()])
     return rows
 
 

@@ -262,15 +262,10 @@ def trained(
     name: str, settings: HeartSettings, seed: int, synthetic: bool = False, extra: bool = False
 ) -> Artifact[pd.DataFrame]:
     """The answers of arm `name`; only what it trains on is an input."""
-    return train_arm(
-        name,
-        seed,
-        downstream_settings(settings),
-        {each: part(settings, each) for each in PARTS},
-        settings.classifier_subjects,
-        generated(settings, "copies") if synthetic else None,
-        part(settings, "extra") if extra else None,
-    )
+    how, parts = downstream_settings(settings), {each: part(settings, each) for each in PARTS}
+    made = generated(settings, "copies") if synthetic else None
+    more = part(settings, "extra") if extra else None
+    return train_arm(name, seed, how, parts, settings.classifier_subjects, made, more)
 
 
 def _refused(extra: bool, settings: HeartSettings) -> str | None:
