@@ -15,13 +15,15 @@ The long runs of the book are `python -m studies`.
 from __future__ import annotations
 
 import argparse
+import json
 import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 from inspect import cleandoc
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
+from types import UnionType
+from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from fairlib.doctor import CAPTIONED, READERS, examine
 from fairlib.errors import DataError, FairlibError, SettingsError
@@ -42,14 +44,24 @@ def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns the exit status: 0, 1 when something is not well, 2 on a user's
     mistake, 130 when it is interrupted.
     """
-    options = _parser(sys.argv[1:] if arguments is None else arguments).parse_args(arguments)
+    return run_command(_parser, arguments, "fairlib")
+
+
+def run_command(
+    make: Callable[[list[str]], Parser], given: list[str] | None, program: str, after: str = ""
+) -> int:
+    """Run the command that `given` (by default the process's own arguments) names to the parser
+    that `make` makes of them; returns its exit status, 2 on a user's mistake, 130 when it is
+    interrupted (`after`: what to do then).
+    """
     try:
+        options = make(sys.argv[1:] if given is None else given).parse_args(given)
         return options.command(options) or 0
     except FairlibError as error:
-        print(f"fairlib: {error}", file=sys.stderr)
+        print(f"{program}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("fairlib: interrupted", file=sys.stderr)
+        print(f"{program}: interrupted{after}", file=sys.stderr)
         return 130
 
 
@@ -305,15 +317,15 @@ def _parser(arguments: Sequence[str] = ()) -> Parser:
     form = argparse.RawDescriptionHelpFormatter
     parser = Parser(prog="fairlib", description=__doc__, formatter_class=form)
     commands = parser.add_subparsers(required=True, metavar="command")
-    machine = _command(commands, doctor)
+    machine = add_command(commands, doctor)
     text = "a folder of weights, to check their hashes (default: weights)"
     machine.add_argument("--weights", default="weights", help=text)
     machine.add_argument("--data-dir", default="", help="a real cohort's folder, to ask its reader")
     machine.add_argument("--cohort", default="brats", choices=tuple(READERS))
     text = "read every byte of the data and name every broken file (default: tables, names, sizes, "
     machine.add_argument("--deep", action="store_true", help=f"{text}headers and masks)")
-    draw, align, check = (_command(commands, one) for one in (sample, tune, audit))
-    learn = _command(commands, finetune)
+    draw, align, check = (add_command(commands, one) for one in (sample, tune, audit))
+    learn = add_command(commands, finetune)
     _add_shared(draw, align, check, learn)
     _add_work(draw, align, check)
     _add_finetune(learn, "finetune" in arguments)
@@ -364,10 +376,7 @@ def _add_work(draw: Parser, align: Parser, check: Parser) -> None:
         command.add_argument("--clip", default="", help=f"{use}: {place}")
         text = "as F=0.458 M=0.542"
         if command is align:
-            text += (
-                "; or, where the CSV of prompts has a column `group`, a CSV with a row of each: "
-            )
-            text += "`group`, and a column of shares for F, M, ..."
+            text += "; or, for a CSV of prompts by `group`, one of `group` and shares of F, M, ..."
         command.add_argument("--shares", nargs="+", default=[], metavar="GROUP=SHARE", help=text)
     text = "a CSV: `group` (as in --shares), each classifier's logits in the column of its name"
     check.add_argument("--calibration", default="", help=f"{text}, and `subject` if there is one")
@@ -400,20 +409,39 @@ def _add_finetune(command: Parser, used: bool) -> None:
         for name in names.split(", ")
     }
     for field in fields(StageOneSettings):
-        flag, kind = "--" + field.name.replace("_", "-"), hints[field.name]
-        text, parts = words[field.name], get_args(kind)
-        text += f" (default: {field.default})" if field.default is not None else ""
-        if get_origin(kind) is Literal:
-            command.add_argument(flag, choices=parts, help=text)
-        elif kind is bool:
-            command.add_argument(flag, action="store_true", default=None, help=text)
-        else:
-            command.add_argument(flag, type=parts[0] if parts else kind, help=text)
+        default = "" if field.default is None else f" (default: {field.default})"
+        add_setting(command, field.name, hints[field.name], words[field.name] + default)
 
 
-def _command(commands: Any, function: Callable) -> Parser:
-    name, text = function.__name__, function.__doc__
-    command = commands.add_parser(name, help=text, description=text)
+def add_setting(command: Parser, name: str, hint: Any, text: str) -> None:
+    """Add an option for one field of settings, where a command line can say it: numbers, words,
+    choices and lists of them, and mappings as JSON. `hint`: the field's type.
+    """
+    flag = "--" + name.replace("_", "-")
+    if get_origin(hint) in (UnionType, Union):
+        [hint] = [part for part in get_args(hint) if part is not type(None)]
+    origin, parts = get_origin(hint), get_args(hint)
+    nargs = "*" if origin is tuple else None
+    kind = parts[0] if origin is tuple else hint
+    if origin is Literal:
+        command.add_argument(flag, choices=parts, help=text)
+    elif hint is bool:
+        command.add_argument(flag, action=argparse.BooleanOptionalAction, default=None, help=text)
+    elif origin is dict:
+        command.add_argument(flag, type=json.loads, metavar="JSON", help=text)
+    elif kind in (int, float, str):
+        metavar = kind.__name__.upper()
+        command.add_argument(flag, type=kind, nargs=nargs, metavar=metavar, help=text)
+
+
+def add_command(
+    commands: Any, function: Callable, text: str = "", name: str = "", **options: Any
+) -> Parser:
+    """Add a command that calls `function` with its options; `text` and `name` are by default the
+    function's own.
+    """
+    text, name = text or function.__doc__ or "", name or function.__name__
+    command = commands.add_parser(name, help=text, description=text, **options)
     command.set_defaults(command=function)
     return command
 

@@ -227,9 +227,8 @@ def parse_manifest(path: Path) -> dict[str, Any]:
 
 def _check_hash(file: Path, expected: str, verify: bool) -> None:
     if not file.is_file():
-        raise WeightsError(
-            f"{file}: named in {MANIFEST} but missing; delete {file.parent} and make it again"
-        )
+        what = f"{file}: named in {MANIFEST} but missing"
+        raise WeightsError(f"{what}; delete {file.parent} and make it again")
     if verify and (found := sha256(file)) != expected:
         raise WeightsError(
             f"{file}: sha256 {found[:12]}... is not the {expected[:12]}... of its {MANIFEST}; "

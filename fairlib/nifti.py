@@ -30,9 +30,7 @@ HEADER, DATA_START, DATA_LATEST, HEAD_PACKED = 348, 352, 1 << 20, 1 << 14
 DEFLATE_LIMIT = 1032  # no deflate stream expands further (zlib's technical notes)
 GZIP, PIECE = b"\x1f\x8b", 1 << 20
 ROUNDED = 1.01  # a quaternion up to this length has been rounded, a longer one is broken
-DTYPES = frozenset(
-    np.dtype(name) for name in ("u1", "i1", "i2", "u2", "i4", "u4", "i8", "u8", "f4", "f8")
-)
+DTYPES = frozenset(map(np.dtype, ("u1", "i1", "i2", "u2", "i4", "u4", "i8", "u8", "f4", "f8")))
 BRATS_LABELS = frozenset({0, 1, 2, 4})
 VOXEL_MM = (0.01, 100.0)
 SAME_SIZE = 0.01  # sizes further apart than this share are two sizes, not one that was rounded
@@ -90,11 +88,8 @@ def require_frames(path: str | Path, frames: Sequence[int], count: int) -> None:
     """Raise `CorruptScan` unless all `frames` are in a file that has `count` of them."""
     for frame in frames:
         if not 0 <= frame < count:
-            raise CorruptScan(
-                path,
-                f"has {count} frames, 0 to {count - 1}; frame {frame} is asked for: correct the "
-                "frame in the table (frames count from 0)",
-            )
+            what = f"has {count} frames, 0 to {count - 1}; frame {frame} is asked for"
+            raise CorruptScan(path, f"{what}: correct the frame in the table (frames count from 0)")
 
 
 def read_labels(
@@ -241,11 +236,9 @@ def read_affine(path: str | Path, header: Nifti1Header) -> tuple[np.ndarray, Not
         affine = _checked_affine(path, lambda: best @ np.diag([*pixdim, 1.0]))
         part = "with the directions of the sform"
     else:
-        raise CorruptScan(
-            path,
-            f"states two sizes of a voxel ({sizes}) and has no qform that decides; "
-            "write the size that the scanner's protocol says into both",
-        )
+        what = f"states two sizes of a voxel ({sizes}) and has no qform that decides"
+        remedy = "write the size that the scanner's protocol says into both"
+        raise CorruptScan(path, f"{what}; {remedy}")
     return affine, ("voxel size from pixdim", f"{sizes}; taken from pixdim, {part}")
 
 
@@ -298,11 +291,8 @@ def _checked_affine(path: str | Path, make: Callable[[], np.ndarray]) -> np.ndar
     if not (np.isfinite(affine).all() and np.isfinite(volume)):
         raise CorruptScan(path, f"affine holds NaN or infinity; {ORIENT_AGAIN}")
     if sizes.min() < VOXEL_MM[0] or sizes.max() > VOXEL_MM[1] or volume < 1e-3 * sizes.prod():
-        raise CorruptScan(
-            path,
-            f"affine is singular or its voxels of {sizes.round(4).tolist()} mm are not a scan's; "
-            f"{ORIENT_AGAIN}",
-        )
+        what = f"affine is singular or its voxels of {sizes.round(4).tolist()} mm are not a scan's"
+        raise CorruptScan(path, f"{what}; {ORIENT_AGAIN}")
     return affine
 
 
@@ -367,11 +357,8 @@ def _gunzip(path: Path, packed: bytes, max_voxels: int, series: bool) -> bytes:
         _, shape, dtype, start = _header(path, head, max_voxels, series)
         promised = start + math.prod(shape) * dtype.itemsize
         if promised > DEFLATE_LIMIT * len(packed):
-            raise CorruptScan(
-                path,
-                f"header promises {promised} bytes, more than {len(packed)} packed ones can hold; "
-                f"{COPY_AGAIN}",
-            )
+            what = f"header promises {promised} bytes, more than {len(packed)} packed ones can hold"
+            raise CorruptScan(path, f"{what}; {COPY_AGAIN}")
         data, problem = _inflate(packed, promised + 1)
     except zlib.error as error:
         raise CorruptScan(path, f"broken gzip data ({error}); {COPY_AGAIN}") from error
@@ -431,11 +418,9 @@ def _shape(path: Path, header: Nifti1Header, max_voxels: int, series: bool) -> t
         kind = "one series of 3-D volumes" if series else "one 3-D volume; give one volume a file"
         raise CorruptScan(path, f"dimensions {[rank, *dims]} are not those of {kind}")
     if min(shape) < 1 or math.prod(shape) > max_voxels:
-        raise CorruptScan(
-            path,
-            f"shape {shape[:axes]}; each side must be at least 1 and at most {max_voxels} voxels "
-            "in all",
-        )
+        what = f"shape {shape[:axes]}"
+        remedy = f"each side must be at least 1 and at most {max_voxels} voxels in all"
+        raise CorruptScan(path, f"{what}; {remedy}")
     return shape
 
 

@@ -9,10 +9,10 @@ import json
 import math
 import re
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, TypeVar
 
-from fairlib.errors import DataError, SettingsError
+from fairlib.errors import DataError, FairlibError, SettingsError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -55,9 +55,15 @@ def check_bounds(settings: Any) -> None:
             bounds = [Bound(words.__contains__, f"one of {', '.join(map(repr, words))}")]
         for bound in bounds:
             if value is not None and not bound.valid(value):
-                raise SettingsError(
-                    f"{type(settings).__name__}.{name} is {value!r}; expected {bound.expected}"
-                )
+                what = f"{type(settings).__name__}.{name} is {value!r}"
+                raise SettingsError(f"{what}; expected {bound.expected}")
+
+
+class Checked:
+    """The base of settings whose values are checked against their bounds when they are made."""
+
+    def __post_init__(self) -> None:
+        check_bounds(self)
 
 
 def from_dict(cls: type[T], mapping: dict[str, Any]) -> T:
@@ -70,8 +76,7 @@ def from_dict(cls: type[T], mapping: dict[str, Any]) -> T:
     known = [field.name for field in dataclasses.fields(cls)]
     values = {}
     for key, value in mapping.items():
-        if key not in known:
-            raise SettingsError(unknown_key(key, known, cls.__name__))
+        require_known(key, known, cls.__name__)
         values[key] = checked(value, hints[key], f"{cls.__name__}.{key}")
     return cls(**values)
 
@@ -94,9 +99,8 @@ def checked(value: Any, kind: Any, name: str) -> Any:
         expected = kind.__name__ if isinstance(kind, type) else kind
         number = isinstance(value, str) and NUMBER.fullmatch(value.strip())
         hint = "; write a number without quotes, for YAML with a point: 1.0e-4" if number else ""
-        raise SettingsError(
-            f"{name} is {value!r} ({type(value).__name__}); expected {expected}{hint}"
-        ) from None
+        what = f"{name} is {value!r} ({type(value).__name__})"
+        raise SettingsError(f"{what}; expected {expected}{hint}") from None
 
 
 def to_dict(settings: Any) -> dict[str, Any]:
@@ -121,16 +125,22 @@ def unknown_key(key: str, known: list[str], where: str) -> str:
     return f"unknown key {key!r} in {where}; {hint}"
 
 
+def require_known(
+    key: Any, known: Iterable[Any], where: str, error: type[FairlibError] = SettingsError
+) -> None:
+    """Raise `error`, with the nearest of `known`, unless `key` is one of them."""
+    if key not in (names := list(known)):
+        raise error(unknown_key(str(key), list(map(str, names)), where))
+
+
 def need(table: pd.DataFrame, *columns: str, name: str = "the table", whole: bool = False) -> None:
     """Raise `DataError` unless `table`, called `name`, has rows and all `columns`, and, with
     `whole`, a value of each in every row.
     """
     missing = [column for column in columns if column not in table]
     if missing:
-        raise DataError(
-            f"{name} ({len(table)} rows) lacks column {missing[0]!r}; "
-            + unknown_key(missing[0], [str(column) for column in table], "its columns")
-        )
+        near = unknown_key(missing[0], [str(column) for column in table], "its columns")
+        raise DataError(f"{name} ({len(table)} rows) lacks column {missing[0]!r}; {near}")
     if len(table) == 0:
         raise DataError(f"{name} is empty; it needs at least one row")
     for column in columns if whole else ():

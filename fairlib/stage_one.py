@@ -33,7 +33,7 @@ from fairlib.methods.group_weights import Uniform
 from fairlib.models.generator import AT_ONCE, Generator
 from fairlib.models.loading import pipeline_folder
 from fairlib.models.training import FP16_LOSS_SCALE
-from fairlib.settings import BelowOne, Count, Natural, Positive, check_bounds, digest, to_dict
+from fairlib.settings import BelowOne, Checked, Count, Natural, Positive, digest, to_dict
 
 RUN, LATENTS, STATE = "run.json", "latents.safetensors", "state.safetensors"
 LORA = "pytorch_lora_weights.safetensors"
@@ -63,7 +63,7 @@ It may not be used for
 
 
 @dataclass(frozen=True)
-class StageOneSettings:
+class StageOneSettings(Checked):
     """Settings of `stage_one`.
 
     Parameters
@@ -115,9 +115,6 @@ class StageOneSettings:
     save_every: Count = 100
     panel_every: Count = 100
     seed: Natural = 0
-
-    def __post_init__(self) -> None:
-        check_bounds(self)
 
     @property
     def finetune(self) -> FinetuneSettings:
@@ -288,10 +285,8 @@ def _claim(out: Path, facts: dict[str, Any]) -> None:
     held = read_json(out / RUN)
     if differing := [name for name in facts if held.get(name) != facts[name]]:
         name = differing[0]
-        raise SettingsError(
-            f"{out} holds another run: its {name} is {held.get(name)!r}, here {facts[name]!r}; "
-            "repeat its command to go on, or choose another folder"
-        )
+        what = f"{out} holds another run: its {name} is {held.get(name)!r}, here {facts[name]!r}"
+        raise SettingsError(f"{what}; repeat its command to go on, or choose another folder")
     for path in out.glob(".*.safetensors.*"):  # half written when the run was killed
         path.unlink()
 
@@ -312,10 +307,8 @@ def _resume(state: FinetuneState, settings: StageOneSettings, path: Path) -> Non
     if path.is_file():
         state.from_tensors(read_tensors(path))
     if state.step > settings.steps:
-        raise SettingsError(
-            f"{path.parent} holds a run of {state.step} steps, and steps is {settings.steps}; give "
-            "at least as many, or choose another folder"
-        )
+        what = f"{path.parent} holds a run of {state.step} steps, and steps is {settings.steps}"
+        raise SettingsError(f"{what}; give at least as many, or choose another folder")
 
 
 def _draw(

@@ -78,10 +78,8 @@ def slider(
         _input(axis, words, at, stride, width)
         for (axis, words), at, stride in zip(values.items(), first, strides, strict=True)
     )
-    group = escape(name or ", ".join(values))
-    return HTML(
-        f'<div class="fairlib-slider" role="group" aria-label="{group}">{shown}{inputs}</div>'
-    )
+    about = f'role="group" aria-label="{escape(name or ", ".join(values))}"'
+    return HTML(f'<div class="fairlib-slider" {about}>{shown}{inputs}</div>')
 
 
 def _image(data: bytes, label: str, alt: str, visible: bool, width: int) -> str:
@@ -161,16 +159,17 @@ def contact_sheet(images: ArrayLike, enlarge: int = 1) -> bytes:
     return buffer.getvalue()
 
 
-def figure_png(figure: Any, dpi: int = 80) -> bytes:
+def figure_png(figure: Any, dpi: int = 80, **options: Any) -> bytes:
     """A matplotlib Figure (or an Axes of one) as PNG bytes, and the figure closed; the same figure
-    gives the same bytes.
+    gives the same bytes, since they do not say which software wrote them.
 
-    The margins are not cropped, so that the frames of a slider do not jump.
+    The margins are not cropped, so that the frames of a slider do not jump. `options`: others of
+    `savefig`.
     """
     import matplotlib.pyplot as plt
 
     figure = getattr(figure, "figure", figure)
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=dpi, metadata={"Software": None})
+    figure.savefig(buffer, format="png", dpi=dpi, metadata={"Software": None}, **options)
     plt.close(figure)
     return buffer.getvalue()

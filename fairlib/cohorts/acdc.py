@@ -18,6 +18,7 @@ from fairlib.cohorts.cardiac import (
     STANDARD,
     CardiacSettings,
     HeartSlices,
+    Reading,
     check_diagnoses,
     check_headers,
     extract,
@@ -105,26 +106,15 @@ def read_acdc(
     root = Path(root).expanduser()
     subjects, faults = {}, dict[str, FairlibError]()
     for name, (part, folder) in find_subjects(root).items():
-        read = partial(read_info, folder / "Info.cfg", diagnoses)
-        if info := attempt(read, faults, name):
+        stated = partial(read_info, folder / "Info.cfg", diagnoses)
+        if info := attempt(stated, faults, name):
             subjects[name] = {**info, "part": part, "folder": folder}
     excluded = [(name, "faulty Info.cfg", str(why)) for name, why in faults.items()]
     require_some(subjects, excluded, root, "patients", "take their Info.cfg from the release again")
     scans = {name: _scans(subject) for name, subject in subjects.items()}
-    return read_hearts(
-        "acdc",
-        root,
-        subjects,
-        scans,
-        check_headers if headers_only else read_subject,
-        settings,
-        None if headers_only else cache_dir,
-        progress,
-        excluded,
-        strata=("diagnosis",),
-        not_stated=NOT_STATED,
-        skip_faulty=skip_faulty,
-    )
+    read, strata = check_headers if headers_only else read_subject, ("diagnosis",)
+    how = Reading(settings, cache_dir, progress, skip_faulty, headers_only)
+    return read_hearts("acdc", root, subjects, scans, read, how, excluded, strata, NOT_STATED)
 
 
 survey_acdc = partial(read_acdc, headers_only=True)
@@ -205,8 +195,5 @@ def read_subject(
 
 def _scans(subject: Mapping) -> list[Path]:
     """Image and mask of ED, image and mask of ES."""
-    return [
-        scan_file(subject["folder"], f"{subject['subject']}_frame{subject[phase]:02d}{ending}")
-        for phase in ("ed", "es")
-        for ending in ("", "_gt")
-    ]
+    frames = [f"{subject['subject']}_frame{subject[phase]:02d}" for phase in ("ed", "es")]
+    return [scan_file(subject["folder"], name + end) for name in frames for end in ("", "_gt")]

@@ -505,10 +505,8 @@ def read_biotab(path: str | Path) -> pd.DataFrame:
     cells = named_cells(path, rows, fields)
     if fields["tcga"] == CLINICAL["tcga"][0]:
         if len(cells) < 2 or any(row["sex"].lower() in SEX_CELLS for row in cells[:2]):
-            raise DataError(
-                f"{path}: expected three header lines (names, alternates, CDE ids); take the "
-                "biotab file as it is"
-            )
+            what = f"{path}: expected three header lines (names, alternates, CDE ids)"
+            raise DataError(f"{what}; take the biotab file as it is")
         cells = cells[2:]
     else:
         cells = [dict(pairs) for pairs in dict.fromkeys(tuple(row.items()) for row in cells)]

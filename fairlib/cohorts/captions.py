@@ -5,7 +5,6 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
 from fairlib.cohorts.cohort import Cohort, report
@@ -16,6 +15,7 @@ from fairlib.cohorts.listing import (
     listed,
     missing,
     read_colour,
+    read_file,
     require_some,
 )
 from fairlib.cohorts.tables import named_cells, read_rows, read_text, refuse_twice
@@ -62,11 +62,8 @@ def read_captions(root: str | Path, *, size: int = 128) -> Cohort:
         raise missing(root, "no images with captions", REMEDY, TABLE)
     require_some(kept, excluded, root, "images with captions", REMEDY)
     cells = pd.DataFrame(kept, columns=["subject", "image", "caption"], dtype="str")
-    return Cohort("captions", cells, partial(_read_image, root, size), report(excluded), strata=())
-
-
-def _read_image(root: Path, size: int, name: str) -> np.ndarray:
-    return read_colour(root / name, size)
+    read_image = partial(read_file, read_colour, root.joinpath, size)
+    return Cohort("captions", cells, read_image, report(excluded), strata=())
 
 
 def _of_table(path: Path) -> tuple[list[dict[str, str]], list[Excluded]]:

@@ -39,7 +39,7 @@ from fairlib.nifti import (
     require_one_grid,
     voxel_sizes,
 )
-from fairlib.settings import Count, Positive, check_bounds
+from fairlib.settings import Checked, Count, Positive
 
 FORMAT = 2  # of the cached slices; raise it when they are read or drawn otherwise
 SIZE, PIXEL_MM = 64, 2.0
@@ -59,7 +59,7 @@ OF_SLICE = ("centre", "vendor", "part", "slice", "decade", "bmi_class", "prompt"
 
 
 @dataclass(frozen=True)
-class CardiacSettings:
+class CardiacSettings(Checked):
     """size: pixels a side. pixel_mm: width of a pixel, the same for everybody, because size carries
     sex and disease.
 
@@ -70,9 +70,6 @@ class CardiacSettings:
     size: Pixels = SIZE
     pixel_mm: Positive = PIXEL_MM
     slices_per_subject: Count = 1
-
-    def __post_init__(self) -> None:
-        check_bounds(self)
 
     @property
     def field_of_view_mm(self) -> float:
@@ -206,9 +203,8 @@ def label_order(labels: np.ndarray) -> tuple[int, int, int]:
         raise DataError(f"labels {sorted(missing)} are absent; {why}")
     touching = np.zeros((4, 4))
     for axis in (0, 1):
-        first, second = (
-            np.take(labels, np.arange(k, labels.shape[axis] - 1 + k), axis) for k in (0, 1)
-        )
+        pairs = np.arange(labels.shape[axis] - 1)
+        first, second = (np.take(labels, pairs + k, axis) for k in (0, 1))
         counts = np.bincount((4 * first.astype(int) + second).ravel(), minlength=16).reshape(4, 4)
         touching += counts + counts.T
     np.fill_diagonal(touching, 0)
@@ -339,6 +335,19 @@ def scan_file(folder: Path, name: str) -> Path:
 Read = Callable[[Sequence[Path], Sequence[int], CardiacSettings], HeartSlices]
 
 
+@dataclass(frozen=True)
+class Reading:
+    """How a release of hearts is read: the arguments of `read_mnms` and `read_acdc` of these
+    names. Slices are kept in `cache_dir`, or in memory.
+    """
+
+    settings: CardiacSettings
+    cache_dir: str | Path | None
+    progress: Callable[[int, int], None] | None
+    skip_faulty: bool
+    headers_only: bool
+
+
 class Unsegmented(DataError):
     """Masks that are absent, or empty in ED and ES, as those of the folder "Unlabeled" of M&Ms."""
 
@@ -367,21 +376,17 @@ def read_hearts(
     subjects: Mapping[str, Mapping],
     scans: Mapping[str, Sequence[Path]],
     read: Read,
-    settings: CardiacSettings,
-    cache_dir: str | Path | None,
-    progress: Callable[[int, int], None] | None,
+    how: Reading,
     excluded: Sequence[Excluded] = (),
     strata: tuple[str, ...] = ("sex", "diagnosis"),
     not_stated: Mapping[str, str] | None = None,
-    skip_faulty: bool = False,
 ) -> Cohort:
     """Read the subjects that have `scans`: one row is one slice position of one subject, in
     end-diastole and end-systole.
 
     subjects: attributes (see `subject_row`) with part and the frames ed and es. scans: the files
-    from which `read(files, (ed, es), settings)` makes the slices of a subject; they are kept in
-    `cache_dir`, or in memory. Subjects without a usable slice or segmentation, or with another
-    order of the labels than most, join `excluded`.
+    from which `read(files, (ed, es), settings)` makes the slices of a subject. Subjects without a
+    usable slice or segmentation, or with another order of the labels than most, join `excluded`.
 
     Columns: subject, sex, age (years), height (cm), weight (kg), bmi, diagnosis ("healthy", "heart
     failure" or missing), pathology (the raw code), centre, vendor, part, slice, decade, bmi_class,
@@ -393,11 +398,10 @@ def read_hearts(
     missing or cannot be trusted (with `skip_faulty` they join `excluded` instead), and `DataError`
     when no subject is left.
     """
-    store = SliceStore(HeartSlices, cache_dir)
-    slices, left_out, faults = _read_slices(
-        subjects, tracked(scans.items(), progress), read, settings, store
-    )
-    if not skip_faulty:
+    store = SliceStore(HeartSlices, None if how.headers_only else how.cache_dir)
+    each = tracked(scans.items(), how.progress)
+    slices, left_out, faults = _read_slices(subjects, each, read, how.settings, store)
+    if not how.skip_faulty:
         refuse_all(root, faults, "skip_faulty=True leaves those subjects out and lists them")
     excluded = [*excluded, *left_out, *((one, FAULTY, str(why)) for one, why in faults.items())]
     require_some(slices, excluded, root, "subjects", "check their images and masks")
@@ -407,7 +411,7 @@ def read_hearts(
         for number, index in enumerate(one.index)
     ]
     table = typed(rows, ("age", "height", "weight", "bmi"), ("slice",))[[*OF_SUBJECT, *OF_SLICE]]
-    width = f"wider than {settings.field_of_view_mm:g} mm"
+    width = f"wider than {how.settings.field_of_view_mm:g} mm"
     affines = {subject: affine_note(scans[subject]) for subject in slices}
     notes = [(subject, "heart cropped", width) for subject, one in slices.items() if one.cropped]
     notes += [(one, *note) for one, note in affines.items() if note[0]]

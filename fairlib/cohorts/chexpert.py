@@ -19,6 +19,7 @@ from fairlib.cohorts.listing import (
     first_of,
     folders,
     missing,
+    read_file,
     read_grey,
     require_some,
 )
@@ -38,7 +39,7 @@ from fairlib.cohorts.tables import (
     word_of,
 )
 from fairlib.errors import DataError, SettingsError
-from fairlib.settings import unknown_key
+from fairlib.settings import require_known
 
 FOLDERS = ("CheXpert-v1.0", "CheXpert-v1.0-small")  # also the prefixes of Path
 TABLES = {"train.csv": "training", "valid.csv": "validation"}
@@ -133,15 +134,9 @@ def read_chexpert(
     table, excluded = _choose(files, typed(rows, ("age",)), uncertain, frontal_only)
     excluded = faulty + excluded
     require_some(table, excluded, folder, "listed images", "check the folder")
-    return prompted(
-        "chexpert",
-        table,
-        NEEDED,
-        partial(prompt_of, label=label),
-        partial(_read_image, files, size),
-        excluded,
-        _sheet_notes(table, sheet),
-    )
+    prompt, notes = partial(prompt_of, label=label), _sheet_notes(table, sheet)
+    read_image = partial(read_file, read_grey, files, size)
+    return prompted("chexpert", table, NEEDED, prompt, read_image, excluded, notes)
 
 
 def prompt_of(row: Mapping, label: str = "Pleural Effusion") -> str:
@@ -220,10 +215,6 @@ def _file(folder: Path, batched: Mapping[str, Path], key: str) -> Path:
     return folder / key if whole else batched[patient] / rest
 
 
-def _read_image(files: Callable[[str], Path], size: int, key: str) -> np.ndarray:
-    return read_grey(files(key), size)
-
-
 def _row(
     path: Path,
     cells: Mapping[str, str],
@@ -298,9 +289,5 @@ def _check_policies(uncertain: str | None, unmentioned: str) -> None:
             "CheXpert marks labels as uncertain (-1), and what they count as changes every result: "
             f"give uncertain= one of {', '.join(POLICIES)} (the paper's code takes zeros)"
         )
-    for value, known, kind in (
-        (uncertain, POLICIES, "uncertain labels"),
-        (unmentioned, UNMENTIONED, "labels that are not mentioned"),
-    ):
-        if value not in known:
-            raise SettingsError(unknown_key(value, list(known), f"the policies for {kind}"))
+    require_known(uncertain, POLICIES, "the policies for uncertain labels")
+    require_known(unmentioned, UNMENTIONED, "the policies for labels that are not mentioned")

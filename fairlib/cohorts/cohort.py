@@ -262,14 +262,9 @@ def prompted(
     columns = list(needed)
     known, rows = table[columns].notna().all(axis=1), table[columns].to_dict("records")
     prompts = [prompt_of(row) if whole else pd.NA for row, whole in zip(rows, known, strict=True)]
-    return Cohort(
-        name,
-        table.assign(prompt=pd.array(prompts, dtype="string")),
-        read_image,
-        report(excluded),
-        report(notes),
-        why_no_prompt=partial(no_prompt, needed=columns),
-    )
+    table = table.assign(prompt=pd.array(prompts, dtype="string"))
+    why = partial(no_prompt, needed=columns)
+    return Cohort(name, table, read_image, report(excluded), report(notes), why_no_prompt=why)
 
 
 def split_subjects(
@@ -306,16 +301,14 @@ def split_subjects(
     """
     total = sum(fractions.values())
     if not fractions or min(fractions.values()) <= 0 or abs(total - 1) > 1e-6:
-        raise SettingsError(
-            f"split fractions {fractions} sum to {total:g}; give each part more than 0 and 1 in all"
-        )
+        what = f"split fractions {fractions} sum to {total:g}"
+        raise SettingsError(f"{what}; give each part more than 0 and 1 in all")
     keys = subjects[list(stratify)].astype("string").fillna("unknown")
     # subjects so far minus quota: a tie goes to the part that is most behind
     ahead = dict.fromkeys(fractions, 0.0)
     part: dict[str, str] = {}
-    for stratum, rows in subjects.groupby(
-        [keys[name] for name in stratify] or (lambda _: "all"), sort=True
-    ):
+    by = [keys[name] for name in stratify] or (lambda _: "all")
+    for stratum, rows in subjects.groupby(by, sort=True):
         ids = sorted(
             rows["subject"], key=lambda one: hashlib.sha256(f"{seed}:{one}".encode()).digest()
         )
@@ -350,10 +343,8 @@ def allot(n: int, fractions: dict[str, float], ahead: dict[str, float]) -> dict[
     for name in need[: n - sum(counts.values())]:
         counts[name] += 1
     for name in [name for name in counts if counts[name] == 0]:
-        giver = max(
-            counts,
-            key=lambda other: counts[other] - quota[other] if counts[other] > 1 else -math.inf,
-        )
+        spare = {k: count - quota[k] if count > 1 else -math.inf for k, count in counts.items()}
+        giver = max(spare, key=spare.__getitem__)
         if counts[giver] < 2 or quota[giver] - (counts[giver] - 1) > 1 + 1e-9:
             return None
         counts[giver] -= 1

@@ -319,10 +319,8 @@ def _read_array(path: str | Path, archive: ZipFile, name: str, shapes: bool) -> 
             raise DataError(f"{where} has npy version {version}; save it again with numpy.savez")
         shape, _, dtype = HEADERS[version](file)
     if dtype.hasobject:
-        raise Pickled(
-            f"{where} holds pickled objects, and unpickling runs whatever code the file carries; "
-            "it is not opened: save it again as numbers or plain text"
-        )
+        what = f"{where} holds pickled objects, and unpickling runs whatever code the file carries"
+        raise Pickled(f"{what}; it is not opened: save it again as numbers or plain text")
     if math.prod(shape) * dtype.itemsize > MAX_BYTES:
         limit = f"larger than {MAX_BYTES >> 20} MiB; check the file"
         raise DataError(f"{where} of shape {shape} is {limit}")

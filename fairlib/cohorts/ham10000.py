@@ -24,6 +24,7 @@ from fairlib.cohorts.listing import (
     listed,
     missing,
     read_colour,
+    read_file,
     require_some,
 )
 from fairlib.cohorts.tables import (
@@ -91,7 +92,8 @@ def read_ham10000(root: str | Path, *, size: int = 128) -> Cohort:
     gone = {image for image, *_ in excluded}
     kept = [row for row in rows if row["image"] not in gone]
     require_some(kept, excluded, root, f"images of {path.name}", "unpack part 1 and part 2")
-    table, read_image = typed(kept, ("age",)), partial(_read_image, files, size)
+    read_image = partial(read_file, read_colour, files.__getitem__, size)
+    table = typed(kept, ("age",))
     return prompted("ham10000", table, PROMPTED, prompt_of, read_image, excluded).with_prompt()
 
 
@@ -128,10 +130,6 @@ def find_images(root: Path) -> dict[str, Path]:
         what = "no ISIC_*.jpg is there, nor in the folders in it"
         raise missing(root, what, "unpack part 1 and part 2 there", "HAM10000_images_part_1")
     return files
-
-
-def _read_image(files: Mapping[str, Path], size: int, key: str) -> np.ndarray:
-    return read_colour(files[key], size)
 
 
 def _attributes(path: Path, cells: Mapping[str, str]) -> dict:

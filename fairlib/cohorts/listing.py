@@ -55,10 +55,8 @@ def by_name(root: Path, parts: Mapping[str, Sequence[Path]]) -> dict[str, tuple[
     for part, paths in parts.items():
         for path in paths:
             if path.name in found:
-                raise DataError(
-                    f"{root}: {path.name} lies in {found[path.name][0]} and {part}; a subject is "
-                    "in one part only, so remove one of them"
-                )
+                what = f"{root}: {path.name} lies in {found[path.name][0]} and {part}"
+                raise DataError(f"{what}; a subject is in one part only, so remove one of them")
             found[path.name] = (part, path)
     return found
 
@@ -71,14 +69,15 @@ def first_of(paths: Iterable[Path], error: DataError) -> Path:
     raise error
 
 
-def only(folder: Path, pattern: str, remedy: str) -> Path:
-    """The one file in `folder` that matches `pattern`.
+def only(folder: Path, pattern: str, remedy: str, paths: Sequence[Path] | None = None) -> Path:
+    """The one file in `folder` that matches `pattern`; or the one of `paths` below it that do.
 
     Raises `DataError` when there is none, or more than one.
     """
-    paths = listed(folder, pattern)
+    paths = listed(folder, pattern) if paths is None else paths
     if len(paths) != 1:
-        names = f" ({', '.join(path.name for path in paths)})" if paths else ""
+        there = ", ".join(path.relative_to(folder).as_posix() for path in paths)
+        names = f" ({there})" if there else ""
         what = f"{len(paths) or 'none'} of the files match {pattern}{names}, expected one"
         raise missing(folder, what, remedy, *[pattern] * (not paths))
     return paths[0]
@@ -282,6 +281,15 @@ def read_colour(path: Path, size: int) -> np.ndarray:
     left, top = (image.width - side) // 2, (image.height - side) // 2
     square = image.crop((left, top, left + side, top + side))
     return _resized(square, size).transpose(2, 0, 1)
+
+
+def read_file(
+    read: Callable[[Path, int], np.ndarray], file_of: Callable[[str], Path], size: int, key: str
+) -> np.ndarray:
+    """The image `key` of a cohort: the file that `file_of` names, by `read_grey` or
+    `read_colour`.
+    """
+    return read(file_of(key), size)
 
 
 def _resized(square: Image.Image, size: int) -> np.ndarray:

@@ -18,6 +18,7 @@ from fairlib.cohorts.cardiac import (
     STANDARD,
     CardiacSettings,
     HeartSlices,
+    Reading,
     Unsegmented,
     check_diagnoses,
     check_headers,
@@ -28,7 +29,7 @@ from fairlib.cohorts.cardiac import (
     subject_row,
 )
 from fairlib.cohorts.cohort import Cohort
-from fairlib.cohorts.listing import Excluded, by_name, folders, listed, missing
+from fairlib.cohorts.listing import Excluded, by_name, folders, listed, missing, only
 from fairlib.cohorts.tables import (
     SEX_CELLS,
     SEXES,
@@ -145,18 +146,9 @@ def read_mnms(
         scans[subject] = [scan_file(folder, f"{subject}_sa{ending}") for ending in ("", "_gt")]
         if part == "unlabelled" and (headers_only or not scans[subject][1].is_file()):
             del scans[subject][1]
-    return read_hearts(
-        "mnms",
-        root,
-        subjects,
-        scans,
-        partial(check_headers, series=True) if headers_only else read_subject,
-        settings,
-        None if headers_only else cache_dir,
-        progress,
-        excluded,
-        skip_faulty=skip_faulty,
-    )
+    read = partial(check_headers, series=True) if headers_only else read_subject
+    how = Reading(settings, cache_dir, progress, skip_faulty, headers_only)
+    return read_hearts("mnms", root, subjects, scans, read, how, excluded)
 
 
 survey_mnms = partial(read_mnms, headers_only=True)
@@ -170,13 +162,7 @@ def find_table(root: Path) -> Path:
     places = [root, *folders(root)]
     paths = [path for place in places for path in listed(place) if TABLES.fullmatch(path.name)]
     paths = [path for path in paths if path.suffix.lower() == ".csv"] or paths
-    if len(paths) != 1:
-        names = ", ".join(str(path.relative_to(root)) for path in paths)
-        what = f"{len(paths) or 'none'} of the files match {TABLE}, expected one"
-        near = () if paths else (TABLE,)
-        remedy = "take the table from the release"
-        raise missing(root, f"{what} ({names})" if names else what, remedy, *near)
-    return paths[0]
+    return only(root, TABLE, "take the table from the release", paths)
 
 
 def read_subjects(
@@ -191,10 +177,8 @@ def read_subjects(
     """
     rows = read_rows(path)
     if "SUBJECT_CODE" in rows[0]:
-        raise DataError(
-            f"{path}: is of M&Ms-2, which states neither sex nor age, height or weight; read the "
-            "first M&Ms, whose table has them"
-        )
+        what = f"{path}: is of M&Ms-2, which states neither sex nor age, height or weight"
+        raise DataError(f"{what}; read the first M&Ms, whose table has them")
     cells = named_cells(path, rows, FIELDS)
     refuse_twice(path, [row["subject"] for row in cells])
     made = partial(_attributes, path, diagnoses=diagnoses)

@@ -13,10 +13,10 @@ import numpy as np
 import pandas as pd
 
 from fairlib.cohorts.cohort import Cohort, report
-from fairlib.cohorts.listing import faulty_images, read_grey, require_some
+from fairlib.cohorts.listing import faulty_images, read_file, read_grey, require_some
 from fairlib.cohorts.tables import named_cells, read_rows, read_text, read_truth, refuse_twice
 from fairlib.errors import DataError
-from fairlib.settings import unknown_key
+from fairlib.settings import require_known
 
 FEMALE = "females?|wom[ae]n|girls?|lady|ladies|she|hers?"
 MALE = "males?|m[ae]n|boys?|gentlem[ae]n|he|him|his"
@@ -55,7 +55,7 @@ def read_roco(root: str | Path, *, split: str = "train", size: int = 128) -> Coh
     DataError
         Another layout, or an unknown split.
     """
-    _check_split(split, ["train", "validation", "test"], "ROCO")
+    require_known(split, ("train", "validation", "test"), "the splits of ROCO", DataError)
     root = Path(root).expanduser()
     root = root / "data" if (root / "data").is_dir() else root
     folder = root / split / "radiology"
@@ -88,7 +88,7 @@ def read_rocov2(root: str | Path, *, split: str = "train", size: int = 128) -> C
     DataError
         Another layout, or an unknown split.
     """
-    _check_split(split, ["train", "valid", "test"], "ROCOv2")
+    require_known(split, ("train", "valid", "test"), "the splits of ROCOv2", DataError)
     root = Path(root).expanduser()
     captions = _csv_captions(root / f"{split}_captions.csv")
     images, truth = root / f"{split}_images", root / "truth.csv"
@@ -111,11 +111,6 @@ def _pattern(words: str) -> re.Pattern:
 _FEMALE, _MALE = _pattern(FEMALE), _pattern(MALE)
 
 
-def _check_split(split: str, known: list[str], release: str) -> None:
-    if split not in known:
-        raise DataError(unknown_key(split, known, f"the splits of {release}"))
-
-
 def _cohort(
     name: str,
     captions: Mapping[str, str],
@@ -133,12 +128,8 @@ def _cohort(
     first = [path.name for path in files.values() if not path.is_file()][:1]
     require_some(kept, excluded, images, "captioned images", "fetch the images first", *first)
     table = _with_truth(_table(kept, split, articles), truth)
-    read_image = partial(_read_image, images, size)
+    read_image = partial(read_file, read_grey, files.__getitem__, size)
     return Cohort(name, table, read_image, report(excluded), strata=("sex", "grade"))
-
-
-def _read_image(folder: Path, size: int, key: str) -> np.ndarray:
-    return read_grey(folder / f"{key}.jpg", size)
 
 
 def _table(captions: Mapping[str, str], split: str, articles: Mapping[str, str]) -> pd.DataFrame:

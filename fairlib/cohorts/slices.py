@@ -18,7 +18,7 @@ from scipy.sparse import csr_array
 from fairlib.errors import DataError, WeightsError
 from fairlib.io import read_tensors, write_tensors
 from fairlib.nifti import voxel_sizes
-from fairlib.settings import Bound, Count, Positive, Weight, check_bounds, digest
+from fairlib.settings import Bound, Checked, Count, Positive, Weight, digest
 
 FORMAT = 1  # of the store's files; raise it when slices are chosen or drawn otherwise
 CONTRASTS = ("t1", "t1ce", "t2", "flair")
@@ -35,7 +35,7 @@ Limits = Annotated[tuple[float, ...], Bound(_growing, "two growing numbers from 
 
 
 @dataclass(frozen=True)
-class SliceSettings:
+class SliceSettings(Checked):
     """How slices are chosen and drawn.
 
     size: pixels a side. field_of_view_mm: width of the image; a pixel is field_of_view_mm / size
@@ -53,9 +53,6 @@ class SliceSettings:
     minimum_gap_mm: Weight = 5.0
     minimum_tumour_mm2: Weight = 50.0
     clip_percentiles: Limits = (0.5, 99.5)
-
-    def __post_init__(self) -> None:
-        check_bounds(self)
 
 
 STANDARD = SliceSettings()
@@ -123,9 +120,8 @@ class SliceStore:
             with safe_open(kept, framework="numpy") as file:
                 return file.get_slice(name)[number : number + 1][0]
         except (OSError, SafetensorError) as error:
-            raise DataError(
-                f"{kept}: cached slices are gone or broken ({error}); read the cohort again"
-            ) from error
+            what = f"{kept}: cached slices are gone or broken ({error})"
+            raise DataError(f"{what}; read the cohort again") from error
 
     def _cached(self, path: Path) -> Any:
         if not path.exists():
@@ -174,12 +170,10 @@ def extract(
         for name, volume in volumes.items()
     ]
     across = csr_array(across)  # a pixel is made of a few voxels
-    images = np.stack(
-        [[draw(volume[..., k], across, along) for volume in grey] for k in range(len(index))]
-    )
+    drawn = [[draw(volume[..., k], across, along) for volume in grey] for k in range(len(index))]
     least = settings.minimum_tumour_mm2
     sides = [SIDES.index(side_of(tumour[..., z], middles[0], sizes, least)) for z in index]
-    return SubjectSlices(images, tuple(index), tuple(sides), cropped)
+    return SubjectSlices(np.stack(drawn), tuple(index), tuple(sides), cropped)
 
 
 def to_canonical(volume: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -21,9 +21,9 @@ import numpy as np
 import pandas as pd
 
 from fairlib.cohorts.listing import Excluded, attempt, missing, require_some
-from fairlib.errors import DataError, FairlibError, SettingsError
+from fairlib.errors import DataError, FairlibError
 from fairlib.io import what_it_is
-from fairlib.settings import unknown_key
+from fairlib.settings import require_known, unknown_key
 
 T = TypeVar("T")
 SEXES = ("F", "M")
@@ -281,8 +281,7 @@ def known_word(prompt: str, word: str, words: Sequence[str]) -> str:
 
     Raises `SettingsError` naming the nearest one where it is not.
     """
-    if word not in words:
-        raise SettingsError(unknown_key(word, list(words), f"prompt {prompt!r}"))
+    require_known(word, words, f"prompt {prompt!r}")
     return word
 
 
@@ -311,8 +310,6 @@ def _codes(table: pd.DataFrame, name: str, words: Sequence[str]) -> np.ndarray:
     unknown = np.flatnonzero(codes < 0)
     if len(unknown):
         first = f"{name} of row {unknown[0]} is {table[name].iloc[unknown[0]]!r}"
-        raise DataError(
-            f"{first} ({len(unknown)} such rows of {len(table)}); a group is one of "
-            f"{', '.join(words)}; leave the others out"
-        )
+        what = f"{first} ({len(unknown)} such rows of {len(table)})"
+        raise DataError(f"{what}; a group is one of {', '.join(words)}; leave the others out")
     return codes

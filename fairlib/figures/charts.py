@@ -342,11 +342,8 @@ def logit_distributions(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
         if name == "target":
             ax.fill_between(grid, density, color=look.colour, alpha=0.10, linewidth=0, zorder=1)
     ax.axvline(0, color=GREY, linewidth=1, zorder=1)
-    ax.set(
-        xlim=(grid[0], grid[-1]),
-        ylabel="density",
-        xlabel=r"logit of the evaluator (male $\leftarrow$ 0 $\rightarrow$ female)",
-    )
+    ax.set_xlabel(r"logit of the evaluator (male $\leftarrow$ 0 $\rightarrow$ female)")
+    ax.set(xlim=(grid[0], grid[-1]), ylabel="density")
     ax.set_ylim(0, 1.08 * max(np.max(line.get_ydata()) for line in ax.get_lines()[: len(names)]))
     legend_below(ax)
     return ax

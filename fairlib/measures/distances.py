@@ -286,9 +286,7 @@ def subgroup_distances(
         {name: _chosen(rows, *disjoint(rows[1], n, rng)) for name, rows in people.items()}
         for _ in range(splits)
     ]
-    drawn = {
-        name: _chosen(rows, rng.permutation(len(rows[0]))[:n])[0] for name, rows in made.items()
-    }
+    drawn = {k: _chosen(rows, rng.permutation(len(rows[0]))[:n])[0] for k, rows in made.items()}
     spread = mmd_interval if measure == "mmd" else frechet_interval
     among_real = _among_real(divided, made, measure)
     rows = []
@@ -452,10 +450,8 @@ def nearest(
         if query_subjects is not None:
             same = np.asarray(query_subjects)[rows, None] == np.asarray(training_subjects)[None]
             if same.all(1).any():
-                raise DataError(
-                    "a query has no training image of another subject; give a training set of "
-                    "several subjects"
-                )
+                what = "a query has no training image of another subject"
+                raise DataError(f"{what}; give a training set of several subjects")
             squared[same] = np.inf
         index[rows] = squared.argmin(1)
     # taken again as a difference: the expanded square loses the digits that tell a copy (0) from a
@@ -488,10 +484,8 @@ def memorisation(
     left_out = synthetic_subjects if training_subjects is not None else None
     made = nearest(synthetic, training, left_out, training_subjects)
     real = nearest(heldout, training)
-    samples = [
-        Sample(made.distance, clusters=synthetic_subjects),
-        Sample(real.distance, clusters=heldout_subjects),
-    ]
+    owned = ((made, synthetic_subjects), (real, heldout_subjects))
+    samples = [Sample(one.distance, clusters=subjects) for one, subjects in owned]
 
     def statistic(made: np.ndarray, real: np.ndarray) -> list[float]:
         shares = (made[:, None] < np.quantile(real, quantiles)).mean(0)
@@ -511,10 +505,8 @@ def _check_heldout(
 ) -> None:
     needed = int(np.ceil(1 / min(quantiles)))
     if len(heldout) < needed:
-        raise DataError(
-            f"{len(heldout)} held-out images do not fix a quantile of {min(quantiles):g}; give at "
-            f"least {needed}, or ask for larger quantiles"
-        )
+        what = f"{len(heldout)} held-out images do not fix a quantile of {min(quantiles):g}"
+        raise DataError(f"{what}; give at least {needed}, or ask for larger quantiles")
     if heldout_subjects is not None and training_subjects is not None:
         shared = sorted(set(map(str, heldout_subjects)) & set(map(str, training_subjects)))
         if shared:
@@ -527,10 +519,8 @@ def _check_heldout(
 def _rows(values: ArrayLike, name: str) -> np.ndarray:
     values = np.asarray(values, np.float64)
     if values.ndim < 2 or len(values) == 0:
-        raise DataError(
-            f"{name} of shape {values.shape}; give at least one row, as images [N, C, H, W] or "
-            "features [N, D]"
-        )
+        what = f"{name} of shape {values.shape}"
+        raise DataError(f"{what}; give at least one row, as images [N, C, H, W] or features [N, D]")
     if not np.isfinite(values).all():
         raise DataError(f"{name} hold NaN or infinity; look at the images they came from")
     return values.reshape(len(values), -1)

@@ -116,10 +116,8 @@ def equity_scaled(
     values = _finite(overall, groups, alpha)
     weights = np.ones(len(values)) if weights is None else np.asarray(weights, float)
     if weights.shape != values.shape or not (weights >= 0).all() or abs(weights.mean() - 1) > 1e-9:
-        raise DataError(
-            f"weights {weights.tolist()} for {len(values)} groups; give one of at least 0 for "
-            "each, mean one"
-        )
+        what = f"weights {weights.tolist()} for {len(values)} groups"
+        raise DataError(f"{what}; give one of at least 0 for each, mean one")
     return float(overall / (1 + alpha * (weights * np.abs(values - overall)).sum()))
 
 
@@ -371,15 +369,11 @@ def _checked(
         )
     classes = range(score.shape[1])
     if not np.isfinite(score).all() or not np.isin(label, classes).all():
-        raise DataError(
-            f"scores must be finite and labels among 0 to {classes[-1]}; given "
-            f"{np.unique(label)[:6].tolist()}"
-        )
+        what = f"scores must be finite and labels among 0 to {classes[-1]}"
+        raise DataError(f"{what}; given {np.unique(label)[:6].tolist()}")
     if len(np.unique(label)) < len(classes):
-        raise DataError(
-            f"{len(np.unique(label))} of {len(classes)} classes are in the test set; accuracy and "
-            "AUC need all of them"
-        )
+        what = f"{len(np.unique(label))} of {len(classes)} classes are in the test set"
+        raise DataError(f"{what}; accuracy and AUC need all of them")
     if not groups.shape[1]:
         raise DataError("no attribute to group by; give a table with one column an attribute")
     need(groups, *groups, name="the table of groups", whole=True)
@@ -441,13 +435,10 @@ def worst_group(
         right, n = (np.array([(m & rows).sum() for m in members]) for rows in (hit, counted))
         value, error = right / n, share_error(right, n)
         low, high, near = worst_share(right, n)
-    return WorstGroup(
-        Interval(float(value.min()), float(low), float(high)),
-        kept[int(value.argmin())],
-        tuple(name for name, chosen in zip(kept, near, strict=True) if chosen),
-        table.assign(value=value, error=error),
-        excluded,
-    )
+    ends = Interval(float(value.min()), float(low), float(high))
+    tied = tuple(name for name, chosen in zip(kept, near, strict=True) if chosen)
+    table = table.assign(value=value, error=error)
+    return WorstGroup(ends, kept[int(value.argmin())], tied, table, excluded)
 
 
 def worst_share(

@@ -117,10 +117,8 @@ def counted(right: ArrayLike, n: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
     """Counts as arrays of one shape. Raises `DataError` unless 0 <= right <= n and n >= 1."""
     right, n = np.broadcast_arrays(np.asarray(right, float), np.asarray(n, float))
     if (n < 1).any() or (right < 0).any() or (right > n).any():
-        raise DataError(
-            f"{right.ravel()[:4].tolist()} right of {n.ravel()[:4].tolist()}: expected 0 to n, and "
-            "n of at least 1"
-        )
+        what = f"{right.ravel()[:4].tolist()} right of {n.ravel()[:4].tolist()}"
+        raise DataError(f"{what}: expected 0 to n, and n of at least 1")
     return right, n
 
 
@@ -197,9 +195,8 @@ class Sample:
             )
         # where each cluster's rows lie, and which clusters each stratum holds
         self._rows = np.argsort(clusters, kind="stable")
-        _, self._start, self._size = np.unique(
-            clusters[self._rows], return_index=True, return_counts=True
-        )
+        held = clusters[self._rows]
+        _, self._start, self._size = np.unique(held, return_index=True, return_counts=True)
         owner = strata[self._rows][self._start]
         if (np.repeat(owner, self._size) != strata[self._rows]).any():
             raise DataError("a cluster lies in two strata; stratify by attributes of subjects")
@@ -259,10 +256,8 @@ def check_defined(replicates: np.ndarray) -> None:
     """
     missing = float(np.isnan(replicates).mean())
     if missing > 0.05:
-        raise DataError(
-            f"{missing:.0%} of the bootstrap replicates are undefined; the sample holds too few "
-            "subjects of a subgroup"
-        )
+        what = f"{missing:.0%} of the bootstrap replicates are undefined"
+        raise DataError(f"{what}; the sample holds too few subjects of a subgroup")
 
 
 def bootstrap_interval(

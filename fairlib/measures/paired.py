@@ -193,10 +193,8 @@ def _bootstrap(
     count, seeds = len(answers.label), len(answers.seeds)
     weight = np.ones(count) if weight is None else np.asarray(weight, float)
     if weight.shape != (count,) or not (np.isfinite(weight).all() and (weight > 0).all()):
-        raise DataError(
-            f"weights of shape {weight.shape} for {count} images; give one finite number above 0 "
-            "for each"
-        )
+        what = f"weights of shape {weight.shape} for {count} images"
+        raise DataError(f"{what}; give one finite number above 0 for each")
     strata = [f"{name}, {label}" for name, label in zip(names, answers.label, strict=True)]
     sample = Sample(np.arange(count), clusters=answers.subject, strata=strata)
     members = [np.ones(count, bool), *((names == name).to_numpy() for name in kept)]

@@ -92,17 +92,13 @@ class CalibrationSet:
         object.__setattr__(self, "strata", strata)
         parts = (self.p_female, self.truth, self.subjects, strata)
         if len({len(part) for part in parts}) > 1:
-            raise DataError(
-                "readings, truth, subjects and strata of the calibration set differ in length; "
-                "give one of each per image"
-            )
+            what = "readings, truth, subjects and strata of the calibration set differ in length"
+            raise DataError(f"{what}; give one of each per image")
         check_probabilities(self.p_female)
         sexes = pd.DataFrame({"truth": self.truth, "stratum": strata}).drop_duplicates()
         if not sexes.truth.isin([0, 1]).all() or (sexes.stratum.value_counts() < 2).any():
-            raise DataError(
-                f"the calibration set holds {sexes.to_dict('records')}; every stratum needs both "
-                "1 (female) and 0 (male)"
-            )
+            what = f"the calibration set holds {sexes.to_dict('records')}"
+            raise DataError(f"{what}; every stratum needs both 1 (female) and 0 (male)")
 
     def matched(self, strata: Labels, count: int) -> tuple[np.ndarray, Sample]:
         """Codes [count] of the images' `strata`, and the calibration set as a sample (p, truth,
@@ -131,13 +127,9 @@ def calibration_set(table: pd.DataFrame, evaluator: Evaluator) -> CalibrationSet
     columns = ("subject", "sex", evaluator.column, *evaluator.stratum)
     need(table, *columns, name=evaluator.calibration)
     rows = table[table[evaluator.column].notna()]
-    return CalibrationSet(
-        rows[evaluator.column].to_numpy(float),
-        (rows.sex == "F").to_numpy(int),
-        rows.subject.to_numpy(str),
-        _strata(rows, evaluator),
-        evaluator.threshold,
-    )
+    p, truth = rows[evaluator.column].to_numpy(float), (rows.sex == "F").to_numpy(int)
+    subjects, strata = rows.subject.to_numpy(str), _strata(rows, evaluator)
+    return CalibrationSet(p, truth, subjects, strata, evaluator.threshold)
 
 
 # --- corrections -------------------------------------------------------------------------------
@@ -147,10 +139,8 @@ def check_probabilities(values: ArrayLike) -> None:
     """Raise `DataError` unless every value lies in [0, 1]."""
     values = np.asarray(values, float)
     if values.size == 0 or not ((values >= 0) & (values <= 1)).all():
-        raise DataError(
-            "probabilities must be a non-empty array in [0, 1]; apply the sigmoid to logits, drop "
-            "failed readings"
-        )
+        what = "probabilities must be a non-empty array in [0, 1]"
+        raise DataError(f"{what}; apply the sigmoid to logits, drop failed readings")
 
 
 def class_accuracies(
@@ -388,9 +378,8 @@ def ppi_share(
 
     check_probabilities(readings_labelled)
     check_probabilities(readings_unlabelled)
-    truth, read, rest = (
-        np.asarray(part, float) for part in (labels, readings_labelled, readings_unlabelled)
-    )
+    given = (labels, readings_labelled, readings_unlabelled)
+    truth, read, rest = (np.asarray(part, float) for part in given)
     if len(truth) != len(read) or len(truth) < 2 or not np.isin(truth, (0, 1)).all():
         raise DataError(
             f"{len(truth)} labels for {len(read)} readings; give at least two, each 0 or 1, and "
@@ -464,10 +453,8 @@ def each_part(
     for one in evaluators:
         need(readings, one.column, *one.stratum, name="readings")
         if one.calibration not in sets:
-            raise DataError(
-                f"evaluator {one.name!r} needs the calibration set {one.calibration!r}; given: "
-                f"{', '.join(sets)}"
-            )
+            what = f"evaluator {one.name!r} needs the calibration set {one.calibration!r}"
+            raise DataError(f"{what}; given: {', '.join(sets)}")
         calibrations[one] = calibration_set(sets[one.calibration], one)
     for values, part in readings.groupby(list(by), sort=False):
         keys = dict(zip(by, values, strict=True))

@@ -157,10 +157,8 @@ class AlignmentSettings:
     def __post_init__(self) -> None:
         check_bounds(self)
         if self.replay_steps > self.sampling_steps:
-            raise SettingsError(
-                f"AlignmentSettings.replay_steps is {self.replay_steps}; expected at most "
-                f"sampling_steps, {self.sampling_steps}"
-            )
+            what = f"AlignmentSettings.replay_steps is {self.replay_steps}"
+            raise SettingsError(f"{what}; expected at most sampling_steps, {self.sampling_steps}")
         if self.cache_size % self.images_per_prompt:
             raise SettingsError(
                 f"AlignmentSettings.cache_size is {self.cache_size}; expected a multiple of "
@@ -404,10 +402,8 @@ class AlignmentState(Trainer):
     def __init__(self, parameters: Mapping[str, torch.nn.Parameter], settings: AlignmentSettings):
         super().__init__(parameters, settings.fit)
         origin = bytearray.fromhex(fingerprint(parameters))
-        self.extra = {
-            "cosine": torch.ones((), dtype=torch.float64),
-            "origin": torch.frombuffer(origin, dtype=torch.uint8),
-        }
+        self.extra = {"cosine": torch.ones((), dtype=torch.float64)}
+        self.extra["origin"] = torch.frombuffer(origin, dtype=torch.uint8)
         self.last: dict[str, Tensor] = {}
 
     def resume(self, tensors: Mapping[str, Tensor], *, same_origin: bool) -> None:
@@ -738,12 +734,7 @@ class _Run:
         s = self.settings
         rng = torch.Generator().manual_seed(*derived_seeds(s.seed, Stream.REPLAY_STEPS, step))
         importance = choose_steps(
-            len(self.solver),
-            s.replay_steps,
-            s.replay_scheme,
-            self.coefficients,
-            rng,
-            images,
+            len(self.solver), s.replay_steps, s.replay_scheme, self.coefficients, rng, images
         )
         self.state.zero_grad()
         cotangent = cotangent * self.state.loss_scale

@@ -135,10 +135,8 @@ class BaseCache:
     def __post_init__(self) -> None:
         self.block = min(self.block, self.size)
         if self.block < 1 or self.size % self.block:
-            raise SettingsError(
-                f"a cache of {self.size} noises does not divide into blocks of {self.block}; "
-                "make cache_size a multiple of cache_block"
-            )
+            what = f"a cache of {self.size} noises does not divide into blocks of {self.block}"
+            raise SettingsError(f"{what}; make cache_size a multiple of cache_block")
 
     @property
     def describe(self) -> dict[str, Any]:
@@ -246,7 +244,5 @@ class BaseCache:
     def _sample(self, prompt: int, indices: list[int]) -> Tensor:
         noise = self.base.noise(self.seed, indices)
         embeds = self.base.encode_prompts([self.prompts[prompt]]).expand(len(noise), -1, -1)
-        return self.solver.run(
-            lambda latents, t: self.base.predict_noise(latents, t, embeds, self.guidance_scale),
-            noise,
-        )
+        scale = self.guidance_scale
+        return self.solver.run(lambda x, t: self.base.predict_noise(x, t, embeds, scale), noise)

@@ -17,6 +17,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 import numpy as np
@@ -45,7 +46,7 @@ from fairlib.models.classifier import (
 )
 from fairlib.models.training import draw_rows, same_length
 from fairlib.rng import Stream, numpy_rng
-from fairlib.settings import Bound, Count, Natural, Positive, check_bounds, need, unknown_key
+from fairlib.settings import Bound, Checked, Count, Natural, Positive, need, require_known
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -80,7 +81,7 @@ has synthetic ones, is the upper bound), and two more of the paper.
 
 
 @dataclass(frozen=True)
-class PlanSettings:
+class PlanSettings(Checked):
     """What the training plans share.
 
     weight_cap: the most that an image may count or be drawn, as a multiple of the mean.
@@ -95,9 +96,6 @@ class PlanSettings:
     pretrain_share: Annotated[float, Bound(lambda value: 0 < value < 1, "in (0, 1)")] = 0.5
     fine_tune_rate: Positive = 0.5
     seed: Natural = 0
-
-    def __post_init__(self) -> None:
-        check_bounds(self)
 
 
 @dataclass(frozen=True, eq=False)
@@ -156,8 +154,7 @@ def training_plan(
     Age tertiles are those of the real subjects. Raises `SettingsError` on an unknown arm,
     `DataError` on a missing table or column, or fewer images than the settings need.
     """
-    if arm not in ARMS:
-        raise SettingsError(unknown_key(arm, list(ARMS), "the arms"))
+    require_known(arm, ARMS, "the arms")
     tables = {"real": real, "synthetic": synthetic, "extra": extra}
     counts = {"real": None, "synthetic": settings.synthetic_count}
     if any("extra" in stage.sources for stage in ARMS[arm]):
@@ -203,10 +200,8 @@ def _chosen(
     if count is None:
         return np.arange(size)
     if count > size:
-        raise DataError(
-            f"arm {arm!r} asks for {count} {name} images, {size} are there; make more or ask for "
-            "fewer"
-        )
+        what = f"arm {arm!r} asks for {count} {name} images, {size} are there"
+        raise DataError(f"{what}; make more or ask for fewer")
     return np.sort(numpy_rng(seed, Stream.ARM_IMAGES).permutation(size)[:count])
 
 
@@ -318,16 +313,11 @@ def fit_plan(
         parts = [sources[name].take(rows) for name, rows in phase.rows.items()]
         images = torch.cat([part.images for part in parts])
         labels = torch.cat([part.labels() for part in parts])
-        fit = replace(
-            settings,
-            steps=steps,
-            learning_rate=settings.learning_rate * phase.rate,
-            warmup=min(settings.warmup, steps // 4),
-        )
-        weights, probabilities = _tensor(phase.weights), _tensor(phase.probabilities)
-        for _ in fit_classifier(
-            classifier, images, labels, fit, weights=weights, probabilities=probabilities
-        ):
+        rate, warmup = settings.learning_rate * phase.rate, min(settings.warmup, steps // 4)
+        fit = replace(settings, steps=steps, learning_rate=rate, warmup=warmup)
+        given = {"weights": phase.weights, "probabilities": phase.probabilities}
+        drawn: Any = {name: _tensor(values) for name, values in given.items()}
+        for _ in fit_classifier(classifier, images, labels, fit, **drawn):
             pass
 
 
@@ -352,9 +342,8 @@ def _check_disjoint(trained: Mapping[str, ImageTable], heldout: Mapping[str, Ima
                 continue
             shared = set(part.table["subject"]) & set(images.table["subject"])
             if shared:
-                raise DataError(
-                    f"subject {min(shared)!r} is in {name} and in {source}; split by subject first"
-                )
+                what = f"subject {min(shared)!r} is in {name} and in {source}"
+                raise DataError(f"{what}; split by subject first")
 
 
 def age_edges(table: pd.DataFrame) -> tuple[float, float]:
@@ -382,10 +371,8 @@ def with_groups(table: pd.DataFrame, edges: tuple[float, float]) -> pd.DataFrame
     need(table, "age", "bmi", whole=True)
     age = np.searchsorted(edges, table["age"].to_numpy(float), side="left")
     bmi = np.searchsorted((25.0, 30.0), table["bmi"].to_numpy(float), side="right")
-    return table.assign(
-        age_tertile=pd.Categorical.from_codes(age, TERTILES, ordered=True),
-        bmi_group=pd.Categorical.from_codes(bmi, BMI_GROUPS, ordered=True),
-    )
+    named = partial(pd.Categorical.from_codes, ordered=True)
+    return table.assign(age_tertile=named(age, TERTILES), bmi_group=named(bmi, BMI_GROUPS))
 
 
 def labels_of(table: pd.DataFrame) -> np.ndarray:
@@ -393,10 +380,8 @@ def labels_of(table: pd.DataFrame) -> np.ndarray:
     need(table, "diagnosis", whole=True)
     other = set(table["diagnosis"]) - {ILL, HEALTHY}
     if other:
-        raise DataError(
-            f"diagnosis {sorted(map(str, other))[0]!r}; expected {HEALTHY!r} or {ILL!r}: map or "
-            "drop the others"
-        )
+        what = f"diagnosis {sorted(map(str, other))[0]!r}"
+        raise DataError(f"{what}; expected {HEALTHY!r} or {ILL!r}: map or drop the others")
     return (table["diagnosis"] == ILL).to_numpy(np.int64)
 
 
@@ -479,10 +464,8 @@ def new_combinations(
     pools = {name: np.flatnonzero((table["diagnosis"] == name).to_numpy()) for name in DIAGNOSES}
     empty = [name for name, rows in pools.items() if not len(rows)]
     if empty:
-        raise DataError(
-            f"no mask of diagnosis {empty[0]!r} in the table; a new combination takes a mask of "
-            "its diagnosis"
-        )
+        what = f"no mask of diagnosis {empty[0]!r} in the table"
+        raise DataError(f"{what}; a new combination takes a mask of its diagnosis")
     rng = numpy_rng(seed, Stream.COMBINATIONS)
     choices = {
         "sex": ("F", "M"),
@@ -503,18 +486,11 @@ def _requests(table: pd.DataFrame, requested: pd.DataFrame, source: Tensor) -> p
     """The table of requests: the attributes requested, and the row (and subject, where known) of
     the mask.
     """
-    import pandas as pd
-
-    rows = requested[["sex", "age", "bmi", "diagnosis"]].reset_index(drop=True)
-    requests = pd.DataFrame(
-        {
-            "prompt": [prompt_of(row) for row in rows.to_dict("records")],
-            **rows,
-            "decade": [decade(age) for age in rows["age"]],
-            "bmi_class": [bmi_class(bmi) for bmi in rows["bmi"]],
-            "source": source.numpy(),
-        }
-    )
+    requests = requested[["sex", "age", "bmi", "diagnosis"]].reset_index(drop=True)
+    requests.insert(0, "prompt", [prompt_of(row) for row in requests.to_dict("records")])
+    requests["decade"] = [decade(age) for age in requests["age"]]
+    requests["bmi_class"] = [bmi_class(bmi) for bmi in requests["bmi"]]
+    requests["source"] = source.numpy()
     if "subject" in table:
         requests["subject"] = table["subject"].to_numpy()[source.numpy()]
     return requests

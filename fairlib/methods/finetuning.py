@@ -279,15 +279,11 @@ def _check(
             "is missing"
         )
     if weights.observes == "probe" and probe is None:
-        raise SettingsError(
-            f"{type(weights).__name__} observes a probe; give one, see "
-            "methods.finetuning.choose_probe"
-        )
+        what = f"{type(weights).__name__} observes a probe"
+        raise SettingsError(f"{what}; give one, see methods.finetuning.choose_probe")
     if state.weights is not weights or state.module is not denoiser:
-        raise WeightsError(
-            "this state is of other weights or another denoiser; make FinetuneState(denoiser, "
-            "weights, settings)"
-        )
+        what = "this state is of other weights or another denoiser"
+        raise WeightsError(f"{what}; make FinetuneState(denoiser, weights, settings)")
 
 
 def _record(

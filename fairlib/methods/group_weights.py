@@ -83,10 +83,8 @@ def checked_groups(groups: Tensor | ArrayLike, sizes: tuple[int, ...]) -> Tensor
     rows = groups if isinstance(groups, Tensor) else np.asarray(groups)
     codes = torch.as_tensor(rows).detach().cpu()
     if codes.ndim != 2 or codes.shape[1] != len(sizes) or codes.is_floating_point():
-        raise DataError(
-            f"group codes of shape {tuple(codes.shape)} and type {codes.dtype}; expected integers "
-            f"[N, {len(sizes)}]"
-        )
+        what = f"group codes of shape {tuple(codes.shape)} and type {codes.dtype}"
+        raise DataError(f"{what}; expected integers [N, {len(sizes)}]")
     codes = codes.long()
     outside = (codes < 0) | (codes >= torch.tensor(sizes))
     if bool(outside.any()):
@@ -110,10 +108,8 @@ def group_means(losses: Tensor, groups: Tensor | ArrayLike, sizes: tuple[int, ..
     """
     codes, losses = checked_groups(groups, sizes), losses.detach().cpu().double()
     if losses.shape != (len(codes),) or not bool(losses.isfinite().all()):
-        raise DataError(
-            f"losses of shape {tuple(losses.shape)} for {len(codes)} rows of groups; one finite "
-            "loss a row is needed"
-        )
+        what = f"losses of shape {tuple(losses.shape)} for {len(codes)} rows of groups"
+        raise DataError(f"{what}; one finite loss a row is needed")
     columns = (codes + offsets(sizes)).flatten()
     total = torch.zeros(sum(sizes), dtype=torch.float64)
     sums = total.index_add(0, columns, losses.repeat_interleave(len(sizes)))

@@ -235,10 +235,8 @@ class _Run:
         """A batch of noisy sampling runs, its images and its logits."""
         s, embeds = self.settings, self.prompt_embeds[list(prompts)]
         seed = s.seed if s.noise_seed is None else s.noise_seed
-        latents, pieces = (
-            self.generator.noise(seed, list(noises)),
-            chunks(len(noises), s.micro_batch),
-        )
+        latents = self.generator.noise(seed, list(noises))
+        pieces = chunks(len(noises), s.micro_batch)
         rng = torch_rng(s.seed, Stream.POLICY_NOISE, step)
         path, old_log_p = [latents], []
         for index, spread in enumerate(self.spread.tolist()):

@@ -245,6 +245,5 @@ def strength_for_share(
         width = (high - low) / 2**halvings
         return bisect(lambda strength: share_at(strength) - share, low, high, xtol=width)
     except ValueError as error:
-        raise SettingsError(
-            f"{share:.3f} is not between the shares at {low} and at {high}; widen the range"
-        ) from error
+        what = f"{share:.3f} is not between the shares at {low} and at {high}"
+        raise SettingsError(f"{what}; widen the range") from error

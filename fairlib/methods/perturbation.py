@@ -61,7 +61,7 @@ from fairlib.methods.group_weights import (
     require_keys,
 )
 from fairlib.rng import Stream, numpy_rng, torch_rng
-from fairlib.settings import Bound, Count, Fraction, Natural, Weight, check_bounds
+from fairlib.settings import Bound, Checked, Count, Fraction, Natural, Weight
 
 if TYPE_CHECKING:
     from sklearn.gaussian_process import GaussianProcessRegressor
@@ -73,7 +73,7 @@ RESTARTS, RAW = 5, 20  # as released
 
 
 @dataclass(frozen=True)
-class PerturbationSettings:
+class PerturbationSettings(Checked):
     """Settings of the perturbation; the defaults are the released ones where the release has them.
 
     window: steps from one choice of sigma to the next. exploitation: rho. beta: of the upper bound,
@@ -89,9 +89,6 @@ class PerturbationSettings:
     initial_sigma: Fraction = 1.0
     history: Annotated[int, Bound(lambda value: value >= 2, "at least 2")] = 60
     seed: Natural = 0
-
-    def __post_init__(self) -> None:
-        check_bounds(self)
 
 
 class NoisyWeights:
@@ -183,10 +180,8 @@ class FairBayesianPerturbation(NoisyWeights):
         not finite or a probe without a group.
         """
         if step <= self.last:
-            raise SettingsError(
-                f"step {step} was observed already (last: {self.last}); resume with the state "
-                "saved after it"
-            )
+            what = f"step {step} was observed already (last: {self.last})"
+            raise SettingsError(f"{what}; resume with the state saved after it")
         outcome = self._outcome(losses, groups)
         if outcome is not None:
             passed = range(max(self.last + 1, self.since), step + 1)
@@ -206,11 +201,9 @@ class FairBayesianPerturbation(NoisyWeights):
             return -loss_gap(losses, groups, self.sizes)
         gaps = attribute_gaps(group_means(losses, groups, self.sizes), self.sizes)
         if bool(gaps.isnan().any()):
-            raise DataError(
-                "the probe lacks a group of attribute "
-                f"{int(gaps.isnan().nonzero()[0])}; "
-                "take one with every group, see methods.finetuning.choose_probe"
-            )
+            what = f"the probe lacks a group of attribute {int(gaps.isnan().nonzero()[0])}"
+            remedy = "take one with every group, see methods.finetuning.choose_probe"
+            raise DataError(f"{what}; {remedy}")
         before, self.previous = self.previous, float(gaps.sum())
         return None if before is None else before - self.previous
 
@@ -354,15 +347,9 @@ def maximise_upper_bound(
     starts = np.concatenate([rng.random((raw, process.dimension)), process.x])
     order = np.argsort(-process.upper_bound(starts, beta), kind="stable")
     best, height = starts[order[0]], -np.inf
+    how: Any = {"method": "L-BFGS-B", "bounds": [(0.0, 1.0)] * process.dimension, "jac": True}
     for start in starts[order[:restarts]]:
-        optimum = minimize(
-            _value_and_slope,
-            start,
-            args=(process, beta),
-            jac=True,
-            method="L-BFGS-B",
-            bounds=[(0.0, 1.0)] * process.dimension,
-        )
+        optimum = minimize(_value_and_slope, start, args=(process, beta), **how)
         if -optimum.fun > height:
             best, height = np.clip(optimum.x, 0.0, 1.0), -optimum.fun
     return best

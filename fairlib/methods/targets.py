@@ -178,21 +178,16 @@ def target_of_each(
         targets = (target,) * len(prompts)
     elif isinstance(target, Mapping):
         if not isinstance(prompts, Mapping):
-            raise SettingsError(
-                f"the target is by group ({', '.join(target)}); give prompts as {{prompt: group}}"
-            )
+            fault = f"the target is by group ({', '.join(target)})"
+            raise SettingsError(f"{fault}; give prompts as {{prompt: group}}")
         for prompt, group in prompts.items():
             if group not in target:
-                raise SettingsError(
-                    f"prompt {prompt!r} is of group {group!r}, which no target covers; there are "
-                    f"targets of {', '.join(target)}"
-                )
+                what = f"prompt {prompt!r} is of group {group!r}, which no target covers"
+                raise SettingsError(f"{what}; there are targets of {', '.join(target)}")
         unused = [group for group in target if group not in prompts.values()]
         if unused:
-            raise SettingsError(
-                f"no prompt is of group {unused[0]!r}, which has a target; add prompts of that "
-                "group or leave its target out"
-            )
+            what = f"no prompt is of group {unused[0]!r}, which has a target"
+            raise SettingsError(f"{what}; add prompts of that group or leave its target out")
         targets = tuple(target[group] for group in prompts.values())
     else:
         targets = tuple(target)

@@ -78,9 +78,7 @@ SLIM = Architecture(halvings(16, 32, 48, 64, first=5), pool=2)
 WIDE = Architecture(halvings(24, 48, 64, 96, first=5))
 WIDE_MAX = replace(WIDE, reduce="max")
 CARDIAC = replace(WIDE, channels=3, phases=True)
-CARDIAC_SMALL = Architecture(
-    ((32, 8, 4), (64, 3, 2), (96, 3, 2)), features=0, channels=3, phases=True
-)
+CARDIAC_SMALL = replace(CARDIAC, layers=((32, 8, 4), (64, 3, 2), (96, 3, 2)), features=0)
 
 
 @dataclass(frozen=True)
@@ -230,10 +228,8 @@ def truth_of(table: pd.DataFrame, heads: Heads) -> dict[str, Tensor]:
             values, expected = np.where(codes < 0, np.nan, codes), ", ".join(kind)
         wrong = np.flatnonzero(np.isnan(values))
         if len(wrong):
-            raise DataError(
-                f"{name} is '{table[name].iloc[wrong[0]]}' in {len(wrong)} of {len(table)} rows; "
-                f"expected {expected}; leave the others out"
-            )
+            what = f"{name} is '{table[name].iloc[wrong[0]]}' in {len(wrong)} of {len(table)} rows"
+            raise DataError(f"{what}; expected {expected}; leave the others out")
         dtype = torch.float32 if kind in SCALARS else torch.int64
         found[name] = torch.tensor(values, dtype=dtype)
     return found
@@ -257,10 +253,8 @@ class _Targets:
         truth = dict.fromkeys(heads, truth) if isinstance(truth, Tensor) else truth
         shapes = {name: tuple(value.shape) for name, value in truth.items()}
         if truth.keys() != heads.keys() or set(shapes.values()) != {(count,)}:
-            raise DataError(
-                f"{count} images, targets of shapes {shapes}; give one target an image for each of "
-                f"{', '.join(heads)}"
-            )
+            what = f"{count} images, targets of shapes {shapes}"
+            raise DataError(f"{what}; give one target an image for each of {', '.join(heads)}")
         self.values = {name: value.nan_to_num(-1) for name, value in truth.items()}
         self.known = {
             name: value.isfinite() & ((value >= 0) | (heads[name] == "number"))
@@ -376,12 +370,8 @@ def fit_classifier(
         if settings.radius:
             half = len(batch) // 2
             classifier.eval()
-            moved = attack(
-                lambda x: targets.loss(x, rows[:half], summed=True),
-                batch[:half],
-                settings.radius,
-                settings.attack_steps,
-            )
+            summed = partial(targets.loss, rows=rows[:half], summed=True)
+            moved = attack(summed, batch[:half], settings.radius, settings.attack_steps)
             batch = torch.cat([moved, batch[half:]])
             classifier.train()
         return targets.loss(batch, rows)
@@ -394,11 +384,10 @@ def fit_classifier(
 
 def _check_factors(count: int, **factors: Tensor | None) -> None:
     for name, values in factors.items():
-        if values is not None and not (
-            values.shape == (count,)
-            and values.isfinite().all()
-            and values.min() >= 0 < values.sum()
-        ):
+        if values is None:
+            continue
+        whole = values.shape == (count,) and bool(values.isfinite().all())
+        if not (whole and values.min() >= 0 < values.sum()):
             raise DataError(f"{name}: expected {count} finite numbers, none negative, not all zero")
 
 
@@ -562,10 +551,8 @@ def choose_threshold(scores: np.ndarray | Tensor, labels: np.ndarray | Tensor) -
 
     scores, labels = np.asarray(scores, float), np.asarray(labels).astype(bool)
     if len(scores) != len(labels) or labels.all() or not labels.any():
-        raise DataError(
-            f"{len(scores)} scores, {int(labels.sum())} of {len(labels)} labels positive; a "
-            "threshold needs both classes"
-        )
+        what = f"{len(scores)} scores, {int(labels.sum())} of {len(labels)} labels positive"
+        raise DataError(f"{what}; a threshold needs both classes")
     if np.ptp(scores) == 0:
         return float(scores[0])
     false, true, cuts = roc_curve(labels, scores, drop_intermediate=False)

@@ -115,12 +115,8 @@ def pipeline_tokenizer(folder: str | Path, length: int = CONTEXT_LENGTH) -> CLIP
     """
     from transformers import CLIPTokenizer
 
-    return CLIPTokenizer(
-        str(Path(folder) / "vocab.json"),
-        str(Path(folder) / "merges.txt"),
-        pad_token="!",
-        model_max_length=length,
-    )
+    words, merges = (str(Path(folder) / name) for name in ("vocab.json", "merges.txt"))
+    return CLIPTokenizer(words, merges, pad_token="!", model_max_length=length)
 
 
 def clip_tokenizer(folder: str | Path, length: int = CONTEXT_LENGTH) -> SimpleTokenizer:
@@ -355,10 +351,8 @@ class TextTower(nn.Module):
         self.split = split
         rows = sorted({split(prompt) for prompt in prompts})
         if len({len(row) for row in rows}) != 1:
-            raise DataError(
-                "prompts name different numbers of attributes; write each as 'sex, age, BMI, "
-                "diagnosis'"
-            )
+            what = "prompts name different numbers of attributes"
+            raise DataError(f"{what}; write each as 'sex, age, BMI, diagnosis'")
         self.clip, self.prompts = clip, list(prompts)
         self.values = [sorted(set(column)) for column in zip(*rows, strict=True)]
         width = clip.model.ln_final.weight.shape[0]

@@ -204,9 +204,8 @@ def prediction_target(
         return clean
     if prediction == "v_prediction":
         return diffuse(noise, -clean, time, alphas)
-    raise SettingsError(
-        f"prediction type {prediction!r}; expected 'epsilon', 'v_prediction' or 'sample'"
-    )
+    what = f"prediction type {prediction!r}"
+    raise SettingsError(f"{what}; expected 'epsilon', 'v_prediction' or 'sample'")
 
 
 def training_schedule(scheduler: Any) -> tuple[str, Tensor]:
@@ -368,10 +367,8 @@ class Generator:
         high, wide = (scale * side for side in self.latent_shape[1:])
         size = size or (high if high == wide else -1)
         if size % least or size < 0:
-            raise SettingsError(
-                f"image size {size}, and the pipeline draws {high} x {wide}; give a multiple of "
-                f"{least}: images are square"
-            )
+            what = f"image size {size}, and the pipeline draws {high} x {wide}"
+            raise SettingsError(f"{what}; give a multiple of {least}: images are square")
         if (size, size) != (high, wide):
             self.denoiser.register_to_config(sample_size=size // scale)
             self.latent_shape = (self.latent_shape[0], size // scale, size // scale)
@@ -455,9 +452,8 @@ class Generator:
         count, purpose, evaluations = len(prediction), self.purpose, self.evaluations
         evaluations[purpose, "forward"] += count
         if prediction.requires_grad:
-            prediction.register_hook(
-                lambda gradient: evaluations.update({(purpose, "backward"): count})
-            )
+            spent = {(purpose, "backward"): count}
+            prediction.register_hook(lambda gradient: evaluations.update(spent))
         return prediction
 
     @torch.no_grad()
@@ -589,10 +585,8 @@ class Generator:
         held = getattr(self.denoiser, "peft_config", {}).get("default")
         if held is not None:
             if held.r != rank:
-                raise SettingsError(
-                    f"this generator has LoRA weights of rank {held.r}; a run of rank {rank} needs "
-                    "a fresh one"
-                )
+                what = f"this generator has LoRA weights of rank {held.r}"
+                raise SettingsError(f"{what}; a run of rank {rank} needs a fresh one")
             return
         with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
             torch.manual_seed(seed)

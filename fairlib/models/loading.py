@@ -330,11 +330,8 @@ def _of_controlnet(pipeline: DiffusionPipeline) -> dict[str, bool]:
 def _of_folder(folder: Path) -> dict[str, Any]:
     """Options of `from_pretrained` for a pipeline's folder. Raises `WeightsError`."""
     index = _index(folder)
-    named = [
-        name
-        for name, value in index.items()
-        if isinstance(value, list) and len(value) == 2 and value[0] is not None
-    ]
+    parts = {k: v for k, v in index.items() if isinstance(v, list) and len(v) == 2}
+    named = [name for name, (library, _) in parts.items() if library is not None]
     kind = str(index.get("_class_name", "This"))
     if lacking := _lacking(kind, named):
         raise WeightsError(f"{folder}: {_refusal(kind, lacking)}")

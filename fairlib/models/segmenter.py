@@ -131,10 +131,8 @@ def _labels(images: Tensor, masks: Tensor) -> Tensor:
     """Masks as int64 [2 N, H, W], once they are known to fit the images."""
     wanted = (len(images), 2, *images.shape[-2:])
     if tuple(masks.shape) != wanted:
-        raise DataError(
-            f"masks of shape {tuple(masks.shape)} for images of shape {tuple(images.shape)}; "
-            f"they must lie on one grid: {wanted}"
-        )
+        what = f"masks of shape {tuple(masks.shape)} for images of shape {tuple(images.shape)}"
+        raise DataError(f"{what}; they must lie on one grid: {wanted}")
     if masks.is_floating_point() or int(masks.min()) < 0 or int(masks.max()) >= LABELS:
         raise DataError(
             f"masks of type {masks.dtype} hold labels {masks.unique().tolist()[:8]}; only the "

@@ -174,10 +174,8 @@ def _build(
         current, previous = pull * (1 + extrapolation), -pull * extrapolation
     coefficients = (data, output, carry, current, previous)
     if not np.isfinite(coefficients).all():
-        raise SettingsError(
-            f"this schedule gives {prediction_type} coefficients that are not finite: its "
-            "alphas_cumprod must lie above 0 and below 1"
-        )
+        what = f"this schedule gives {prediction_type} coefficients that are not finite"
+        raise SettingsError(f"{what}: its alphas_cumprod must lie above 0 and below 1")
     return Solver(name, tuple(timesteps.tolist()), *coefficients)
 
 

@@ -25,11 +25,11 @@ from fairlib.rng import Stream, torch_rng
 from fairlib.settings import (
     AboveZero,
     BelowOne,
+    Checked,
     Count,
     Natural,
     Positive,
     Weight,
-    check_bounds,
 )
 
 HALF = (torch.float16, torch.bfloat16)
@@ -39,7 +39,7 @@ MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 
 
 @dataclass(frozen=True)
-class FitSettings:
+class FitSettings(Checked):
     """How to train: length, learning rate, clipping and moving average.
 
     The learning rate rises over `warmup` steps to its peak; with `anneal` "cosine" it then falls to
@@ -60,9 +60,6 @@ class FitSettings:
     horizon: Natural = 0
     anneal: Literal["cosine", "none"] = "cosine"
     betas: tuple[float, float] = (0.9, 0.99)
-
-    def __post_init__(self) -> None:
-        check_bounds(self)
 
     @classmethod
     def of(cls, settings: Any, **changes: Any) -> FitSettings:
@@ -116,10 +113,8 @@ def draw_rows(weights: ArrayLike, count: int, seed: int, stream: int, *counters:
     chances = (weights if isinstance(weights, Tensor) else torch.tensor(np.array(weights))).double()
     usable = bool((chances.isfinite() & (chances >= 0)).all()) and float(chances.sum()) > 0
     if not usable:
-        raise DataError(
-            "sampling weights must be finite, at least 0 and not all 0; see "
-            "methods.group_weights.balancing_weights"
-        )
+        what = "sampling weights must be finite, at least 0 and not all 0"
+        raise DataError(f"{what}; see methods.group_weights.balancing_weights")
     rng = torch_rng(seed, stream, *counters)
     return torch.multinomial(chances, count, replacement=True, generator=rng)
 
@@ -159,9 +154,8 @@ def load_weights(module: Fitted, path: str | Path) -> Fitted:
     tensors = read_tensors(path)
     wrong = _differing(module.state_dict(), tensors)
     if wrong:
-        raise WeightsError(
-            f"{path}: weights do not fit this {type(module).__name__} ({wrong}); fit it again"
-        )
+        what = f"{path}: weights do not fit this {type(module).__name__} ({wrong})"
+        raise WeightsError(f"{what}; fit it again")
     module.load_state_dict(tensors)
     return module.eval().requires_grad_(False)
 
@@ -327,11 +321,8 @@ class Trainer:
         """Everything needed to go on, as a flat `{name: tensor}` for `fairlib.io.write_tensors`;
         copies on the CPU, for a GPU that is just large enough has no room for them.
         """
-        found = {
-            "step": torch.tensor(self.step),
-            "updates": torch.tensor(self.updates),
-            "loss_scale": torch.tensor(self.loss_scale),
-        }
+        counts = {"step": self.step, "updates": self.updates, "loss_scale": self.loss_scale}
+        found = {name: torch.tensor(value) for name, value in counts.items()}
         for name, parameter in self.masters.items():
             found[f"weight/{name}"] = parameter
             moments = self.optimiser.state.get(parameter, {})
@@ -352,10 +343,8 @@ class Trainer:
         found = {k: v for k, v in tensors.items() if k in expected or k.startswith(compared)}
         wrong = _differing(expected, found)
         if wrong:
-            raise WeightsError(
-                f"saved training state does not fit this network ({wrong}); resume with the "
-                "settings that made it, or start afresh"
-            )
+            what = f"saved training state does not fit this network ({wrong})"
+            raise WeightsError(f"{what}; resume with the settings that made it, or start afresh")
         self.step = int(tensors["step"])
         self.updates = int(tensors.get("updates", self.step))
         self.loss_scale = float(tensors.get("loss_scale", self.loss_scale))
@@ -363,16 +352,10 @@ class Trainer:
         self.optimiser.state.clear()
         for name, parameter in self.masters.items():
             if f"exp_avg/{name}" in tensors:
-                self.optimiser.state[parameter] = {
-                    key: tensors[f"{key}/{name}"]
-                    .clone()
-                    .to("cpu" if key == "step" else parameter.device)
-                    for key in MOMENTS
-                }
+                held = {key: tensors[f"{key}/{name}"].clone() for key in MOMENTS}
+                places = dict.fromkeys(held, parameter.device) | {"step": "cpu"}
+                self.optimiser.state[parameter] = {k: v.to(places[k]) for k, v in held.items()}
         means = {name: tensors[f"ema/{name}"].clone() for name in self.ema}
         self.ema = {name: mean.to(self.masters[name].device) for name, mean in means.items()}
-        self.extra = {
-            name.removeprefix("extra/"): value.clone()
-            for name, value in tensors.items()
-            if name.startswith("extra/")
-        }
+        extra = {k: value.clone() for k, value in tensors.items() if k.startswith("extra/")}
+        self.extra = {k.removeprefix("extra/"): value for k, value in extra.items()}

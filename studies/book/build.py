@@ -52,9 +52,8 @@ def build_book(profile: str, strict: bool = True) -> Path:
     options = ["--all", "--path-output", str(repository()), "--quiet", *flags]
     result = subprocess.run([*builder, str(source), *options], cwd=repository())
     if result.returncode != 0 or not index.is_file():
-        raise BookError(
-            f"the book did not build (exit {result.returncode}); warnings above name page and line"
-        )
+        what = f"the book did not build (exit {result.returncode})"
+        raise BookError(f"{what}; warnings above name page and line")
     Progress().say(f"book built in {duration(time.monotonic() - start)}: {index}")
     if address() == PLACEHOLDER:
         Progress().say("launch buttons lead nowhere before `python -m studies address URL`")
@@ -185,9 +184,8 @@ def _stays(output) -> bool:
 def _take_texts(cell, output, path: Path, pictures: int) -> None:
     about, begin = output.metadata.pop(ROLE, None), repr(cell.source[:60])
     if about and pictures > 1:
-        raise DataError(
-            f"{path}: a cell shows {pictures} figures, the book takes one; split {begin}"
-        )
+        what = f"{path}: a cell shows {pictures} figures, the book takes one"
+        raise DataError(f"{what}; split {begin}")
     options = cell.metadata.setdefault("mystnb", {})
     if about:
         options["image"] = {**options.get("image", {}), "alt": about["alt"]}

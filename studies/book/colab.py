@@ -66,9 +66,8 @@ def install(texts: list[str]) -> None:
     with TemporaryDirectory() as folder:
         fixed = Path(folder, "constraints.txt")
         found = {name: _version(name) for name in KEPT}
-        fixed.write_text(
-            "".join(f"{name}=={version}\n" for name, version in found.items() if version)
-        )
+        lines = [f"{name}=={version}\n" for name, version in found.items() if version]
+        fixed.write_text("".join(lines))
         command = [sys.executable, "-m", "pip", "install", "--quiet", "-c", str(fixed), *texts]
         done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:

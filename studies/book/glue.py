@@ -5,7 +5,6 @@ numbers for the book's prose, `show` gives a figure its words, `table` shows a t
 from __future__ import annotations
 
 import contextlib
-import io
 import os
 from base64 import b64encode
 from collections.abc import Collection, Mapping
@@ -17,6 +16,7 @@ import pandas as pd
 from fairlib.doctor import device
 from fairlib.errors import SettingsError
 from fairlib.settings import digest
+from fairlib.widgets import figure_png
 from studies.engine import accelerator, repository
 from studies.engine.profiles import load_parameters
 
@@ -84,17 +84,15 @@ def show(figure, alt: str, caption: str, name: str | None = None, dpi: int = 100
     there, and can be referred to as `name`. One figure a cell. Raises `SettingsError` when one of
     the texts is missing or `alt` is not a sentence or a few.
     """
-    import matplotlib.pyplot as plt
     from IPython.display import display
 
-    figure = getattr(figure, "figure", figure)
     _check_texts(alt, caption)
     about = {"alt": alt.strip(), "caption": " ".join(caption.split()), "name": name}
-    bundle = {"image/png": _png(figure, dpi), "text/plain": about["alt"]}
+    png = b64encode(figure_png(figure, dpi, bbox_inches="tight")).decode()
+    bundle = {"image/png": png, "text/plain": about["alt"]}
     display(bundle, raw=True, metadata={ROLE: about, "image/png": {"alt": about["alt"]}})
     below = dict.fromkeys(("text/markdown", "text/plain"), about["caption"])
     display(below, raw=True, metadata={ROLE: {"caption_only": True}})
-    plt.close(figure)
 
 
 def span(counts: Collection[float]) -> str:
@@ -122,13 +120,6 @@ def _check_texts(alt: str, caption: str) -> None:
         raise SettingsError(f"alt text {alt!r}: describe the figure in {low} to {high} words")
     if not caption.strip():
         raise SettingsError("caption is empty: state what the figure shows")
-
-
-def _png(figure, dpi: int) -> str:
-    buffer = io.BytesIO()
-    # no software version in the file: the same picture is the same bytes
-    figure.savefig(buffer, format="png", dpi=dpi, bbox_inches="tight", metadata={"Software": None})
-    return b64encode(buffer.getvalue()).decode()
 
 
 # ---- tables: words to the left, numbers to the right, shares in percent ----

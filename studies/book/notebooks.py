@@ -19,7 +19,7 @@ from typing import Any
 
 from fairlib.errors import FairlibError, SettingsError
 from fairlib.io import hashes, read_json, sha256, write_json
-from fairlib.settings import digest, unknown_key
+from fairlib.settings import digest, require_known
 from studies.engine import accelerator, cores, environment, repository, runs_folder
 from studies.engine.profiles import Profile, chapters, lanes, load_profile, notebooks
 from studies.engine.reach import script_digest
@@ -136,9 +136,8 @@ async def execute(source: Path, output: Path, parameters: dict[str, Any], jobs: 
     if failure.is_file():
         raise NotebookError(failure.read_text())
     if status:
-        raise NotebookError(
-            f"{source}: its process ended with status {status}; where that is -9, memory ran out"
-        )
+        what = f"{source}: its process ended with status {status}"
+        raise NotebookError(f"{what}; where that is -9, memory ran out")
 
 
 def _environment(jobs: int) -> dict[str, str]:
@@ -184,8 +183,7 @@ def executed_path(profile: str, stem: str) -> Path:
 
 def _choose(only: list[str], known: list[str]) -> list[str]:
     for stem in only:
-        if stem not in known:
-            raise SettingsError(unknown_key(stem, known, "the notebooks"))
+        require_known(stem, known, "the notebooks")
     return [stem for stem in known if stem in only]
 
 

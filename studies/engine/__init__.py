@@ -53,9 +53,8 @@ def accelerator() -> torch.device:
     """
     import torch
 
-    return torch.device(
-        os.environ.get("FAIRLIB_DEVICE") or ("cuda" if torch.cuda.is_available() else "cpu")
-    )
+    best = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(os.environ.get("FAIRLIB_DEVICE") or best)
 
 
 def stages_folder() -> Path:

@@ -11,13 +11,13 @@ import dataclasses
 import json
 import os
 import sys
-import types
 import typing
 from pkgutil import resolve_name
 from typing import Any
 
-from fairlib.errors import FairlibError, SettingsError
-from fairlib.settings import from_dict, unknown_key
+from fairlib.cli import add_command, add_setting, run_command
+from fairlib.errors import SettingsError
+from fairlib.settings import from_dict, require_known
 
 STUDIES = {  # where it is defined, and what it is
     "brain": ("studies.brain.study:STUDY", "brain MRI (Han et al.): methods compared on one base"),
@@ -34,21 +34,12 @@ def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns the exit status: 0, 1 when a criterion is not met, 2 on a user's
     mistake, 130 when it is interrupted.
     """
-    try:
-        options = _parser(sys.argv[1:] if arguments is None else arguments).parse_args(arguments)
-        return options.command(options) or 0
-    except FairlibError as error:
-        print(f"studies: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("studies: interrupted; run the same command again to resume", file=sys.stderr)
-        return 130
+    return run_command(_parser, arguments, "studies", "; run the same command again to resume")
 
 
 def study_of(name: str) -> Any:
     """The study of that name. Raises `SettingsError` when there is none."""
-    if name not in STUDIES:
-        raise SettingsError(unknown_key(name, list(STUDIES), "the studies"))
+    require_known(name, STUDIES, "the studies")
     return resolve_name(STUDIES[name][0])
 
 
@@ -142,11 +133,11 @@ def _parser(arguments: list[str]) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="studies", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="command")
     for name, (_, words) in STUDIES.items():
-        command = _command(commands, run_one, words, name)
+        command = add_command(commands, run_one, words, name)
         command.set_defaults(study=name)
         if arguments[:1] == [name]:  # a study is imported, with torch, only when it is asked for
             _add_study(command, study_of(name))
-    many = _command(commands, grid, fromfile_prefix_chars="@")
+    many = add_command(commands, grid, fromfile_prefix_chars="@")
     words = "as brain, brain:plain,robust:1,2 or heart::3; @FILE has one a line"
     many.add_argument("cells", nargs="+", metavar="STUDY[:ARMS[:SEEDS]]", help=words)
     many.add_argument("--list", action="store_true", help="print what is left, and run nothing")
@@ -156,40 +147,27 @@ def _parser(arguments: list[str]) -> argparse.ArgumentParser:
     many.add_argument("--device", help="where networks run, as cuda:1 (default: a GPU, or the CPU)")
     words = "of every study named, as '{\"images\": 400}' (default: those of a long run)"
     many.add_argument("--settings", type=json.loads, default={}, metavar="JSON", help=words)
-    _command(commands, report)
-    trained = _command(commands, base)
+    add_command(commands, report)
+    trained = add_command(commands, base)
     trained.add_argument("model", nargs="?", default="brain", choices=BASES, help="default: brain")
-    of_profile = argparse.ArgumentParser(add_help=False)
-    of_profile.add_argument(
-        "--profile", default="quick", help="a file in profiles/ (default: quick)"
-    )
-    notebooks = _command(commands, run, parents=[of_profile], aliases=["resume"])
+    profile, words = argparse.ArgumentParser(add_help=False), "a file in profiles/ (default: quick)"
+    profile.add_argument("--profile", default="quick", help=words)
+    notebooks = add_command(commands, run, parents=[profile], aliases=["resume"])
     notebooks.add_argument("--only", nargs="+", metavar="NOTEBOOK", help="these, as 03_classifier")
     notebooks.add_argument("--force", action="store_true", help="run what is up to date, too")
     jobs = "at the same time (default: two, but one on a single core or a GPU)"
     notebooks.add_argument("--jobs", type=int, metavar="N", help=jobs)
-    book = _command(commands, html, parents=[of_profile])
+    book = add_command(commands, html, parents=[profile])
     book.add_argument("--lenient", action="store_true", help="let warnings pass")
-    published = _command(commands, address)
+    published = add_command(commands, address)
     published.add_argument("url", nargs="?", metavar="URL", help="as https://github.com/OWNER/NAME")
     return parser
 
 
-def _command(
-    commands: Any, function: Any, words: str = "", name: str = "", **options: Any
-) -> argparse.ArgumentParser:
-    words = words or function.__doc__
-    name = name or function.__name__
-    command = commands.add_parser(name, help=words, description=words, **options)
-    command.set_defaults(command=function)
-    return command
-
-
 def _add_study(command: argparse.ArgumentParser, study: Any) -> None:
     """Arms, seeds, tables, folder, and an option for every setting."""
-    arms = (
-        f"default: {' '.join(study.default_arms(study.settings()))}; known: {' '.join(study.arms)}"
-    )
+    usual = " ".join(study.default_arms(study.settings()))
+    arms = f"default: {usual}; known: {' '.join(study.arms)}"
     seeds = f"default: {' '.join(map(str, study.seeds))}"
     tables = f"tables to make (default: all): {' '.join(study.tables)}"
     place = f"default: results/{study.results().name}, or beside it where a setting asks for it"
@@ -198,26 +176,5 @@ def _add_study(command: argparse.ArgumentParser, study: Any) -> None:
     command.add_argument("--only", nargs="+", metavar="TABLE", help=tables)
     command.add_argument("--out", default="", help=f"where the tables go ({place})")
     hints = typing.get_type_hints(study.settings)
-    for field in dataclasses.fields(study.settings):
-        add_setting(command, field, hints[field.name])
-
-
-def add_setting(command: argparse.ArgumentParser, field: dataclasses.Field, hint: Any) -> None:
-    """An option for one field of settings, where a command line can say it: numbers, words, choices
-    and lists of them, and mappings as JSON.
-    """
-    flag, words = "--" + field.name.replace("_", "-"), f"default: {field.default!r}"
-    if typing.get_origin(hint) in (types.UnionType, typing.Union):
-        [hint] = [part for part in typing.get_args(hint) if part is not type(None)]
-    origin, parts = typing.get_origin(hint), typing.get_args(hint)
-    nargs = "*" if origin is tuple else None
-    kind = parts[0] if origin is tuple else hint
-    if origin is typing.Literal:
-        command.add_argument(flag, choices=parts, help=words)
-    elif hint is bool:
-        command.add_argument(flag, action=argparse.BooleanOptionalAction, default=None, help=words)
-    elif origin is dict:
-        command.add_argument(flag, type=json.loads, metavar="JSON", help="default: {}")
-    elif kind in (int, float, str):
-        metavar = kind.__name__.upper()
-        command.add_argument(flag, type=kind, nargs=nargs, metavar=metavar, help=words)
+    for name, default in vars(study.settings()).items():
+        add_setting(command, name, hints[name], f"default: {default!r}")

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from fairlib.errors import SettingsError
-from fairlib.settings import checked, from_dict, unknown_key
+from fairlib.settings import checked, from_dict, require_known
 from studies.engine import repository
 
 T = TypeVar("T")  # the settings of a study: a frozen dataclass
@@ -60,13 +60,12 @@ def load_parameters(notebook: str, namespace: dict[str, Any]) -> Any:
     Raises `SettingsError` on an unknown notebook or profile, a parameter that the notebook lacks
     (naming the nearest one) or that is not set, and a value of another type than declared.
     """
-    if notebook not in (sources := notebooks()):
-        raise SettingsError(unknown_key(notebook, list(sources), "the notebooks"))
+    sources = notebooks()
+    require_known(notebook, sources, "the notebooks")
     declared = notebook_parameters(sources[notebook])
     injected = _injected(namespace)
     for name in injected:
-        if name not in declared:
-            raise SettingsError(unknown_key(name, list(declared), f"the parameters of {notebook}"))
+        require_known(name, declared, f"the parameters of {notebook}")
     for name in declared:
         if name not in namespace:
             raise SettingsError(f"{notebook}.{name} is not set; run the parameters cell first")
@@ -101,10 +100,8 @@ def settings_from(kind: type[T], parameters: Any, **others: Any) -> T:
 def _injected(namespace: dict[str, Any]) -> set[str]:
     """The names that papermill set, by the cells that ran (IPython keeps their text in `In`)."""
     cells = [ast.parse(text) for text in namespace.get("In", []) if text.startswith(INJECTED)]
-    nodes = [node for cell in cells for node in ast.walk(cell)]
-    return {
-        node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)
-    }
+    nodes = [node for cell in cells for node in ast.walk(cell) if isinstance(node, ast.Name)]
+    return {node.id for node in nodes if isinstance(node.ctx, ast.Store)}
 
 
 def known_profiles(root: Path | None = None) -> list[str]:
@@ -122,19 +119,16 @@ def load_profile(name: str, root: Path | None = None) -> Profile:
     root = root or repository()
     path = root / "profiles" / f"{name}.yml"
     if name not in known_profiles(root):
-        raise SettingsError(
-            f"unknown profile {name!r}; known profiles: {', '.join(known_profiles(root)) or 'none'}"
-        )
+        what = f"unknown profile {name!r}"
+        raise SettingsError(f"{what}; known profiles: {', '.join(known_profiles(root)) or 'none'}")
     declared = {stem: notebook_parameters(file) for stem, file in notebooks(root).items()}
     return Profile(name, _values(path, _parse(path), declared))
 
 
 def notebooks(root: Path | None = None) -> dict[str, Path]:
     """`{stem: path}` of the source notebooks, in reading order."""
-    return {
-        path.stem: path
-        for path in sorted(((root or repository()) / "notebooks").glob("[0-9]*.ipynb"))
-    }
+    folder = (root or repository()) / "notebooks"
+    return {path.stem: path for path in sorted(folder.glob("[0-9]*.ipynb"))}
 
 
 def chapters(root: Path | None = None) -> dict[str, Path]:
@@ -181,9 +175,8 @@ def notebook_parameters(path: Path) -> dict[str, Parameter]:
 def _parameter(path: Path, entry: dict[str, str]) -> Parameter:
     kind = entry["inferred_type_name"]
     if kind.split("[")[0] not in TYPES:
-        raise SettingsError(
-            f"{path}: parameter {entry['name']!r} has type {kind}; annotate it: {', '.join(TYPES)}"
-        )
+        what = f"{path}: parameter {entry['name']!r} has type {kind}"
+        raise SettingsError(f"{what}; annotate it: {', '.join(TYPES)}")
     return Parameter(entry["name"], kind, entry["default"], entry["help"])
 
 
@@ -193,16 +186,14 @@ def _parse(path: Path) -> dict[str, dict[str, Any]]:
     try:
         content = yaml.safe_load(path.read_text()) or {}
     except yaml.YAMLError as error:
-        raise SettingsError(
-            f"{path}: not valid YAML ({' '.join(str(error).split())}); mend the file"
-        ) from error
+        what = f"{path}: not valid YAML ({' '.join(str(error).split())})"
+        raise SettingsError(f"{what}; mend the file") from error
     if not isinstance(content, dict):
         raise SettingsError(f"{path}: expected sections, found {type(content).__name__}")
     for name, section in content.items():
         if section is not None and not isinstance(section, dict):
-            raise SettingsError(
-                f"{path}: section {name!r} is {section!r}; expected `parameter: value` lines"
-            )
+            what = f"{path}: section {name!r} is {section!r}"
+            raise SettingsError(f"{what}; expected `parameter: value` lines")
     return {str(name): section or {} for name, section in content.items()}
 
 
@@ -213,13 +204,10 @@ def _values(
     common, values = sections.pop(COMMON, {}), {}
     everywhere = sorted({key for known in declared.values() for key in known})
     places = [(sections, [COMMON, *declared], ""), (common, everywhere, "")]
-    places += [
-        (own, list(declared.get(n, ())), f", for notebook {n}") for n, own in sections.items()
-    ]
+    places += [(own, declared.get(n, ()), f", for notebook {n}") for n, own in sections.items()]
     for given, known, where in places:
         for key in given:
-            if key not in known:
-                raise SettingsError(unknown_key(str(key), known, f"{path}{where}"))
+            require_known(key, known, f"{path}{where}")
     for notebook, known in declared.items():
         found = {key: value for key, value in common.items() if key in known}
         values[notebook] = {

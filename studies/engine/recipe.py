@@ -94,9 +94,8 @@ def fit(
     if path.is_file():
         trainer.from_tensors(read_tensors(path))
         rows = pd.read_csv(log).iloc[: trainer.step].to_dict("records")
-    for state in progress.track(
-        steps, trainer.settings.steps - trainer.step, label, done=trainer.step
-    ):
+    left = trainer.settings.steps - trainer.step
+    for state in progress.track(steps, left, label, done=trainer.step):
         rows.append({"step": state.step, "loss": state.loss})
         if state.step % SAVE == 0 or state.step == trainer.settings.steps:
             write_bytes(log, pd.DataFrame(rows).to_csv(index=False).encode())
@@ -386,16 +385,12 @@ def training_subjects(weights: str | Path, kind: type, key: str, model: str, oth
     """
     path = Path(weights) / MANIFEST
     if not path.is_file():
-        raise WeightsError(
-            f"{weights}: no {model} generator here ({MANIFEST} is missing); make it with "
-            f"`python -m studies base {model}`"
-        )
+        what = f"{weights}: no {model} generator here ({MANIFEST} is missing)"
+        raise WeightsError(f"{what}; make it with `python -m studies base {model}`")
     found = parse_manifest(path)["parameters"].get(key)
     if not isinstance(found, dict):
-        raise WeightsError(
-            f"{path}: does not say which synthetic subjects the generator was trained on; "
-            f"{otherwise}, or make the weights anew"
-        )
+        what = f"{path}: does not say which synthetic subjects the generator was trained on"
+        raise WeightsError(f"{what}; {otherwise}, or make the weights anew")
     return from_dict(kind, found)
 
 
@@ -412,7 +407,6 @@ def training_part(whole: P, count: int, seeds: Mapping[str, int | None]) -> P:
             "draws too; train it with another seed"
         )
     if count > whole.subjects:
-        raise SettingsError(
-            f"train_subjects {count}: the generator was trained on {whole.subjects}; 0 takes all"
-        )
+        what = f"train_subjects {count}: the generator was trained on {whole.subjects}"
+        raise SettingsError(f"{what}; 0 takes all")
     return replace(whole, subjects=count or whole.subjects)

@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from itertools import product
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any, Generic, Literal, TypeVar
@@ -29,7 +30,7 @@ from torch import Tensor
 
 from fairlib.errors import DataError, SettingsError
 from fairlib.io import read_json, read_sheet, write_bytes, write_json, write_sheet
-from fairlib.settings import digest, from_dict, to_dict, unknown_key
+from fairlib.settings import digest, from_dict, require_known, to_dict
 from studies.engine import environment, repository
 from studies.engine.criteria import criteria_table
 from studies.engine.reach import code_digest
@@ -171,10 +172,7 @@ class Study(Generic[S]):
         """
         chosen = self.default_arms(settings) if arms is None else tuple(arms)
         for arm in chosen:
-            if arm not in self.arms:
-                raise SettingsError(
-                    unknown_key(arm, list(self.arms), f"the arms of study {self.name}")
-                )
+            require_known(arm, self.arms, f"the arms of study {self.name}")
             if reason := self.arms[arm].refused(settings):
                 raise SettingsError(f"arm {arm!r}: {reason}")
         first = self.references(settings) if references else ()
@@ -233,11 +231,8 @@ def tables_of(
     """All tables of `arms` and `seeds` in memory, as a notebook wants them; nothing is written but
     stages.
     """
-    rows = [
-        run_tables(study, settings, arm, seed, only)
-        for seed in dict.fromkeys(seeds)
-        for arm in study.arms_of(settings, arms)
-    ]
+    cells = product(dict.fromkeys(seeds), study.arms_of(settings, arms))
+    rows = [run_tables(study, settings, arm, seed, only) for seed, arm in cells]
     tables = {name: table.make(settings) for name, table in _chosen(study, settings, "study", only)}
     for name, _ in _chosen(study, settings, "run", only):
         if parts := [one[name] for one in rows if name in one]:
@@ -281,9 +276,8 @@ def run_study(
         for arm in chosen:
             found = run_tables(study, settings, arm, seed, only)
             if study.shown and only is None:
-                write_sheet(
-                    sheet_path(out, arm, seed), study.shown(Run(study, settings, arm, seed))
-                )
+                shown = study.shown(Run(study, settings, arm, seed))
+                write_sheet(sheet_path(out, arm, seed), shown)
             with growing(out, made):
                 for name, rows in found.items():
                     path = out / study.tables[name].file(name)
@@ -409,9 +403,8 @@ def results_of(
         folder = study.results()
     tables, stored = load_results(study, folder), settings_of(study, folder)
     if stored.cohort != settings.cohort:
-        raise DataError(
-            f"{folder}: of cohort {stored.cohort!r}, not {settings.cohort!r}; set runs = 'live'"
-        )
+        what = f"{folder}: of cohort {stored.cohort!r}, not {settings.cohort!r}"
+        raise DataError(f"{what}; set runs = 'live'")
     for name in study.fixed:
         if getattr(settings, name) != (there := getattr(stored, name)):
             made = f"{name}: the stored runs were made with {there!r}"
@@ -428,10 +421,8 @@ def load_results(study: Study[S], folder: str | Path | None = None) -> Tables:
     """The tables of a long run, by name. Raises `DataError` when there are none."""
     folder = Path(folder or study.results())
     if not (folder / "study.json").is_file():
-        raise DataError(
-            f"{folder}: no results here (study.json is missing); make them with `python -m studies "
-            f"{study.name}`"
-        )
+        what = f"{folder}: no results here (study.json is missing)"
+        raise DataError(f"{what}; make them with `python -m studies {study.name}`")
     return read_tables(study, folder)
 
 
@@ -513,10 +504,7 @@ def _chosen(
 ) -> list[tuple[str, Table[S]]]:
     wanted = None if only is None else set(only)
     for name in wanted or ():
-        if name not in study.tables:
-            raise SettingsError(
-                unknown_key(name, list(study.tables), f"the tables of study {study.name}")
-            )
+        require_known(name, study.tables, f"the tables of study {study.name}")
     return [
         (name, table)
         for name, table in study.tables.items()
@@ -601,10 +589,8 @@ def same_study(path: Path, identity: dict[str, Any]) -> None:
         expected[INPUTS] = {key: identity[INPUTS].get(key) for key in record[INPUTS]}
     differing = [key for key in expected if record.get(key) != expected[key]]
     if differing:
-        raise DataError(
-            f"{path}: these results come from another study (they differ in {differing[0]!r}); "
-            "choose another --out, or delete the folder"
-        )
+        what = f"{path}: these results come from another study (they differ in {differing[0]!r})"
+        raise DataError(f"{what}; choose another --out, or delete the folder")
 
 
 @contextmanager

@@ -170,9 +170,8 @@ def encode_images(
 ) -> None:
     """Encode all images of a part."""
     loaded, blocks = generator.load(), given.load().stored.split(100)
-    latents = [
-        encode(loaded, to_images(block)) for block in progress.track(blocks, len(blocks), "latents")
-    ]
+    shown = progress.track(blocks, len(blocks), "latents")
+    latents = [encode(loaded, to_images(block)) for block in shown]
     write_tensors(out / "latents.safetensors", {"latents": torch.cat(latents)})
 
 
@@ -323,10 +322,8 @@ def tuned(settings: FundusSettings, arm: str, seed: int) -> Artifact[Path]:
 def _of_probe(means: Tensor | None, vocabulary: Vocabulary) -> dict:
     sizes, groups = vocabulary.sizes, vocabulary.groups
     losses = torch.full((len(groups),), torch.nan, dtype=torch.float64) if means is None else means
-    row = {
-        "probe_loss": float(losses[: sizes[0]].mean()),
-        "probe_gap": float(attribute_gaps(losses, sizes).sum()),
-    }
+    gap = float(attribute_gaps(losses, sizes).sum())
+    row = {"probe_loss": float(losses[: sizes[0]].mean()), "probe_gap": gap}
     return row | {f"probe_{name}": float(value) for name, value in zip(groups, losses, strict=True)}
 
 

@@ -28,7 +28,7 @@ from fairlib.errors import DataError, SettingsError
 from fairlib.io import to_bytes
 from fairlib.methods.finetuning import FinetuneSettings
 from fairlib.rng import numpy_rng
-from fairlib.settings import Count, Natural, check_bounds, digest, unknown_key
+from fairlib.settings import Count, Natural, check_bounds, digest, require_known
 from studies.engine import StudyStream
 from studies.engine.images import Images, load_images, save_images
 from studies.engine.profiles import settings_from
@@ -244,8 +244,7 @@ def subjects(settings: FundusSettings, part: str) -> Artifact[Images]:
     Columns of the table: those of the cohort (see `cohorts.fairgenmed`), a phantom's `cdr` among
     them. Raises `DataError` on an unknown part.
     """
-    if part not in PARTS:
-        raise DataError(unknown_key(part, list(PARTS), "the parts of the fundus study"))
+    require_known(part, PARTS, "the parts of the fundus study", DataError)
     counts = {
         "train": settings.train_subjects,
         "evaluators": max(settings.evaluator_subjects, settings.images),
@@ -287,14 +286,9 @@ def even_settings(settings: PhantomSettings, index: int) -> PhantomSettings:
     Every 24 patients in a row hold each combination once, so groups are of one size.
     """
     race = RACES[index % 3]
-    return replace(
-        settings,
-        white=float(race == "White"),
-        black=float(race == "Black"),
-        female=float(index // 3 % 2),
-        hispanic=float(index // 6 % 2),
-        glaucoma=float(index // 12 % 2),
-    )
+    numbers = {"female": index // 3, "hispanic": index // 6, "glaucoma": index // 12}
+    shares = {name: float(number % 2) for name, number in numbers.items()}
+    return replace(settings, white=float(race == "White"), black=float(race == "Black"), **shares)
 
 
 def each_settings(drawn: PhantomSettings, even: bool) -> list[PhantomSettings]:
@@ -401,10 +395,8 @@ def read_subjects(
         name, parts = part, everyone.split(fractions, split_seed, stratify=())
         which = replace(which, share=1, rest=False, even=True)
     if name not in parts:
-        raise DataError(
-            f"{cohort.folder}: no patient with a prompt has use {name!r}; the study needs "
-            f"{', '.join(USES)}"
-        )
+        what = f"{cohort.folder}: no patient with a prompt has use {name!r}"
+        raise DataError(f"{what}; the study needs {', '.join(USES)}")
     whole = parts[name]
     rows = real_rows(whole.table, which, split_seed, count, release.vocabulary.first)
     progress.say(f"reading {len(rows)} images of part {part}")
@@ -428,14 +420,12 @@ def real_rows(
     found = [((table[by] == value) & usable).to_numpy(bool) for value in values]
     groups = [rng.permutation(np.flatnonzero(rows)) for rows in found]
     edges = [max(1, len(rows) // part.share) for rows in groups]
-    chosen = [
-        rows[edge:] if part.rest else rows[:edge] for rows, edge in zip(groups, edges, strict=True)
-    ]
+    pairs = zip(groups, edges, strict=True)
+    chosen = [rows[edge:] if part.rest else rows[:edge] for rows, edge in pairs]
     missing = [value for value, rows in zip(values, chosen, strict=True) if not len(rows)]
     if missing:
-        raise DataError(
-            f"no patient left of {by} {', '.join(missing)} among {len(table)}; give more data"
-        )
+        what = f"no patient left of {by} {', '.join(missing)} among {len(table)}"
+        raise DataError(f"{what}; give more data")
     each = min(count // len(values), *map(len, chosen)) if part.even else None
     return np.sort(np.concatenate([rows[:each] for rows in chosen]))
 
@@ -452,7 +442,4 @@ def _real(settings: FundusSettings, part: str, count: int) -> Artifact[Images]:
 
 TRAIN = partial(subjects, part="train")
 SOURCES: dict[str, Source[FundusSettings]] = {"phantom": Source(TRAIN, cohort_digest)}
-SOURCES |= {
-    name: Source(TRAIN, cohort_digest, f"patients of {chosen.name}")
-    for name, chosen in RELEASES.items()
-}
+SOURCES |= {k: Source(TRAIN, cohort_digest, f"patients of {r.name}") for k, r in RELEASES.items()}

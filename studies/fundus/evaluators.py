@@ -107,10 +107,8 @@ def measure_cdr(images: ArrayLike) -> pd.DataFrame:
     pixels = np.asarray(images, dtype=np.float32)
     sizes = pixels.shape[1:]
     if len(sizes) != 3 or sizes != (1, sizes[2], sizes[2]) or sizes[2] < 64:
-        raise DataError(
-            f"images of shape {pixels.shape}; cup and disc are measured on [N, 1, H, H] with H of "
-            "at least 64"
-        )
+        what = f"images of shape {pixels.shape}"
+        raise DataError(f"{what}; cup and disc are measured on [N, 1, H, H] with H of at least 64")
     return pd.DataFrame([_measured(fit_disc(image[0])) for image in pixels], columns=list(COLUMNS))
 
 

@@ -85,12 +85,9 @@ class Subjects:
     @classmethod
     def drawn(cls, table: pd.DataFrame, replicates: int, n_min: int, words: Vocabulary) -> Subjects:
         """The patients of `subjects.csv.gz` with their bootstrap draws."""
-        requested, reference = (
-            table[table["part"] == part].reset_index(drop=True) for part in PART_NAMES
-        )
-        strata = words.strata
-        draws = times(requested, replicates, 0, strata), times(reference, replicates, 1, strata)
-        return cls(requested, reference, *draws, n_min, words)
+        parts = [table[table["part"] == part].reset_index(drop=True) for part in PART_NAMES]
+        draws = [times(part, replicates, seed, words.strata) for seed, part in enumerate(parts)]
+        return cls(*parts, *draws, n_min, words)
 
     def answered(self) -> dict[str, tuple[pd.DataFrame, np.ndarray]]:
         """Patients and draws that each AUC is taken over."""
@@ -256,13 +253,8 @@ def _recovered(subjects: Subjects, readings: pd.DataFrame, real: pd.DataFrame | 
         rows += own_rows
         if real is not None:
             floor = dict(_means(RECOVERED, name, subjects, right(real)))
-            rows += _with_ends(
-                [
-                    ((OF_REAL, *key[1:]), values / floor[key])
-                    for key, values in own_rows
-                    if key[3] not in (GAP, WORST) and floor[key].min() > 0
-                ]
-            )
+            kept = {k: v for k, v in own_rows if k[3] not in (GAP, WORST) and floor[k].min() > 0}
+            rows += _with_ends([((OF_REAL, *k[1:]), v / floor[k]) for k, v in kept.items()])
     return rows
 
 
@@ -292,9 +284,8 @@ def _means(
     masks = {(ALL, ALL): kept}
     for by, names in subjects.vocabulary.attributes.items():
         masks |= {(by, name): kept & (table[by] == name).to_numpy() for name in names}
-    return _with_ends(
-        [((measure, task, *key), mean(mask)) for key, mask in masks.items() if mask.any()]
-    )
+    rows = [((measure, task, *key), mean(mask)) for key, mask in masks.items() if mask.any()]
+    return _with_ends(rows)
 
 
 def _areas(measure: str, task: str, given: pd.DataFrame, subjects: Subjects) -> list[Row]:
@@ -339,10 +330,8 @@ def _with_ends(rows: list[Row]) -> list[Row]:
         if len(groups) > 1:
             (measure, task, *_), values = groups[0][0], np.stack([values for _, values in groups])
             worst = values.max(0) if measure in LOWER_IS_BETTER else values.min(0)
-            extended += [
-                ((measure, task, by, GAP), values.max(0) - values.min(0)),
-                ((measure, task, by, WORST), worst),
-            ]
+            extended.append(((measure, task, by, GAP), values.max(0) - values.min(0)))
+            extended.append(((measure, task, by, WORST), worst))
     return extended
 
 
@@ -395,9 +384,8 @@ def _draws(by_run: ByRun, arm: str, seeds: Sequence[int]) -> Draws:
         each_seed.append(dict(zip(keys, one.draws.T, strict=True)))
     shared = [key for key in each_seed[0] if all(key in other for other in each_seed)]
     if not shared:
-        raise DataError(
-            f"arm {arm!r} has no figure in common over seeds {list(seeds)}; run it again"
-        )
+        what = f"arm {arm!r} has no figure in common over seeds {list(seeds)}"
+        raise DataError(f"{what}; run it again")
     return {key: np.stack([one[key] for one in each_seed]) for key in shared}
 
 

@@ -48,13 +48,14 @@ from fairlib.cohorts.fairgenmed import (
     RNFLT_STATUSES,
     SEVERITIES,
     USES,
+    VALUES,
     cdr_status,
     prompt_of,
 )
 from fairlib.cohorts.tables import ETHNICITIES
 from fairlib.errors import DataError, SettingsError
 from fairlib.rng import numpy_rng
-from fairlib.settings import Bound, Count, Fraction, check_bounds, unknown_key
+from fairlib.settings import Bound, Count, Fraction, check_bounds, require_known
 from studies.fundus.vessels import FIELD, Vessels, coverage, grow_vessels
 
 SEVERITY_SHARES = {"glaucoma": (0.15, 0.45, 0.25, 0.15), "non-glaucoma": (0.80, 0.16, 0.03, 0.01)}
@@ -234,8 +235,7 @@ def make_patient(
 def _check(**words: str | None) -> None:
     """Raise `DataError` on a word that is not in the vocabulary of its attribute."""
     for name, value in words.items():
-        if value not in (known := PROMPTED[name]):
-            raise DataError(unknown_key(str(value), list(known), f"{name} of a synthetic patient"))
+        require_known(value, PROMPTED[name], f"{name} of a synthetic patient", DataError)
 
 
 def _ratio(quantile: float, mean: float, cdr: float | None, status: str | None) -> float:
@@ -279,10 +279,7 @@ LEVEL, BLUR, NOISE = (0.95, 1.05), (0.45, 0.70), (0.012, 0.024)  # of the camera
 FIBRES = 220  # nodes of the streaks around the disc
 # directions of the thick fibre bundles, radians, 0 to the right and positive upward
 BUNDLES = (1.95, -1.95)
-KNOWN = (
-    *("age", "sex", "race", "ethnicity", "glaucoma", "md", "md_severity", "cdr_status"),
-    *("rnflt_status", "refraction"),
-)
+KNOWN = tuple(name for name in VALUES if name != "use")
 TRUTH = ("cdr", "disc_diameter", "pigment", "rnfl")
 
 
@@ -417,15 +414,13 @@ def draw_scene(rng: np.random.Generator, patient: Patient, eye: Eye) -> Scene:
     calibre = CALIBRE[patient.sex] * float(np.exp(0.05 * rng.standard_normal()))
     vessels = grow_vessels(rng, hub, calibre, winding)
     shapes = (NETWORK, BLOTCHES, GRAIN, LAMINA)
-    network, blotches, grain, lamina = (
-        rng.standard_normal(shape, dtype=np.float32) for shape in shapes
-    )
+    textures = [rng.standard_normal(shape, dtype=np.float32) for shape in shapes]
     fibres = rng.standard_normal(FIBRES)
     tilt_x, tilt_y, dark = rng.normal(0, (0.02, 0.04, 0.04))
     light = (float(tilt_x) - GRADIENT[patient.ethnicity], float(tilt_y), float(0.18 + dark))
     level, blur, noise = (float(rng.uniform(*ends)) for ends in (LEVEL, BLUR, NOISE))
     bent = _bent(vessels, eye, patient.cdr)
-    return Scene(bent, network, blotches, grain, lamina, fibres, light, level, blur, noise)
+    return Scene(bent, *textures, fibres, light, level, blur, noise)
 
 
 def render(patient: Patient, eye: Eye, scene: Scene, size: int = 128) -> np.ndarray:

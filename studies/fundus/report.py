@@ -148,9 +148,8 @@ def in_words(
     """
     row = race_difference(differences, measure, task, arm, reference)
     if row is None:
-        raise DataError(
-            f"arms {arm!r} and {reference!r} were not compared; run both with one seed in common"
-        )
+        what = f"arms {arm!r} and {reference!r} were not compared"
+        raise DataError(f"{what}; run both with one seed in common")
     interval, over = interval_of(row)
     over += ", one training each" if row["seeds"] == 1 else ""
     low, high = interval.low, interval.high
@@ -158,10 +157,10 @@ def in_words(
     first, second = LABELS[arm], LABELS[reference]
     side = "wider" if low > 0 else "narrower" if high < 0 else None
     if side is None:
-        return (
-            "The 95 % CI includes zero, so the data do not show a difference in the gap over races "
-            f"between {first} and {second}: {numbers}."
+        what = (
+            "The 95 % CI includes zero, so the data do not show a difference in the gap over races"
         )
+        return f"{what} between {first} and {second}: {numbers}."
     return f"The gap over races is {side} under {first} than under {second}: {numbers}."
 
 
@@ -172,14 +171,11 @@ def findings(differences: pd.DataFrame) -> list[str]:
     sentences = []
     for pair in (*COMPARED, REPAIRED):
         if race_difference(differences, MMD, NO_TASK, *pair) is not None:
-            sentences += [
-                "**Quality.** " + in_words(differences, MMD, NO_TASK, *pair),
-                "**Requested race.** " + in_words(differences, RECOVERED, "race", *pair),
-            ]
-    chosen, noise = (
-        race_difference(differences, MMD, NO_TASK, *pair)
-        for pair in (("released", "random"), ("random", "plain"))
-    )
+            race = in_words(differences, RECOVERED, "race", *pair)
+            sentences.append("**Quality.** " + in_words(differences, MMD, NO_TASK, *pair))
+            sentences.append(f"**Requested race.** {race}")
+    pairs = (("released", "random"), ("random", "plain"))
+    chosen, noise = (race_difference(differences, MMD, NO_TASK, *pair) for pair in pairs)
     if chosen is not None:
         sentences.append("**Glaucoma.** " + in_words(differences, TO_REAL, "glaucoma"))
     if chosen is not None and noise is not None:

@@ -81,10 +81,8 @@ def coverage(vessels: Vessels, width: float, size: int, scale: float) -> np.ndar
     x, y = ((place + FIELD / 2) * scale - 0.5 for place in (vessels.x, vessels.y))
     radius = (vessels.radius * width * scale).astype(np.float32)
     points = (x, y, radius, vessels.opacity)
-    for chosen, largest in (
-        (radius <= scale, 1.0),
-        (radius > scale, radius.max(initial=0) / scale),
-    ):
+    thin, broadest = radius <= scale, radius.max(initial=0) / scale
+    for chosen, largest in ((thin, 1.0), (~thin, broadest)):
         if chosen.any():
             reach = int(np.ceil(largest * scale + 0.5))
             _stamp(canvas, size, reach, [values[chosen] for values in points])

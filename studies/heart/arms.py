@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from fairlib.cohorts.cardiac import bmi_class, control_image, decade, prompt_of
-from fairlib.errors import DataError, SettingsError
+from fairlib.errors import DataError
 from fairlib.io import write_bytes
 from fairlib.measures.equity import class_counts, group_names, keep_large, prevalence_weights
 from fairlib.measures.paired import BootstrapSettings, PairedAnswers, arm_metrics, paired_answers
@@ -33,7 +33,7 @@ from fairlib.methods.downstream import (
     with_groups,
 )
 from fairlib.models.controlnet import ControlledGenerator
-from fairlib.settings import unknown_key
+from fairlib.settings import require_known
 from studies.engine import accelerator
 from studies.engine.stage import Artifact, Progress, as_is, in_blocks, stage
 from studies.engine.study import Arm, Run, Tables
@@ -117,9 +117,9 @@ def requests(settings: HeartSettings, way: str) -> tuple[pd.DataFrame, Tensor]:
     sex requested. Copies are as many as the study needs, and fewer are the first of more. Raises
     `SettingsError` on an unknown way.
     """
-    if way not in WAYS:
-        raise SettingsError(unknown_key(way, list(WAYS), "the ways of requesting hearts"))
+    require_known(way, WAYS, "the ways of requesting hearts")
     hearts = part(settings, "heldout" if way == "unseen" else "train").load()
+    pool = hearts.table, hearts.masks
     if way == "unseen":
         unseen = hearts.first(settings.images)
         columns = unseen.table[[*ATTRIBUTES, "subject"]]
@@ -127,12 +127,10 @@ def requests(settings: HeartSettings, way: str) -> tuple[pd.DataFrame, Tensor]:
     if way == "copies":
         needed = settings.synthetic if settings.trains_classifiers else 0
         count = max(settings.images, needed)
-        table, _ = copies(hearts.table, hearts.masks, count, NOISE[way])
+        table, _ = copies(*pool, count, NOISE[way])
         height = hearts.table["height"].to_numpy(float)[table["source"].to_numpy()]
     else:
-        table, _ = new_combinations(
-            hearts.table, hearts.masks, settings.images, NOISE[way], present_only=True
-        )
+        table, _ = new_combinations(*pool, settings.images, NOISE[way], present_only=True)
         means = {sex: mean for sex, (mean, _) in HEIGHT_CM.items()}
         height = table["sex"].map(means).to_numpy(float)
     return table.assign(height=height), hearts.masks[torch.tensor(table["source"].to_numpy())]
@@ -145,8 +143,7 @@ def flipped(table: pd.DataFrame, word: str) -> pd.DataFrame:
     The mask is not touched, so the prompt now contradicts it. Raises `SettingsError` on an unknown
     word.
     """
-    if word not in WORDS:
-        raise SettingsError(unknown_key(word, list(WORDS), "the words of a prompt"))
+    require_known(word, WORDS, "the words of a prompt")
     table = table.reset_index(drop=True).copy()
     if word in OTHER:
         table[word] = table[word].map(OTHER[word])
@@ -208,10 +205,8 @@ PARTS = ("train", "validation", "choice", "test")
 
 def downstream_settings(settings: HeartSettings) -> DownstreamSettings:
     """The same classifier, steps and synthetic images for every arm."""
-    return DownstreamSettings(
-        replace(DownstreamSettings().classifier, steps=settings.classifier_steps),
-        PlanSettings(synthetic_count=settings.synthetic),
-    )
+    classifier = replace(DownstreamSettings().classifier, steps=settings.classifier_steps)
+    return DownstreamSettings(classifier, PlanSettings(synthetic_count=settings.synthetic))
 
 
 def read_margins(folder: Path) -> pd.DataFrame:
@@ -267,15 +262,10 @@ def trained(
     name: str, settings: HeartSettings, seed: int, synthetic: bool = False, extra: bool = False
 ) -> Artifact[pd.DataFrame]:
     """The answers of arm `name`; only what it trains on is an input."""
-    return train_arm(
-        name,
-        seed,
-        downstream_settings(settings),
-        {each: part(settings, each) for each in PARTS},
-        settings.classifier_subjects,
-        generated(settings, "copies") if synthetic else None,
-        part(settings, "extra") if extra else None,
-    )
+    how, parts = downstream_settings(settings), {each: part(settings, each) for each in PARTS}
+    made = generated(settings, "copies") if synthetic else None
+    more = part(settings, "extra") if extra else None
+    return train_arm(name, seed, how, parts, settings.classifier_subjects, made, more)
 
 
 def _refused(extra: bool, settings: HeartSettings) -> str | None:
@@ -333,10 +323,8 @@ def first_subjects(train: Hearts, count: int) -> Hearts:
     with 0 all. Raises `DataError` when there are fewer.
     """
     if count > len(train):
-        raise DataError(
-            f"classifier_subjects {count}: the generator was trained on {len(train)} hearts; "
-            "0 takes all"
-        )
+        what = f"classifier_subjects {count}: the generator was trained on {len(train)} hearts"
+        raise DataError(f"{what}; 0 takes all")
     return train.first(count) if count else train
 
 

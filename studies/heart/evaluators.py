@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from fairlib.cohorts.cohort import split_subjects
 from fairlib.errors import DataError
 from fairlib.io import read_tensors, write_bytes, write_tensors
-from fairlib.measures.dice import check_masks, dice, mean_dice
+from fairlib.measures.dice import FRAMES, STRUCTURES, check_masks, dice, mean_dice
 from fairlib.methods.downstream import HEADS, DownstreamSettings
 from fairlib.models.classifier import (
     CARDIAC,
@@ -74,9 +74,8 @@ def geometry(masks, pixel: float = 2.0, largest: bool = True) -> pd.DataFrame:
     """
     masks = check_masks(masks)
     if not pixel > 0:
-        raise DataError(
-            f"pixel size {pixel} mm; it must be positive (read it from the header of the scan)"
-        )
+        what = f"pixel size {pixel} mm"
+        raise DataError(f"{what}; it must be positive (read it from the header of the scan)")
     cavity, epicardium, right = masks == 1, (masks == 1) | (masks == 2), masks == 3
     if largest:
         cavity, epicardium, right = map(_largest_parts, (cavity, epicardium, right))
@@ -110,10 +109,9 @@ def perimeter(mask: np.ndarray) -> np.ndarray:
     """
     mask = np.pad(mask, [(0, 0)] * (mask.ndim - 2) + [(1, 1), (1, 1)])
     straight = _steps(mask[..., 1:], mask[..., :-1]) + _steps(mask[..., 1:, :], mask[..., :-1, :])
-    diagonal = _steps(mask[..., 1:, 1:], mask[..., :-1, :-1]) + _steps(
-        mask[..., 1:, :-1], mask[..., :-1, 1:]
-    )
-    return np.pi / 8 * (straight + diagonal / np.sqrt(2))
+    falling = _steps(mask[..., 1:, 1:], mask[..., :-1, :-1])
+    rising = _steps(mask[..., 1:, :-1], mask[..., :-1, 1:])
+    return np.pi / 8 * (straight + (falling + rising) / np.sqrt(2))
 
 
 def _steps(one: np.ndarray, other: np.ndarray) -> np.ndarray:
@@ -136,9 +134,7 @@ def _largest_parts(parts: np.ndarray) -> np.ndarray:
     return kept
 
 
-DICE = tuple(
-    f"dice_{frame}_{structure}" for frame in ("ed", "es") for structure in ("lv", "myo", "rv")
-)
+DICE = tuple(f"dice_{frame}_{part}".lower() for frame in FRAMES for part in STRUCTURES)
 ATTRIBUTES = {"female": "binary", "age": "number", "bmi": "number"}  # of the reader
 Columns = dict[str, np.ndarray]
 Kept = dict[str, Tensor]

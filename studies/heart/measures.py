@@ -280,11 +280,9 @@ def too_few(left_out: dict[str, str], frechet: pd.DataFrame) -> pd.DataFrame:
     """
     rows = [("distances", attribute, reason) for attribute, reason in left_out.items()]
     if frechet["n"].max() < min(SIZES):
-        reason = (
-            f"the test subjects do not give two sets of {min(SIZES)}; instead of {list(SIZES)} the "
-            f"sets have {frechet['n'].tolist()}, where covariances lack rank"
-        )
-        rows.append(("frechet", "n", reason))
+        what = f"the test subjects do not give two sets of {min(SIZES)}; instead of {list(SIZES)}"
+        instead = f"the sets have {frechet['n'].tolist()}, where covariances lack rank"
+        rows.append(("frechet", "n", f"{what} {instead}"))
     return pd.DataFrame(rows, columns=["table", "item", "reason"])
 
 
@@ -481,10 +479,8 @@ def _errors(
     names = [name for name in UNITS if name in expected]
     expected = expected.reindex(range(len(requested)))[names].astype(float)
     errors = measured.reset_index(drop=True)[names] - expected
-    return errors.assign(
-        subject=requested["subject"].to_numpy(),
-        **{f"expected/{name}": expected[name] for name in names},
-    )
+    errors = errors.join(expected.add_prefix("expected/"))
+    return errors.assign(subject=requested["subject"].to_numpy())
 
 
 def _means(
@@ -505,14 +501,9 @@ def _means(
     difference = np.array([part[name].mean() for name in names])
     pairs = zip(names, defined.T, strict=True)
     expected = np.array([part.loc[rows, f"expected/{name}"].mean() for name, rows in pairs])
-    table = pd.DataFrame({"measure": names, "unit": [UNITS[name] for name in names]}).assign(
-        images=len(part),
-        subjects=counts,
-        undefined=(~defined).sum(0),
-        expected=expected,
-        measured=expected + difference,
-        difference=difference,
-    )
+    table = pd.DataFrame({"measure": names, "unit": [UNITS[name] for name in names]})
+    table = table.assign(images=len(part), subjects=counts, undefined=(~defined).sum(0))
+    table = table.assign(expected=expected, measured=expected + difference, difference=difference)
     table[["low", "high"]] = _ends(difference, draws)
     return table, draws
 

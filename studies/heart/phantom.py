@@ -31,7 +31,7 @@ from fairlib.cohorts.cardiac import (
 )
 from fairlib.errors import DataError
 from fairlib.rng import numpy_rng
-from fairlib.settings import Bound, Count, Fraction, Positive, check_bounds, unknown_key
+from fairlib.settings import Bound, Checked, Count, Fraction, Positive, require_known
 
 FACES = ("dilated", "preserved")  # of heart failure
 PATHOLOGY = {"healthy": "NOR", "dilated": "DCM", "preserved": "HHD"}  # the codes of M&Ms
@@ -72,7 +72,7 @@ DILATED_SHARE = {("M", False): 0.55, ("M", True): 0.80, ("F", False): 0.20, ("F"
 
 
 @dataclass(frozen=True)
-class PhantomSettings:
+class PhantomSettings(Checked):
     """Which subjects to draw. Shares lie in [0, 1]; the imbalances are those that the paper names.
 
     subjects: how many (`draw_heart` takes any index, so that more can be drawn without changing the
@@ -98,9 +98,6 @@ class PhantomSettings:
     unlabelled: Fraction = 0.05
     size: Annotated[int, Bound(lambda value: value >= 16, "at least 16")] = SIZE
     pixel_mm: Positive = PIXEL_MM
-
-    def __post_init__(self):
-        check_bounds(self)
 
 
 @dataclass(frozen=True)
@@ -142,10 +139,8 @@ def expected_geometry(
     """
     share = _dilated_share(sex, bmi, diagnosis, face)
     faces = [_geometry(sex, age, bmi, height, name) for name in share]
-    return {
-        key: float(sum(w * g[key] for w, g in zip(share.values(), faces, strict=True)))
-        for key in faces[0]
-    }
+    pairs = list(zip(share.values(), faces, strict=True))
+    return {key: float(sum(w * g[key] for w, g in pairs)) for key in faces[0]}
 
 
 def draw_person(rng: np.random.Generator, settings: PhantomSettings) -> Person:
@@ -237,9 +232,7 @@ def _geometry(
 def _dilated_share(sex: str, bmi: float, diagnosis: str, face: str | None) -> dict[str, float]:
     """How often which face: one entry with share 1 when it is known."""
     for value, known in ((sex, HEIGHT_CM), (diagnosis, DIAGNOSES), (face, (None, *DISEASE))):
-        if value not in known:
-            names = [str(name) for name in known]
-            raise DataError(unknown_key(str(value), names, "a synthetic person's attributes"))
+        require_known(value, known, "a synthetic person's attributes", DataError)
     faces = ("healthy",) if diagnosis == "healthy" else FACES
     if face not in (None, *faces):
         raise DataError(f"{diagnosis} cannot have the face {face!r}; choose one of {faces} or none")

@@ -113,13 +113,10 @@ def long_runs() -> dict[str, tuple[HeartSettings, Tables]]:
     first, then the small hospital, then other guidance scales; empty where none was made.
     """
     main = STUDY.results()
-    beside = (
-        main.parent / f"{main.name}-shared",
-        *sorted(main.parent.glob(f"{main.name}-guidance*")),
-    )
+    scales = sorted(main.parent.glob(f"{main.name}-guidance*"))
     return {
         folder.name: (settings_of(STUDY, folder), load_results(STUDY, folder))
-        for folder in (main, *beside)
+        for folder in (main, main.parent / f"{main.name}-shared", *scales)
         if (folder / "study.json").is_file()
     }
 

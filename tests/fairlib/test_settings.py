@@ -8,8 +8,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fairlib import FairlibError, SettingsError
-from fairlib.settings import checked, digest, from_dict, to_dict, unknown_key
+from fairlib import DataError, FairlibError, SettingsError
+from fairlib.settings import (
+    Checked,
+    Count,
+    checked,
+    digest,
+    from_dict,
+    require_known,
+    to_dict,
+    unknown_key,
+)
 
 
 @dataclass(frozen=True)
@@ -84,6 +93,26 @@ def test_settings_cannot_be_changed():
 def test_an_unknown_key_names_the_nearest_known_one(key, near):
     with pytest.raises(SettingsError, match=f"unknown key {key!r} in Toy; did you mean {near!r}"):
         from_dict(Toy, {key: 1})
+
+
+def test_only_an_unknown_name_is_refused_whatever_holds_the_known_ones():
+    for known in (["red", "green"], {"red": 1, "green": 2}, iter(["red", "green"])):
+        require_known("green", known, "the colours")
+    require_known(None, (None, "red"), "the colours")
+    with pytest.raises(SettingsError, match="unknown key '3' in the rows; known keys: 1, 2"):
+        require_known(3, (1, 2), "the rows")
+    with pytest.raises(DataError, match="'grean' in the colours; did you mean 'green'"):
+        require_known("grean", iter(["red", "green"]), "the colours", DataError)
+
+
+def test_settings_check_their_bounds_when_they_are_made():
+    @dataclass(frozen=True)
+    class Bounded(Checked):
+        steps: Count = 1
+
+    assert Bounded(2).steps == 2
+    with pytest.raises(SettingsError, match="Bounded.steps is 0; expected at least 1"):
+        dataclasses.replace(Bounded(), steps=0)
 
 
 def test_an_unknown_key_like_no_other_lists_them_all():
