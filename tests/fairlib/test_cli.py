@@ -128,6 +128,7 @@ def test_a_tuning_that_is_killed_twice_ends_with_the_same_bits(pipeline, tuning,
         assert steps_in(process.stdout) == list(range(1, 13))
     for _ in range(2):
         with start("killed") as process:
+            assert process.stdout.readline().startswith("aim: ")
             assert process.stdout.readline().startswith("step ")
             time.sleep(random.uniform(0, 0.05))
             process.kill()
