@@ -1,7 +1,7 @@
 """fairlib: fairness methods for generative medical imaging, small enough to read.
 
     generator = fairlib.Generator.load("weights/brain")
-    target = fairlib.Target.shares({"F": 0.458, "M": 0.542}, scores)
+    target = fairlib.Target.shares({"F": 0.458, "M": 0.542}, scores, labels)
     for step in fairlib.tune(generator, classifier, prompts, target):
         print(step.step, step.shares)
 

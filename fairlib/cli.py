@@ -32,11 +32,13 @@ if TYPE_CHECKING:
     import pandas as pd
     from torch import Tensor
 
+    from fairlib.methods.targets import Target
     from fairlib.models.clip import Clip
     from fairlib.models.generator import Generator
 
 Parser = argparse.ArgumentParser
 PRECISIONS = ("fp32", "bf16", "fp16")
+REAL = ("image", "group", "label")  # texts in the table of real images; its numbers are logits
 FEW: dict[str, Any] = {}  # settings of `tune` beside those of the command line, for tests
 
 
@@ -107,6 +109,8 @@ def tune(options: argparse.Namespace) -> None:
     is_first = start() == 0  # of those that `accelerate launch` or `torchrun` started
     generator = _generator(options)
     prompts, target = _aim(options)
+    if is_first:
+        print(_aim_in_words(options.scores), flush=True)
     embed = _clip(options).embed_images if options.clip else None
     settings = replace(
         AlignmentSettings(prompts_per_step=min(4, len(prompts))),
@@ -257,14 +261,14 @@ def _aim(options: argparse.Namespace) -> tuple[Any, Any]:
 
     place, prompts = "".join(options.shares), _listed(options.prompts)
     if not place.endswith(".csv"):
-        target = Target.shares(_shares(options.shares), _scores(options.scores))
-        return _prompts(options.prompts), target
+        return _prompts(options.prompts), _target(_shares(options.shares), options.scores)
     need(prompts, "group", name="the table of prompts")
     table = _numbers(place, "the share of each class in each group", ("group",))
-    refuse_twice(place, table.index)
+    need(table, "group", name=place)
+    refuse_twice(place, table["group"])
     targets = {
-        group: Target.shares(shares, _scores(options.scores, group), name=group)
-        for group, shares in table.to_dict("index").items()
+        group: _target(shares, options.scores, group)
+        for group, shares in table.set_index("group").to_dict("index").items()
     }
     return dict(zip(prompts["prompt"], prompts["group"], strict=True)), Target.by_group(targets)
 
@@ -279,24 +283,71 @@ def _shares(given: list[str]) -> dict[str, float]:
         ) from None
 
 
-def _scores(path: str, group: str = "") -> Any:
-    """Logits of the classifier on real images: a CSV of one column, or of one column a class; where
-    it has a column `group`, on those of one group of prompts.
+def _target(shares: dict[str, float], path: str, group: str = "") -> Target:
+    """The target of all prompts, or of those of a `group`, from a table of real images: the logits
+    of the classifier in one column, or in one a class, and where there is a column `label` the
+    recorded group of each image; where it has a column `group`, from the rows of that group.
     """
-    table = _numbers(path, "the classifier's logits on real images")
-    logits = table[table.index == group] if group and table.index.name else table
-    return logits.iloc[:, 0].to_numpy() if logits.shape[1] == 1 else logits.to_numpy()
+    from fairlib.cohorts.tables import refuse_twice
+    from fairlib.methods.targets import Target
+
+    what = "the classifier's logits on real images; text stands in image, group and label alone"
+    table, where, labels = _numbers(path, what, REAL), path, None
+    if group and "group" in table:
+        table, where = table[table["group"] == group], f"{path} (group {group!r})"
+    elif "group" in table and set(table["group"]) <= set(shares):
+        raise DataError(
+            f"{path}: its column `group` holds the groups of --shares, not groups of prompts; call "
+            "the column with the recorded group of each image `label`"
+        )
+    if "image" in table:
+        refuse_twice(where, table["image"])
+    if "label" in table:
+        labels = _labels(where, table["label"], shares)
+    logits = table.drop(columns=[*REAL], errors="ignore").to_numpy()
+    logits = logits[:, 0] if logits.shape[1] == 1 else logits
+    return Target.shares(shares, logits, labels, name=group or "all")
 
 
-def _numbers(path: str, what: str, needed: Sequence[str] = ()) -> pd.DataFrame:
-    """A table of numbers; its column `group`, if it has one, is the index."""
+def _aim_in_words(path: str) -> str:
+    """Whether labels or the classifier decide of which group a real image is."""
+    from fairlib.cohorts.tables import read_table
+
+    if "label" in read_table(path):
+        return f"aim: shares by the recorded groups (column `label` of {path})"
+    return f"aim: shares as the classifier reads them; {path} has no column `label`"
+
+
+def _labels(where: str, labels: pd.Series, shares: dict[str, float]) -> list[str]:
+    """The recorded group of each real image.
+
+    Raises `DataError` for a label without a share, and for a share without an image.
+    """
+    groups, wrong = ", ".join(shares), labels[~labels.isin(list(shares))]
+    if len(wrong):
+        raise DataError(
+            f"{where}: row {wrong.index[0] + 2} has the label {wrong.iloc[0]!r} ({len(wrong)} such "
+            f"rows of {len(labels)}); the groups of --shares are {groups}: correct the label, or "
+            "leave out images whose group is not recorded"
+        )
+    lacking = [name for name, share in shares.items() if share and name not in set(labels)]
+    if lacking:
+        raise DataError(
+            f"{where}: none of {len(labels)} images has the label {lacking[0]!r}, which has a "
+            f"share of {shares[lacking[0]]:g}; add real images of that group"
+        )
+    return labels.tolist()
+
+
+def _numbers(path: str, what: str, texts: Sequence[str]) -> pd.DataFrame:
+    """A table of numbers, but for its columns of `texts`."""
     from fairlib.cohorts.tables import read_table
     from fairlib.settings import need
 
     table = read_table(path)
-    need(table, *needed, name=path)
+    need(table, name=path)
     try:
-        return (table.set_index("group") if "group" in table else table).astype(float)
+        return table.astype({name: float for name in table if name not in texts})
     except ValueError as error:
         raise DataError(f"{path}: {error}; give {what}") from None
 
@@ -381,7 +432,9 @@ def _add_work(draw: Parser, align: Parser, check: Parser) -> None:
     text = "a CSV: `group` (as in --shares), each classifier's logits in the column of its name"
     check.add_argument("--calibration", default="", help=f"{text}, and `subject` if there is one")
     check.add_argument("--reference", default="", help="a folder of real images, for distances")
-    text = "a CSV with the classifier's logits on real images, and with `group` where shares differ"
+    text = "a CSV with the classifier's logits on real images; `label`, the recorded group of each "
+    text += "(by default what the classifier decides: the aim is then the share as it reads it); "
+    text += "`group` (of prompts) where shares differ; and `image`, a name, if there is one"
     align.add_argument("--scores", required=True, help=text)
     align.add_argument("--steps", type=int, default=90, help="optimiser steps (default: 90)")
     text = "steps from one saved state to the next (default: 10)"

@@ -87,8 +87,10 @@ class Target:
             The classifier's logits on real images, `[M]` or `[M, K]`; generated images shall be
             scored alike. Class targets and mean-probability losses do without.
         labels
-            The group of each real image, `[M]`, where it is known. By default it is the one that
-            the classifier gives it.
+            The recorded group of each real image, `[M]`: the aim is then the distribution of the
+            logits of real images in these shares. By default the classifier's own decision, its
+            errors included: the aim is then the share *as the classifier reads it*, which differs
+            from the share of the recorded groups wherever its errors do not cancel.
         name
             Images of prompts whose targets have the same name are ranked together.
 

@@ -51,6 +51,9 @@ GROUPED = {
 }
 
 
+LABELLED = "image,group,logit,label\na,old,-2,F\nb,old,3,M\nc,old,2,F\na,young,-1,F\nd,young,1,M\n"
+
+
 def bright():
     """A classifier: bright images are of the first group."""
     return lambda images: 20 * images.flatten(1).mean(1)
@@ -125,6 +128,7 @@ def test_a_tuning_that_is_killed_twice_ends_with_the_same_bits(pipeline, tuning,
         assert steps_in(process.stdout) == list(range(1, 13))
     for _ in range(2):
         with start("killed") as process:
+            assert process.stdout.readline().startswith("aim: ")
             assert process.stdout.readline().startswith("step ")
             time.sleep(random.uniform(0, 0.05))
             process.kill()
@@ -180,20 +184,88 @@ def counted(monkeypatch, last=0):
     return calls
 
 
-def test_groups_of_prompts_have_targets_of_their_own(pipeline, tmp_path, capsys, monkeypatch):
+@pytest.fixture
+def aimed(tuning, tmp_path, monkeypatch):
+    """Run `tune` without a step, on a table of real images: status, and the target it has made."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(table, *more):
+        targets = []
+        monkeypatch.setattr(
+            "fairlib.methods.alignment.tune", lambda *given, **_: targets.append(given[3]) or []
+        )
+        (tmp_path / "real.csv").write_text(table)
+        status = main([*tuning, "--scores", "real.csv", *more, "--out", str(tmp_path / "out")])
+        return status, targets
+
+    return run
+
+
+@pytest.mark.parametrize("labels", [["F", "M", "F", "M"], None])
+def test_labels_make_the_target_and_the_first_line_says_what_is_aimed_at(aimed, capsys, labels):
+    logits = [-2.0, -1.0, 1.0, 2.0]
+    ends = [f",{label}" for label in labels or ()] or [""] * 4
+    rows = [
+        f"{n}.png,{logit}{end}" for n, (logit, end) in enumerate(zip(logits, ends, strict=True))
+    ]
+    table = "\n".join([f"image,logit{',label' if labels else ''}", *rows])
+    assert aimed(table) == (0, [Target.shares({"F": 0.458, "M": 0.542}, logits, labels)])
+    first = capsys.readouterr().out.splitlines()[0]
+    recorded = "aim: shares by the recorded groups (column `label` of real.csv)"
+    decided = "aim: shares as the classifier reads them; real.csv has no column `label`"
+    assert first == (recorded if labels else decided)
+
+
+def test_labels_of_three_groups(aimed):
+    logits, labels = np.eye(3)[[0, 1, 2, 0]] * 4, ["c", "a", "b", "a"]
+    rows = [",".join([label, *map(str, row)]) for label, row in zip(labels, logits, strict=True)]
+    status, [target] = aimed(
+        "\n".join(["label,a,b,c", *rows]), "--shares", "a=0.5", "b=0.25", "c=0.25"
+    )
+    assert status == 0
+    assert target == Target.shares({"a": 0.5, "b": 0.25, "c": 0.25}, logits, labels)
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ("logit,label\n-1,F\n1,m\n2,\n", "real.csv: row 3 has the label 'm' (2 such rows of 3)"),
+        ("logit,label\n-1,F\n1,M\n2,\n", "row 4 has the label '' (1 such rows of 3); the groups"),
+        ("logit,label\n-1,F\n1,F\n", "none of 2 images has the label 'M', which has a share of 0.542"),
+        ("image,logit\na,-1\na,1\n", "real.csv: id 'a' stands twice"),
+        ("logit,group\n-1,F\n1,M\n", "call the column with the recorded group of each image `label`"),
+        ("logit,sex\n-1,F\n1,M\n", "text stands in image, group and label alone"),
+        ("label\nF\nM\n", "logits have shape (2, 0)"),
+        ("logit,label\n,F\n1,M\n", "give the classifier's logits on real images"),
+        ("logit,label\n", "real.csv is empty"),
+    ],
+)  # fmt: skip
+def test_a_mistake_in_the_table_of_real_images_is_named(aimed, capsys, table, message):
+    assert aimed(table) == (2, [])
+    error = capsys.readouterr().err
+    assert error.startswith("fairlib: ") and error.count("\n") == 1 and message in error, error
+
+
+@pytest.mark.parametrize("labelled", [False, True])
+def test_groups_of_prompts_have_targets_of_their_own(
+    pipeline, tmp_path, capsys, monkeypatch, labelled
+):
     """The command makes the weights that the library's call makes, to the bit."""
     monkeypatch.setitem(sys.modules, "strangers_classifier", sys.modules[__name__])
     monkeypatch.setattr("fairlib.cli.FEW", FEW)
     monkeypatch.chdir(tmp_path)
-    for name, text in GROUPED.items():
+    for name, text in (GROUPED | ({"scores.csv": LABELLED} if labelled else {})).items():
         (tmp_path / name).write_text(text)
     command = ["tune", str(pipeline), "prompts.csv", "--shares", "shares.csv", "--steps", "1"]
     command += ["--scores", "scores.csv", "--classifier", "strangers_classifier:bright"]
     assert main([*command, "--out", "tuned"]) == 0, capsys.readouterr().err
 
+    old, young = ([-2.0, 3.0], None), ([-1.0, 1.0], None)
+    if labelled:
+        old, young = ([-2.0, 3.0, 2.0], ["F", "M", "F"]), ([-1.0, 1.0], ["F", "M"])
     targets = {
-        "old": Target.shares({"F": 0.4, "M": 0.6}, [-2.0, 3.0], name="old"),
-        "young": Target.shares({"F": 0.9, "M": 0.1}, [-1.0, 1.0], name="young"),
+        "old": Target.shares({"F": 0.4, "M": 0.6}, *old, name="old"),
+        "young": Target.shares({"F": 0.9, "M": 0.1}, *young, name="young"),
     }
     generator = Generator.load(pipeline)
     settings = AlignmentSettings(steps=1, prompts_per_step=2, micro_batch=8, **FEW)
@@ -219,6 +291,12 @@ def test_groups_of_prompts_have_targets_of_their_own(pipeline, tmp_path, capsys,
         ({"shares.csv": "group,F,M\nold,0.4,0.6\nold,0.5,0.5\n"}, "'old' stands twice"),
         ({"shares.csv": "group,F,M\nold,0.4,x\n"}, "give the share of each class"),
         ({"scores.csv": "group,logit\nold,-2\nold,3\n"}, "target 'young' has a share of 0.9"),
+        (
+            {"scores.csv": LABELLED.replace("young,1,M", "young,1,F")},
+            "scores.csv (group 'young'): none of 2 images has the label 'M'",
+        ),
+        ({"scores.csv": LABELLED.replace("young,1,M", "young,1,x")}, "row 6 has the label 'x'"),
+        ({"scores.csv": LABELLED.replace("c,old", "a,old")}, "(group 'old'): id 'a' stands twice"),
     ],
 )
 def test_a_mistake_in_a_table_of_groups_is_named(

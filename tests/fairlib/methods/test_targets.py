@@ -274,6 +274,18 @@ def test_without_labels_the_classifier_names_the_groups():
     )
 
 
+def test_each_recorded_group_has_its_share_as_mass_whatever_the_classifier_says():
+    """A classifier that is right on 2 of 3 of the first group and on 3 of 4 of the second."""
+    scores, labels = [-2.0, 3.0, 4.0, -5.0, -4.0, -3.0, 1.0], ["F"] * 3 + ["M"] * 4
+    values, weights = tg.Target.shares({"F": 0.3, "M": 0.7}, scores, labels).weighted_logits()
+    mass = dict(zip(values.tolist(), weights.tolist(), strict=True))
+    assert mass == pytest.approx(dict.fromkeys(scores[:3], 0.1) | dict.fromkeys(scores[3:], 0.175))
+    read_as_first = 0.3 * 2 / 3 + 0.7 * 1 / 4
+    assert weights[values > 0].sum() == pytest.approx(read_as_first)
+    values, weights = tg.Target.shares({"F": 0.3, "M": 0.7}, scores).weighted_logits()
+    assert weights[values > 0].sum() == pytest.approx(0.3)
+
+
 def test_a_sample_of_the_target_has_its_shares():
     scores, labels = three(300)
     target = tg.Target.shares({"a": 0.2, "b": 0.3, "c": 0.5}, scores, labels)
