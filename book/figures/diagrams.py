@@ -58,7 +58,7 @@ def _loop(sheet):
     )
     sheet.arrow(214, 496, 229, 496, FEMALE)
     sheet.line(105, 440, 105, 552, GREY, 1.5, "4 4")
-    sheet.label(20, 622, 400, 36, "compare: three evaluators, intervals, images", "#ffffff", INK)
+    sheet.label(20, 622, 400, 36, "compare: all evaluators, intervals, images", "#ffffff", INK)
     sheet.arrow(105, 604, 105, 621)
 
 

@@ -113,8 +113,6 @@ def per_prompt_gap(
 def sampling_floor(target: float, n: int, a_f: float = 1.0, a_m: float = 1.0) -> float:
     """E|corrected share - target| when the true share is `target` and `n` images are read: an exact
     binomial sum.
-
-    book/fairness.md, Eq. (eq-read).
     """
     read = a_f * target + (1 - a_m) * (1 - target)
     counts = np.arange(n + 1)

@@ -15,8 +15,9 @@ EQUATIONS = {
     for page in book_build.prose()
     for label, names in LABEL.findall(page.read_text(encoding="utf-8"))
 }
-# explained, but computed in another way: by exact or Wilson intervals, and by bootstrap
-NOT_COMPUTED = {("fairness", "eq-se"), ("fairness", "eq-delta")}
+# explained, but computed in another way: by exact or Wilson intervals, solved for the true share, and
+# by bootstrap
+NOT_COMPUTED = {("fairness", name) for name in ("eq-se", "eq-read", "eq-delta")}
 USES = [(*place, name) for place, names in EQUATIONS.items() for name in names]
 
 
