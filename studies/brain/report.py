@@ -58,7 +58,6 @@ BASES = {  # folders of results, for readers
     "brain": "first base",
     "brain-second": "second base",
     "brain-realistic": "sexes that overlap",
-    "brain-balanced": "balanced training set",
 }
 CURVES = {  # arms by their number of steps, for cost against gap
     "default": ("transport-robust-10-steps", "transport-robust-20-steps", "transport-robust"),
@@ -71,7 +70,13 @@ CURVES = {  # arms by their number of steps, for cost against gap
     "class targets, quick": ("class-published-quick",),
 }
 NEAR = 0.05  # of the target: how near a curve of cost has to come
-BEFORE_AND_AFTER = ("untuned", "class-standard", "transport-robust", "transport-standard")
+BEFORE_AND_AFTER = (
+    "untuned",
+    "class-standard",
+    "transport-robust",
+    "transport-standard",
+    "choose-noises",
+)
 KINDS = {  # tuning classifiers of the factorial, for readers
     "standard": "standard",
     "robust": "robust",
