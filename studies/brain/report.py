@@ -52,7 +52,6 @@ LABELS = {  # of arms, for readers; the first nine are the main ones
     "class-published-9-steps": "class targets, published order, 9 steps",
     "class-published-36-steps": "class targets, published order, 36 steps",
     "transport-robust-quick": "default, quick",
-    "class-published-quick": "class targets, published order, quick",
 }
 BASES = {  # folders of results, for readers
     "brain": "first base",
@@ -66,8 +65,7 @@ CURVES = {  # arms by their number of steps, for cost against gap
         "class-published",
         "class-published-36-steps",
     ),
-    "default, quick": ("transport-robust-quick",),
-    "class targets, quick": ("class-published-quick",),
+    "default, quick": ("transport-robust-quick",),  # beside the two curves that are compared
 }
 NEAR = 0.05  # of the target: how near a curve of cost has to come
 BEFORE_AND_AFTER = (
@@ -347,10 +345,7 @@ def _curves(
             away = distance_of(outcomes.interval_of(drawn[:, data.place(arm)]))
             reached[name] += [costs[arm]] if away.estimate <= NEAR else []
             yield CURVE.row(arm, NAMES["anatomy"], away, data.p[0].size)
-    mine, theirs = (
-        [cost for name, costs in reached.items() if name.startswith(method) for cost in costs]
-        for method in ("default", "class")
-    )
+    mine, theirs = (reached[name] for name in tuple(CURVES)[:2])
     if mine:
         ratio = min(mine) / min(theirs or [max(costs[arm] for arm in chosen)])
         yield CHEAPEST.row(DEFAULT, "counter", Interval(ratio, np.nan, np.nan), len(data.seeds))

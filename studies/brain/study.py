@@ -363,22 +363,20 @@ def _factorial() -> dict[str, TunedArm]:
 
 def _curve() -> dict[str, TunedArm]:
     """Cost against gap: fewer and more steps of the default and of class targets in the published
-    order of work; and either in a third or half of the steps at three times the rate ("quick"), the
-    default with half of its base cache.
+    order of work; and the default "quick", in a third of the steps at three times the rate with
+    half of its base cache.
     """
-    mine = ("transport-robust", "robust", "transport", {})
     published = {"learning_rate": CHOSEN["class-published"]} | PUBLISHED
-    theirs = ("class-published", "standard", "class", published)
-    half = {"cache_size": 60}  # of 120
-    cells = [(mine, 10, {}), (mine, 20, {}), (theirs, 9, {}), (theirs, 36, {})]
-    cells += [(mine, 10, half | {"learning_rate": 3 * CHOSEN["transport"]})]
-    cells += [(theirs, 9, {"learning_rate": 3 * CHOSEN["class-published"]})]
+    quick = {"learning_rate": 3 * CHOSEN["transport"], "cache_size": 60}
+    cells = [("transport-robust", count, f"{count}-steps", {}) for count in (10, 20)]
+    cells += [("transport-robust", 10, "quick", quick)]
+    cells += [("class-published", count, f"{count}-steps", published) for count in (9, 36)]
     found = {}
-    for (name, kind, family, usual), count, changes in cells:
+    for name, count, label, changes in cells:
+        family, kind = ("class", "standard") if changes is published else ("transport", "robust")
         steps = {"steps": count, "warmup": max(1, round(count / 8))}
-        label = "quick" if changes else f"{count}-steps"
-        says = f"{family} targets, {count} steps" + ", three times the rate" * bool(changes)
-        found[f"{name}-{label}"] = arm(says, kind, family, **(usual | steps | changes))
+        says = f"{family} targets, {label.replace('-', ' ')}"
+        found[f"{name}-{label}"] = arm(says, kind, family, **(changes | steps))
     return found
 
 
