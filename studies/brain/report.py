@@ -16,17 +16,17 @@ from studies.engine.criteria import Criterion, Rule
 TARGET = 76 / 166  # female subjects of BraTS 2018 with a known sex
 TARGETS = {"target-30": 0.30, "target-70": 0.70}  # of arms with a target of their own
 DEFAULT, RIVALS = "transport-robust", ("untuned", "class-standard", "generate-and-keep")
-LABELS = {  # of arms, for readers; the first nine are the main ones
+LABELS = {  # of arms, for readers; the first ten are the main ones
     "untuned": "untuned model",
     "transport-robust": "default: transport targets, robust classifier",
     "transport-standard": "transport targets, standard classifier",
     "class-standard": "class targets, standard classifier",
     "class-standard-corrected": "class targets, standard classifier, corrected aim",
     "class-robust": "class targets, robust classifier",
+    "class-robust-corrected": "class targets, robust classifier, corrected aim",
     "class-published": "class targets, published order",
     "generate-and-keep": "generate and keep",
     "choose-noises": "choose noises",
-    "class-robust-corrected": "class targets, robust classifier, corrected aim",
     "generate-and-keep-corrected": "generate and keep, corrected aim",
     "target-images": "fine-tuning on the target cohort",
     "grpo": "policy gradient",
@@ -86,7 +86,7 @@ FACTORIAL = {
     for family, aim in (("class", ""), ("class", "-corrected"), ("transport", ""))
     for kind, words in KINDS.items()
 }
-MAIN = tuple(LABELS)[:9]  # arms of the main figures; the others have a section of their own
+MAIN = tuple(LABELS)[:10]  # arms of the main figures; the others have a section of their own
 KEYS = {"tuning classifier": "tuning_classifier"}  # of evaluators, in names of quoted numbers
 NAMES = {
     "heldout": "held-out classifier",

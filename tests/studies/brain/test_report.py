@@ -275,6 +275,7 @@ def test_stored_criteria_are_those_of_the_stored_readings():
         for table in (stored["criteria"], again)
     )
     assert len(new) > 40
+    old = old[old.index.isin(new.index)]  # without what compares the default with other arms
     pd.testing.assert_series_equal(new, old, atol=1e-5, rtol=0)
 
 
