@@ -224,8 +224,8 @@ def distance_fairness(
     images [N, 1, H, W] in [-1, 1] of both sexes (`female` [N]), degraded alike: blurred or with
     noise, as `disturbed` does. difference: (distance_F - distance_M) / distance, whose size is the
     DQA; distances are of features in standard deviations of the intact images', means over `splits`
-    into degraded and intact halves. chance: 95 % of what
-    `dealings` of the sexes at random give; a distance that is fair to the sexes stays within.
+    into degraded and intact halves. chance: 95 % of what `dealings` of the sexes at random give; a
+    distance that is fair to the sexes stays within.
     """
     rows, rng = [], numpy_rng(StudyStream.EVEN_ROWS, 0)
     for name, embed in features.items():

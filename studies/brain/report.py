@@ -347,7 +347,7 @@ def _curves(
             yield CURVE.row(arm, NAMES["anatomy"], away, data.p[0].size)
     mine, theirs = (reached[name] for name in tuple(CURVES)[:2])
     if mine:
-        ratio = min(mine) / min(theirs or [max(costs[arm] for arm in chosen)])
+        ratio = min(mine) / min(theirs or [max(costs[arm] for arm in list(points.values())[1])])
         yield CHEAPEST.row(DEFAULT, "counter", Interval(ratio, np.nan, np.nan), len(data.seeds))
 
 

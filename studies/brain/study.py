@@ -211,9 +211,8 @@ def changes(run: Run) -> pd.DataFrame:
     settings, seed, pair = run.settings, run.seed, (run.artifact, run.of("untuned").artifact)
     read = [image_readings(settings, seed, each, None, ["heldout"]) for each in pair]
     images, base = (to_images(each.load()) for each in pair)
-    features = [
-        predict(attributes(settings).load(), each).features.numpy() for each in (images, base)
-    ]
+    classifier = attributes(settings).load()
+    features = [predict(classifier, each).features.numpy() for each in (images, base)]
     found = diversity(*features, [each.heldout > 0.5 for each in read], read[0].prompt)
     drawn_anew = run.arm.acts in ("nowhere", "selection")
     found["at_rim"] = np.nan if drawn_anew else change_at_rim(images, base)
