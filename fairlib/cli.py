@@ -75,14 +75,14 @@ def doctor(options: argparse.Namespace) -> int:
 
 
 def sample(options: argparse.Namespace) -> None:
-    """Generate images of prompts and write them as PNG files, with their prompts in
-    `images.csv`.
+    """Generate images of prompts and write them as PNG files, with their prompts in `images.csv`;
+    with --classifier, those of a pool whose scores follow the scores on real images.
     """
     import pandas as pd
 
     from fairlib.io import write_bytes, write_image
 
-    images, prompts = _sampled(options)
+    images, prompts = _chosen(options) if options.classifier else _sampled(options)
     out = Path(options.out)
     names = [f"{number:05d}.png" for number in range(len(images))]
     for name, image in zip(names, images, strict=True):
@@ -223,8 +223,31 @@ def _generator(options: argparse.Namespace) -> Generator:
 def _sampled(options: argparse.Namespace) -> tuple[Tensor, list[str]]:
     """Images of every prompt, and the prompt of each."""
     prompts = [prompt for prompt in _prompts(options.prompts) for _ in range(options.count)]
-    given = {name: getattr(options, name) for name in ("steps", "guidance_scale", "micro_batch")}
-    return _generator(options).sample(prompts, rng=options.seed, **given), prompts
+    return _generator(options).sample(prompts, rng=options.seed, **_solver(options)), prompts
+
+
+def _solver(options: argparse.Namespace) -> dict[str, Any]:
+    return {name: getattr(options, name) for name in ("steps", "guidance_scale", "micro_batch")}
+
+
+def _chosen(options: argparse.Namespace) -> tuple[Tensor, list[str]]:
+    """Images whose noises are chosen by the scores of a classifier, and the prompt of each."""
+    import torch
+
+    from fairlib.methods.selection import generate_and_keep
+    from fairlib.models.classifier import find_classifier
+
+    if not options.scores:
+        raise SettingsError("--classifier needs --scores, its logits on real images, and --shares")
+    classifier = find_classifier(options.classifier, accelerator(options.device))
+    prompts, target = _aim(options)
+    print(_aim_in_words(options.scores), flush=True)
+    chosen: Any = {"rule": "transport", "draws_per_image": options.pool, "seed": options.seed}
+    chosen |= _solver(options)
+    generator, texts = _generator(options), list(prompts)
+    kept = generate_and_keep(generator, classifier, prompts, target, options.count, **chosen)
+    images, places = zip(*((each.image, each.prompt) for each in kept), strict=True)
+    return torch.stack(images), [texts[place] for place in places]
 
 
 def _clip(options: argparse.Namespace) -> Clip:
@@ -420,13 +443,17 @@ def _add_work(draw: Parser, align: Parser, check: Parser) -> None:
         command.add_argument("--guidance-scale", type=float, default=4.0, help="default: 4")
     place = "a classifier's folder, or package.module:function that returns one"
     align.add_argument("--classifier", required=True, help=place)
+    draw.add_argument("--classifier", default="", help=f"choose images by its scores: {place}")
+    text = "images generated for each that is chosen by --classifier (default: 3)"
+    draw.add_argument("--pool", type=float, default=3.0, help=text)
     text = f"one or several: {place}; as NAME=CLASSIFIER"
     check.add_argument("--classifier", required=True, nargs="+", help=text)
     place = "biomedclip, openai, an open_clip name as ViT-B-32:openai, hf-hub:..., or a folder"
     for command, use in ((align, "keeps images consistent"), (check, "feature space of distances")):
         command.add_argument("--clip", default="", help=f"{use}: {place}")
+    for command in (draw, align, check):
         text = "as F=0.458 M=0.542"
-        if command is align:
+        if command is not check:
             text += "; or, for a CSV of prompts by `group`, one of `group` and shares of F, M, ..."
         command.add_argument("--shares", nargs="+", default=[], metavar="GROUP=SHARE", help=text)
     text = "a CSV: `group` (as in --shares), each classifier's logits in the column of its name"
@@ -435,7 +462,8 @@ def _add_work(draw: Parser, align: Parser, check: Parser) -> None:
     text = "a CSV with the classifier's logits on real images; `label`, the recorded group of each "
     text += "(by default what the classifier decides: the aim is then the share as it reads it); "
     text += "`group` (of prompts) where shares differ; and `image`, a name, if there is one"
-    align.add_argument("--scores", required=True, help=text)
+    for command in (draw, align):
+        command.add_argument("--scores", required=command is align, default="", help=text)
     align.add_argument("--steps", type=int, default=90, help="optimiser steps (default: 90)")
     text = "steps from one saved state to the next (default: 10)"
     align.add_argument("--save-every", type=int, default=10, help=text)

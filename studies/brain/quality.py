@@ -223,14 +223,15 @@ def distance_fairness(
 
     images [N, 1, H, W] in [-1, 1] of both sexes (`female` [N]), degraded alike: blurred or with
     noise, as `disturbed` does. difference: (distance_F - distance_M) / distance, whose size is the
-    DQA; distances are of features in standard deviations of the intact images', means over `splits`
-    into degraded and intact halves. chance: 95 % of what `dealings` of the sexes at random give; a
-    distance that is fair to the sexes stays within.
+    DQA; distances are means over `splits` into degraded and intact halves, of features divided by
+    their root mean square deviation over intact images: one scale for all, or features that hardly
+    vary would decide. chance: 95 % of what `dealings` of the sexes at random give; a distance that
+    is fair to the sexes stays within.
     """
     rows, rng = [], numpy_rng(StudyStream.EVEN_ROWS, 0)
     for name, embed in features.items():
         intact = embed(images)
-        centre, spread = intact.mean(0), intact.std(0).clip(1e-3)
+        centre, spread = intact.mean(0), np.sqrt(intact.var(0).mean())
         for kind, level in [(kind, level) for kind, several in levels.items() for level in several]:
             pair = [
                 (each - centre) / spread for each in (embed(disturbed(images, kind, level)), intact)

@@ -1,6 +1,7 @@
 """The command `fairlib`: what it prints and writes, and with which status it ends."""
 
 import inspect
+import itertools
 import json
 import os
 import random
@@ -70,6 +71,50 @@ def test_sample_writes_the_images_of_the_seed(pipeline, tmp_path, capsys):
             assert picture.size == (128, 128) and picture.mode == "L"
             values = torch.from_numpy(np.array(picture).astype("float32")) / 127.5 - 1
         assert (values - image[0]).abs().max() <= 0.5 / 127.5 + 1e-5
+
+
+@pytest.mark.parametrize("form", ["scores.csv", "groups"])
+def test_sample_chooses_the_images_whose_scores_match_the_target(
+    pipeline, tmp_path, capsys, monkeypatch, form
+):
+    """By brute force: of all pairs of a pool of six, the one nearest to the target's quantiles."""
+    monkeypatch.setitem(sys.modules, "strangers_classifier", sys.modules[__name__])
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "scores.csv").write_text("logit,label\n-9,M\n9,F\n")
+    (tmp_path / "prompts.csv").write_text("prompt,group\naxial brain,a\nbrain,b\n")
+    (tmp_path / "shares.csv").write_text("group,F,M\na,0.5,0.5\nb,1,0\n")
+    grouped = form == "groups"
+    prompts = ["prompts.csv"] if grouped else ["axial brain", "brain"]
+    shares = ["shares.csv"] if grouped else ["F=0.5", "M=0.5"]
+    command = ["sample", str(pipeline), *prompts, "--count", "2", "--steps", "2", "--out", "out"]
+    command += ["--classifier", "strangers_classifier:bright", "--shares", *shares]
+    assert main([*command, "--scores", "scores.csv", "--pool", "3"]) == 0
+    assert "aim: shares by the recorded groups" in capsys.readouterr().out
+    table = pd.read_csv(tmp_path / "out" / "images.csv")
+    assert table["prompt"].tolist() == ["axial brain"] * 2 + ["brain"] * 2
+    read = [np.array(Image.open(tmp_path / "out" / name)) / 127.5 - 1 for name in table["image"]]
+    generator = Generator.load(pipeline)
+    for place, (prompt, points) in enumerate([("axial brain", (-9, 9)), ("brain", (-9, 9))]):
+        points = (9, 9) if grouped and place else points
+        noise = generator.noise(0, list(range(6)))
+        pool = generator.sample([prompt] * 6, noise=noise, steps=2)
+        logits = bright()(pool)
+        far = {
+            pair: min(
+                sum((logits[row] - point) ** 2 for row, point in zip(order, points, strict=True))
+                for order in itertools.permutations(pair)
+            )
+            for pair in itertools.combinations(range(6), 2)
+        }
+        for got, row in zip(read[2 * place :], min(far, key=far.get), strict=False):
+            assert np.abs(got - pool[row, 0].numpy()).max() <= 0.5 / 127.5 + 1e-5
+
+
+def test_sample_with_a_classifier_needs_its_scores_on_real_images(pipeline, tmp_path, capsys):
+    command = ["sample", str(pipeline), "brain", "--classifier", "anything:at_all"]
+    assert main([*command, "--out", str(tmp_path / "out")]) == 2
+    assert "--classifier needs --scores" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 FEW = {"images_per_prompt": 2, "cache_size": 4, "cache_block": 2, "sampling_steps": 2,

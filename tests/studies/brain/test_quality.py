@@ -31,6 +31,25 @@ def test_a_space_that_sees_damage_in_one_sex_alone_is_unfair_and_one_that_sees_i
     assert blind.distance_F > 10 * abs(blind.distance_M)
 
 
+def test_a_feature_that_hardly_varies_does_not_decide():
+    rng = np.random.default_rng(2)
+    female = np.arange(200) % 2
+    images = torch.from_numpy(rng.uniform(-0.5, 0.5, (200, 1, 16, 16)).astype(np.float32))
+    of_women = torch.from_numpy(female).float()[:, None]
+
+    def of_both(shown):
+        return shown.flatten(1)[:, :20].numpy() + shown.var(dim=(1, 2, 3))[:, None].numpy() * 10
+
+    def with_a_faint_one(shown):
+        faint = 0.05 * of_women * (shown - images).abs().mean((1, 2, 3))[:, None]
+        return np.hstack([of_both(shown), faint.numpy()])
+
+    spaces = {"without": of_both, "with": with_a_faint_one}
+    table = distance_fairness(spaces, images, female, {"noise": (0.3,)}, dealings=2)
+    without, faintly = table.distance
+    assert faintly == pytest.approx(without, rel=0.2)
+
+
 def test_diversity_is_the_variance_within_prompt_and_sex_over_the_untuned_models():
     rng = np.random.default_rng(1)
     base, features = rng.normal(size=(2, 60, 3))
