@@ -198,8 +198,7 @@ def audit(options: argparse.Namespace) -> None:
         assumed["Sampling"] = f"seed {options.seed}, {solver}, {options.precision}"
     else:
         images, prompts = read_folder(folder, _prompts(options.prompts) if options.prompts else ())
-    found = measure(images.to(device), prompts, classifiers, shares, **more)
-    found.save(options.out)
+    measure(images.to(device), prompts, classifiers, shares, **more).save(options.out)
     print(Path(options.out) / "audit.html")
 
 
@@ -242,10 +241,10 @@ def _chosen(options: argparse.Namespace) -> tuple[Tensor, list[str]]:
     classifier = find_classifier(options.classifier, accelerator(options.device))
     prompts, target = _aim(options)
     print(_aim_in_words(options.scores), flush=True)
-    chosen: Any = {"rule": "transport", "draws_per_image": options.pool, "seed": options.seed}
-    chosen |= _solver(options)
+    chosen: Any = {"draws_per_image": options.pool, "seed": options.seed} | _solver(options)
     generator, texts = _generator(options), list(prompts)
-    kept = generate_and_keep(generator, classifier, prompts, target, options.count, **chosen)
+    how = (generator, classifier, prompts, target, options.count)
+    kept = generate_and_keep(*how, rule="transport", **chosen)
     images, places = zip(*((each.image, each.prompt) for each in kept), strict=True)
     return torch.stack(images), [texts[place] for place in places]
 

@@ -46,8 +46,8 @@ LOOKS = (
     Look(INK, "P", (0, (1, 1)), "++"),
 )
 NAMED = {
-    "F": Look(ORANGE, "o", "-", "//"),
-    "M": Look(BLUE, "s", "--", ""),
+    **dict.fromkeys(("F", "classified as female"), Look(ORANGE, "o", "-", "//")),
+    **dict.fromkeys(("M", "classified as male"), Look(BLUE, "s", "--", "")),
     "target": Look(INK, "D", ":", ""),
     **dict.fromkeys(("untuned", "base"), Look(GREY, "o", "--", "//")),
     "tuned": Look(BLUE, "s", "-", ""),

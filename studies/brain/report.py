@@ -57,6 +57,7 @@ BASES = {  # folders of results, for readers
     "brain": "first base",
     "brain-second": "second base",
     "brain-realistic": "sexes that overlap",
+    "brain-balanced": "balanced training set",
 }
 CURVES = {  # arms by their number of steps, for cost against gap
     "default": ("transport-robust-10-steps", "transport-robust-20-steps", "transport-robust"),
@@ -132,12 +133,12 @@ FIDELITY_LOSSES = {
     name: Criterion(f"fidelity_loss_{name}", FIDELITY.format(name), 3.0, Rule.AT_MOST, 1)
     for name in ("contrast", "grade", "side")
 }
-POWER = f"the same, power for a true difference of {outcomes.PLANNED:g}"
+POWER = f"power for a true difference of {outcomes.PLANNED:g} to "
 CONTRASTS = {
     other: (
         Criterion(f"contrast_{other}", f"distance less that of {LABELS[other]}"),
         Criterion(f"contrast_p_{other}", f"the same, p value (Holm over {len(RIVALS)})"),
-        Criterion(f"contrast_power_{other}", POWER, 0.8, Rule.AT_LEAST, 2),
+        Criterion(f"contrast_power_{other}", POWER.format(LABELS[other]), 0.8, Rule.AT_LEAST, 2),
     )
     for other in RIVALS
 }
@@ -248,15 +249,13 @@ def _primary(
     if name == NAMES["anatomy"]:
         away = distance_of(share, target)
         criterion = FURTHER if arm in TARGETS else DISTANCE
-        held = bound or arm in TARGETS
-        yield criterion.row(arm, name, away, count, compared=not held)
+        yield criterion.row(arm, name, away, count, compared=not (bound or arm in TARGETS))
         runs = outcomes.cell_shares(data, draws)[0, data.place(arm)]
         yield RUN.row(arm, name, outcomes.mean_of_runs(np.abs(runs - target)), len(runs))
         if len(runs) > 1:
             yield SPREAD.row(arm, name, Interval(runs.std(ddof=1), np.nan, np.nan), len(runs))
         found, floor = outcomes.size_distance(data, arm, target)
-        nothing = Interval(found, np.nan, np.nan)
-        yield SIZE_DISTANCE.row(arm, name, nothing, count, floor)
+        yield SIZE_DISTANCE.row(arm, name, Interval(found, np.nan, np.nan), count, floor)
     if name in GAPS:
         gap = outcomes.prompt_gap(data, draws, arm, target)
         yield GAPS[name].row(arm, name, gap, count, compared=not bound)
@@ -359,8 +358,7 @@ def elsewhere(tables: Mapping[str, pd.DataFrame]) -> list[dict]:
     for (condition, arm), part in tables["transfer"].groupby(["condition", "arm"], sort=False):
         for column, name in NAMES.items():
             data = outcomes.compare(part, known, column, [arm], primary_of(known))
-            drawn = outcomes.shares(data, data.draws(REPLICATES, rng))
-            share = outcomes.interval_of(drawn[:, 0])
+            share = outcomes.interval_of(outcomes.shares(data, data.draws(REPLICATES, rng))[:, 0])
             proportion, distance = _elsewhere(condition)
             rows.append(proportion.row(arm, name, share, len(part)))
             if column == "anatomy":
@@ -381,9 +379,10 @@ def _elsewhere(condition: str) -> tuple[Criterion, Criterion]:
 
 def standing(criteria: pd.DataFrame) -> pd.DataFrame:
     """The arms as the rule of `plan.md` ranks them: those that keep brain size within each sex and
-    prompt fidelity first, the nearest first: arm, distance, size_F, size_M, fidelity_loss, kept.
+    prompt fidelity first, the nearest first: arm, distance, run_distance, size_F, size_M,
+    size_distance, fidelity_loss, cost, kept.
     """
-    evaluators = (NAMES["anatomy"], NAMES["heldout"], "attribute classifier")
+    evaluators = (NAMES["anatomy"], NAMES["heldout"], "attribute classifier", "counter")
     rows = criteria[criteria.evaluator.isin(evaluators) & ~criteria.arm.isin([UNTUNED, *TARGETS])]
     wide = rows.pivot_table("estimate", "arm", "metric_id")
     wide["distance"] = rows[rows.metric_id == "distance"].set_index("arm").estimate
@@ -391,7 +390,8 @@ def standing(criteria: pd.DataFrame) -> pd.DataFrame:
     small = wide[["size_F", "size_M"]].abs().max(axis=1) <= SIZES["F"].upper
     wide["kept"] = small & (wide.fidelity_loss <= FIDELITY_LOSSES["grade"].bound)
     wide = wide.sort_values(["kept", "distance"], ascending=[False, True]).reset_index()
-    return wide[["arm", "distance", "size_F", "size_M", "fidelity_loss", "kept"]]
+    sizes = ["size_F", "size_M", "size_distance"]
+    return wide[["arm", "distance", "run_distance", *sizes, "fidelity_loss", "cost", "kept"]]
 
 
 def numbers(criteria: pd.DataFrame, readings: pd.DataFrame) -> dict[str, float]:

@@ -84,6 +84,8 @@ GUIDANCES = (0.15, 0.5, 1.5)
 # where the best value lay at an edge, one further on that side
 FURTHER = {
     "class-standard": 1.3e-5,
+    "class-standard-corrected": 1.3e-5,
+    "class-robust-corrected": 1.3e-5,
     "transport-robust": 1.3e-5,
     "mean-kl-robust": 1.3e-5,
     "quantile-robust": 1.1e-3,
@@ -94,6 +96,8 @@ FURTHER = {
 # chosen in `results/sweep` by the rule of `plan.md`
 CHOSEN = {
     "class": 1.3e-5,
+    "class-standard-corrected": 4e-5,
+    "class-robust-corrected": 4e-5,
     "class-published": 1.2e-4,
     "quantile": 3.6e-4,
     "transport": 1.3e-5,
@@ -259,8 +263,7 @@ def _grpo_cost(run: Run) -> list[tuple[str, int, int]]:
     chosen = rivals.grpo_settings(run.settings, run.seed, CHOSEN["grpo"])
     images = chosen.steps * chosen.prompts_per_step * chosen.images_per_prompt
     replayed = images * chosen.replay_steps
-    sampled = ("tuning", images * chosen.sampling_steps, 0)
-    return [sampled, ("replay", 2 * replayed, replayed)]
+    return [("tuning", images * chosen.sampling_steps, 0), ("replay", 2 * replayed, replayed)]
 
 
 def _chosen_cost(run: Run) -> list[tuple[str, int, int]]:
@@ -399,6 +402,7 @@ ARMS: dict[str, Arm] = {
             kind,
             "class",
             AS_READ,
+            learning_rate=CHOSEN[f"class-{kind}-corrected"],
         )
         for kind in KINDS[:2]
     },
@@ -461,6 +465,7 @@ def _made_at(run: Callable, acts: Any, says: str, value: float) -> Arm:
 def _swept() -> dict[str, Arm]:
     cells: dict[str, tuple[str, str, dict]] = {
         "class-standard": ("standard", "class", {}),
+        **{f"class-{kind}-corrected": (kind, "class", {"target": AS_READ}) for kind in KINDS[:2]},
         "class-published": ("standard", "class", PUBLISHED),
         "quantile-robust": ("robust", "quantile", {}),
         "transport-robust": ("robust", "transport", {}),

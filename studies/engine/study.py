@@ -175,8 +175,7 @@ class Study(Generic[S]):
             require_known(arm, self.arms, f"the arms of study {self.name}")
             if reason := self.arms[arm].refused(settings):
                 raise SettingsError(f"arm {arm!r}: {reason}")
-        first = self.references(settings) if references else ()
-        return tuple(dict.fromkeys((*first, *chosen)))
+        return tuple(dict.fromkeys((*(self.references(settings) if references else ()), *chosen)))
 
     def ordered(self, table: pd.DataFrame) -> pd.DataFrame:
         """Rows seed by seed, arms in the order of the registry."""
