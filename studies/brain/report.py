@@ -380,7 +380,7 @@ def _elsewhere(condition: str) -> tuple[Criterion, Criterion]:
 def standing(criteria: pd.DataFrame) -> pd.DataFrame:
     """The arms as the rule of `plan.md` ranks them: those that keep brain size within each sex and
     prompt fidelity first, the nearest first: arm, distance, run_distance, size_F, size_M,
-    size_distance, fidelity_loss, cost, kept.
+    size_distance, fidelity_loss, cost, kept. What has no row is not a number.
     """
     evaluators = (NAMES["anatomy"], NAMES["heldout"], "attribute classifier", "counter")
     rows = criteria[criteria.evaluator.isin(evaluators) & ~criteria.arm.isin([UNTUNED, *TARGETS])]
@@ -390,8 +390,8 @@ def standing(criteria: pd.DataFrame) -> pd.DataFrame:
     small = wide[["size_F", "size_M"]].abs().max(axis=1) <= SIZES["F"].upper
     wide["kept"] = small & (wide.fidelity_loss <= FIDELITY_LOSSES["grade"].bound)
     wide = wide.sort_values(["kept", "distance"], ascending=[False, True]).reset_index()
-    sizes = ["size_F", "size_M", "size_distance"]
-    return wide[["arm", "distance", "run_distance", *sizes, "fidelity_loss", "cost", "kept"]]
+    columns = "arm distance run_distance size_F size_M size_distance fidelity_loss cost kept"
+    return wide.reindex(columns=columns.split())
 
 
 def numbers(criteria: pd.DataFrame, readings: pd.DataFrame) -> dict[str, float]:

@@ -97,7 +97,7 @@ FURTHER = {
 CHOSEN = {
     "class": 1.3e-5,
     "class-standard-corrected": 4e-5,
-    "class-robust-corrected": 4e-5,
+    "class-robust-corrected": 1.3e-5,
     "class-published": 1.2e-4,
     "quantile": 3.6e-4,
     "transport": 1.3e-5,

@@ -190,9 +190,16 @@ def test_the_rule_of_the_plan_puts_arms_that_keep_the_images_before_nearer_ones(
         for arm in cells
         for name in ("contrast", "side")
     ]
+    more = {"run_distance": read[0], "size_distance": read[0], "cost": "counter"}
+    rows += [
+        {"arm": "farther", "metric_id": name, "evaluator": evaluator, "estimate": float(place)}
+        for place, (name, evaluator) in enumerate(more.items())
+    ]
     table = report.standing(pd.DataFrame(rows))
     assert list(table.arm) == ["farther", "farthest", "near but small", "near but other images"]
     assert list(table.kept) == [True, True, False, False]
+    assert table.loc[0, list(more)].tolist() == [0, 1, 2]
+    assert table.loc[1:, list(more)].isna().all(axis=None)
 
 
 @pytest.mark.parametrize("late, ratio", [(0.44, 0.25), (0.30, 0.125)])
