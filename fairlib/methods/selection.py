@@ -154,12 +154,14 @@ def generate_and_keep(
     Raises
     ------
     SettingsError
-        As `acceptance` and `choose_noises`, and when ten times the expected draws do not suffice:
-        the base shares are then wrong.
+        As `acceptance` and `choose_noises`; for less than one draw an image; and when ten times the
+        expected draws do not suffice: the base shares are then wrong.
     """
     targets = target_of_each(prompts, target)
     if rule not in RULES:
         raise SettingsError(f"rule is {rule!r}; expected one of {', '.join(RULES)}")
+    if not 1 <= draws_per_image < math.inf:
+        raise SettingsError(f"draws_per_image is {draws_per_image}; give a number from 1")
     if rule == "class" and len(base_shares) != len(targets):
         raise SettingsError(f"{len(base_shares)} base shares for {len(targets)} prompts")
 

@@ -52,6 +52,7 @@ LABELS = {  # of arms, for readers; the first ten are the main ones
     "class-published-9-steps": "class targets, published order, 9 steps",
     "class-published-36-steps": "class targets, published order, 36 steps",
     "transport-robust-quick": "default, quick",
+    "class-published-quick": "class targets, published order, quick",
 }
 BASES = {  # folders of results, for readers
     "brain": "first base",
@@ -59,14 +60,11 @@ BASES = {  # folders of results, for readers
     "brain-realistic": "sexes that overlap",
     "brain-balanced": "balanced training set",
 }
-CURVES = {  # arms by their number of steps, for cost against gap
-    "default": ("transport-robust-10-steps", "transport-robust-20-steps", "transport-robust"),
-    "class targets, published order": (
-        "class-published-9-steps",
-        "class-published",
-        "class-published-36-steps",
+CURVES = {  # arms by their cost, for cost against gap
+    "default": tuple(f"transport-robust{end}" for end in ("-quick", "-10-steps", "-20-steps", "")),
+    "class targets, published order": tuple(
+        f"class-published{end}" for end in ("-quick", "-9-steps", "", "-36-steps")
     ),
-    "default, quick": ("transport-robust-quick",),  # beside the two curves that are compared
 }
 NEAR = 0.05  # of the target: how near a curve of cost has to come
 BEFORE_AND_AFTER = (
@@ -344,7 +342,7 @@ def _curves(
             away = distance_of(outcomes.interval_of(drawn[:, data.place(arm)]))
             reached[name] += [costs[arm]] if away.estimate <= NEAR else []
             yield CURVE.row(arm, NAMES["anatomy"], away, data.p[0].size)
-    mine, theirs = (reached[name] for name in tuple(CURVES)[:2])
+    mine, theirs = reached.values()
     if mine:
         ratio = min(mine) / min(theirs or [max(costs[arm] for arm in list(points.values())[1])])
         yield CHEAPEST.row(DEFAULT, "counter", Interval(ratio, np.nan, np.nan), len(data.seeds))
@@ -421,8 +419,7 @@ def labelled(table: pd.DataFrame, readings: pd.DataFrame | None = None) -> pd.Da
     seeds = {} if readings is None else readings.groupby("arm").seed.nunique().to_dict()
     words = {arm: f" ({n} seed{'s' * (n > 1)})" for arm, n in seeds.items()}
     order = {arm: place for place, arm in enumerate(LABELS)}
-    places = table.arm.map(order).fillna(len(order))
-    ordered = table.loc[places.sort_values(kind="stable").index]
+    ordered = table.loc[table.arm.map(order).fillna(len(order)).sort_values(kind="stable").index]
     return ordered.assign(
         arm=ordered.arm.map(lambda arm: LABELS.get(arm, arm) + words.get(arm, ""))
     )

@@ -365,17 +365,19 @@ def _factorial() -> dict[str, TunedArm]:
 
 def _curve() -> dict[str, TunedArm]:
     """Cost against gap: fewer and more steps of the default and of class targets in the published
-    order of work; and the default "quick", in a third of the steps at three times the rate with
-    half of its base cache.
+    order of work; and both "quick", at three times the rate in a third (half) of the steps, the
+    default with half of its base cache.
     """
     published = {"learning_rate": CHOSEN["class-published"]} | PUBLISHED
     quick = {"learning_rate": 3 * CHOSEN["transport"], "cache_size": 60}
     cells = [("transport-robust", count, f"{count}-steps", {}) for count in (10, 20)]
     cells += [("transport-robust", 10, "quick", quick)]
     cells += [("class-published", count, f"{count}-steps", published) for count in (9, 36)]
+    rate = 3 * CHOSEN["class-published"]
+    cells += [("class-published", 9, "quick", published | {"learning_rate": rate})]
     found = {}
     for name, count, label, changes in cells:
-        family, kind = ("class", "standard") if changes is published else ("transport", "robust")
+        family, kind = ("class", "standard") if "class" in name else ("transport", "robust")
         steps = {"steps": count, "warmup": max(1, round(count / 8))}
         says = f"{family} targets, {label.replace('-', ' ')}"
         found[f"{name}-{label}"] = arm(says, kind, family, **(changes | steps))

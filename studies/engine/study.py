@@ -465,8 +465,7 @@ def criteria_of(study: Study[S], folder: str | Path | None = None) -> pd.DataFra
     Raises `DataError` when there are no results.
     """
     folder = Path(folder or study.results())
-    tables = load_results(study, folder)
-    table = criteria_table(study.criteria(tables, settings_of(study, folder)))
+    table = criteria_table(study.criteria(load_results(study, folder), settings_of(study, folder)))
     table.attrs["outdated"] = outdated(folder)
     return table
 

@@ -147,6 +147,13 @@ def test_a_pool_brings_the_whole_distribution(sampler, size_readers):
     assert np.abs(logits - wide.distribution().quantile(levels)).mean() < 0.2
 
 
+@pytest.mark.parametrize("pool", [0.5, 0, -3.0, float("nan"), float("inf")])
+def test_a_pool_smaller_than_its_choice_or_without_an_end_is_refused(sampler, size_readers, pool):
+    given = {"rule": "transport", "draws_per_image": pool}
+    with pytest.raises(SettingsError, match=f"draws_per_image is {pool}; give a number from 1"):
+        list(sel.generate_and_keep(sampler, size_readers[0], ["LGG"], TARGET, 2, **given))
+
+
 def test_wrong_base_shares_end_with_an_error(sampler, size_readers):
     with pytest.raises(SettingsError, match="0 base shares for 1 prompts"):
         next(sel.generate_and_keep(sampler, size_readers[0], ["HGG"], TARGET, 4))
