@@ -82,7 +82,8 @@ def sample(options: argparse.Namespace) -> None:
 
     from fairlib.io import write_bytes, write_image
 
-    images, prompts = _chosen(options) if options.classifier else _sampled(options)
+    chosen = options.classifier or options.scores or options.shares
+    images, prompts = _chosen(options) if chosen else _sampled(options)
     out = Path(options.out)
     names = [f"{number:05d}.png" for number in range(len(images))]
     for name, image in zip(names, images, strict=True):
@@ -222,10 +223,13 @@ def _generator(options: argparse.Namespace) -> Generator:
 def _sampled(options: argparse.Namespace) -> tuple[Tensor, list[str]]:
     """Images of every prompt, and the prompt of each."""
     prompts = [prompt for prompt in _prompts(options.prompts) for _ in range(options.count)]
-    return _generator(options).sample(prompts, rng=options.seed, **_solver(options)), prompts
+    how = _sampling(options)
+    return _generator(options).sample(prompts, rng=options.seed, **how), prompts
 
 
-def _solver(options: argparse.Namespace) -> dict[str, Any]:
+def _sampling(options: argparse.Namespace) -> dict[str, Any]:
+    if options.count < 1:
+        raise SettingsError(f"--count {options.count}: give a whole number from 1")
     return {name: getattr(options, name) for name in ("steps", "guidance_scale", "micro_batch")}
 
 
@@ -236,15 +240,19 @@ def _chosen(options: argparse.Namespace) -> tuple[Tensor, list[str]]:
     from fairlib.methods.selection import generate_and_keep
     from fairlib.models.classifier import find_classifier
 
-    if not options.scores:
-        raise SettingsError("--classifier needs --scores, its logits on real images, and --shares")
+    if not (options.classifier and options.scores and options.shares):
+        raise SettingsError(
+            "to choose images, give all three of --classifier, --scores and --shares; else none"
+        )
+    how = _sampling(options) | {"draws_per_image": options.draws_per_image, "seed": options.seed}
     classifier = find_classifier(options.classifier, accelerator(options.device))
     prompts, target = _aim(options)
+    texts = list(prompts)
+    if len(set(texts)) < len(texts):
+        raise SettingsError("a prompt stands twice; give each once, and more images by --count")
     print(_aim_in_words(options.scores), flush=True)
-    chosen: Any = {"draws_per_image": options.pool, "seed": options.seed} | _solver(options)
-    generator, texts = _generator(options), list(prompts)
-    how = (generator, classifier, prompts, target, options.count)
-    kept = generate_and_keep(*how, rule="transport", **chosen)
+    what = (_generator(options), classifier, prompts, target, options.count)
+    kept = generate_and_keep(*what, rule="transport", **how)
     images, places = zip(*((each.image, each.prompt) for each in kept), strict=True)
     return torch.stack(images), [texts[place] for place in places]
 
@@ -274,8 +282,8 @@ def _listed(given: list[str]) -> pd.DataFrame:
 
 
 def _aim(options: argparse.Namespace) -> tuple[Any, Any]:
-    """Prompts and target of `tune`: one target for all; or, where --shares is a table with a row a
-    group, {prompt: group} and {group: target}.
+    """Prompts and target of `tune` and of a choice of images: one target for all; or, where
+    --shares is a table with a row a group, {prompt: group} and {group: target}.
     """
     from fairlib.cohorts.tables import refuse_twice
     from fairlib.methods.targets import Target
@@ -326,8 +334,14 @@ def _target(shares: dict[str, float], path: str, group: str = "") -> Target:
         refuse_twice(where, table["image"])
     if "label" in table:
         labels = _labels(where, table["label"], shares)
-    logits = table.drop(columns=[*REAL], errors="ignore").to_numpy()
-    logits = logits[:, 0] if logits.shape[1] == 1 else logits
+    columns = [name for name in table if name not in REAL]
+    if len(columns) > 1 and columns != list(shares):
+        raise DataError(
+            f"{path}: the columns {', '.join(columns)} would all be logits; give one, or those of "
+            f"--shares in the order of the classifier's outputs ({', '.join(shares)})"
+        )
+    logits = table[columns].to_numpy()
+    logits = logits[:, 0] if len(columns) == 1 else logits
     return Target.shares(shares, logits, labels, name=group or "all")
 
 
@@ -443,8 +457,8 @@ def _add_work(draw: Parser, align: Parser, check: Parser) -> None:
     place = "a classifier's folder, or package.module:function that returns one"
     align.add_argument("--classifier", required=True, help=place)
     draw.add_argument("--classifier", default="", help=f"choose images by its scores: {place}")
-    text = "images generated for each that is chosen by --classifier (default: 3)"
-    draw.add_argument("--pool", type=float, default=3.0, help=text)
+    text = "images generated for each that --classifier chooses (default: 3)"
+    draw.add_argument("--draws-per-image", type=float, default=3.0, help=text)
     text = f"one or several: {place}; as NAME=CLASSIFIER"
     check.add_argument("--classifier", required=True, nargs="+", help=text)
     place = "biomedclip, openai, an open_clip name as ViT-B-32:openai, hf-hub:..., or a folder"

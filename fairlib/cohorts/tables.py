@@ -109,7 +109,7 @@ def read_prompts(path: str | Path) -> pd.DataFrame:
     """Read prompts, as a table of texts: a text file has one a line, a table the column `prompt`
     and what else it states of each, such as the `group` whose target it has.
 
-    Raises `DataError` on a table without that column, and on a prompt that stands twice.
+    Raises `DataError` on a table without that column, or with a prompt that stands twice.
     """
     if Path(path).suffix.lower() == ".txt":
         lines = [line.strip() for line in read_text(path).splitlines() if line.strip()]

@@ -131,7 +131,7 @@ def generate_and_keep(
     Parameters
     ----------
     generator, classifier, prompts, target
-        As of `tune`; the classifier needs no gradient.
+        As of `tune`; the classifier needs no gradient, and gets images in parts of `micro_batch`.
     count
         Images to keep of each prompt.
     base_shares
@@ -154,8 +154,9 @@ def generate_and_keep(
     Raises
     ------
     SettingsError
-        As `acceptance` and `choose_noises`; for less than one draw an image; and when ten times the
-        expected draws do not suffice: the base shares are then wrong.
+        As `acceptance` and `choose_noises`; for less than one draw an image; for logits that are
+        not finite or of another number of groups than the target; and when ten times the expected
+        draws do not suffice: the base shares are then wrong.
     """
     targets = target_of_each(prompts, target)
     if rule not in RULES:
@@ -169,7 +170,11 @@ def generate_and_keep(
     def draw(prompt: str, first: int, size: int) -> tuple[Tensor, Tensor]:
         noise = generator.noise(seed, list(range(first, first + size)))
         images = generator.sample([prompt] * size, noise=noise, **sampling)
-        return images, class_logits(classifier(images))
+        parts = images.split(sampling.get("micro_batch") or size)
+        logits = torch.cat([classifier(part) for part in parts])
+        if not bool(logits.isfinite().all()):
+            raise SettingsError(f"{prompt!r}: logits hold NaN or infinity; try fp32")
+        return images, class_logits(logits, len(targets[0].groups))
 
     for place, (prompt, each) in enumerate(zip(prompts, targets, strict=True)):
         if rule == "class":

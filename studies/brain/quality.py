@@ -216,7 +216,7 @@ def distance_fairness(
     female: np.ndarray,
     levels: Mapping[str, Iterable[float]],
     splits: int = 5,
-    dealings: int = 40,
+    permutations: int = 40,
 ) -> pd.DataFrame:
     """Distance (MMD) of degraded images to intact ones, of each sex apart, by feature space: space,
     kind, level, distance_F, distance_M, distance, difference, chance_low, chance_high, n.
@@ -225,7 +225,7 @@ def distance_fairness(
     noise, as `disturbed` does. difference: (distance_F - distance_M) / distance, whose size is the
     DQA; distances are means over `splits` into degraded and intact halves, of features divided by
     their root mean square deviation over intact images: one scale for all, or features that hardly
-    vary would decide. chance: 95 % of what `dealings` of the sexes at random give; a distance that
+    vary would decide. chance: 95 % of what `permutations` of the sexes give; a distance that
     is fair to the sexes stays within.
     """
     rows, rng = [], numpy_rng(StudyStream.EVEN_ROWS, 0)
@@ -236,7 +236,7 @@ def distance_fairness(
             pair = [
                 (each - centre) / spread for each in (embed(disturbed(images, kind, level)), intact)
             ]
-            sexes = [female, *(rng.permutation(female) for _ in range(dealings))]
+            sexes = [female, *(rng.permutation(female) for _ in range(permutations))]
             found = np.array(
                 [[_apart(*pair, each, rng) for _ in range(splits)] for each in sexes]
             ).mean(1)

@@ -67,18 +67,10 @@ CURVES = {  # arms by their cost, for cost against gap
     ),
 }
 NEAR = 0.05  # of the target: how near a curve of cost has to come
-BEFORE_AND_AFTER = (
-    "untuned",
-    "class-standard",
-    "transport-robust",
-    "transport-standard",
-    "choose-noises",
-)
+BEFORE_AND_AFTER = ("untuned", "class-standard", DEFAULT, "transport-standard", "choose-noises")
 KINDS = {  # tuning classifiers of the factorial, for readers
-    "standard": "standard",
-    "robust": "robust",
-    "standard-short": "standard, short training",
-    "robust-short": "robust, short training",
+    **{kind: kind for kind in ("standard", "robust")},
+    **{f"{kind}-short": f"{kind}, short training" for kind in ("standard", "robust")},
 }
 FACTORIAL = {
     f"{family}-{kind}{aim}": (f"{family} targets{', corrected aim' * bool(aim)}", words)
@@ -136,7 +128,7 @@ CONTRASTS = {
     other: (
         Criterion(f"contrast_{other}", f"distance less that of {LABELS[other]}"),
         Criterion(f"contrast_p_{other}", f"the same, p value (Holm over {len(RIVALS)})"),
-        Criterion(f"contrast_power_{other}", POWER.format(LABELS[other]), 0.8, Rule.AT_LEAST, 2),
+        Criterion(f"contrast_power_{other}", POWER + LABELS[other], 0.8, Rule.AT_LEAST, 2),
     )
     for other in RIVALS
 }
@@ -153,13 +145,8 @@ AGAINST = {  # exploratory differences at common seeds
 ELSEWHERE = {"guidance": 0.08, "other": 0.06, "paraphrase": 0.06, "no": 0.06}
 CHOICE = Criterion("choice", "distance of the proportion to the target{chosen}")
 CURVE = Criterion("curve_distance", "distance of the proportion to the target, seeds of all curves")
-CHEAPEST = Criterion(
-    "cost_ratio",
-    f"evaluations to come within {NEAR:g}, default over published order of class targets",
-    0.5,
-    Rule.AT_MOST,
-    2,
-)
+WITHIN = f"evaluations to come within {NEAR:g}, default over published order of class targets"
+CHEAPEST = Criterion("cost_ratio", WITHIN, 0.5, Rule.AT_MOST, 2)
 COST = Criterion("cost", "denoiser evaluations before any image is drawn", decimals=0)
 
 
@@ -205,12 +192,8 @@ def _of_arm(tables: Mapping[str, pd.DataFrame], arm: str, own: str) -> Iterator[
             if kind == primary:
                 moved[name] = data, draws
                 if arm != UNTUNED:
-                    yield CLOSED.row(
-                        arm,
-                        name,
-                        outcomes.gap_closed(data, draws, arm, TARGETS.get(arm, TARGET)),
-                        count,
-                    )
+                    closed = outcomes.gap_closed(data, draws, arm, TARGETS.get(arm, TARGET))
+                    yield CLOSED.row(arm, name, closed, count)
                 yield from _primary(data, draws, arm, name, share)
     if OWN in moved and arm != UNTUNED:
         for name in [name for name in NAMES.values() if name in moved]:
@@ -333,6 +316,9 @@ def _curves(
     chosen, known = sum(points.values(), []), tables["calibration"]
     if not {DEFAULT, "class-published"} < set(chosen) or "cost" not in tables:
         return
+    seeds = tables["readings"].groupby("arm").seed.agg(set)[chosen]
+    if not set.intersection(set(known.seed), *seeds):
+        return
     data = outcomes.compare(tables["readings"], known, "anatomy", chosen, primary_of(known))
     drawn = outcomes.shares(data, data.draws(REPLICATES, np.random.default_rng(0)))
     costs = {row["arm"]: row["estimate"] for row in rows if row["metric_id"] == COST.metric_id}
@@ -383,9 +369,9 @@ def standing(criteria: pd.DataFrame) -> pd.DataFrame:
     evaluators = (NAMES["anatomy"], NAMES["heldout"], "attribute classifier", "counter")
     rows = criteria[criteria.evaluator.isin(evaluators) & ~criteria.arm.isin([UNTUNED, *TARGETS])]
     wide = rows.pivot_table("estimate", "arm", "metric_id")
-    wide["distance"] = rows[rows.metric_id == "distance"].set_index("arm").estimate
-    wide["fidelity_loss"] = wide[[each.metric_id for each in FIDELITY_LOSSES.values()]].max(axis=1)
-    small = wide[["size_F", "size_M"]].abs().max(axis=1) <= SIZES["F"].upper
+    losses = wide[[each.metric_id for each in FIDELITY_LOSSES.values()]]
+    wide["fidelity_loss"] = losses.max(axis=1, skipna=False)
+    small = wide[["size_F", "size_M"]].abs().max(axis=1, skipna=False) <= SIZES["F"].upper
     wide["kept"] = small & (wide.fidelity_loss <= FIDELITY_LOSSES["grade"].bound)
     wide = wide.sort_values(["kept", "distance"], ascending=[False, True]).reset_index()
     columns = "arm distance run_distance size_F size_M size_distance fidelity_loss cost kept"

@@ -83,13 +83,9 @@ PUBLISHED = {
 GUIDANCES = (0.15, 0.5, 1.5)
 # where the best value lay at an edge, one further on that side
 FURTHER = {
-    "class-standard": 1.3e-5,
-    "class-standard-corrected": 1.3e-5,
-    "class-robust-corrected": 1.3e-5,
-    "transport-robust": 1.3e-5,
-    "mean-kl-robust": 1.3e-5,
+    **dict.fromkeys(("class-standard", "transport-robust", "mean-kl-robust", "grpo"), 1.3e-5),
+    **dict.fromkeys(("class-standard-corrected", "class-robust-corrected"), 1.3e-5),
     "quantile-robust": 1.1e-3,
-    "grpo": 1.3e-5,
     "target-images": 1.1e-3,
     "batch-guidance": 4.5,
 }
@@ -209,8 +205,8 @@ def measures(run: Run) -> pd.DataFrame:
 
 
 def changes(run: Run) -> pd.DataFrame:
-    """What an arm changes besides the share: `diversity` and `change_at_rim` (NaN of an arm whose
-    noises are chosen).
+    """What an arm changes besides the share: `diversity` and `change_at_rim` (NaN of the untuned
+    model and of an arm whose noises are chosen).
     """
     settings, seed, pair = run.settings, run.seed, (run.artifact, run.of("untuned").artifact)
     read = [image_readings(settings, seed, each, None, ["heldout"]) for each in pair]

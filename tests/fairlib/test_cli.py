@@ -88,7 +88,7 @@ def test_sample_chooses_the_images_whose_scores_match_the_target(
     shares = ["shares.csv"] if grouped else ["F=0.5", "M=0.5"]
     command = ["sample", str(pipeline), *prompts, "--count", "2", "--steps", "2", "--out", "out"]
     command += ["--classifier", "strangers_classifier:bright", "--shares", *shares]
-    assert main([*command, "--scores", "scores.csv", "--pool", "3"]) == 0
+    assert main([*command, "--scores", "scores.csv", "--draws-per-image", "3"]) == 0
     assert "aim: shares by the recorded groups" in capsys.readouterr().out
     table = pd.read_csv(tmp_path / "out" / "images.csv")
     assert table["prompt"].tolist() == ["axial brain"] * 2 + ["brain"] * 2
@@ -110,10 +110,46 @@ def test_sample_chooses_the_images_whose_scores_match_the_target(
             assert np.abs(got - pool[row, 0].numpy()).max() <= 0.5 / 127.5 + 1e-5
 
 
-def test_sample_with_a_classifier_needs_its_scores_on_real_images(pipeline, tmp_path, capsys):
-    command = ["sample", str(pipeline), "brain", "--classifier", "anything:at_all"]
-    assert main([*command, "--out", str(tmp_path / "out")]) == 2
-    assert "--classifier needs --scores" in capsys.readouterr().err
+def three():
+    """A classifier of three groups."""
+    return lambda images: torch.eye(3)[torch.arange(len(images)) % 3]
+
+
+def broken():
+    """A classifier whose logits overflow."""
+    return lambda images: images.flatten(1).mean(1) * float("nan")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"--classifier": []}, "give all three of --classifier, --scores and --shares"),
+        ({"--scores": []}, "give all three of --classifier, --scores and --shares"),
+        ({"--shares": []}, "give all three of --classifier, --scores and --shares"),
+        ({"--classifier": ["strangers_classifier:three"]}, "logits of 3 groups but 2 have a share"),
+        ({"--classifier": ["strangers_classifier:broken"]}, "'brain': logits hold NaN or infinity"),
+        ({"--count": ["0"]}, "--count 0: give a whole number from 1"),
+        ({"--draws-per-image": ["0.5"]}, "draws_per_image is 0.5; give a number from 1"),
+        ({"prompts": ["brain"]}, "a prompt stands twice"),
+        ({"--scores": ["indexed.csv"]}, "the columns unnamed, logit would all be logits"),
+        ({"--scores": ["reversed.csv"]}, "in the order of the classifier's outputs (F, M)"),
+    ],
+)  # fmt: skip
+def test_a_mistake_in_a_choice_of_images_is_one_line(
+    pipeline, tmp_path, capsys, monkeypatch, change, message
+):
+    monkeypatch.setitem(sys.modules, "strangers_classifier", sys.modules[__name__])
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "scores.csv").write_text("logit,label\n-9,M\n9,F\n")
+    (tmp_path / "indexed.csv").write_text("unnamed,logit,label\n0,-9,M\n1,9,F\n")
+    (tmp_path / "reversed.csv").write_text("M,F\n-9,1\n9,2\n")
+    given = {"--classifier": ["strangers_classifier:bright"], "--scores": ["scores.csv"]}
+    given |= {"--shares": ["F=0.5", "M=0.5"], "--count": ["2"], "--steps": ["1"]} | change
+    prompts = ["brain", *given.pop("prompts", [])]
+    options = [word for name, words in given.items() if words for word in (name, *words)]
+    assert main(["sample", str(pipeline), *prompts, *options, "--out", "out"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("fairlib: ") and error.count("\n") == 1 and message in error, error
     assert not (tmp_path / "out").exists()
 
 

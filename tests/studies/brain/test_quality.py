@@ -24,7 +24,7 @@ def test_a_space_that_sees_damage_in_one_sex_alone_is_unfair_and_one_that_sees_i
         )
 
     spaces = {"fair": of_both, "blind to men": of_women}
-    table = distance_fairness(spaces, images, female, {"noise": (0.3,)}, dealings=20)
+    table = distance_fairness(spaces, images, female, {"noise": (0.3,)}, permutations=20)
     fair, blind = (table.set_index("space").loc[name] for name in ("fair", "blind to men"))
     assert fair.chance_low < fair.difference < fair.chance_high < 0.5
     assert blind.difference > 2 * blind.chance_high
@@ -45,7 +45,7 @@ def test_a_feature_that_hardly_varies_does_not_decide():
         return np.hstack([of_both(shown), faint.numpy()])
 
     spaces = {"without": of_both, "with": with_a_faint_one}
-    table = distance_fairness(spaces, images, female, {"noise": (0.3,)}, dealings=2)
+    table = distance_fairness(spaces, images, female, {"noise": (0.3,)}, permutations=2)
     without, faintly = table.distance
     assert faintly == pytest.approx(without, rel=0.2)
 
