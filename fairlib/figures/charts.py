@@ -36,7 +36,7 @@ from fairlib.settings import need
 LABELS = {
     "alignment": "alignment loss",
     "consistency": "consistency loss (1 - cosine)",
-    "share": "female share read by the tuning classifier",
+    "share": "share read as female",
     "gradient_norm": "gradient norm",
     "cosine_kept": "cosine to the original, class kept",
     "lr": "learning rate",

@@ -96,6 +96,9 @@ def test_contrasts_name_the_rivals_that_were_run(table):
         "contrast_power_class-standard",
     ]
     assert 0 < rows["contrast_power_untuned"] <= 1
+    words = table.set_index("metric_id").figure
+    for other in ("untuned", "class-standard"):
+        assert words[f"contrast_power_{other}"].endswith(f"0.04 to {report.LABELS[other]}")
     assert rows["contrast_untuned"] == pytest.approx(-0.28, abs=0.03)
     assert rows["contrast_class-standard"] == pytest.approx(-0.15, abs=0.03)
     assert rows["contrast_p_untuned"] < 0.001
@@ -200,6 +203,9 @@ def test_the_rule_of_the_plan_puts_arms_that_keep_the_images_before_nearer_ones(
     assert list(table.kept) == [True, True, False, False]
     assert table.loc[0, list(more)].tolist() == [0, 1, 2]
     assert table.loc[1:, list(more)].isna().all(axis=None)
+    lacking = [row for row in rows if (row["arm"], row["metric_id"]) != ("farther", "size_M")]
+    kept = report.standing(pd.DataFrame(lacking)).set_index("arm").kept
+    assert not kept["farther"] and kept["farthest"], "a size that nobody measured is not kept"
 
 
 @pytest.mark.parametrize("late, ratio", [(0.44, 0.25), (0.30, 0.125)])
@@ -225,6 +231,10 @@ def test_curves_of_cost_say_what_it_takes_to_come_near(late, ratio):
     assert found.estimate == ratio and bool(found.met)
     bound = rows[(rows.metric_id == "confirmation_ratio") & rows.criterion.notna()]
     assert set(bound.arm) == {report.DEFAULT}, "shorter runs are bound by nothing"
+    apart = (readings.arm != theirs[0]) ^ (readings.seed == 3)  # no seed in common
+    tables["readings"] = readings[apart | (readings.arm == "untuned")]
+    rows = criteria_table(report.criteria(tables, dict.fromkeys(shares, "robust")))
+    assert (rows.metric_id == "share").any() and not (rows.metric_id == "curve_distance").any()
 
 
 def test_a_metric_across_evaluators_is_one_row_an_arm(table):
