@@ -100,7 +100,7 @@ def test_curves_keep_their_own_words():
     figure = figures.training_panels(steps, {"alignment": None, "share": 0.458})
     assert [panel.get_ylabel() for panel in figure.axes] == [
         "alignment loss",
-        "female share read by the tuning classifier",
+        "share read as female",
     ]
     assert any("45.8" in text.get_text() for text in figure.legends[0].get_texts())
 

@@ -277,7 +277,7 @@ class TestTraining:
         lines = {line.get_label(): line for line in ax.lines}
         assert list(lines["plain"].get_ydata()) == [0.2, 0.4, 0.3, 0.5]
         assert lines["plain"].get_linestyle() != lines["robust"].get_linestyle()
-        assert ax.get_ylabel() == "female share read by the tuning classifier"
+        assert ax.get_ylabel() == "share read as female"
 
     def test_smooths_over_the_faint_values(self):
         ax = draw(figures.training_curves(self.TABLE[:4], "share", smooth=3))
