@@ -133,13 +133,11 @@ CONTRASTS = {
     for other in RIVALS
 }
 CLOSED = Criterion("gap_closed", "share of the gap to the target that is closed", decimals=2)
-AGAINST = {  # exploratory differences at common seeds
-    "default": Criterion("against_default", "proportion female less the default's, same seeds"),
-    "class": Criterion("against_class", "proportion female less that of class targets, same seeds"),
-    "corrected": Criterion(
-        "against_corrected",
-        "proportion female less that of class targets with a corrected aim, same seeds",
-    ),
+AWAY = "distance to the target less, at the same seeds, that of "
+AGAINST = {  # exploratory
+    "default": Criterion("against_default", AWAY + "the default"),
+    "class": Criterion("against_class", AWAY + "class targets"),
+    "corrected": Criterion("against_corrected", AWAY + "class targets with a corrected aim"),
 }
 # of `transfer`: distance to the target at most, with other prompts and at other guidance scales
 ELSEWHERE = {"guidance": 0.08, "other": 0.06, "paraphrase": 0.06, "no": 0.06}
@@ -286,8 +284,9 @@ def _contrasts(tables: Mapping[str, pd.DataFrame], arms: list[str]) -> Iterator[
 
 
 def _differences(tables: Mapping[str, pd.DataFrame], arms: list[str]) -> Iterator[dict]:
-    """Arms against others at the seeds that both have: exploratory, not corrected for their number.
-    Every arm against the default, and transport against class targets with the same classifier.
+    """Distances of single runs to the target against those of another arm at the seeds that both
+    have: exploratory, not corrected for their number. Every arm against the default, and transport
+    against class targets with the same classifier (of class targets as published, the standard).
     """
     readings, known = tables["readings"], tables["calibration"]
     pairs = [(arm, DEFAULT, "default") for arm in arms if arm != DEFAULT]
@@ -300,7 +299,9 @@ def _differences(tables: Mapping[str, pd.DataFrame], arms: list[str]) -> Iterato
             continue
         data = outcomes.compare(readings, known, "anatomy", [arm, other], primary_of(known))
         if outcomes.is_useful(data):
-            row = outcomes.paired(data, outcomes.seed_shares(data), arm, other)
+            targets = np.array([[TARGETS.get(each, TARGET)] for each in (arm, other)])
+            away = np.abs(outcomes.seed_shares(data) - targets)
+            row = outcomes.paired(data, away, arm, other)
             value = Interval(row["difference"], row["low"], row["high"])
             yield AGAINST[key].row(arm, NAMES["anatomy"], value, row["seeds"])
 

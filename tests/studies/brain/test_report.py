@@ -107,8 +107,10 @@ def test_contrasts_name_the_rivals_that_were_run(table):
 def test_other_arms_stand_against_the_default_at_common_seeds(table):
     rows = table[table.metric_id == "against_default"].set_index("arm")
     assert list(rows.index) == ["untuned", "class-standard"] and (rows.n == 4).all()
+    away = {arm: abs(share - report.TARGET) for arm, share in SHARES.items()}
     for arm, row in rows.iterrows():
-        assert row.low <= SHARES[arm] - SHARES["transport-robust"] <= row.high
+        assert row.low <= away[arm] - away["transport-robust"] <= row.high
+        assert row.estimate > 0, "both lie farther from the target than the default does"
 
 
 def test_the_gap_that_is_closed_is_zero_at_the_untuned_share_and_one_on_target(table):
