@@ -256,8 +256,7 @@ def _fidelity(measures: pd.DataFrame, arm: str) -> Iterator[dict]:
     for name, criterion in FIDELITY_LOSSES.items():
         loss = 100 * (before[name] - mine[name]).dropna()
         value = Interval(loss.mean(), loss.min(), loss.max())
-        bound = arm == DEFAULT
-        yield criterion.row(arm, "attribute classifier", value, len(loss), compared=not bound)
+        yield criterion.row(arm, "attribute classifier", value, len(loss), compared=arm != DEFAULT)
 
 
 def _cost(cost: pd.DataFrame, arm: str) -> Iterator[dict]:
