@@ -45,7 +45,7 @@ def main(source: str, output: str, parameters: str, label: str) -> int:
                 kernel_name="python3",
                 progress_bar=False,
                 stderr_file=Lines(label),
-                iopub_timeout=120,  # seconds; thousands of quoted numbers take a while
+                iopub_timeout=120,  # seconds; a busy machine is slow to pass outputs on
                 shutdown_kernel="immediate",  # one that is asked to end reports that as an error
                 config=Config(KernelManager=_sockets(folder)),
             )
