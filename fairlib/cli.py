@@ -228,6 +228,7 @@ def _sampled(options: argparse.Namespace) -> tuple[Tensor, list[str]]:
 
 
 def _sampling(options: argparse.Namespace) -> dict[str, Any]:
+    """What the sampler is told of each image."""
     if options.count < 1:
         raise SettingsError(f"--count {options.count}: give a whole number from 1")
     return {name: getattr(options, name) for name in ("steps", "guidance_scale", "micro_batch")}
