@@ -75,7 +75,7 @@ class TestSaerens:
     def test_another_library_agrees(self):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of its imports
-            quantification = pytest.importorskip("quapy.method.aggregative")
+            quantification = pytest.importorskip("quapy.method.aggregative", reason="needs QuaPy")
         p = RNG(4).dirichlet([0.6, 0.8, 0.5], 500)
         prior = np.array([0.5, 0.2, 0.3])
         theirs, _ = quantification.EMQ.EM(prior, p, epsilon=1e-7)
