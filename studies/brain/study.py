@@ -101,8 +101,11 @@ CHOSEN = {
     "target-images": 3.6e-4,
     "grpo": 4e-5,
     "batch-guidance": 1.5,
+    "choose-noises": 3.0,
+    "choose-noises-standard": 3.0,
 }
-POOL = 3.0  # images generated for each that is kept, when noises are chosen
+POOLS = (3.0, 6.0, 12.0)  # images generated for each that is kept, when noises are chosen
+CHOOSING = {"robust": "choose-noises", "standard": "choose-noises-standard"}
 
 
 CALIBRATED = (*KINDS, "heldout", "anatomy", "area")
@@ -279,7 +282,7 @@ RIVAL_COST = {
     "grpo": _grpo_cost,
     "generate-and-keep": _kept_cost,
     "generate-and-keep-corrected": _kept_cost,
-    "choose-noises": _chosen_cost,
+    **dict.fromkeys(CHOOSING.values(), _chosen_cost),
 }
 
 
@@ -336,9 +339,18 @@ def arm(
     return TunedArm(partial(tuned_images, tuning), says, "fine-tuning", classifier, tuning=tuning)
 
 
-def rival(run: Callable, says: str, acts: Any = "sampling") -> Arm:
-    """The entry of an arm that does not tune, and is read beside the robust tuning classifier."""
-    return Arm(run, says, acts, "robust")
+def rival(run: Callable, says: str, acts: Any = "sampling", reads: str = "robust") -> Arm:
+    """The entry of an arm that does not tune, and is read beside tuning classifier `reads`."""
+    return Arm(run, says, acts, reads)
+
+
+def choosing(kind: str, pool: float, target: Any = "marginal") -> Arm:
+    """The entry of an arm that chooses noises by a tuning classifier, of a pool `pool` times as
+    large as what it keeps.
+    """
+    run = partial(rivals.kept, "transport", pool, target=target, kind=kind)
+    says = f"of {pool:g} noises for each, those whose readings match the target, {kind} classifier"
+    return rival(run, says, "selection", kind)
 
 
 WORDS = {
@@ -426,11 +438,7 @@ ARMS: dict[str, Arm] = {
         "the same, to the share that the tuning classifier reads in the cohort",
         "selection",
     ),
-    "choose-noises": rival(
-        partial(rivals.kept, "transport", POOL),
-        "of a pool of noises, those whose readings match the target",
-        "selection",
-    ),
+    **{name: choosing(kind, CHOSEN[name]) for kind, name in CHOOSING.items()},
     "batch-guidance": rival(
         partial(BATCH_GUIDED, CHOSEN["batch-guidance"]), "batch guidance (Balancing Act)"
     ),
@@ -452,12 +460,13 @@ ARMS: dict[str, Arm] = {
 }
 
 
-def _tuned_at(classifier: str, family: str, changes: dict, says: str, rate: float) -> TunedArm:
+def _tuned_at(classifier: str, family: str, changes: dict, rate: float) -> TunedArm:
+    says = f"{family} targets at {rate:g}"
     return arm(says, classifier, family, learning_rate=rate, **changes)
 
 
-def _made_at(run: Callable, acts: Any, says: str, value: float) -> Arm:
-    return rival(partial(run, value), says, acts)
+def _made_at(run: Callable, acts: Any, value: float) -> Arm:
+    return rival(partial(run, value), f"at {value:g}", acts)
 
 
 def _swept() -> dict[str, Arm]:
@@ -473,11 +482,13 @@ def _swept() -> dict[str, Arm]:
     others = {"target-images": rivals.target_images, "grpo": rivals.grpo_images}
     makers |= {name: partial(_made_at, run, "fine-tuning") for name, run in others.items()}
     makers["batch-guidance"] = partial(_made_at, BATCH_GUIDED, "sampling")
+    makers |= {name: partial(choosing, kind) for kind, name in CHOOSING.items()}
+    strengths = {"batch-guidance": GUIDANCES, **dict.fromkeys(CHOOSING.values(), POOLS)}
     arms: dict[str, Arm] = {"untuned": UNTUNED}
     for name, make in makers.items():
-        values = GUIDANCES if name == "batch-guidance" else RATES
+        values = strengths.get(name, RATES)
         for value in sorted({*values, FURTHER.get(name, values[0])}):
-            arms[f"{name}@{value:g}"] = make(f"{name} at {value:g}", value)
+            arms[f"{name}@{value:g}"] = make(value)
     return arms
 
 
@@ -552,6 +563,11 @@ TRANSFER = replace(
     name="transfer",
     shown=None,
     folder=None,
+    arms={
+        name: each
+        for name, each in ARMS.items()
+        if isinstance(each, TunedArm) or name in ("untuned", *CHOOSING.values())
+    },
     seeds=(1, 2, 3),
     tables={
         "transfer": Table(transfer, compressed=True, decimals=4),
@@ -570,7 +586,7 @@ SWEEP = replace(
     seeds=(0,),
     tables={
         "readings": Table(choice_readings, compressed=True, decimals=4),
-        "cosine": Table(choice_cosine),
+        "cosine": Table(choice_cosine, arms=lambda name: not name.startswith("choose")),
         "known": Table(selection_readings, "study", compressed=True, decimals=4),
         "choice": Table(choice, "summary", decimals=7),
         **{name: STUDY.tables[name] for name in ("history", "cost")},

@@ -12,14 +12,7 @@ from sklearn.datasets import load_sample_image
 from fairlib import WeightsError
 from fairlib.measures.distances import mmd
 from fairlib.models import imagenet
-from fairlib.models.classifier import ClassifierSettings, fit_classifier, predict
-from fairlib.models.imagenet import (
-    PACKAGE,
-    ImageNet,
-    imagenet_features,
-    pretrained_classifier,
-    scaled,
-)
+from fairlib.models.imagenet import PACKAGE, ImageNet, imagenet_features, scaled
 
 INSTALLED = all(importlib.util.find_spec(name) for name in (PACKAGE, "timm"))
 shipped = pytest.mark.skipif(
@@ -80,25 +73,6 @@ def test_distances_in_its_space_tell_sets_apart():
     """Small spots from small spots are no further than chance; large ones are."""
     small, again, large = (imagenet_features(blobs(50, *one)) for one in ((4, 1), (4, 2), (7, 3)))
     assert mmd(small, large) > 10 * abs(mmd(small, again))
-
-
-@shipped
-def test_a_classifier_starts_from_it_and_keeps_its_statistics():
-    images = torch.cat([blobs(12, 3, 4), blobs(12, 8, 5)])
-    labels = (torch.arange(24) >= 12).long()
-    classifier = pretrained_classifier({"large": "binary"}, seed=1)
-    before = classifier.body[0].net.bn1.running_mean.clone()
-    start = classifier.body[0].net.conv_stem.weight.detach().clone()
-    settings = ClassifierSettings(steps=6, batch_size=12, learning_rate=1e-3, ema_decay=0.0)
-    list(fit_classifier(classifier, images, labels, settings))
-    net = classifier.body[0].net
-    assert torch.equal(net.bn1.running_mean, before) and not torch.equal(
-        net.conv_stem.weight, start
-    )
-    found = predict(classifier, torch.cat([blobs(8, 3, 6), blobs(8, 8, 7)]))
-    assert found.features.shape == (16, 1280)
-    right = found.positive() == (torch.arange(16) >= 8)
-    assert right.float().mean() > 0.8
 
 
 def test_without_the_package_the_error_says_what_to_install(monkeypatch):
