@@ -47,8 +47,11 @@ Read = Callable[[str, Fitted, Tensor, list[str]], Columns]
 
 
 def combined(members: Fitted) -> nn.Module:
-    """The classifier of an evaluator that has one."""
-    return members[0].load()
+    """The classifier of an evaluator; of several, one that gives the mean of their logits."""
+    loaded = [member.load() for member in members]
+    if len(loaded) == 1:
+        return loaded[0]
+    return FunctionClassifier(lambda images: torch.stack([one(images) for one in loaded]).mean(0))
 
 
 def classify(column: str, members: Fitted, images: Tensor, contrasts: list[str]) -> Columns:
@@ -144,11 +147,13 @@ def classifier_settings(settings: BrainSettings, kind: str, seed: int) -> Classi
 
 
 def tuning_classifier(settings: BrainSettings, kind: str, seed: int = 0) -> list[Artifact]:
-    """The tuning classifier `kind`, of run `seed` where every run has its own; the reader's, if
-    there is one.
+    """The tuning classifier `kind` ("both": standard and robust), of run `seed` where every run has
+    its own; the reader's, if there is one.
     """
     if settings.classifier and kind != "shuffled":
         return [own_classifier(settings.classifier)]
+    if kind == "both":
+        return [each for one in KINDS[:2] for each in tuning_classifier(settings, one, seed)]
     own = seed if settings.classifier_seed is None else settings.classifier_seed
     kind, _, how = kind.partition("_")
     everyone = cohort(short_training(settings) if how == "short" else settings)
@@ -161,17 +166,17 @@ def tuning_classifier(settings: BrainSettings, kind: str, seed: int = 0) -> list
     return [sex_classifier(fit, everyone, settings.split_seed, "tuning", kind)]
 
 
-class OwnClassifier(nn.Module):
-    """A classifier of the reader's (`find_classifier`) as evaluators are read: images
+class FunctionClassifier(nn.Module):
+    """A function of images, such as a classifier of the reader's, as evaluators are read: images
     [N, 1, 128, 128] in [-1, 1] to logits [N], positive for female; of two logits an image, the
     first is of female.
     """
 
     heads, scalars = HEADS, ("female",)
 
-    def __init__(self, place: Path):
+    def __init__(self, function: Callable[[Tensor], Tensor]):
         super().__init__()
-        self.function = find_classifier(str(place), accelerator())
+        self.function = function
         self.register_buffer("threshold", torch.zeros(1, device=accelerator()))
         self.eval().requires_grad_(False)
 
@@ -184,11 +189,16 @@ class OwnClassifier(nn.Module):
         return {"female": logits}, logits[:, None]
 
 
-def own_classifier(name: str) -> Artifact[OwnClassifier]:
+def read_own(place: Path) -> FunctionClassifier:
+    """Read a classifier of the reader's (`find_classifier`)."""
+    return FunctionClassifier(find_classifier(str(place), accelerator()))
+
+
+def own_classifier(name: str) -> Artifact[FunctionClassifier]:
     """A classifier of the reader's; a function is known by the code of its module that it reaches,
     not by the files that it reads.
     """
-    known = Artifact.weights(name, OwnClassifier)
+    known = Artifact.weights(name, read_own)
     with suppress(ImportError, AttributeError, ValueError):  # `load` says what is wrong
         known = replace(known, digest=digest([name, code_digest(resolve_name(name))]))
     return known
@@ -255,7 +265,7 @@ def _tuning(kind: str) -> BrainEvaluator:
 
 KINDS = ("standard", "robust", "standard_short", "robust_short")
 _ALL = (
-    *map(_tuning, (*KINDS, "shuffled")),
+    *map(_tuning, (*KINDS, "both", "shuffled")),
     BrainEvaluator("selection classifier", "selection", fit=selection_classifier),
     BrainEvaluator("held-out classifier", "heldout", fit=heldout_classifier),
     BrainEvaluator("anatomical measurement", "anatomy", fit=anatomy, read=measure_anatomy),

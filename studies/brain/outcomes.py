@@ -96,7 +96,7 @@ def compare(
     """Put the readings of `arms` by an evaluator into arrays, at the seeds that all of them have.
 
     column: the evaluator's, in both tables. Raises `DataError` when the arms share no seed or
-    differ in their images.
+    differ in their images, or where a reading is missing.
     """
     held = [set(readings.seed[readings.arm == arm]) for arm in arms]
     seeds = sorted(set.intersection(*held, set(calibration.seed)))
@@ -111,7 +111,10 @@ def compare(
     columns = [column, "extent_mm"]
     values = [[cells[arm, seed][columns].to_numpy(float) for seed in seeds] for arm in arms]
     p, extent = np.moveaxis(np.array(values), -1, 0)
-    chosen = calibration[calibration["set"] == calibration_set]
+    chosen = calibration[(calibration["set"] == calibration_set) & calibration.seed.isin(seeds)]
+    if np.isnan(p).any() or chosen[column].isna().any():
+        where = f"arms {', '.join(arms)} and calibration set {calibration_set}"
+        raise DataError(f"{column} did not read every image of {where}; run them again")
     known = [chosen[chosen.seed == seed] for seed in seeds]
     return Comparison(
         tuple(arms),

@@ -15,10 +15,13 @@ from studies.engine.criteria import Criterion, Rule
 
 TARGET = 76 / 166  # female subjects of BraTS 2018 with a known sex
 TARGETS = {"target-30": 0.30, "target-70": 0.70}  # of arms with a target of their own
-DEFAULT, RIVALS = "transport-robust", ("untuned", "class-standard", "generate-and-keep")
-LABELS = {  # of arms, for readers; the first ten are the main ones
+TARGETS |= {f"choose-noises{kind}-{n}": n / 100 for kind in ("", "-both") for n in (30, 70)}
+PLANNED, RIVALS = "transport-robust", ("untuned", "class-standard", "generate-and-keep")
+DEFAULT = "choose-noises"  # the best by the rule of the plan
+BOUND = (PLANNED, DEFAULT, "choose-noises-both")  # by the criteria of the plan
+LABELS = {  # of arms, for readers; the first twelve are the main ones
     "untuned": "untuned model",
-    "transport-robust": "default: transport targets, robust classifier",
+    "transport-robust": "transport targets, robust classifier (planned)",
     "transport-standard": "transport targets, standard classifier",
     "class-standard": "class targets, standard classifier",
     "class-standard-corrected": "class targets, standard classifier, corrected aim",
@@ -26,7 +29,9 @@ LABELS = {  # of arms, for readers; the first ten are the main ones
     "class-robust-corrected": "class targets, robust classifier, corrected aim",
     "class-published": "class targets, published order",
     "generate-and-keep": "generate and keep",
-    "choose-noises": "choose noises",
+    "choose-noises": "choose noises, robust classifier (default)",
+    "choose-noises-standard": "choose noises, standard classifier",
+    "choose-noises-both": "choose noises, both classifiers",
     "generate-and-keep-corrected": "generate and keep, corrected aim",
     "target-images": "fine-tuning on the target cohort",
     "grpo": "policy gradient",
@@ -38,6 +43,11 @@ LABELS = {  # of arms, for readers; the first ten are the main ones
     "no-consistency": "no CLIP consistency",
     "target-30": "transport targets, 30 % female",
     "target-70": "transport targets, 70 % female",
+    **{
+        f"choose-noises{kind}-{end}": f"choose noises, {name}, {words}"
+        for kind, name in (("", "robust classifier"), ("-both", "both classifiers"))
+        for end, words in (("30", "30 % female"), ("70", "70 % female"), ("12", "pool of twelve"))
+    },
     "null-own": "null: the model's own distribution",
     "null-shuffled": "classifier of shuffled sexes",
     "words-female": "null: prompts that say woman",
@@ -47,11 +57,11 @@ LABELS = {  # of arms, for readers; the first ten are the main ones
     "class-robust-short": "class targets, robust classifier, short training",
     "transport-standard-short": "transport targets, standard classifier, short training",
     "transport-robust-short": "transport targets, robust classifier, short training",
-    "transport-robust-10-steps": "default, 10 steps",
-    "transport-robust-20-steps": "default, 20 steps",
+    "transport-robust-10-steps": "transport targets, robust classifier, 10 steps",
+    "transport-robust-20-steps": "transport targets, robust classifier, 20 steps",
     "class-published-9-steps": "class targets, published order, 9 steps",
     "class-published-36-steps": "class targets, published order, 36 steps",
-    "transport-robust-quick": "default, quick",
+    "transport-robust-quick": "transport targets, robust classifier, quick",
     "class-published-quick": "class targets, published order, quick",
 }
 BASES = {  # folders of results, for readers
@@ -60,14 +70,18 @@ BASES = {  # folders of results, for readers
     "brain-realistic": "sexes that overlap",
     "brain-balanced": "balanced training set",
 }
+PUBLISHED = "class targets, published order"
 CURVES = {  # arms by their cost, for cost against gap
-    "default": tuple(f"transport-robust{end}" for end in ("-quick", "-10-steps", "-20-steps", "")),
-    "class targets, published order": tuple(
-        f"class-published{end}" for end in ("-quick", "-9-steps", "", "-36-steps")
+    "transport targets, robust classifier": tuple(
+        f"transport-robust{end}" for end in ("-quick", "-10-steps", "-20-steps", "")
     ),
+    "choosing noises, robust classifier": (DEFAULT,),
+    "choosing noises, both classifiers": ("choose-noises-both",),
+    PUBLISHED: tuple(f"class-published{end}" for end in ("-quick", "-9-steps", "", "-36-steps")),
 }
 NEAR = 0.05  # of the target: how near a curve of cost has to come
-BEFORE_AND_AFTER = ("untuned", "class-standard", DEFAULT, "transport-standard", "choose-noises")
+BEFORE_AND_AFTER = ("untuned", "class-standard", PLANNED, "transport-standard", *BOUND[1:])
+BEFORE_AND_AFTER += tuple(f"{arm}-12" for arm in BOUND[1:])  # where sexes overlap
 KINDS = {  # tuning classifiers of the factorial, for readers
     **{kind: kind for kind in ("standard", "robust")},
     **{f"{kind}-short": f"{kind}, short training" for kind in ("standard", "robust")},
@@ -77,7 +91,7 @@ FACTORIAL = {
     for family, aim in (("class", ""), ("class", "-corrected"), ("transport", ""))
     for kind, words in KINDS.items()
 }
-MAIN = tuple(LABELS)[:10]  # arms of the main figures; the others have a section of their own
+MAIN = tuple(LABELS)[:12]  # arms of the main figures; the others have a section of their own
 KEYS = {"tuning classifier": "tuning_classifier"}  # of evaluators, in names of quoted numbers
 NAMES = {
     "heldout": "held-out classifier",
@@ -135,7 +149,7 @@ CONTRASTS = {
 CLOSED = Criterion("gap_closed", "share of the gap to the target that is closed", decimals=2)
 AWAY = "distance to the target less, at the same seeds, that of "
 AGAINST = {  # exploratory
-    "default": Criterion("against_default", AWAY + "the default"),
+    "planned": Criterion("against_planned", AWAY + "the planned tuning"),
     "class": Criterion("against_class", AWAY + "class targets"),
     "corrected": Criterion("against_corrected", AWAY + "class targets with a corrected aim"),
 }
@@ -143,7 +157,7 @@ AGAINST = {  # exploratory
 ELSEWHERE = {"guidance": 0.08, "other": 0.06, "paraphrase": 0.06, "no": 0.06}
 CHOICE = Criterion("choice", "distance of the proportion to the target{chosen}")
 CURVE = Criterion("curve_distance", "distance of the proportion to the target, seeds of all curves")
-WITHIN = f"evaluations to come within {NEAR:g}, default over published order of class targets"
+WITHIN = f"evaluations to come within {NEAR:g}, over those of class targets in published order"
 CHEAPEST = Criterion("cost_ratio", WITHIN, 0.5, Rule.AT_MOST, 2)
 COST = Criterion("cost", "denoiser evaluations before any image is drawn", decimals=0)
 
@@ -169,12 +183,14 @@ def _of_arm(tables: Mapping[str, pd.DataFrame], arm: str, own: str) -> Iterator[
     """
     rng, both = np.random.default_rng(0), list(dict.fromkeys((UNTUNED, arm)))
     readings, known = tables["readings"], tables["calibration"]
+    seeds = readings.seed[readings.arm == arm]
+    shown = readings[readings.arm.isin(both) & readings.seed.isin(seeds)]
     columns = {OWN: own, **{name: column for column, name in NAMES.items()}}
     sets, primary = sets_of(known), primary_of(known)
     first: Draws | None = None
     moved: dict[str, tuple[Comparison, Draws]] = {}
     for name, column in columns.items():
-        if column not in known or readings.loc[readings.arm == arm, column].isna().all():
+        if column not in known or shown[column].isna().any():
             continue
         for kind in sets:
             data = outcomes.compare(readings, known, column, both, kind)
@@ -197,7 +213,8 @@ def _of_arm(tables: Mapping[str, pd.DataFrame], arm: str, own: str) -> Iterator[
         for name in [name for name in NAMES.values() if name in moved]:
             data, draws = moved[name]
             ratio = outcomes.confirmation_ratio(data, moved[OWN][0], arm, draws, moved[OWN][1])
-            bound = name == NAMES["anatomy"] and arm.startswith("transport") and arm in FACTORIAL
+            bound = arm in BOUND or (arm.startswith("transport") and arm in FACTORIAL)
+            bound &= name == NAMES["anatomy"]
             yield RATIO.row(arm, name, ratio, data.p[0].size, compared=not bound)
 
 
@@ -224,7 +241,7 @@ def primary_of(known: pd.DataFrame) -> str:
 def _primary(
     data: Comparison, draws: Draws, arm: str, name: str, share: Interval
 ) -> Iterator[dict]:
-    bound, count, target = arm == DEFAULT, data.p[0].size, TARGETS.get(arm, TARGET)
+    bound, count, target = arm in BOUND, data.p[0].size, TARGETS.get(arm, TARGET)
     if name == NAMES["anatomy"]:
         away = distance_of(share, target)
         criterion = FURTHER if arm in TARGETS else DISTANCE
@@ -256,7 +273,9 @@ def _fidelity(measures: pd.DataFrame, arm: str) -> Iterator[dict]:
     for name, criterion in FIDELITY_LOSSES.items():
         loss = 100 * (before[name] - mine[name]).dropna()
         value = Interval(loss.mean(), loss.min(), loss.max())
-        yield criterion.row(arm, "attribute classifier", value, len(loss), compared=arm != DEFAULT)
+        yield criterion.row(
+            arm, "attribute classifier", value, len(loss), compared=arm not in BOUND
+        )
 
 
 def _cost(cost: pd.DataFrame, arm: str) -> Iterator[dict]:
@@ -269,26 +288,26 @@ def _cost(cost: pd.DataFrame, arm: str) -> Iterator[dict]:
 def _contrasts(tables: Mapping[str, pd.DataFrame], arms: list[str]) -> Iterator[dict]:
     """The confirmatory contrasts, of those rivals that were run."""
     rivals, known = [arm for arm in RIVALS if arm in arms], tables["calibration"]
-    if DEFAULT not in arms or not rivals:
+    if PLANNED not in arms or not rivals:
         return
-    chosen, primary = [DEFAULT, *rivals], primary_of(known)
+    chosen, primary = [PLANNED, *rivals], primary_of(known)
     data = outcomes.compare(tables["readings"], known, "anatomy", chosen, primary)
     if len(data.seeds) < 2 or not outcomes.is_useful(data):
         return
-    for row in outcomes.contrasts(data, TARGET, DEFAULT, rivals).itertuples():
+    for row in outcomes.contrasts(data, TARGET, PLANNED, rivals).itertuples():
         values = [Interval(one, np.nan, np.nan) for one in (row.p_holm, row.power)]
         values.insert(0, Interval(row.difference, row.low, row.high))
         for criterion, value in zip(CONTRASTS[row.against], values, strict=True):
-            yield criterion.row(DEFAULT, NAMES["anatomy"], value, row.seeds)
+            yield criterion.row(PLANNED, NAMES["anatomy"], value, row.seeds)
 
 
 def _differences(tables: Mapping[str, pd.DataFrame], arms: list[str]) -> Iterator[dict]:
     """Distances of single runs to the target against those of another arm at the seeds that both
-    have: exploratory, not corrected for their number. Every arm against the default, and transport
-    against class targets with the same classifier (of class targets as published, the standard).
+    have: exploratory, not corrected for their number. Every arm against the planned tuning, and
+    transport against class targets with the same classifier (of those as published, the standard).
     """
     readings, known = tables["readings"], tables["calibration"]
-    pairs = [(arm, DEFAULT, "default") for arm in arms if arm != DEFAULT]
+    pairs = [(arm, PLANNED, "planned") for arm in arms if arm != PLANNED]
     pairs.append(("transport-standard", "class-standard", "class"))
     for kind in ("standard", "robust"):
         pairs.append((f"transport-{kind}", f"class-{kind}-corrected", "corrected"))
@@ -309,12 +328,12 @@ def _curves(
     tables: Mapping[str, pd.DataFrame], arms: list[str], rows: list[dict]
 ) -> Iterator[dict]:
     """Distance to the target of the curves' points that were run, at the seeds that all have; and
-    how much the default costs to come near, over the rival. A rival that never does counts with its
-    largest cost, so that the ratio is a bound from above.
+    what the planned tuning and the default cost to come near, over the published rival. A rival
+    that never does counts with its largest cost, so that the ratio is a bound from above.
     """
     points = {name: [arm for arm in curve if arm in arms] for name, curve in CURVES.items()}
     chosen, known = sum(points.values(), []), tables["calibration"]
-    if not {DEFAULT, "class-published"} < set(chosen) or "cost" not in tables:
+    if not {PLANNED, "class-published"} < set(chosen) or "cost" not in tables:
         return
     seeds = tables["readings"].groupby("arm").seed.agg(set)[chosen]
     if not set.intersection(set(known.seed), *seeds):
@@ -328,10 +347,11 @@ def _curves(
             away = distance_of(outcomes.interval_of(drawn[:, data.place(arm)]))
             reached[name] += [costs[arm]] if away.estimate <= NEAR else []
             yield CURVE.row(arm, NAMES["anatomy"], away, data.p[0].size)
-    mine, theirs = reached.values()
-    if mine:
-        ratio = min(mine) / min(theirs or [max(costs[arm] for arm in list(points.values())[1])])
-        yield CHEAPEST.row(DEFAULT, "counter", Interval(ratio, np.nan, np.nan), len(data.seeds))
+    theirs = min(reached[PUBLISHED] or [max(costs[arm] for arm in points[PUBLISHED])])
+    for arm, (name, curve) in zip(BOUND, points.items(), strict=False):
+        if arm in curve and reached[name]:
+            ratio = Interval(min(reached[name]) / theirs, np.nan, np.nan)
+            yield CHEAPEST.row(arm, "counter", ratio, len(data.seeds))
 
 
 def elsewhere(tables: Mapping[str, pd.DataFrame]) -> list[dict]:
@@ -347,7 +367,7 @@ def elsewhere(tables: Mapping[str, pd.DataFrame]) -> list[dict]:
             rows.append(proportion.row(arm, name, share, len(part)))
             if column == "anatomy":
                 away = distance_of(share)
-                rows.append(distance.row(arm, name, away, len(part), compared=arm != DEFAULT))
+                rows.append(distance.row(arm, name, away, len(part), compared=arm not in BOUND))
     return rows
 
 

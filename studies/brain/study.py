@@ -88,6 +88,7 @@ FURTHER = {
     "quantile-robust": 1.1e-3,
     "target-images": 1.1e-3,
     "batch-guidance": 4.5,
+    **dict.fromkeys(("choose-noises", "choose-noises-standard"), 2.0),
 }
 # chosen in `results/sweep` by the rule of `plan.md`
 CHOSEN = {
@@ -101,14 +102,14 @@ CHOSEN = {
     "target-images": 3.6e-4,
     "grpo": 4e-5,
     "batch-guidance": 1.5,
-    "choose-noises": 3.0,
-    "choose-noises-standard": 3.0,
+    **dict.fromkeys(("choose-noises", "choose-noises-standard", "choose-noises-both"), 3.0),
 }
 POOLS = (3.0, 6.0, 12.0)  # images generated for each that is kept, when noises are chosen
-CHOOSING = {"robust": "choose-noises", "standard": "choose-noises-standard"}
+CHOOSING = {"robust": "choose-noises"}
+CHOOSING |= {kind: f"choose-noises-{kind}" for kind in ("standard", "both")}
 
 
-CALIBRATED = (*KINDS, "heldout", "anatomy", "area")
+CALIBRATED = (*KINDS, "both", "heldout", "anatomy", "area")
 
 
 def image_readings(
@@ -136,10 +137,10 @@ def slice_readings(
 
 
 def readings(run: Run) -> pd.DataFrame:
-    """What evaluators read in the images of one arm and seed, its own tuning classifier among
-    them.
+    """What evaluators read in the images of one arm and seed, its own tuning classifier among them;
+    in those of the untuned model every tuning classifier, so that each has a before and an after.
     """
-    columns = {*EVERYWHERE, run.arm.evaluator}
+    columns = {*EVERYWHERE, run.arm.evaluator, *(CALIBRATED if _untuned(run.name) else ())}
     return image_readings(run.settings, run.seed, run.artifact, columns=columns)
 
 
@@ -282,7 +283,6 @@ RIVAL_COST = {
     "grpo": _grpo_cost,
     "generate-and-keep": _kept_cost,
     "generate-and-keep-corrected": _kept_cost,
-    **dict.fromkeys(CHOOSING.values(), _chosen_cost),
 }
 
 
@@ -319,7 +319,8 @@ def cost(run: Run) -> pd.DataFrame:
         rows.append(("tuning", log.forward - log.backward, 0))
         rows.append(("replay", log.backward, log.backward))
     else:
-        rows += RIVAL_COST.get(run.name.split("@")[0], lambda run: [])(run)
+        chosen = _chosen_cost if run.name.startswith("choose") else lambda run: []
+        rows += RIVAL_COST.get(run.name.split("@")[0], chosen)(run)
     rows.append(("sampling", settings.images * settings.sampling_steps, 0))
     return pd.DataFrame(rows, columns=["kind", "forward", "backward"])
 
@@ -448,6 +449,11 @@ ARMS: dict[str, Arm] = {
     "conditional": arm("transport targets, each grade toward its own share", target="conditional"),
     "target-30": arm("transport targets, a target of 30 % female", target=0.30),
     "target-70": arm("transport targets, a target of 70 % female", target=0.70),
+    **{  # three images for each cannot give 70 %, nor where sexes overlap
+        f"{CHOOSING[kind]}-{label}": choosing(kind, pool, target)
+        for kind in ("robust", "both")
+        for label, pool, target in (("30", 3.0, 0.3), ("70", 6.0, 0.7), ("12", 12.0, "marginal"))
+    },
     "null-shuffled": arm("transport targets, a classifier fitted on shuffled sexes", "shuffled"),
     "null-own": arm("null: transport targets, the untuned model's own distribution", target="own"),
     "words-female": rival(
@@ -482,7 +488,7 @@ def _swept() -> dict[str, Arm]:
     others = {"target-images": rivals.target_images, "grpo": rivals.grpo_images}
     makers |= {name: partial(_made_at, run, "fine-tuning") for name, run in others.items()}
     makers["batch-guidance"] = partial(_made_at, BATCH_GUIDED, "sampling")
-    makers |= {name: partial(choosing, kind) for kind, name in CHOOSING.items()}
+    makers |= {CHOOSING[kind]: partial(choosing, kind) for kind in KINDS[:2]}
     strengths = {"batch-guidance": GUIDANCES, **dict.fromkeys(CHOOSING.values(), POOLS)}
     arms: dict[str, Arm] = {"untuned": UNTUNED}
     for name, make in makers.items():

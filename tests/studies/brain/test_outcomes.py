@@ -143,6 +143,18 @@ def test_arms_without_a_common_seed_are_refused():
         outcomes.compare(other[other.arm == "tuned"].assign(arm="a"), known, "anatomy", ["a", "b"])
 
 
+@pytest.mark.parametrize("table", ["readings", "calibration"])
+def test_a_missing_reading_is_refused_and_never_counts_as_male(table):
+    tables = dict(
+        zip(
+            ("readings", "calibration"), world({"untuned": 0.2, "tuned": 0.4}, seeds=2), strict=True
+        )
+    )
+    tables[table].loc[tables[table].index[3], "anatomy"] = np.nan
+    with pytest.raises(DataError, match="anatomy did not read every image of arms untuned, tuned"):
+        outcomes.compare(*tables.values(), "anatomy", ["untuned", "tuned"])
+
+
 @pytest.mark.parametrize("seeds, spread", [(8, 0.056), (8, 0.02), (24, 0.056)])
 def test_the_power_is_how_often_simulated_tests_see_the_difference(seeds, spread):
     rng = np.random.default_rng(3)

@@ -1,6 +1,7 @@
 """The study from end to end, in miniature, on the engine that runs it."""
 
 import dataclasses
+import itertools
 import shutil
 
 import numpy as np
@@ -9,20 +10,24 @@ import pytest
 import torch
 
 from fairlib.errors import DataError, SettingsError, WeightsError
-from fairlib.io import read_json, read_tensors
+from fairlib.io import read_json, read_tensors, to_bytes
 from fairlib.methods.targets import Target
+from fairlib.models.classifier import predict
 from studies.brain import arms, quality, study
 from studies.brain.arms import base_model, tuned, tuned_generator
 from studies.brain.data import (
+    FIDELITY_PROMPTS,
     FRACTIONS,
     BrainSettings,
     Tuning,
     alignment,
     cohort,
+    sampling,
+    split,
     splits,
     target_share,
 )
-from studies.brain.evaluators import tuning_classifier
+from studies.brain.evaluators import combined, tuning_classifier
 from studies.brain.study import ARMS, STUDY, SWEEP, TRANSFER
 from studies.engine.study import Source, load_results, results_of, run_study, same_study, tables_of
 
@@ -220,6 +225,37 @@ def test_committed_results_go_on(which):
     images = recorded["study"]["images"]
     same_study(folder / "study.json", here.identity(BrainSettings(images=images)))
     assert set(recorded["runs"]) <= set(which.arms) and load_results(which, folder)
+
+
+@slow
+def test_noises_are_chosen_elsewhere_by_the_classifier_of_the_arm(settings, runs):
+    """Prompts without a tumour and another guidance scale: against all assignments, one by one."""
+    arm, seed = ARMS["choose-noises-standard"], 1
+    plan = arms.Plan(FIDELITY_PROMPTS[8:], 8, 70)
+    how = dataclasses.replace(sampling(settings), guidance_scale=4.0)
+    found = arms.images_of(arm, settings, seed, plan, how).load()
+    classifier = combined(tuning_classifier(settings, "standard", seed))
+    everyone, base = cohort(settings).load(), base_model(settings).load()
+    share = target_share(settings)["HGG"]
+    part = split(everyone, settings.split_seed)["heldout"]
+    table = part.table.assign(logit=predict(classifier, part.load()).logit.numpy())
+    for place, prompt in enumerate(plan.prompts):
+        rows = table[table.contrast == prompt.contrast]  # of both grades
+        wanted = Target.shares({"F": share, "M": 1 - share}, rows.logit, rows.sex.tolist())
+        points = wanted.distribution().quantile(np.array([0.25, 0.75]))
+        given = {"noise": base.noise(plan.noise, range(6)), "steps": 2, "guidance_scale": 4.0}
+        pool = base.sample([prompt.text] * 6, **given)
+        logits = predict(classifier, pool).logit.double().numpy()
+        best = min(
+            itertools.permutations(range(6), 2),
+            key=lambda pair: ((points - logits[[*pair]]) ** 2).sum(),
+        )
+        assert torch.equal(found[2 * place : 2 * place + 2], to_bytes(pool[sorted(best)]))
+
+
+def test_a_transfer_takes_only_arms_that_it_can_sample_otherwise():
+    assert {"untuned", "transport-robust", "choose-noises"} < set(TRANSFER.arms) < set(ARMS)
+    assert not {"grpo", "batch-guidance", "generate-and-keep", "words-female"} & set(TRANSFER.arms)
 
 
 def test_a_transfer_and_a_sweep_keep_no_images():
