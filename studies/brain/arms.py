@@ -210,6 +210,7 @@ def targets_of(
     at the cohort's share: its errors on them are part of the aim.
     """
     shares = female_shares(everyone, "marginal" if target == AS_READ else target)
+    overall = female_shares(everyone, "marginal" if isinstance(target, str) else target)[GRADES[0]]
     part = split(everyone, split_seed)["heldout"]
     table = part.table.assign(logit=predict(classifier, part.load()).logit.numpy())
     targets = []
@@ -218,7 +219,7 @@ def targets_of(
         rows = table[
             (table.contrast == prompt.contrast) & (any_grade | (table.grade == prompt.grade))
         ]
-        share = float(np.mean([*shares.values()])) if any_grade else shares[prompt.group]
+        share = shares[prompt.group] if not any_grade else overall
         name = f"{prompt.contrast}-{prompt.grade}"
         wanted, logits = {"F": share, "M": 1 - share}, rows.logit.to_numpy()
         aim = Target.shares(wanted, logits, rows.sex.tolist(), name=name)

@@ -201,17 +201,22 @@ def same_images(data: Comparison, draws: Draws, rng: np.random.Generator) -> Dra
     return Draws(draws.seeds, draws.images, data._subject_counts(len(draws.seeds), rng))
 
 
-def prompt_gap(data: Comparison, draws: Draws, arm: str, target: float) -> Interval:
+def prompt_gap(
+    data: Comparison, draws: Draws, arm: str, target: float, own: np.ndarray | None = None
+) -> Interval:
     """Root mean square over prompts and seeds of (corrected share - target), less its expected
     sampling variance.
 
-    A bootstrap draw holds that variance twice, once of the images that were generated and once of
-    drawing them again; so the draws lose it twice.
+    own: [S, I], the readings by which an arm chose its images. They are then no independent draws,
+    and their variance is that between neighbours in `own` (`neighbour_variance`).
+
+    A bootstrap draw holds that variance and that of drawing the images again, and loses both.
     """
     a_f, a_m = error_rates(data, draws)
     slope = a_f + a_m - 1
     read = (data.p[data.place(arm)] > THRESHOLD).astype(np.float32)
     squares, noise = np.zeros_like(slope), np.zeros_like(slope)
+    again = np.arange(len(slope))[:, None] > 0
     codes = np.unique(data.prompts)
     for code in codes:
         rows = data.prompts == code
@@ -219,13 +224,24 @@ def prompt_gap(data: Comparison, draws: Draws, arm: str, target: float) -> Inter
         raw = (counts * read[None, :, rows]).sum(2) / counts.sum(2)
         squares += ((raw + a_m - 1) / slope - target) ** 2 / len(codes)
         plain = read[:, rows].mean(1)
-        noise += plain * (1 - plain) / (rows.sum() - 1) / slope**2 / len(codes)
-    times = np.where(np.arange(len(slope)) == 0, 1, 2)[:, None]
-    mean = ((squares - times * noise) * draws.seeds).sum(1) / len(data.seeds)
+        drawn = plain * (1 - plain) / (rows.sum() - 1)
+        made = drawn if own is None else neighbour_variance(read[:, rows], own[:, rows])
+        noise += (made + again * drawn) / slope**2 / len(codes)
+    mean = ((squares - noise) * draws.seeds).sum(1) / len(data.seeds)
     found = interval_of(mean)
     return Interval(
         *(float(np.sqrt(max(0.0, value))) for value in (found.estimate, found.low, found.high))
     )
+
+
+def neighbour_variance(values: np.ndarray, order: np.ndarray) -> np.ndarray:
+    """Variance of the mean of `values` [S, N], each row chosen at even steps of `order` [S, N]:
+    from successive differences, as for a systematic sample (Wolter, Introduction to Variance
+    Estimation, 2007, chapter 8).
+    """
+    rows = np.take_along_axis(values, np.argsort(order, axis=1, kind="stable"), axis=1)
+    count = values.shape[1]
+    return (np.diff(rows, axis=1) ** 2).sum(1) / (2 * count * (count - 1))
 
 
 def size_within(data: Comparison, draws: Draws, arm: str, sex: str) -> Interval:

@@ -188,9 +188,10 @@ def _of_arm(tables: Mapping[str, pd.DataFrame], arm: str, own: str) -> Iterator[
     columns = {OWN: own, **{name: column for column, name in NAMES.items()}}
     sets, primary = sets_of(known), primary_of(known)
     first: Draws | None = None
+    chosen_by: np.ndarray | None = None
     moved: dict[str, tuple[Comparison, Draws]] = {}
     for name, column in columns.items():
-        if column not in known or shown[column].isna().any():
+        if column not in known or shown.groupby("arm")[column].count().eq(0).any():
             continue
         for kind in sets:
             data = outcomes.compare(readings, known, column, both, kind)
@@ -208,7 +209,9 @@ def _of_arm(tables: Mapping[str, pd.DataFrame], arm: str, own: str) -> Iterator[
                 if arm != UNTUNED:
                     closed = outcomes.gap_closed(data, draws, arm, TARGETS.get(arm, TARGET))
                     yield CLOSED.row(arm, name, closed, count)
-                yield from _primary(data, draws, arm, name, share)
+                if name == OWN and arm.startswith("choose"):
+                    chosen_by = data.p[data.place(arm)]
+                yield from _primary(data, draws, arm, name, share, chosen_by)
     if OWN in moved and arm != UNTUNED:
         for name in [name for name in NAMES.values() if name in moved]:
             data, draws = moved[name]
@@ -239,7 +242,12 @@ def primary_of(known: pd.DataFrame) -> str:
 
 
 def _primary(
-    data: Comparison, draws: Draws, arm: str, name: str, share: Interval
+    data: Comparison,
+    draws: Draws,
+    arm: str,
+    name: str,
+    share: Interval,
+    chosen_by: np.ndarray | None,
 ) -> Iterator[dict]:
     bound, count, target = arm in BOUND, data.p[0].size, TARGETS.get(arm, TARGET)
     if name == NAMES["anatomy"]:
@@ -253,7 +261,7 @@ def _primary(
         found, floor = outcomes.size_distance(data, arm, target)
         yield SIZE_DISTANCE.row(arm, name, Interval(found, np.nan, np.nan), count, floor)
     if name in GAPS:
-        gap = outcomes.prompt_gap(data, draws, arm, target)
+        gap = outcomes.prompt_gap(data, draws, arm, target, chosen_by)
         yield GAPS[name].row(arm, name, gap, count, compared=not bound)
     if name == NAMES["heldout"]:
         for sex, criterion in SIZES.items():
@@ -348,9 +356,10 @@ def _curves(
             reached[name] += [costs[arm]] if away.estimate <= NEAR else []
             yield CURVE.row(arm, NAMES["anatomy"], away, data.p[0].size)
     theirs = min(reached[PUBLISHED] or [max(costs[arm] for arm in points[PUBLISHED])])
-    for arm, (name, curve) in zip(BOUND, points.items(), strict=False):
-        if arm in curve and reached[name]:
-            ratio = Interval(min(reached[name]) / theirs, np.nan, np.nan)
+    for arm in BOUND:
+        mine = [min(reached[name]) for name in points if arm in points[name] and reached[name]]
+        for cost in mine:
+            ratio = Interval(cost / theirs, np.nan, np.nan)
             yield CHEAPEST.row(arm, "counter", ratio, len(data.seeds))
 
 
@@ -450,7 +459,7 @@ def choices(readings: pd.DataFrame, cosine: pd.DataFrame, known: pd.DataFrame) -
         rows.append((method, float(setting), share, abs(share - TARGET), similar.get(arm)))
     columns = ["method", "setting", "share", "distance", "cosine"]
     table = pd.DataFrame(rows, columns=columns).sort_values(["method", "setting"])
-    allowed = table[table.cosine.isna() | (table.cosine >= COSINE)]
+    allowed = table[table.method.str.startswith("choose") | (table.cosine >= COSINE)]
     best = allowed.groupby("method").distance.transform("min")
     chosen = allowed[allowed.distance <= best + TIE].groupby("method").setting.idxmin()
     return table.assign(chosen=table.index.isin(chosen)).reset_index(drop=True)

@@ -220,7 +220,9 @@ def kept_images(
     stored = cache_base(base.load(), follows, texts, settings=settings)
     stored.load(read_tensors(cache.load() / READINGS))
     targets = targets_of(everyone.load(), split_seed, follows, plan.prompts, target)
-    shares = [group_shares(stored.all_logits(i), targets[i].groups) for i in range(len(texts))]
+    shares = []  # of the evaluation prompts, which the cache has
+    if rule == "class":
+        shares = [group_shares(stored.all_logits(i), one.groups) for i, one in enumerate(targets)]
     kept = generate_and_keep(
         base.load(),
         follows,

@@ -143,6 +143,29 @@ def test_arms_without_a_common_seed_are_refused():
         outcomes.compare(other[other.arm == "tuned"].assign(arm="a"), known, "anatomy", ["a", "b"])
 
 
+def test_the_variance_of_chosen_images_is_that_of_repeated_choices():
+    """Even steps of a score that another evaluator reads with errors, 4,000 times over."""
+    rng, count = np.random.default_rng(5), 125
+    score = np.sort(rng.normal(0, 4, count))  # what is chosen hardly varies between choices
+    chance = 1 / (1 + np.exp(-score))
+    values = (rng.random((4000, count)) < chance).astype(float)
+    shuffled = rng.permuted(np.arange(count))
+    orders = np.broadcast_to(score[shuffled], values.shape)
+    found = outcomes.neighbour_variance(values[:, shuffled], orders).mean()
+    assert found == pytest.approx(values.mean(1).var(), rel=0.1)
+    share = values.mean()
+    assert found < 0.5 * share * (1 - share) / count, "of independent draws it would be"
+
+
+def test_the_gap_of_chosen_images_loses_only_their_own_variance():
+    readings, known = world({"untuned": 0.2, "tuned": 0.4}, seeds=2)
+    data = outcomes.compare(readings, known, "anatomy", ["untuned", "tuned"])
+    draws, own = data.draws(0, np.random.default_rng(0)), data.p[1]  # ranked by the reading itself
+    plain = outcomes.prompt_gap(data, draws, "tuned", TARGET).estimate
+    chosen = outcomes.prompt_gap(data, draws, "tuned", TARGET, own).estimate
+    assert chosen > plain and chosen > 0.03
+
+
 @pytest.mark.parametrize("table", ["readings", "calibration"])
 def test_a_missing_reading_is_refused_and_never_counts_as_male(table):
     tables = dict(

@@ -338,9 +338,9 @@ def test_a_choice_is_the_nearest_under_the_floor_of_similarity_and_the_weakest_o
         "a@0.4": (0.456, 0.92),
         "b@1": (0.40, 0.91),
         "b@2": (0.46, 0.80),  # nearest, but another image
-        "c@3": (0.40, None),  # other noises: no image to be like
-        "c@6": (0.455, None),
-        "c@12": (0.46, None),
+        "choose@3": (0.40, None),  # other noises: no image to be like
+        "choose@6": (0.455, None),
+        "choose@12": (0.46, None),
     }
     rows, cosine = [], []
     for arm, (share, similar) in cells.items():
@@ -350,7 +350,11 @@ def test_a_choice_is_the_nearest_under_the_floor_of_similarity_and_the_weakest_o
     readings, similar = pd.concat(rows), pd.DataFrame(cosine, columns=["arm", "cosine"])
     table = report.choices(readings, similar, known)
     chosen = table[table.chosen]
-    assert dict(zip(chosen.method, chosen.setting, strict=True)) == {"a": 0.2, "b": 1.0, "c": 6.0}
+    assert dict(zip(chosen.method, chosen.setting, strict=True)) == {
+        "a": 0.2,
+        "b": 1.0,
+        "choose": 6.0,
+    }
     assert table["share"].to_numpy() == pytest.approx(
         [0.30, 0.452, 0.456, 0.40, 0.46, 0.40, 0.455, 0.46]
     )
