@@ -15,8 +15,9 @@ from fairlib.errors import DataError, SettingsError, WeightsError
 from fairlib.io import write_json
 from fairlib.settings import to_dict
 from studies.engine import cli, repository, stages_folder
+from studies.engine.running import run_study, same_study
 from studies.engine.stage import write_manifest
-from studies.engine.study import Arm, Run, load_results, run_study, same_study, settings_of
+from studies.engine.study import Arm, Run, load_results, settings_of
 from studies.heart import arms, report
 from studies.heart.arms import (
     ARMS,

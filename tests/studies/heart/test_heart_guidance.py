@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from fairlib.io import write_json
-from studies.engine.study import write_table
+from studies.engine.running import write_table
 from studies.heart.arms import WAYS
 from studies.heart.report import scales_in_words, scales_table
 from studies.heart.study import long_runs
