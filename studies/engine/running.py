@@ -103,8 +103,11 @@ def origins_of(
 
 
 def _write(study: Study[S], out: Path, name: str, rows: pd.DataFrame) -> None:
+    """Write a table as CSV, gzipped where it is `compressed`; the same rows give the same bytes."""
     table = study.tables[name]
-    write_table(out / table.file(name), rows, table.decimals)
+    data = rows.round(table.decimals).to_csv(index=False).encode()
+    packed = gzip.compress(data, mtime=0) if table.compressed else data
+    write_bytes(out / table.file(name), packed)
 
 
 def _record(
@@ -141,14 +144,6 @@ def _record(
         "people": study.sources[settings.cohort].people,  # type: ignore[attr-defined]
     }
     write_json(path, record)
-
-
-def write_table(path: Path, table: pd.DataFrame, decimals: int = 5) -> None:
-    """CSV with numbers in `decimals`, gzipped where the name ends in .gz; the same table gives the
-    same bytes.
-    """
-    data = table.round(decimals).to_csv(index=False).encode()
-    write_bytes(path, gzip.compress(data, mtime=0) if path.suffix == ".gz" else data)
 
 
 def merged(path: Path, new: pd.DataFrame) -> pd.DataFrame:

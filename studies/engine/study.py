@@ -303,5 +303,5 @@ def sheet_path(folder: Path, arm: str, seed: int) -> Path:
 
 
 def read_table(path: Path) -> pd.DataFrame:
-    """A table written by `write_table`; a word such as NA stays a word."""
+    """A table of a study from its file; a word such as NA stays a word."""
     return pd.read_csv(path, keep_default_na=False, na_values=[""])

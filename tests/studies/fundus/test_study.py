@@ -1,6 +1,5 @@
 """The fundus study end to end in miniature, and what its keys are made of."""
 
-import ast
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -17,7 +16,6 @@ from studies.engine.criteria import criteria_of
 from studies.engine.profiles import (
     known_profiles,
     load_profile,
-    notebook_parameters,
     notebooks,
 )
 from studies.engine.running import run_study, same_study
@@ -29,6 +27,7 @@ from studies.fundus.measures import race_distances
 from studies.fundus.phantom import PhantomSettings
 from studies.fundus.study import STUDY
 from tests.studies.fundus.layout import write_fairgenmed
+from tests.studies.options import declared_defaults
 from tests.studies.tracing import stages_traced
 
 ARMS = ("plain", "released", "repaired")
@@ -185,8 +184,7 @@ def test_committed_results_can_be_continued():
 
 def test_the_full_profile_of_the_notebook_is_the_long_run():
     name = "09_fairdiffusion"
-    declared = notebook_parameters(notebooks()[name])
-    usual = {key: ast.literal_eval(parameter.default) for key, parameter in declared.items()}
+    usual = declared_defaults(notebooks()[name])
     for profile in known_profiles():
         parameters = SimpleNamespace(**{**usual, **load_profile(profile).parameters(name)})
         settings = FundusSettings.from_parameters(parameters)
