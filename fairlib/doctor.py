@@ -8,6 +8,7 @@ import os
 import platform
 import shutil
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from functools import partial
 from importlib import import_module, metadata
 from pathlib import Path
@@ -179,10 +180,8 @@ def versions() -> dict[str, str]:
     """The versions of Python and of the packages that can change a number."""
     found = {"python": platform.python_version()}
     for name in PACKAGES.split():
-        try:
+        with suppress(metadata.PackageNotFoundError):
             found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
     return found
 
 
