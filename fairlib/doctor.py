@@ -8,6 +8,7 @@ import os
 import platform
 import shutil
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from functools import partial
 from importlib import import_module, metadata
 from pathlib import Path
@@ -21,18 +22,7 @@ if TYPE_CHECKING:
 
     from fairlib.cohorts.cohort import Cohort
 
-PACKAGES = (
-    "torch",
-    "numpy",
-    "scipy",
-    "scikit-learn",
-    "pandas",
-    "diffusers",
-    "transformers",
-    "open_clip_torch",
-    "peft",
-)
-
+PACKAGES = "torch numpy scipy scikit-learn pandas diffusers transformers open_clip_torch peft"
 CAPTIONED = ("roco", "rocov2", "captions")  # of `READERS`, what a generator is trained on
 SUBGROUPS = ("sex", "grade", "race", "ethnicity", "diagnosis", "finding")
 NAMED = 20  # of those left out for one reason, so many are named; all of them in depth
@@ -72,10 +62,7 @@ READERS = {
 
 
 def examine(
-    weights: str | Path = "weights",
-    data_dir: str = "",
-    cohort: str = "brats",
-    deep: bool = False,
+    weights: str | Path = "weights", data_dir: str = "", cohort: str = "brats", deep: bool = False
 ) -> tuple[list[str], bool]:
     """Lines about this machine, the folder `weights` and, if given, the data in `data_dir`; and
     whether all of it is well. `deep` as in `check_data`.
@@ -192,11 +179,9 @@ def _counts(cohort: Cohort) -> Iterator[str]:
 def versions() -> dict[str, str]:
     """The versions of Python and of the packages that can change a number."""
     found = {"python": platform.python_version()}
-    for name in PACKAGES:
-        try:
+    for name in PACKAGES.split():
+        with suppress(metadata.PackageNotFoundError):
             found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
     return found
 
 

@@ -8,7 +8,6 @@ inverse-frequency sampling).
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -28,7 +27,7 @@ from fairlib.cohorts.listing import (
     tracked,
 )
 from fairlib.cohorts.slices import Pixels, SliceStore, centred, stretched
-from fairlib.cohorts.tables import SEX_WORDS, known_word, require_words, typed
+from fairlib.cohorts.tables import SEX_WORDS, require_words, typed
 from fairlib.errors import CorruptScan, DataError, FairlibError, SettingsError
 from fairlib.nifti import (
     MAX_SERIES_VOXELS,
@@ -137,30 +136,6 @@ def prompt_of(row: Mapping) -> str:
     require_words(row, {"sex": tuple(SEX_WORDS), "diagnosis": DIAGNOSES})
     sex, age, bmi = SEX_WORDS[row["sex"]], decade(row["age"]), bmi_class(row["bmi"])
     return f"{sex}, age in {age}, {bmi} BMI, {row['diagnosis']}"
-
-
-def parse_prompt(text: str) -> dict[str, str]:
-    """The attributes a prompt names: sex ("F"/"M"), decade ("60s"), bmi_class, diagnosis. Inverse
-    of `prompt_of`.
-
-    Raises `SettingsError` naming the attribute that is unknown, and the nearest known one.
-    """
-    parts = [part.strip() for part in text.split(",")]
-    if len(parts) != 4:
-        example = "write 'Female, age in 60s, normal BMI, healthy'"
-        raise SettingsError(f"prompt {text!r} has {len(parts)} parts; {example}")
-    sexes = {word: sex for sex, word in SEX_WORDS.items()}
-    classes = {f"{name} BMI": name for name in BMI_CLASSES}
-    age = re.fullmatch(r"age in ([1-9]0|100)s", parts[1])
-    if age is None:
-        example = "write a decade such as 'age in 60s'"
-        raise SettingsError(f"prompt {text!r}: {parts[1]!r} is no age; {example}")
-    return {
-        "sex": sexes[known_word(text, parts[0], list(sexes))],
-        "decade": f"{age[1]}s",
-        "bmi_class": classes[known_word(text, parts[2], list(classes))],
-        "diagnosis": known_word(text, parts[3], DIAGNOSES),
-    }
 
 
 def stack(images: Tensor) -> Tensor:

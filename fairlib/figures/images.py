@@ -56,14 +56,9 @@ def image_grid(
 
 
 def before_after(
-    before: ArrayLike,
-    after: ArrayLike,
-    titles: Sequence[str] | None = None,
-    difference: bool = True,
-    cell: float = 1.15,
+    before: ArrayLike, after: ArrayLike, titles: Sequence[str] | None = None, cell: float = 1.15
 ) -> Figure:
-    """Pairs from the same noise: the images before, after and, with `difference`, after - before
-    with its scale.
+    """Pairs from the same noise: the images before, after and after - before with its scale.
 
     before, after: [N, 1, H, W] in [-1, 1]; titles: one above each pair. Brighter after is orange,
     darker is purple.
@@ -71,18 +66,17 @@ def before_after(
     before, after = _checked(before), _checked(after)
     if before.shape != after.shape:
         raise DataError(f"{before.shape} and {after.shape} are no pairs; give the same noise twice")
-    labels = ["before", "after", "change"][: 2 + difference]
+    labels = ["before", "after", "change"]
     figure, grid = _sheet(len(labels), len(before), cell, 0, labels, titles)
     for row, images in enumerate((before, after)):
         for panel, image in zip(grid[row], images, strict=True):
             panel.imshow(image[0], cmap="gray", vmin=-1, vmax=1)
-    if difference:
-        change = after[:, 0] - before[:, 0]
-        limit = max(float(np.quantile(np.abs(change), 0.999)), 0.05)
-        for panel, image in zip(grid[2], change, strict=True):
-            shown = panel.imshow(image, cmap="PuOr_r", vmin=-limit, vmax=limit)
-        bar = figure.colorbar(shown, ax=grid[2].tolist(), pad=0.01, aspect=10, fraction=0.04)
-        bar.ax.tick_params(labelsize=8)
+    change = after[:, 0] - before[:, 0]
+    limit = max(float(np.quantile(np.abs(change), 0.999)), 0.05)
+    for panel, image in zip(grid[2], change, strict=True):
+        shown = panel.imshow(image, cmap="PuOr_r", vmin=-limit, vmax=limit)
+    bar = figure.colorbar(shown, ax=grid[2].tolist(), pad=0.01, aspect=10, fraction=0.04)
+    bar.ax.tick_params(labelsize=8)
     return figure
 
 
@@ -111,18 +105,15 @@ def heart_grid(
     masks: ArrayLike | None = None,
     titles: Sequence[str] | None = None,
     columns: int = 6,
-    cell: float = 1.5,
 ) -> Figure:
     """Draw hearts [N, 3, H, W] (ED, ES, ED) in [-1, 1] as columns, with outlines of `masks`.
 
-    masks: uint8 [N, 2, H, W] (ED, ES). columns: at most so many hearts; cell: side in inches.
-    Raises `DataError` on another shape, or without images.
+    masks: uint8 [N, 2, H, W] (ED, ES). columns: at most so many hearts. Raises `DataError` on
+    another shape, or without images.
     """
-    images = np.asarray(images)
-    if images.ndim != 4 or images.shape[1] != 3 or not len(images):
-        raise DataError(f"images of shape {images.shape}; expected [N, 3, H, W]")
+    images = _checked(images, 3)
     rows = ("end-diastole", "end-systole")
-    figure, grid = _sheet(2, min(columns, len(images)), cell, 0, rows, titles)
+    figure, grid = _sheet(2, min(columns, len(images)), 1.5, 0, rows, titles)
     frames = np.stack([(images[:, 0] + images[:, 2]) / 2, images[:, 1]], axis=1)
     for (frame, heart), panel in np.ndenumerate(grid):
         panel.imshow(frames[heart, frame], cmap="gray", vmin=-1, vmax=1)
@@ -156,10 +147,10 @@ def closed_curve(shape: Outline) -> tuple[np.ndarray, np.ndarray]:
     return shape.centre[1] + radii * np.cos(angle), shape.centre[0] - radii * np.sin(angle)
 
 
-def _checked(images: ArrayLike) -> np.ndarray:
+def _checked(images: ArrayLike, channels: int = 1) -> np.ndarray:
     images = np.asarray(images, dtype=np.float32)
-    if images.ndim != 4 or images.shape[1] != 1 or len(images) == 0:
-        raise DataError(f"images of shape {images.shape}; give [N, 1, H, W] in [-1, 1]")
+    if images.ndim != 4 or images.shape[1] != channels or len(images) == 0:
+        raise DataError(f"images of shape {images.shape}; give [N, {channels}, H, W] in [-1, 1]")
     return images
 
 

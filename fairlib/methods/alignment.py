@@ -591,10 +591,7 @@ def fixed_targets(cache: BaseCache, targets: Sequence[Target]) -> dict[int, Tens
 
 
 def _check_settings(
-    prompts: Sequence[str],
-    targets: Sequence[Target],
-    settings: AlignmentSettings,
-    cache: BaseCache,
+    prompts: Sequence[str], targets: Sequence[Target], settings: AlignmentSettings, cache: BaseCache
 ) -> None:
     if settings.prompts_per_step > len(prompts):
         raise SettingsError(

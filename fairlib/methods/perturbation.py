@@ -247,13 +247,6 @@ def positive_weights(raw: Tensor, deviation: Tensor) -> Tensor:
     return raw.clamp_min(0) / (torch.special.ndtr(inverse) + deviation * density)
 
 
-def share_negative(deviation: float) -> float:
-    """Share of released weights below zero: Phi(-1 / s), s = sqrt(sum of the squared sigmas of a
-    sample's groups).
-    """
-    return 0.5 * math.erfc(1 / (deviation * math.sqrt(2))) if deviation > 0 else 0.0
-
-
 class RandomSigma(NoisyWeights):
     """The perturbation without its optimiser: candidates are drawn from U(0, 1)^d, all else is the
     same.

@@ -12,6 +12,7 @@ import os
 import subprocess
 import sys
 import tomllib
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -98,11 +99,9 @@ def _is_met(requirement: Requirement) -> bool:
 
 
 def _version(name: str) -> str | None:
-    """The version that is installed."""
-    try:
+    """The version that is installed; None where none is."""
+    with suppress(metadata.PackageNotFoundError):
         return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 if __name__ == "__main__":

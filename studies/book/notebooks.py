@@ -48,7 +48,9 @@ def run_profile(
     is no number above zero.
     """
     profile, known = load_profile(name), list(notebooks())
-    chosen = _choose(only, known) if only else list(chapters())
+    for stem in only or ():
+        require_known(stem, known, "the notebooks")
+    chosen = [stem for stem in known if stem in only] if only else list(chapters())
     parts = _lanes(chosen)
     jobs = jobs_for(jobs, len(parts))
 
@@ -179,12 +181,6 @@ def code_of(notebook: Path) -> str:
 def executed_path(profile: str, stem: str) -> Path:
     """Where the executed copy of a notebook lies."""
     return runs_folder() / profile / f"{stem}.ipynb"
-
-
-def _choose(only: list[str], known: list[str]) -> list[str]:
-    for stem in only:
-        require_known(stem, known, "the notebooks")
-    return [stem for stem in known if stem in only]
 
 
 def _lanes(chosen: list[str]) -> list[list[str]]:

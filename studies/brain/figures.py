@@ -148,21 +148,19 @@ def cost_table(history: pd.DataFrame, sampling_steps: int) -> pd.DataFrame:
 
 @torch.no_grad()
 def prompt_effects(
-    generator: Generator,
-    noise: Tensor,
-    pairs: Mapping[str, tuple[str, str]],
-    timesteps: Iterable[int] = (900, 624, 300),
+    generator: Generator, noise: Tensor, pairs: Mapping[str, tuple[str, str]]
 ) -> pd.DataFrame:
     """How far one change of words changes the noise prediction: words, change (relative), n.
 
     pairs: name -> two prompts. change: root mean square of the difference of the two predictions
-    over that of the first, mean over `timesteps`; the same latents `noise` [N, 4, h, w] for both.
+    over that of the first, mean over three time steps; the same latents `noise` [N, 4, h, w] for
+    both.
     """
     rows = []
     for words, both in pairs.items():
         embeds = [generator.encode_prompts([text] * len(noise)) for text in both]
         changes = []
-        for timestep in timesteps:
+        for timestep in (900, 624, 300):
             one, other = (generator.predict_noise(noise, timestep, each) for each in embeds)
             changes.append(float((one - other).norm() / one.norm()))
         rows.append({"words": words, "change": float(np.mean(changes)), "n": len(noise)})

@@ -46,7 +46,7 @@ def study_of(name: str) -> Any:
 def run_one(options: argparse.Namespace) -> None:
     """Run a study over arms and seeds and write its tables (hours on slow cores; it resumes)."""
     from studies.engine.profiles import at_home
-    from studies.engine.study import run_study
+    from studies.engine.running import run_study
 
     study = study_of(options.study)
     names = {field.name for field in dataclasses.fields(study.settings)}
@@ -59,8 +59,8 @@ def run_one(options: argparse.Namespace) -> None:
 def grid(options: argparse.Namespace) -> int:
     """Run arms and seeds of several studies: done ones are skipped, failed ones named last."""
     from fairlib.io import write_bytes
+    from studies.engine.grid import missing, run_grid, workflow
     from studies.engine.profiles import at_home
-    from studies.engine.study import missing, run_grid, workflow
 
     chosen_settings = {name: at_home(value) for name, value in options.settings.items()}
     if options.jobs < 1:
@@ -87,8 +87,7 @@ def grid(options: argparse.Namespace) -> int:
 
 def report(options: argparse.Namespace) -> int:
     """Print figures, intervals and criteria of every study whose results are there."""
-    from studies.engine.criteria import formatted
-    from studies.engine.study import reports
+    from studies.engine.criteria import formatted, reports
 
     tables = reports([study_of(name) for name in STUDIES])
     for folder, table in tables.items():

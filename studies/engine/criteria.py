@@ -4,15 +4,18 @@ one table of all of them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from fairlib.io import read_json
 from fairlib.measures.intervals import Interval
+from studies.engine.study import S, Study, Tables, load_results, settings_of
 
 
 class Rule(Enum):
@@ -153,3 +156,45 @@ def _bound(row) -> str:
         return "–"
     upper = "" if np.isnan(row.upper) else f" and {row.upper:.{row.decimals}f}"
     return f"{row.rule} {row.criterion:.{row.decimals}f}{upper}"
+
+
+# ---- of the long runs
+
+
+def criteria_of(study: Study[S], folder: str | Path | None = None) -> pd.DataFrame:
+    """The figures of a long run with their criteria, columns of `studies.engine.criteria`; in its
+    `attrs["outdated"]` the rows behind them that other code made (see `outdated`).
+
+    Raises `DataError` when there are no results.
+    """
+    folder = Path(folder or study.results())
+    table = criteria_table(study.criteria(load_results(study, folder), settings_of(study, folder)))
+    table.attrs["outdated"] = outdated(folder)
+    return table
+
+
+def reports(studies: Iterable[Study[Any]]) -> Tables:
+    """Criteria of every folder of results, by its name: of each study the main one first."""
+    found = {}
+    for study in studies:
+        main = study.results()
+        beside = sorted(path.parent for path in main.parent.glob(f"{main.name}-*/study.json"))
+        for folder in [main, *beside]:
+            if (folder / "study.json").is_file():
+                found[folder.name] = criteria_of(study, folder)
+    return found
+
+
+def outdated(folder: Path) -> dict[str, list[int]]:
+    """Arms and seeds of a long run whose rows come from other code than its latest rows, or from
+    code that nobody noted; none where the whole folder is older than such notes.
+    """
+    record = read_json(folder / "study.json")
+    rows, latest = record.get("rows", {}), record.get("latest", {})
+    found: dict[str, list[int]] = {}
+    for arm, seeds in record["runs"].items() if rows else ():
+        for seed in seeds:
+            codes = {row["code"] for row in rows.get(arm, {}).get(str(seed), [{"code": None}])}
+            if codes != {latest.get(arm)}:
+                found.setdefault(arm, []).append(seed)
+    return found

@@ -26,16 +26,6 @@ EXPONENT = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+")
 
 
 @dataclass(frozen=True)
-class Parameter:
-    """One parameter of a notebook, as its parameters cell declares it."""
-
-    name: str
-    type: str
-    default: str
-    help: str
-
-
-@dataclass(frozen=True)
 class Profile:
     """What a profile sets: the values of each notebook's parameters, by its stem."""
 
@@ -72,13 +62,13 @@ def load_parameters(notebook: str, namespace: dict[str, Any]) -> Any:
     name = checked(namespace["profile"], str, f"{notebook}.profile")
     chosen, usual = (load_profile(each).parameters(notebook) for each in (name, DEFAULT))
     values = {}
-    for name, parameter in declared.items():
+    for name, kind in declared.items():
         value = namespace[name]
         if name in chosen and name not in injected and value == usual.get(name):
             value = chosen[name]
-        values[name] = at_home(typed(value, parameter.type, f"{notebook}.{name}"))
-    kind = make_dataclass("Parameters", [(n, type(v)) for n, v in values.items()], frozen=True)
-    return kind(**values)
+        values[name] = at_home(typed(value, kind, f"{notebook}.{name}"))
+    made = make_dataclass("Parameters", [(n, type(v)) for n, v in values.items()], frozen=True)
+    return made(**values)
 
 
 def at_home(value: Any) -> Any:
@@ -104,48 +94,47 @@ def _injected(namespace: dict[str, Any]) -> set[str]:
     return {node.id for node in nodes if isinstance(node.ctx, ast.Store)}
 
 
-def known_profiles(root: Path | None = None) -> list[str]:
+def known_profiles() -> list[str]:
     """The names of the profiles that exist."""
-    return sorted(path.stem for path in ((root or repository()) / "profiles").glob("*.yml"))
+    return sorted(path.stem for path in (repository() / "profiles").glob("*.yml"))
 
 
-def load_profile(name: str, root: Path | None = None) -> Profile:
+def load_profile(name: str) -> Profile:
     """Read `profiles/<name>.yml` and hold every key and value against the notebooks' parameters
     cells.
 
     Raises `SettingsError` on an unknown profile (listing those known), section or key (naming the
     nearest known one), or a value of another type than the notebook declares.
     """
-    root = root or repository()
-    path = root / "profiles" / f"{name}.yml"
-    if name not in known_profiles(root):
+    path, known = repository() / "profiles" / f"{name}.yml", known_profiles()
+    if name not in known:
         what = f"unknown profile {name!r}"
-        raise SettingsError(f"{what}; known profiles: {', '.join(known_profiles(root)) or 'none'}")
-    declared = {stem: notebook_parameters(file) for stem, file in notebooks(root).items()}
+        raise SettingsError(f"{what}; known profiles: {', '.join(known) or 'none'}")
+    declared = {stem: notebook_parameters(file) for stem, file in notebooks().items()}
     return Profile(name, _values(path, _parse(path), declared))
 
 
-def notebooks(root: Path | None = None) -> dict[str, Path]:
+def notebooks() -> dict[str, Path]:
     """`{stem: path}` of the source notebooks, in reading order."""
-    folder = (root or repository()) / "notebooks"
-    return {path.stem: path for path in sorted(folder.glob("[0-9]*.ipynb"))}
+    paths = sorted((repository() / "notebooks").glob("[0-9]*.ipynb"))
+    return {path.stem: path for path in paths}
 
 
-def chapters(root: Path | None = None) -> dict[str, Path]:
+def chapters() -> dict[str, Path]:
     """`{stem: path}` of the notebooks that the book's `_toc.yml` lists, in reading order; of all
     where there is no such list.
     """
-    listed = {stem for lane in lanes(root) for stem in lane}
-    return {stem: path for stem, path in notebooks(root).items() if stem in listed}
+    listed = {stem for lane in lanes() for stem in lane}
+    return {stem: path for stem, path in notebooks().items() if stem in listed}
 
 
-def lanes(root: Path | None = None) -> list[list[str]]:
+def lanes() -> list[list[str]]:
     """The stems of `chapters()` by part of the book, each part in reading order.
 
     In a part, notebooks take up what earlier ones left behind; parts share nothing, and so may run
     at the same time. All notebooks are one lane where `_toc.yml` is missing or has no captions.
     """
-    contents, stems = (root or repository()) / "_toc.yml", list(notebooks(root))
+    contents, stems = repository() / "_toc.yml", list(notebooks())
     if not contents.is_file():
         return [stems]
     parts = [
@@ -155,8 +144,8 @@ def lanes(root: Path | None = None) -> list[list[str]]:
     return [lane for part in parts if (lane := [stem for stem in stems if stem in part])]
 
 
-def notebook_parameters(path: Path) -> dict[str, Parameter]:
-    """What the parameters cell of the notebook at `path` declares.
+def notebook_parameters(path: Path) -> dict[str, str]:
+    """The parameters of the notebook at `path` and their types, as its parameters cell declares.
 
     Raises `SettingsError` when the cell is missing or a parameter in it has no type this project
     can check.
@@ -166,18 +155,15 @@ def notebook_parameters(path: Path) -> dict[str, Parameter]:
     from papermill import inspect_notebook
 
     logging.getLogger("papermill").setLevel(logging.ERROR)
-    found = [_parameter(path, entry) for entry in inspect_notebook(str(path)).values()]
-    if not found:
+    entries = inspect_notebook(str(path)).items()
+    if not entries:
         raise SettingsError(f"{path}: no cell tagged 'parameters'; give the notebook exactly one")
-    return {parameter.name: parameter for parameter in found}
-
-
-def _parameter(path: Path, entry: dict[str, str]) -> Parameter:
-    kind = entry["inferred_type_name"]
-    if kind.split("[")[0] not in TYPES:
-        what = f"{path}: parameter {entry['name']!r} has type {kind}"
-        raise SettingsError(f"{what}; annotate it: {', '.join(TYPES)}")
-    return Parameter(entry["name"], kind, entry["default"], entry["help"])
+    kinds = {name: entry["inferred_type_name"] for name, entry in entries}
+    for name, kind in kinds.items():
+        if kind.split("[")[0] not in TYPES:
+            what = f"{path}: parameter {name!r} has type {kind}"
+            raise SettingsError(f"{what}; annotate it: {', '.join(TYPES)}")
+    return kinds
 
 
 def _parse(path: Path) -> dict[str, dict[str, Any]]:
@@ -198,7 +184,7 @@ def _parse(path: Path) -> dict[str, dict[str, Any]]:
 
 
 def _values(
-    path: Path, sections: dict[str, dict[str, Any]], declared: dict[str, dict[str, Parameter]]
+    path: Path, sections: dict[str, dict[str, Any]], declared: dict[str, dict[str, str]]
 ) -> dict[str, dict[str, Any]]:
     """The values of each notebook's parameters, each of the type that the notebook declares."""
     common, values = sections.pop(COMMON, {}), {}
@@ -211,7 +197,7 @@ def _values(
     for notebook, known in declared.items():
         found = {key: value for key, value in common.items() if key in known}
         values[notebook] = {
-            key: typed(value, known[key].type, f"{path}: {notebook}.{key}")
+            key: typed(value, known[key], f"{path}: {notebook}.{key}")
             for key, value in {**found, **sections.get(notebook, {})}.items()
         }
     return values

@@ -135,13 +135,7 @@ def interval_of(row: pd.Series) -> tuple[Interval, str]:
     return interval, words[over]
 
 
-def in_words(
-    differences: pd.DataFrame,
-    measure: str,
-    task: str = NO_TASK,
-    arm: str = "released",
-    reference: str = "random",
-) -> str:
+def in_words(differences: pd.DataFrame, measure: str, task: str, arm: str, reference: str) -> str:
     """Say one plain sentence on the gap over races.
 
     Raises `DataError` when the two arms were not compared.
@@ -177,7 +171,7 @@ def findings(differences: pd.DataFrame) -> list[str]:
     pairs = (("released", "random"), ("random", "plain"))
     chosen, noise = (race_difference(differences, MMD, NO_TASK, *pair) for pair in pairs)
     if chosen is not None:
-        sentences.append("**Glaucoma.** " + in_words(differences, TO_REAL, "glaucoma"))
+        sentences.append("**Glaucoma.** " + in_words(differences, TO_REAL, "glaucoma", *pairs[0]))
     if chosen is not None and noise is not None:
         alone, added = interval_of(noise)[0], interval_of(chosen)[0]
         sentences.append(

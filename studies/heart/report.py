@@ -17,7 +17,7 @@ import pandas as pd
 from fairlib.measures.intervals import Interval
 from studies.engine.criteria import Criterion, Rule, as_interval, interval_at
 from studies.engine.study import Tables
-from studies.heart.arms import WAYS, best_synthetic
+from studies.heart.arms import PREVALENCES, WAYS, best_synthetic
 from studies.heart.data import PAPER_GUIDANCE, HeartSettings
 from studies.heart.measures import THROUGH, lowest_dice
 
@@ -117,21 +117,19 @@ def _downstream(tables: Tables, where: str, n_min: int) -> list[dict]:
     return rows
 
 
-def worst_difference(
-    differences: pd.DataFrame, arm: str, by: str = "all three", prevalence: float = 0.01
-) -> Interval | None:
-    """The difference of `arm` to real-only in the balanced accuracy of the worst subgroup, with its
-    interval; None where it was not trained.
+def worst_difference(differences: pd.DataFrame, arm: str, by: str = "all three") -> Interval | None:
+    """The difference of `arm` to real-only in the balanced accuracy of the worst subgroup at the
+    prevalence of the test, with its interval; None where it was not trained.
     """
-    about = {"by": by, "group": "worst", "metric_id": "balanced_accuracy", "prevalence": prevalence}
-    return interval_at(differences, ESTIMATE, arm=arm, **about)
+    about = {"by": by, "group": "worst", "metric_id": "balanced_accuracy"}
+    return interval_at(differences, ESTIMATE, arm=arm, prevalence=PREVALENCES[2], **about)
 
 
-def arm_table(values: pd.DataFrame, by: str, prevalence: float = 0.01) -> pd.DataFrame:
-    """One row an arm: balanced accuracy of all, of the worst subgroup with its interval, the gap,
-    and the gaps of tpr and fpr.
+def arm_table(values: pd.DataFrame, by: str) -> pd.DataFrame:
+    """One row an arm, at the prevalence of the test: balanced accuracy of all, of the worst
+    subgroup with its interval, the gap, and the gaps of tpr and fpr.
     """
-    rows = values[(values["by"] == by) & (values["prevalence"] == prevalence)]
+    rows = values[(values["by"] == by) & (values["prevalence"] == PREVALENCES[2])]
     wide = rows.pivot(index="arm", columns=["metric_id", "group"], values=list(ESTIMATE))
     accuracy = wide.xs("balanced_accuracy", axis=1, level="metric_id")
     table = accuracy["estimate"][["all", "worst"]]

@@ -262,8 +262,8 @@ def test_replay_is_the_gradient_of_autograd(generator):
 def test_the_commands_tune_and_audit(folder, tmp_path, capsys, monkeypatch, lora):
     monkeypatch.setitem(sys.modules, "strangers_classifier", sys.modules[__name__])
     pd.DataFrame({"logit": [-2.0, -1.0, 1.0, 2.0]}).to_csv(tmp_path / "scores.csv", index=False)
-    monkeypatch.setattr("fairlib.cli.FEW", {"images_per_prompt": 2, "cache_size": 2, "cache_block": 2,
-                                            "sampling_steps": 2, "replay_steps": 1})  # fmt: skip
+    few = {"images_per_prompt": 2, "cache_size": 2, "cache_block": 2, "sampling_steps": 2}
+    monkeypatch.setattr("fairlib.commands.FEW", few | {"replay_steps": 1})
     out, shares = tmp_path / "tuned", ["--shares", "F=0.458", "M=0.542"]
     given = ["--classifier", "strangers_classifier:bright", *shares, "--image-size", "16"]
     command = ["tune", str(folder), "brain", *given, "--scores", str(tmp_path / "scores.csv")]

@@ -62,12 +62,12 @@ def test_an_interrupt_is_one_line_and_status_130(monkeypatch, capsys):
 def test_a_tilde_in_a_setting_is_the_home_folder(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
     runs = []
-    monkeypatch.setattr("studies.engine.study.run_study", lambda *given: runs.append(given))
+    monkeypatch.setattr("studies.engine.running.run_study", lambda *given: runs.append(given))
     assert main(["heart", "--data-dir", "~/MnM", "--out", "~/out"]) == 0
     [(_, settings, _, _, out, _)] = runs
     assert settings.data_dir == f"{tmp_path}/MnM" and out == f"{tmp_path}/out"
     given = []
-    monkeypatch.setattr("studies.engine.study.missing", lambda *o: given.append(o[1]) or [])
+    monkeypatch.setattr("studies.engine.grid.missing", lambda *o: given.append(o[1]) or [])
     assert main(["grid", "heart", "--settings", '{"data_dir": "~/MnM"}', "--list"]) == 0
     assert given[0].data_dir == f"{tmp_path}/MnM"
 
@@ -83,7 +83,7 @@ def test_report_prints_every_folder_and_tells_whether_all_is_met(monkeypatch, ca
     table = criteria_table([row, row]).assign(met=pd.Series(met, dtype=object))
     table.attrs["outdated"] = {"base": [1, 2], "one": [1]}
     monkeypatch.setattr("studies.engine.cli.study_of", lambda name: name)
-    monkeypatch.setattr("studies.engine.study.reports", lambda studies: {"brain": table})
+    monkeypatch.setattr("studies.engine.criteria.reports", lambda studies: {"brain": table})
     assert main(["report"]) == status
     out = capsys.readouterr().out
     assert out.startswith("brain\n") and "0.020 (0.000 to 0.100)" in out
@@ -102,7 +102,7 @@ def test_every_setting_of_a_study_is_an_option(capsys):
 
 def test_a_setting_reaches_the_study(monkeypatch, capsys):
     given = []
-    monkeypatch.setattr("studies.engine.study.run_study", lambda *a: given.append(a) or "out")
+    monkeypatch.setattr("studies.engine.running.run_study", lambda *a: given.append(a) or "out")
     assert (
         main(["fundus", "--steps", "7", "--arms", "plain", "--seeds", "3", "--only", "history"])
         == 0

@@ -15,8 +15,9 @@ from fairlib.errors import DataError, SettingsError
 from fairlib.measures.distances import expected_floor
 from fairlib.measures.intervals import auc as area
 from studies import statistics as chapter
-from studies.engine import study
+from studies.engine import running, study
 from studies.engine.cli import main
+from studies.engine.criteria import criteria_of
 from studies.statistics import (
     BOOTSTRAP,
     METHODS,
@@ -186,7 +187,7 @@ TINY = StatisticsSettings(
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    return study.run_study(STUDY, TINY, out=tmp_path_factory.mktemp("statistics") / "out")
+    return running.run_study(STUDY, TINY, out=tmp_path_factory.mktemp("statistics") / "out")
 
 
 def test_tables_are_written_and_read(folder):
@@ -206,7 +207,7 @@ def test_same_seed_same_tables_and_each_part_has_its_own_generator(folder):
 
 
 def test_report_has_every_criterion_of_the_chapter(folder):
-    report = study.criteria_of(STUDY, folder)
+    report = criteria_of(STUDY, folder)
     rates = report[report.metric_id == "false_positives"]
     assert len(report) == 2 * 5 + 16 and len(rates) == 10
     assert (report.met == report.estimate.between(report.criterion, report.upper)).all()
@@ -236,5 +237,5 @@ def test_missing_tables_and_no_repeats_are_named(tmp_path):
 
 def test_committed_results_can_be_continued():
     folder = STUDY.results()
-    study.same_study(folder / "study.json", STUDY.identity(study.settings_of(STUDY, folder)))
+    running.same_study(folder / "study.json", STUDY.identity(study.settings_of(STUDY, folder)))
     assert set(study.load_results(STUDY)) == set(STUDY.tables)

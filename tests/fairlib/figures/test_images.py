@@ -55,7 +55,6 @@ class TestImages:
             assert np.allclose(shown[10 + index].get_array(), change)
         low, high = shown[10].get_clim()
         assert low == -high
-        assert len(self.shown(figures.before_after(self.IMAGES, after, difference=False))) == 10
 
     def test_equal_pairs_can_be_drawn(self):
         draw(figures.before_after(self.IMAGES, self.IMAGES))
@@ -68,7 +67,7 @@ class TestImages:
         assert len(shown) == 4 and np.allclose(shown[0].get_array(), hearts[0, [0, 2]].mean(0))
         assert np.allclose(shown[3].get_array(), hearts[1, 1])
         assert [len(panel.collections) for panel in figure.axes] == [1, 0, 0, 0]
-        with pytest.raises(DataError, match="expected .N, 3, H, W."):
+        with pytest.raises(DataError, match="give .N, 3, H, W."):
             figures.heart_grid(hearts[:, :2])
 
     def test_bad_images_are_refused(self):

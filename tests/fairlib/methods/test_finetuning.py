@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DDPMScheduler
+from scipy.stats import norm
 from torch import nn
 
 from fairlib.errors import DataError, SettingsError, WeightsError
@@ -30,7 +31,6 @@ from fairlib.methods.perturbation import (
     FairBayesianPerturbation,
     PerturbationSettings,
     RandomSigma,
-    share_negative,
 )
 from fairlib.models.generator import (
     add_noise,
@@ -227,7 +227,7 @@ def test_the_share_of_negative_weights_is_the_known_one(task):
         Tiny(), RandomSigma(SIZES, PerturbationSettings(seed=1), fixed=1.0), settings
     )
     _, steps = fitted(task, settings=settings, state=state, probe=None)
-    share = share_negative(2**0.5)
+    share = norm.cdf(-1 / 2**0.5)
     assert np.mean([step.share_negative for step in steps]) == pytest.approx(
         share, abs=4.5 * (share / 3200) ** 0.5
     )

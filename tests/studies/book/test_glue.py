@@ -1,6 +1,5 @@
 """What leaves a notebook: numbers MyST-NB can format, and figures that carry their texts."""
 
-import ast
 import re
 from base64 import b64decode
 from pathlib import Path
@@ -13,7 +12,8 @@ import torch
 from fairlib import SettingsError
 from studies.book.glue import glue, show, span, start, table
 from studies.engine import repository
-from studies.engine.profiles import notebook_parameters, notebooks
+from studies.engine.profiles import notebooks
+from tests.studies.options import declared_defaults
 
 ALT = "A line that rises from one to two."
 
@@ -110,8 +110,7 @@ def test_figure_without_texts_is_refused(shown, figure, alt, caption):
 def test_a_notebook_starts_in_the_project_with_checked_parameters(tmp_path, monkeypatch, capsys):
     import matplotlib
 
-    declared = notebook_parameters(notebooks()["10_equity_and_statistics"])
-    namespace = {name: ast.literal_eval(each.default) for name, each in declared.items()}
+    namespace = declared_defaults(notebooks()["10_equity_and_statistics"])
     monkeypatch.chdir(tmp_path)
     with matplotlib.rc_context():
         parameters = start("10_equity_and_statistics", namespace)

@@ -20,7 +20,8 @@ from studies.brain.evaluators import own_classifier, tuning_classifier
 from studies.brain.study import ARMS, STUDY
 from studies.engine import repository
 from studies.engine.profiles import notebooks
-from studies.engine.study import results_of, same_study
+from studies.engine.running import same_study
+from studies.engine.study import results_of
 
 slow = pytest.mark.slow
 as_in_a_kernel = pytest.mark.filterwarnings(

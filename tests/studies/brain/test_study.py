@@ -29,7 +29,8 @@ from studies.brain.data import (
 )
 from studies.brain.evaluators import combined, tuning_classifier
 from studies.brain.study import ARMS, STUDY, SWEEP, TRANSFER
-from studies.engine.study import Source, load_results, results_of, run_study, same_study, tables_of
+from studies.engine.running import run_study, same_study
+from studies.engine.study import Source, load_results, results_of, tables_of
 
 slow = pytest.mark.slow
 BASE_COST = {"forward": 32, "backward": 0, "seed": 0}  # sixteen images, two solver steps

@@ -1,6 +1,5 @@
 """Profiles: every mistake a hand can make in a YAML file is refused before anything runs."""
 
-import ast
 import asyncio
 import dataclasses
 from types import SimpleNamespace
@@ -21,6 +20,7 @@ from studies.engine.profiles import (
     settings_from,
     typed,
 )
+from tests.studies.options import declared_defaults
 
 
 def test_own_section_goes_over_common(house):
@@ -29,14 +29,9 @@ def test_own_section_goes_over_common(house):
     assert profile.parameters("02_second") == {"profile": "tiny", "seed": 4, "rate": 1}
 
 
-def test_parameters_cell_is_read_with_types_and_comments(house):
+def test_parameters_cell_is_read_with_types(house):
     found = notebook_parameters(notebooks()["01_first"])
-    assert [(p.name, p.type, p.help) for p in found.values()] == [
-        ("profile", "str", "which"),
-        ("seed", "int", "chance"),
-        ("rate", "float", "step"),
-        ("sizes", "list[int]", "n"),
-    ]
+    assert found == {"profile": "str", "seed": "int", "rate": "float", "sizes": "list[int]"}
 
 
 @pytest.mark.parametrize(
@@ -72,10 +67,7 @@ def test_unknown_profile_lists_the_known_ones(house, name):
 @pytest.mark.parametrize("stem", notebooks())
 def test_a_notebook_opened_by_itself_has_the_values_of_the_quick_profile(stem):
     """Its first parameter says so, and a hosted notebook runs with what stands there."""
-    declared = {
-        name: ast.literal_eval(found.default)
-        for name, found in notebook_parameters(notebooks()[stem]).items()
-    }
+    declared = declared_defaults(notebooks()[stem])
     given = load_profile("quick").parameters(stem)
     assert {name: declared[name] for name in given} == given
 

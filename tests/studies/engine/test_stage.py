@@ -314,7 +314,7 @@ def test_a_reader_with_arguments_is_known_by_them(tmp_path):
 
 
 def test_versions_leave_out_what_is_not_installed(monkeypatch):
-    monkeypatch.setattr("fairlib.doctor.PACKAGES", ("numpy", "no-such-package-here"))
+    monkeypatch.setattr("fairlib.doctor.PACKAGES", "numpy no-such-package-here")
     assert set(versions()) == {"python", "numpy"}
 
 

@@ -13,10 +13,12 @@ from fairlib.io import read_json
 from fairlib.models import clip as cl
 from fairlib.models import generator as gen
 from fairlib.models.autoencoder import build_autoencoder
-from studies.engine import study
+from studies.engine.criteria import criteria_of
 from studies.engine.images import Sampling, encode
 from studies.engine.profiles import notebook_parameters, notebooks
+from studies.engine.running import run_study
 from studies.engine.stage import write_manifest
+from studies.engine.study import load_results
 from studies.fundus.arms import sample
 from studies.fundus.data import CHEST, PARTS, SKIN, FundusSettings, real_rows, subjects
 from studies.fundus.study import STUDY
@@ -90,8 +92,8 @@ both = pytest.mark.parametrize("real", ["ham10000", "chexpert"], indirect=True)
 @both
 @pytest.mark.slow
 def test_the_study_runs_end_to_end_and_leaves_the_cup_out(real, runs, tmp_path):
-    out = study.run_study(STUDY, real, ["plain", "released", "balanced"], [1], tmp_path / "out")
-    words, found = WORDS[real.cohort], study.load_results(STUDY, out)
+    out = run_study(STUDY, real, ["plain", "released", "balanced"], [1], tmp_path / "out")
+    words, found = WORDS[real.cohort], load_results(STUDY, out)
     assert read_json(out / "study.json")["people"].startswith("patients of ")
     by, values = words.first
     assert set(found["readings"]["arm"]) == {"real", "base", "plain", "released", "balanced"}
@@ -105,7 +107,7 @@ def test_the_study_runs_end_to_end_and_leaves_the_cup_out(real, runs, tmp_path):
     assert set(found["values"].query("measure.str.startswith('auc')")["task"]) == set(words.learnt)
     assert not {"cdr", "has_disc"} & set(found["readings"])
     assert not {"cdr error", "no disc"} & set(found["values"]["measure"])
-    criteria = study.criteria_of(STUDY, out)
+    criteria = criteria_of(STUDY, out)
     over = {"ham10000": "gap over sexes: ", "chexpert": "gap over races: "}[real.cohort]
     assert len(criteria) and criteria["figure"].str.startswith(over).all()
     parts = set(found["subjects"]["part"].value_counts())

@@ -217,9 +217,10 @@ def test_the_sentence_says_when_nothing_can_be_told():
         table = pd.DataFrame(
             [row | {"difference": (low + high) / 2, "seed_low": low, "seed_high": high}]
         )
-        assert words in report.in_words(table, "mmd") and "5 seeds" in report.in_words(table, "mmd")
+        said = report.in_words(table, "mmd", report.NO_TASK, "released", "random")
+        assert words in said and "5 seeds" in said
     with pytest.raises(DataError, match="were not compared"):
-        report.in_words(table, "mmd", arm="dro")
+        report.in_words(table, "mmd", report.NO_TASK, "dro", "random")
 
 
 def test_every_arm_has_a_name_for_readers_of_its_own():

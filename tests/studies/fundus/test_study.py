@@ -1,6 +1,5 @@
 """The fundus study end to end in miniature, and what its keys are made of."""
 
-import ast
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -12,13 +11,15 @@ from fairlib.errors import DataError, SettingsError
 from fairlib.io import read_json
 from fairlib.measures.distances import mmd
 from studies import statistics
-from studies.engine import cli, images, study
+from studies.engine import cli, images
+from studies.engine.criteria import criteria_of
 from studies.engine.profiles import (
     known_profiles,
     load_profile,
-    notebook_parameters,
     notebooks,
 )
+from studies.engine.running import run_study, same_study
+from studies.engine.study import load_results, settings_of, tables_of
 from studies.fundus.arms import generated
 from studies.fundus.data import FUNDUS, FundusSettings, subjects
 from studies.fundus.evaluators import attribute_classifier, read_images, task_classifier
@@ -26,6 +27,7 @@ from studies.fundus.measures import race_distances
 from studies.fundus.phantom import PhantomSettings
 from studies.fundus.study import STUDY
 from tests.studies.fundus.layout import write_fairgenmed
+from tests.studies.options import declared_defaults
 from tests.studies.tracing import stages_traced
 
 ARMS = ("plain", "released", "repaired")
@@ -36,7 +38,7 @@ def test_every_stage_is_known_by_the_code_that_it_runs(settings, tmp_path, monke
     monkeypatch.setenv("FAIRLIB_RUNS", str(tmp_path))
     arms = ("repaired", "random", "inverse", "dro", "balanced")
     with stages_traced() as unseen:
-        study.tables_of(STUDY, settings, arms)
+        tables_of(STUDY, settings, arms)
     assert unseen == {}
     assert stages_traced.built == {
         *("draw_subjects", "encode_images", "fine_tune", "measure_probe", "generate", "figures"),
@@ -72,9 +74,9 @@ def test_distances_are_those_of_the_public_measure(settings, runs):
 
 @pytest.mark.slow
 def test_the_study_writes_what_the_report_reads(settings, runs, tmp_path, monkeypatch, capsys):
-    out = study.run_study(STUDY, settings, ARMS, [1], tmp_path / "fundus")
-    study.run_study(STUDY, settings, ["plain", "released"], [2], out)
-    found = study.load_results(STUDY, out)
+    out = run_study(STUDY, settings, ARMS, [1], tmp_path / "fundus")
+    run_study(STUDY, settings, ["plain", "released"], [2], out)
+    found = load_results(STUDY, out)
     runs_of = found["readings"].groupby("arm")["seed"].unique().map(list).to_dict()
     assert runs_of == {
         "base": [1, 2],
@@ -107,16 +109,16 @@ def test_the_study_writes_what_the_report_reads(settings, runs, tmp_path, monkey
     seeds = found["differences"].groupby(["arm", "reference"])["seeds"].first()
     assert seeds["released", "plain"] == 2 and seeds["repaired", "released"] == 1
     tables = {path.name: path.read_bytes() for path in out.glob("*.csv*")}
-    again = study.run_study(STUDY, settings, ["plain"], [1], out)
+    again = run_study(STUDY, settings, ["plain"], [1], out)
     assert {path.name: path.read_bytes() for path in again.glob("*.csv*")} == tables, (
         "the same arm and seed give the same tables"
     )
     with pytest.raises(DataError, match="another study"):
-        study.run_study(STUDY, replace(settings, images=12), ["plain"], [1], out)
+        run_study(STUDY, replace(settings, images=12), ["plain"], [1], out)
     with pytest.raises(SettingsError, match="did you mean 'plain'"):
-        study.run_study(STUDY, settings, ["plane"], [1], out)
+        run_study(STUDY, settings, ["plane"], [1], out)
 
-    table = study.criteria_of(STUDY, out)
+    table = criteria_of(STUDY, out)
     assert table["figure"].str.contains("cup-to-disc error").sum() <= 5
     assert table["figure"].str.contains("less that of released").sum() >= 3
     assert set(table[table["arm"] == "released"]["evaluator"]) >= {"t over 2 seeds"}
@@ -137,7 +139,7 @@ def test_references_come_first_and_one_of_them_can_be_left_out(settings):
 
 def test_results_that_are_not_there_are_named(tmp_path):
     with pytest.raises(DataError, match="no results here"):
-        study.load_results(STUDY, tmp_path)
+        load_results(STUDY, tmp_path)
 
 
 @pytest.mark.slow
@@ -163,27 +165,26 @@ def test_fairgenmed_runs_end_to_end(settings, runs, tmp_path):
     real = replace(
         settings, **where, train_subjects=40, images=30, reference_subjects=30, probe_per_group=1
     )
-    out = study.run_study(STUDY, real, ["plain"], [1], tmp_path / "out")
-    found = study.load_results(STUDY, out)
+    out = run_study(STUDY, real, ["plain"], [1], tmp_path / "out")
+    found = load_results(STUDY, out)
     assert set(found["readings"]["arm"]) == {"real", "base", "plain"}
     assert found["subjects"]["requested_cdr"].isna().all()
     assert "cdr error" not in set(found["values"]["measure"])
-    assert not study.criteria_of(STUDY, out)["figure"].str.contains("cup-to-disc").any()
+    assert not criteria_of(STUDY, out)["figure"].str.contains("cup-to-disc").any()
     assert generated("base", real, 1).load().images.shape == (30, 1, 128, 128)
 
 
 def test_committed_results_can_be_continued():
     out = STUDY.results()
-    settings = study.settings_of(STUDY, out)
+    settings = settings_of(STUDY, out)
     assert settings == STUDY.settings()
-    study.same_study(out / "study.json", STUDY.identity(settings))
+    same_study(out / "study.json", STUDY.identity(settings))
     assert "inputs" in read_json(out / "study.json")
 
 
 def test_the_full_profile_of_the_notebook_is_the_long_run():
     name = "09_fairdiffusion"
-    declared = notebook_parameters(notebooks()[name])
-    usual = {key: ast.literal_eval(parameter.default) for key, parameter in declared.items()}
+    usual = declared_defaults(notebooks()[name])
     for profile in known_profiles():
         parameters = SimpleNamespace(**{**usual, **load_profile(profile).parameters(name)})
         settings = FundusSettings.from_parameters(parameters)

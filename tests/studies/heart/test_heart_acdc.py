@@ -12,7 +12,9 @@ from fairlib.errors import DataError, SettingsError
 from fairlib.io import read_json
 from fairlib.measures.dice import dice, mean_dice
 from studies.engine import cli
-from studies.engine.study import criteria_of, load_results, run_study
+from studies.engine.criteria import criteria_of
+from studies.engine.running import run_study
+from studies.engine.study import load_results
 from studies.heart.arms import DEFAULT_ARMS, default_arms
 from studies.heart.data import HeartSettings, part, real_cohort
 from studies.heart.measures import subgroups
@@ -113,7 +115,7 @@ def test_a_pathology_code_of_ones_own_can_be_mapped(tmp_path, runs, monkeypatch)
     assert real_cohort(mapped) == real_cohort(replace(mapped)), "a release is read once"
     assert real_cohort(mapped).identity != real_cohort(plain).identity
     given = []
-    monkeypatch.setattr("studies.engine.study.run_study", lambda *all: given.append(all[1]))
+    monkeypatch.setattr("studies.engine.running.run_study", lambda *all: given.append(all[1]))
     assert cli.main(["heart", "--cohort", "mnms", "--diagnoses", '{"TRI": null}']) == 0
     assert given[0].diagnoses == {"TRI": None}
     with pytest.raises(SettingsError, match="diagnoses\\['TRI'\\] is 'ill'; expected 'healthy'"):

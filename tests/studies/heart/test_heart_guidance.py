@@ -6,7 +6,6 @@ import pandas as pd
 import pytest
 
 from fairlib.io import write_json
-from studies.engine.study import write_table
 from studies.heart.arms import WAYS
 from studies.heart.report import scales_in_words, scales_table
 from studies.heart.study import long_runs
@@ -152,8 +151,9 @@ def test_the_words_follow_the_figures(high, low, words):
 def test_runs_that_were_not_made_are_passed_over(tmp_path, monkeypatch):
     monkeypatch.setattr("studies.engine.study.repository", lambda: tmp_path)
     root = tmp_path / "results"
+    (root / "heart-guidance2").mkdir(parents=True)
     for name, content in tables().items():
-        write_table(root / "heart-guidance2" / f"{name}.csv", content)
+        content.to_csv(root / "heart-guidance2" / f"{name}.csv", index=False)
     assert long_runs() == {}, "not begun"
     write_json(root / "heart-guidance2" / "study.json", {"study": {"guidance_scale": 2.0}})
     settings, found = long_runs()["heart-guidance2"]

@@ -11,7 +11,8 @@ import pytest
 from fairlib.errors import DataError, SettingsError
 from fairlib.io import read_json
 from studies.engine import cli
-from studies.engine.study import load_results, run_study
+from studies.engine.running import run_study
+from studies.engine.study import load_results
 from studies.heart.arms import DEFAULT_ARMS, default_arms, summary
 from studies.heart.data import FRACTIONS, HeartSettings, part, real_cohort
 from studies.heart.phantom import PhantomSettings

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from studies.engine import stage
-from studies.engine.study import run_study
+from studies.engine.running import run_study
 from studies.heart.arms import (
     FLIPPED,
     WAYS,
