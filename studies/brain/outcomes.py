@@ -1,9 +1,9 @@
 """The outcomes of the comparison, from readings of every image and of the calibration sets: what
 `plan.md` defines, with intervals that draw seeds, images and calibration subjects together.
 
-Arms of one seed share their noises, so each draw takes the same images of every arm: differences
-between arms are paired. An evaluator's error rates are counted on one calibration set, whose
-subjects are drawn once for all arms and seeds.
+Arms of one seed share their noises, unless they choose among more, so each draw takes the same
+images of every arm: differences between arms are paired. An evaluator's error rates are counted on
+one calibration set, whose subjects are drawn once for all arms and seeds.
 """
 
 from __future__ import annotations

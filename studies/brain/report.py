@@ -81,7 +81,6 @@ CURVES = {  # arms by their cost, for cost against gap
 }
 NEAR = 0.05  # of the target: how near a curve of cost has to come
 BEFORE_AND_AFTER = ("untuned", "class-standard", PLANNED, "transport-standard", *BOUND[1:])
-BEFORE_AND_AFTER += tuple(f"{arm}-12" for arm in BOUND[1:])  # where sexes overlap
 KINDS = {  # tuning classifiers of the factorial, for readers
     **{kind: kind for kind in ("standard", "robust")},
     **{f"{kind}-short": f"{kind}, short training" for kind in ("standard", "robust")},

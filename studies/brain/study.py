@@ -373,9 +373,9 @@ def _factorial() -> dict[str, TunedArm]:
 
 
 def _curve() -> dict[str, TunedArm]:
-    """Cost against gap: fewer and more steps of the default and of class targets in the published
-    order of work; and both "quick", at three times the rate in a third (half) of the steps, the
-    default with half of its base cache.
+    """Cost against gap: fewer and more steps of the planned tuning and of class targets in the
+    published order of work; and both "quick", at three times the rate in a third (half) of the
+    steps, the planned one with half of its base cache.
     """
     published = {"learning_rate": CHOSEN["class-published"]} | PUBLISHED
     quick = {"learning_rate": 3 * CHOSEN["transport"], "cache_size": 60}

@@ -104,7 +104,7 @@ def test_contrasts_name_the_rivals_that_were_run(table):
     assert rows["contrast_p_untuned"] < 0.001
 
 
-def test_other_arms_stand_against_the_default_at_common_seeds(table):
+def test_other_arms_stand_against_the_planned_tuning_at_common_seeds(table):
     rows = table[table.metric_id == "against_planned"].set_index("arm")
     assert list(rows.index) == ["untuned", "class-standard"] and (rows.n == 4).all()
     away = {arm: abs(share - report.TARGET) for arm, share in SHARES.items()}
@@ -284,7 +284,7 @@ def test_an_evaluator_that_knows_nothing_has_no_share_and_stops_nothing():
 
 @pytest.mark.slow
 def test_stored_criteria_are_those_of_the_stored_readings():
-    """The table that prose quotes is made again from the readings, for the default."""
+    """The table that prose quotes is made again from the readings, for the planned tuning."""
     stored = load_results(study.STUDY)
     arms = ["untuned", report.PLANNED]
     part = {name: table for name, table in stored.items() if "arm" in table.columns}
