@@ -68,7 +68,8 @@ def acceptance(
 
 def choose_noises(logits: Tensor, target: Target, count: int) -> np.ndarray:
     """Which `count` of the images with `logits` `[N]` or `[N, K]` to use, ascending rows: those at
-    the least total squared distance to `count` points of the target. Deterministic.
+    the least total squared distance to `count` points of the target (book/paper.md, Eq.
+    (eq-choose)). Deterministic.
 
     Parameters
     ----------
