@@ -10,12 +10,7 @@ from fairlib.models import clip
 from fairlib.models.autoencoder import build_autoencoder
 from fairlib.models.generator import Generator, assemble, build_denoiser
 from tests.fairlib import strangers
-
-CONFIG = {
-    "embed_dim": 16,
-    "vision_cfg": {"image_size": 32, "patch_size": 8, "width": 32, "head_width": 16, "layers": 1},
-    "text_cfg": {"context_length": 32, "width": 32, "heads": 2, "layers": 1},
-}
+from tests.fairlib.strangers import CONFIG
 
 
 @pytest.fixture(scope="session")

@@ -4,6 +4,11 @@ of prompts by group with its shares and scores.
 
 import torch
 
+CONFIG = {  # of a tiny CLIP
+    "embed_dim": 16,
+    "vision_cfg": {"image_size": 32, "patch_size": 8, "width": 32, "head_width": 16, "layers": 1},
+    "text_cfg": {"context_length": 32, "width": 32, "heads": 2, "layers": 1},
+}
 FEW = {"images_per_prompt": 2, "cache_size": 4, "cache_block": 2, "sampling_steps": 2,
        "replay_steps": 1}  # fmt: skip
 GROUPED = {

@@ -14,6 +14,7 @@ from fairlib import SettingsError
 from fairlib.models import clip
 from fairlib.models.autoencoder import build_autoencoder
 from fairlib.models.generator import assemble, build_denoiser
+from tests.fairlib.strangers import CONFIG
 
 ROOT = Path(__file__).resolve().parents[2]
 PROMPTS = ["brain of a patient", "axial brain"]
@@ -58,13 +59,6 @@ def test_type_checkers_see_the_same_names():
     assert sorted({*told, *errors, "__version__"}) == sorted(fairlib.__all__)
     with pytest.raises(AttributeError, match="no attribute 'tuned'"):
         _ = fairlib.tuned
-
-
-CONFIG = {
-    "embed_dim": 16,
-    "vision_cfg": {"image_size": 32, "patch_size": 8, "width": 32, "head_width": 16, "layers": 1},
-    "text_cfg": {"context_length": 32, "width": 32, "heads": 2, "layers": 1},
-}
 
 
 @pytest.fixture(scope="module")

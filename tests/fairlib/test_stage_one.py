@@ -22,12 +22,8 @@ from fairlib.models.training import batch_indices
 from fairlib.rng import Stream, torch_rng
 from fairlib.stage_one import StageOneSettings, stage_one
 from studies.brain.phantom import RadiologySettings, write_roco
+from tests.fairlib.strangers import CONFIG
 
-CONFIG = {
-    "embed_dim": 16,
-    "vision_cfg": {"image_size": 32, "patch_size": 8, "width": 32, "head_width": 16, "layers": 1},
-    "text_cfg": {"context_length": 32, "width": 32, "heads": 2, "layers": 1},
-}
 SMALL = {"image_size": 32, "batch_size": 2, "warmup": 0, "steps": 4, "lora": 2}
 PANEL = ["axial brain"]
 OFTEN = {"panel_every": 2, "save_every": 2, "learning_rate": 0.01}
