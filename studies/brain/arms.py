@@ -219,7 +219,7 @@ def targets_of(
         rows = table[
             (table.contrast == prompt.contrast) & (any_grade | (table.grade == prompt.grade))
         ]
-        share = shares[prompt.group] if not any_grade else overall
+        share = overall if any_grade else shares[prompt.group]
         name = f"{prompt.contrast}-{prompt.grade}"
         wanted, logits = {"F": share, "M": 1 - share}, rows.logit.to_numpy()
         aim = Target.shares(wanted, logits, rows.sex.tolist(), name=name)
